@@ -9,7 +9,6 @@ from tests.fakes.installer import FakeInstaller
 from tests.fakes.previews import FakePreviews
 from tests.fakes.scanners import FakeScanner
 from tests.fakes.testers import FakeTesters
-from tests.fakes.unpaid_builds import FakeUnpaidBuilds
 from tests.fakes.uploads import FakeUploads
 from tests.fakes.webhooks import FakeWebhookSender
 
@@ -48,7 +47,6 @@ def make_application(
         bundles=stored,
         installer=installer,
         uploads=FakeUploads(),
-        unpaid_builds=FakeUnpaidBuilds(),
         testers=testers,
         review=Gate(scanner, POLICY),
         signals=Signals(),

@@ -19,7 +19,6 @@ from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.testers.local import LocalTesters
-from builderd.adapters.unpaid_builds.local import LocalUnpaidBuilds
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.bundles import open_bundles, open_uploads
@@ -52,7 +51,6 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             previews=previews,
             bundles=await open_bundles(settings, owned.store),
             uploads=open_uploads(settings, owned.store),
-            unpaid_builds=LocalUnpaidBuilds(settings.data_dir / "unpaid-builds"),
             public_url=settings.public_url,
             upload_rules=settings.to_upload_rules(),
             archive_limits=settings.to_archive_limits(),

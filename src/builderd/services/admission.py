@@ -9,9 +9,8 @@ from datetime import datetime
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import InstallFailed, NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.domain.layers import LayerPlan, StoredLayers
+from builderd.domain.layers import LayerPlan
 from builderd.domain.resources import GB, UNLIMITED, Allocation, Excess, allocation_of, larger_of
-from builderd.domain.tokens import Tenant
 from builderd.domain.versions import Version
 from builderd.services import caps
 from builderd.services.application import Application
@@ -35,8 +34,16 @@ def admit(
     if more.running_builders > 0:
         caps.check(uow, application, tenant_id, builder, now)
     uow.builders.lock_demand()
-    _check_quota(uow, application, tenant_id, more)
-    _check_capacity(uow, application, more)
+    limits, capacity = application.tenant_limits, application.engine.capacity()
+    tenant = uow.tenants.get(tenant_id)
+    assert tenant is not None, "the tenant of a token is stored"
+    quota = limits.of(tenant).quota
+    if quota != UNLIMITED and (found := list(quota.exceeded(_allocated(uow, more, tenant_id), more))):
+        raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
+    limit = capacity.times(limits.cpu_factor, limits.memory_factor)
+    if found := list(limit.exceeded(_allocated(uow, more), more)):
+        why = f"The machine has no room for it: {_listed(found)}. {_room(found)}"
+        raise NoCapacity(why, data=_data(found), retry_after=60)
 
 
 def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
@@ -78,29 +85,6 @@ def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> 
 
     serving = of(builder.version, running=builder.desired is Desired.RUNNING)
     return serving if builder.candidate is None else larger_of(serving, of(builder.candidate.version, running=True))
-
-
-def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Allocation) -> None:
-    tenant = uow.tenants.get(tenant_id)
-    assert tenant is not None, "the tenant of a token is stored"
-    quota = application.tenant_limits.of(tenant).quota
-    if quota == UNLIMITED:
-        return
-    found = list(quota.exceeded(_allocated(uow, more, tenant_id), more))
-    if found:
-        raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
-
-
-def _check_capacity(uow: UnitOfWork, application: Application, more: Allocation) -> None:
-    tenant_limits = application.tenant_limits
-    limit = application.engine.capacity().times(tenant_limits.cpu_factor, tenant_limits.memory_factor)
-    found = list(limit.exceeded(_allocated(uow, more), more))
-    if found:
-        raise NoCapacity(
-            f"The machine has no room for it: {_listed(found)}. {_room(found)}",
-            data=_data(found),
-            retry_after=60,
-        )
 
 
 def _allocated(uow: UnitOfWork, more: Allocation, tenant_id: TenantId | None = None) -> Allocation:
@@ -161,7 +145,8 @@ async def check_reuse(application: Application, tenant_id: TenantId, key: str) -
     """Check that a finished layer may count for the tenant as well. Raises ``InstallFailed``."""
     quota = await _quota(application, tenant_id, key)
     if quota.more > 0 and quota.room < 0:
-        quota = await _without_unused(application, tenant_id, key, quota)
+        await application.engine.layers.collect_layers(quota.unused, JUST_ASKED)
+        quota = await _quota(application, tenant_id, key)
         if quota.room < 0:
             raise _refusal(quota, f"and these dependencies take {_gb(quota.more)} more")
 
@@ -173,17 +158,11 @@ async def limit_plan(application: Application, tenant_id: TenantId, plan: LayerP
     """
     quota = await _quota(application, tenant_id)
     if quota.unused and quota.room < quota.limit // 4:
-        quota = await _without_unused(application, tenant_id, None, quota)
+        await application.engine.layers.collect_layers(quota.unused, JUST_ASKED)
+        quota = await _quota(application, tenant_id)
     if quota.room < LEAST_ROOM:
         raise _refusal(quota, "so that there is no room for other ones")
     return replace(plan, limit_bytes=quota.room, quota_bytes=quota.limit)
-
-
-async def _without_unused(
-    application: Application, tenant_id: TenantId, key: str | None, quota: LayerQuota
-) -> LayerQuota:
-    await application.engine.layers.collect_layers(quota.unused, JUST_ASKED)
-    return await _quota(application, tenant_id, key)
 
 
 async def _quota(application: Application, tenant_id: TenantId, key: str | None = None) -> LayerQuota:
@@ -199,14 +178,11 @@ async def _quota(application: Application, tenant_id: TenantId, key: str | None 
         counted = stored.counted(tenant_id, own, used)
         more = stored.layers[key].bytes if key is not None and key in stored.layers and key not in counted else 0
         unused = frozenset(one for one in counted if one not in own and one != key)
-        return LayerQuota(_limit(application, tenant, stored), sum(counted.values()), unused, more)
+        set_limit = application.tenant_limits.of(tenant).layers
+        limit = int(stored.total_bytes * DEFAULT_SHARE) if set_limit is None else int(set_limit * GB)
+        return LayerQuota(limit, sum(counted.values()), unused, more)
 
     return await application.store.read(load)
-
-
-def _limit(application: Application, tenant: Tenant, stored: StoredLayers) -> int:
-    set_limit = application.tenant_limits.of(tenant).layers
-    return int(stored.total_bytes * DEFAULT_SHARE) if set_limit is None else int(set_limit * GB)
 
 
 def _refusal(quota: LayerQuota, why: str) -> InstallFailed:

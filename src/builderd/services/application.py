@@ -25,7 +25,6 @@ from builderd.ports.identity_provider import IdentityProvider
 from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
 from builderd.ports.testers import Testers
-from builderd.ports.unpaid_builds import UnpaidBuilds
 from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
@@ -111,7 +110,6 @@ class Application:
     instance: str
     backup_repository: BackupRepository
     uploads: Uploads
-    unpaid_builds: UnpaidBuilds
     usage: LatestUsage
     scratch: ScratchSandboxes
     stalled: StalledEnds = field(default_factory=StalledEnds)

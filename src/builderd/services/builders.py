@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from builderd.domain.backups import Backup, BackupStatus
@@ -27,7 +26,6 @@ from builderd.domain.tokens import Token
 from builderd.domain.versions import Protocol, Version, VersionSettings, VersionStatus, env_size_error
 from builderd.services import admission, candidates, credentials, outcomes, spending, wake
 from builderd.services.application import Application
-from builderd.services.signals import outcome_of
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery
 
@@ -98,8 +96,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     """
     check_engine(application)
     check_auto_stop(new.job_type, new.auto_stop_interval)
-    check_stdin(new.job_type, new.settings)
-    check_protocol(new.job_type, new.settings)
+    check_job_type(new.job_type, new.settings)
     check_settings(uow, application, caller.tenant_id, new.settings)
     has_replaced = _replace_failed(uow, application, caller, new.name, now)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
@@ -204,10 +201,10 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
     if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
-    wished = replace(_with_desired(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
+    stopped = replace(_with_desired(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
-        wished = replace(wished, status_reason=wished.cause.reason)
-    return _want(uow, wished, now)
+        stopped = replace(stopped, status_reason=stopped.cause.reason)
+    return _save_due(uow, stopped, now)
 
 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
@@ -226,7 +223,7 @@ def _delete(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     why = f"the builder was deleted by {caller.actor}"
     candidates.give_up_restore(uow, builder, why, NotFound)
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
-    wanted = _want(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
+    wanted = _save_due(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
     candidates.release_all(uow, wanted, now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
@@ -285,15 +282,11 @@ def check_auto_stop(job_type: JobType, interval: int) -> None:
         raise ValidationFailed({"auto_stop_interval": [why]})
 
 
-def check_stdin(job_type: JobType, settings: VersionSettings) -> None:
-    """Raise ``ValidationFailed`` for an input of a builder that is no job."""
+def check_job_type(job_type: JobType, settings: VersionSettings) -> None:
+    """Raise ``ValidationFailed`` for an input of a builder that is no job, or a protocol of one without a preview."""
     if settings.stdin and job_type is not JobType.ONE_TIME:
         why = f"is read by jobs alone (job_type one_time, not {job_type.value}): send it with exec"
         raise ValidationFailed({"stdin": [why]})
-
-
-def check_protocol(job_type: JobType, settings: VersionSettings) -> None:
-    """Raise ``ValidationFailed`` for a protocol of a builder without a preview."""
     if settings.protocol is not Protocol.HTTP and not job_type.has_preview:
         why = f"is spoken with visitors, which a builder of job_type {job_type.value} has none of: leave it out"
         raise ValidationFailed({"protocol": [why]})
@@ -347,7 +340,9 @@ def want_run(
     """Save the builder with a new run desired; ``verb`` names the caller's action."""
     admission.admit_run(uow, application, builder, now)
     if builder.disk_released_at is not None or not builder.disk_is_made:
-        _hold_again(uow, application, builder)
+        version = uow.versions.get(builder.id, builder.version)
+        assert version is not None, "a builder's versions are always stored"
+        application.engine.disks.hold_disk(builder.disk, version.settings.resources.disk_bytes)  # unless it is still
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(
         builder,
@@ -358,17 +353,10 @@ def want_run(
         stop_kind=kind,
         disk_released_at=None,
     )
-    wished = _with_desired(fresh, Desired.RUNNING, verb, caller)
+    wanted = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
-        wished = candidates.change(uow, wished, Status.STOPPED, wished.cause.reason, now)
-    return _want(uow, wished, now)
-
-
-def _hold_again(uow: UnitOfWork, application: Application, builder: Builder) -> None:
-    """Hold the space of a disk that is to be made, unless it is held still. Raises ``NoCapacity``."""
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's versions are always stored"
-    application.engine.disks.hold_disk(builder.disk, version.settings.resources.disk_bytes)
+        wanted = candidates.change(uow, wanted, Status.STOPPED, wanted.cause.reason, now)
+    return _save_due(uow, wanted, now)
 
 
 def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:
@@ -376,11 +364,12 @@ def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller)
     return replace(builder, desired=desired, cause=Cause(caller.actor, f"{verb} by {caller.actor}"))
 
 
-def _want(uow: UnitOfWork, wished: Builder, now: datetime) -> Builder:
-    wanted = replace(wished, updated_at=now)
-    uow.builders.save(wanted)
-    uow.builders.make_due(wanted.id, now)
-    return wanted
+def _save_due(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
+    """Save the builder, and have the reconciler look at it."""
+    saved = replace(builder, updated_at=now)
+    uow.builders.save(saved)
+    uow.builders.make_due(saved.id, now)
+    return saved
 
 
 def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) -> Event:
@@ -399,49 +388,17 @@ def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) 
 Command = Callable[[UnitOfWork, Application, Caller, str, datetime], Builder]
 
 
-async def wait_for_view(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
-    """Wait until the present generation of a builder that was just changed has an outcome, as ``wait`` does.
+async def wait_for_view(application: Application, wanted: Builder) -> BuilderView:
+    """Wait until the present generation of a builder that was just changed has an outcome; return its view.
 
-    Return the view, read with the outcome. Raises what ``wait`` raises. ``seen``: the count of the builder's outcomes
-    before its change was stored; with it, nothing is read before there is one.
+    Raises what ``outcomes.wait`` raises.
     """
-    view = await view_when_settled(application, wanted, seen)
+    view = await view_when_settled(application, wanted)
     await outcomes.raise_failure(application, view.builder, wanted.generation)
     return view
 
 
-async def view_when_settled(application: Application, wanted: Builder, seen: int | None = None) -> BuilderView:
-    """Wait as ``wait_for_view`` does; return the view, also if the generation failed.
-
-    Raises what ``outcomes.WaitLimit`` raises.
-    """
-    outcome, limit = outcome_of(wanted.id), outcomes.WaitLimit(application, wanted)
-    if seen is not None and not outcomes.is_over(wanted, wanted.generation):
-        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
-    while not outcomes.is_over(wanted, wanted.generation):
-        # Counted before the look: an outcome may have been recorded since ``wanted`` was stored.
-        seen = application.signals.count(outcome)
-        view = await application.store.read(partial(_view_of_outcome, application=application, wanted=wanted))
-        if view is not None:
-            return view
-        limit.check()
-        await application.signals.wait(outcome, seen, outcomes.LOOK_INTERVAL)
-    return await application.store.read(partial(_view, application=application, wanted=wanted))
-
-
-def _view_of_outcome(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView | None:
-    """Return the view once the generation is over, else None."""
-    stored = _stored(uow, wanted)
-    is_over = outcomes.is_over(stored, wanted.generation)
-    return view(uow, application, stored, application.clock.now()) if is_over else None
-
-
-def _view(uow: UnitOfWork, application: Application, wanted: Builder) -> BuilderView:
-    return view(uow, application, _stored(uow, wanted), application.clock.now())
-
-
-def _stored(uow: UnitOfWork, wanted: Builder) -> Builder:
-    stored = uow.builders.get(wanted.id)
-    if stored is None:
-        raise NotFound("The builder is gone.")
-    return stored
+async def view_when_settled(application: Application, wanted: Builder) -> BuilderView:
+    """Wait as ``wait_for_view`` does; return the view, also if the generation failed."""
+    settled = await outcomes.wait_until_settled(application, wanted.id, wanted.generation)
+    return await application.store.read(lambda uow: view(uow, application, settled, application.clock.now()))

@@ -78,23 +78,15 @@ def check(
     over = tightest(accounts(uow, application, _tenant(uow, tenant_id), builder, now))
     if over is None:
         return
-    ends = next_month(now)
-    currency = application.prices.currency
-    call = "PUT /api/v1/spending-cap" if over.cap.of_tenant else f"PUT /api/v1/builders/{_id(builder)}/spending-cap"
+    ends, currency = next_month(now), application.prices.currency
+    call = "PUT /api/v1/spending-cap"
+    if builder is not None and not over.cap.of_tenant:
+        call = f"PUT /api/v1/builders/{builder.id}/spending-cap"
     raise QuotaExceeded(
         f"The {name(over.cap, currency)} is reached: {cents(over.spent.money)} {currency} are spent this month. "
         f"Raise it with {call} as far as the operator allows, or wait until {ends:%Y-%m-%d} (UTC).",
-        retry_after=_seconds_until(ends, now),
+        retry_after=int((ends - now).total_seconds()) + 1,
     )
-
-
-def _id(builder: Builder | None) -> str:
-    assert builder is not None, "only a builder has a cap of its own"
-    return builder.id
-
-
-def _seconds_until(then: datetime, now: datetime) -> int:
-    return int((then - now).total_seconds()) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,16 +221,16 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
         return None
     reason = cap_message(over.cap, application.prices.currency)
     candidates.give_up_restore(uow, builder, reason)
-    wished = replace(
+    stopped = replace(
         candidates.fail_candidate(uow, builder, application.prices, reason, now),
         desired=Desired.STOPPED,
         cause=Cause(SYSTEM, reason),
         stop_kind=StopKind.CAP,
         updated_at=now,
     )
-    uow.builders.save(wished)
+    uow.builders.save(stopped)
     uow.builders.make_due(builder_id, now)
-    return wished
+    return stopped
 
 
 def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> None:

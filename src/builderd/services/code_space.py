@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -15,15 +14,12 @@ from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import size_text
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.bundles import Bundles, BundleSpace
+from builderd.ports.bundles import Bundles
 from builderd.store import Store, UnitOfWork
 
 #: Part of its own code and the free space together that one of several tenants may take: others always find some.
 SHARE = 0.5
 RETRY_SECONDS = 60
-#: After a look at all code of a tenant, its next one waits for so many times as long as that took, and this at most: a
-#: tenant that has its share asks for one with each call. Seconds.
-PAUSES, LONGEST_PAUSE = 20, 2.0
 
 
 class SentCode(NamedTuple):
@@ -73,10 +69,6 @@ class CodeSpace:
         self._granted: list[_Grant] = []
         #: Calls of one tenant are looked at one after the other, so that they count each other.
         self._looks: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
-        #: The most bytes that a tenant can have since the last look at its code: what it was granted then counts, what
-        #: it dropped does not.
-        self._most: dict[TenantId, int] = {}
-        self._next_look: dict[TenantId, float] = {}
 
     @asynccontextmanager
     async def reserved(
@@ -103,48 +95,26 @@ class CodeSpace:
         grant = _Grant(sent.tenant_id, sent.bundle.hash, size, 0 if is_stored else size)
         space = await bundles.space()
         # Whatever a tenant has, it is within its share then.
-        is_scarce = space.used + self._ahead(before, grant) > self._share * (space.used + space.free)
-        if is_scarce and not self._is_surely_within(grant, before, space):
-            usage_of = partial(_usage_of, sent=sent, kept_versions=kept_versions)
-            grant = await self._look(bundles, store, grant, usage_of)
-        elif grant.tenant_id in self._most:
-            self._most[grant.tenant_id] += size
+        if space.used + self._ahead(before, grant) > self._share * (space.used + space.free):
+            usage = await store.read(lambda uow: _usage_of(uow, sent, kept_versions))
+            grant = await self._look(bundles, grant, before, usage)
         self._granted.append(grant)
         return grant
 
-    def _is_surely_within(self, grant: _Grant, before: Collection[_Grant], space: BundleSpace) -> bool:
-        """Return True if there is room for the grant, and the most that its tenant can have leaves it within its share.
-
-        Saves the look at the tenant's code, which takes as long as there is code.
-        """
-        most = self._most.get(grant.tenant_id)
-        if most is None or (grant.more and self._ahead(before, grant) > space.free):
-            return False
-        own = {one.bundle: one.size for one in (*before, *self._granted, grant) if one.tenant_id == grant.tenant_id}
-        after, coming = most + grant.size, sum(own.values())
-        return after <= self._share * (max(after - coming, 0) + space.free)
-
-    async def _look(
-        self, bundles: Bundles, store: Store, grant: _Grant, usage_of: Callable[[UnitOfWork], _Usage]
-    ) -> _Grant:
+    async def _look(self, bundles: Bundles, grant: _Grant, before: Sequence[_Grant], usage: _Usage) -> _Grant:
         """Return the grant after a look at all code of its tenant. Raises ``NoCapacity`` and ``QuotaExceeded``."""
-        loop, tenant_id = asyncio.get_running_loop(), grant.tenant_id
-        await asyncio.sleep(self._next_look.get(tenant_id, 0.0) - loop.time())
-        before, begun = tuple(self._granted), loop.time()
-        usage = await store.read(usage_of)
         stored, freed = await bundles.stored_bytes(usage.bundles), await bundles.stored_bytes(usage.dropped)
-        ended = loop.time()
-        self._next_look[tenant_id] = ended + min(PAUSES * (ended - begun), LONGEST_PAUSE)
         # What was granted and released before is in the space.
         now, space = tuple(self._granted), await bundles.space()
         if grant.more and self._ahead(now, grant) > space.free:
-            raise _full(grant.size, space)
-        own = [one for one in before if one.tenant_id == tenant_id]
+            raise NoCapacity(
+                f"There is no room for {size_text(grant.size)} of code: {size_text(space.free)} are left for the code "
+                f"of all builders. {space.remedy}",
+                retry_after=RETRY_SECONDS,
+            )
         if usage.has_neighbours and grant.bundle not in usage.bundles:
+            own = [one for one in before if one.tenant_id == grant.tenant_id]
             grant = self._within_share(grant, own, usage, _Bytes(stored, freed, space.free))
-        if usage.has_neighbours:
-            coming = {one.bundle: one.size for one in (*own, grant) if one.bundle not in usage.bundles}
-            self._most[tenant_id] = stored + sum(coming.values())
         return grant
 
     def _within_share(self, grant: _Grant, own: Sequence[_Grant], usage: _Usage, has: _Bytes) -> _Grant:
@@ -168,14 +138,6 @@ class CodeSpace:
     def _ahead(self, before: Iterable[_Grant], grant: _Grant) -> int:
         """Return the bytes that are being stored, of all tenants, this bundle's among them."""
         return sum({one.bundle: one.more for one in (*before, *self._granted, grant)}.values())
-
-
-def _full(size: int, space: BundleSpace) -> NoCapacity:
-    return NoCapacity(
-        f"There is no room for {size_text(size)} of code: {size_text(space.free)} are left for the code of all "
-        f"builders. {space.remedy}",
-        retry_after=RETRY_SECONDS,
-    )
 
 
 def old_versions(uow: UnitOfWork, builder_id: BuilderId, current: int, kept: int) -> Collection[Version]:

@@ -23,9 +23,8 @@ from builderd.services.builders import (
     Caller,
     check_auto_stop,
     check_engine,
-    check_protocol,
+    check_job_type,
     check_settings,
-    check_stdin,
     get,
     want_run,
 )
@@ -95,8 +94,7 @@ def deploy(
     builder, base = _changeable(uow, application, caller, builder_id)
     _check_identity(builder, change)
     settings = _settings(base.settings, change)
-    check_stdin(builder.job_type, settings)
-    check_protocol(builder.job_type, settings)
+    check_job_type(builder.job_type, settings)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
     _cancel_open_restores(uow, builder, caller)

@@ -317,8 +317,6 @@ class Reach:
 
 Work = TypeVar("Work", Backup, Restore)
 
-#: How long to trust that a change of this process is signalled before looking again, in seconds.
-
 
 async def taken(application: Application, backup: Backup) -> Backup:
     """Wait for the backup and return it. Raises ``BackupFailed`` with the reason, or its external cause's error.
@@ -356,15 +354,11 @@ async def _ended(
         found = await application.store.read(read)
         if found is None or not found.is_open:
             return found
-        _check_reach(reach, work.builder_id, name)
+        if (lost := reach.lost()) is not None:
+            raise EngineUnavailable(
+                f"The {name} is stored and goes on, but may still fail: see GET "
+                f"/api/v1/builders/{work.builder_id}/backups. {lost}",
+                data={"uuid": work.builder_id},
+                retry_after=RETRY_AFTER,
+            )
         await application.signals.wait(work.builder_id, seen, LOOK_INTERVAL)
-
-
-def _check_reach(reach: Reach, builder_id: BuilderId, name: str) -> None:
-    if (lost := reach.lost()) is not None:
-        raise EngineUnavailable(
-            f"The {name} is stored and goes on, but may still fail: see GET /api/v1/builders/{builder_id}/backups. "
-            f"{lost}",
-            data={"uuid": builder_id},
-            retry_after=RETRY_AFTER,
-        )

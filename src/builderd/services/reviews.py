@@ -88,7 +88,8 @@ class Gate:
         begun = time.monotonic()
         run = await asyncio.to_thread(_run, bundle, entrypoint)
         scanned = self.scanner.scan(bundle, self.policy.limits, run)
-        scan, advice = await asyncio.gather(scanned, self._advice(bundle, run))
+        advised = self.adviser.scan(bundle, self.policy.limits, run) if self.adviser else asyncio.sleep(0)
+        scan, advice = await asyncio.gather(scanned, advised)
         limited = await asyncio.to_thread(
             lambda: limit_findings(list(assess(bundle, entrypoint, scan, self.policy, advice)))
         )
@@ -103,9 +104,6 @@ class Gate:
             left_out=limited.left_out,
             untold=limited.untold,
         )
-
-    async def _advice(self, bundle: Bundle, run: Mapping[str, Kind]) -> Scan | None:
-        return await self.adviser.scan(bundle, self.policy.limits, run) if self.adviser else None
 
 
 def assess(
@@ -122,7 +120,9 @@ def assess(
     # A dynamic import or an incomplete entrypoint may start any file: reachability is unknown then.
     vague = not entry.complete or any(refers.anything for refers in scan.references.values())
     unread = [*_opaque_hits(bundle, run, run if vague else runs), *_size_hits(bundle, run, policy)]
-    hits = [*_own_hits(bundle, entry), *unread, *_failures(scan), *scan.hits, *_advised(bundle, advice)]
+    how = "What cannot be reviewed does not run. Look for a file that is very large, or nested very deep"
+    failures = [] if scan.failure is None else [_hit("SAN-scanner", "", scan.failure, how)]
+    hits = [*_own_hits(bundle, entry), *unread, *failures, *scan.hits, *_advised(bundle, advice)]
     for hit, fingerprint in zip(hits, fingerprints(hits), strict=True):
         severity = policy.severity(hit.rule)
         if severity is None:
@@ -177,11 +177,8 @@ def _opaque_hits(bundle: Bundle, run: Mapping[str, Kind], loaded: Collection[str
 
 def _size_hits(bundle: Bundle, run: Mapping[str, Kind], policy: Policy) -> Iterator[Hit]:
     code = [file for file in bundle.files if counts_as_code(file, run.get(file.path) or kind_of(file))]
-    limits, total, reading = (
-        policy.limits,
-        sum(file.size for file in code),
-        select_files(bundle.files, policy.limits, run),
-    )
+    limits, total = policy.limits, sum(file.size for file in code)
+    reading = select_files(bundle.files, limits, run)
     unread = f"; {len(reading.beyond)} were not read, {reading.beyond[0].path} among them" if reading.beyond else ""
     advice = "Leave out what does not belong to the app. If it is meant, accept the finding with a reason"
     if len(code) > limits.files:
@@ -193,12 +190,6 @@ def _size_hits(bundle: Bundle, run: Mapping[str, Kind], policy: Policy) -> Itera
     for file in reading.too_large:
         message = f"{file.size} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
         yield _hit("RSK-size", file.path, message, advice, file.sha256.hex())
-
-
-def _failures(scan: Scan) -> Iterator[Hit]:
-    if scan.failure is not None:
-        advice = "What cannot be reviewed does not run. Look for a file that is very large, or nested very deep"
-        yield _hit("SAN-scanner", "", scan.failure, advice)
 
 
 def _advised(bundle: Bundle, advice: Scan | None) -> Iterator[Hit]:

@@ -46,7 +46,9 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
     # One save: a visitor's request may be blocked on this transaction.
     if builder.wakes:
         admission.admit_run(uow, application, builder, now)
-        wanted = _want_run(touched(builder, now))
+        wanted = replace(touched(builder, now), desired=Desired.RUNNING, asleep_since=None)
+        if builder.status is not Status.RUNNING:  # not the old run, which is stopped, but a new one
+            wanted = replace(wanted, generation=builder.generation + 1, exit_code=None, failure_code=None)
     elif builder.asleep_since is not None and builder.desired is Desired.RUNNING:
         wanted = replace(touched(builder, now), asleep_since=None)
     else:
@@ -55,14 +57,6 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
     uow.builders.save(wanted)
     uow.builders.make_due(wanted.id, now)
     return wanted
-
-
-def _want_run(builder: Builder) -> Builder:
-    """Return the builder with the desired state running: the old run if it is not stopped yet, otherwise a new one."""
-    wanted = replace(builder, desired=Desired.RUNNING, asleep_since=None)
-    if builder.status is Status.RUNNING:
-        return wanted
-    return replace(wanted, generation=builder.generation + 1, exit_code=None, failure_code=None)
 
 
 async def visited(application: Application, host: str) -> None:
@@ -76,9 +70,13 @@ async def visited(application: Application, host: str) -> None:
         builder = uow.builders.by_host(host, lock=True)
         if builder is None:
             return None
-        if builder.wakes and (refusal := _refusal(uow, application, builder, now)) is not None:
-            uow.builders.save(replace(builder, stop_kind=StopKind.CAP, status_reason=refusal, updated_at=now))
-            return builder.id
+        if builder.wakes:
+            try:
+                caps.check(uow, application, builder.tenant_id, builder, now)
+            except QuotaExceeded as error:
+                reason = error.message
+                uow.builders.save(replace(builder, stop_kind=StopKind.CAP, status_reason=reason, updated_at=now))
+                return builder.id
         return builder.id if _differs(request_wake(uow, application, builder, User(), now), builder) else None
 
     try:
@@ -89,15 +87,6 @@ async def visited(application: Application, host: str) -> None:
         return
     if changed is not None:
         _signal(application, changed)
-
-
-def _refusal(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> str | None:
-    """Return the message of the spending cap that forbids a visitor to start the builder; None: allowed."""
-    try:
-        caps.check(uow, application, builder.tenant_id, builder, now)
-    except QuotaExceeded as error:
-        return error.message
-    return None
 
 
 def _differs(wanted: Builder, builder: Builder) -> bool:
@@ -155,7 +144,9 @@ async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
     deadline = asyncio.get_running_loop().time() + outcomes.MAX_WAIT_SECONDS
     while True:
         seen = application.signals.count(builder_id)
-        builder, sandbox = await application.store.read(lambda uow: _read(uow, builder_id))
+        builder, sandbox = await application.store.read(
+            lambda uow: (_get(uow, builder_id, lock=False), uow.sandboxes.open_of(builder_id))
+        )
         if builder.desired is not Desired.RUNNING:
             why = f" ({builder.status_reason})" if builder.status_reason else ""
             raise InvalidState(f"The builder is {builder.status}{why}: start it first.")
@@ -178,10 +169,6 @@ async def is_up(application: Application, builder: Builder, sandbox: Sandbox) ->
     if sandbox.generation != builder.generation or sandbox.started_at is None or sandbox.release:
         return False
     return (await application.engine.sandboxes.report(sandbox.id)).state is SandboxState.RUNNING
-
-
-def _read(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Builder, Sandbox | None]:
-    return _get(uow, builder_id, lock=False), uow.sandboxes.open_of(builder_id)
 
 
 def _get(uow: UnitOfWork, builder_id: BuilderId, *, lock: bool = True) -> Builder:
@@ -255,20 +242,12 @@ async def track_use(application: Application, builder: Builder) -> AsyncIterator
 @asynccontextmanager
 async def record_use_repeatedly(application: Application, note: Note) -> AsyncIterator[None]:
     """Record the use by ``note``, again and again, while the block lasts."""
-    tasks: list[asyncio.Task[None]] = []
-
-    def begin() -> None:
-        tasks.append(asyncio.create_task(_record_repeatedly(application, note)))
-
-    # Most blocks are over before that.
-    timer = asyncio.get_running_loop().call_later(_interval(application), begin)
+    task = asyncio.create_task(_record_repeatedly(application, note))
     try:
         yield
     finally:
-        timer.cancel()
-        for task in tasks:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _interval(application: Application) -> float:
@@ -279,12 +258,11 @@ def _interval(application: Application) -> float:
 
 async def _record_repeatedly(application: Application, note: Note) -> None:
     while True:
+        await asyncio.sleep(_interval(application))
         try:
             woken = await application.store.write(note)
             if woken is not None:
-                application.signals.desired_changed(woken)
-                application.signals.change(woken)
+                _signal(application, woken)
         except Exception:
             # The use continues, and so does its record once the database answers again.
             log.exception("use not recorded, retrying in a few seconds")
-        await asyncio.sleep(_interval(application))

@@ -137,34 +137,6 @@ async def test_calls_that_are_refused_take_no_space_of_others(scene: Scene) -> N
     assert all(isinstance(one, QuotaExceeded) for one in await asyncio.gather(*asked, return_exceptions=True))
 
 
-async def test_code_of_a_tenant_is_looked_at_once_while_its_share_is_far(scene: Scene) -> None:
-    """Each look takes as long as the tenant has code."""
-    scene.bundles.most_bytes = 1000 * UNIT
-    await scene.stored(OTHER, code(600, "others"))
-    for number in range(50):
-        await scene.keep(ONE, code(1, f"{number}"))
-    assert scene.store.looks == 1
-
-
-async def test_tenant_gets_no_more_than_its_share_without_a_look(scene: Scene) -> None:
-    """Other tenants fill the space meanwhile, and the tenant's own calls are under way beside each other."""
-    scene.bundles.most_bytes = 1000 * UNIT
-    await scene.stored(OTHER, code(600, "others"))
-    kept = 0
-    outcomes: list[BaseException | None] = []
-    while not any(outcomes):
-        calls = [scene.keep(ONE, code(1, f"{kept} {beside}")) for beside in range(3)]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        kept += outcomes.count(None)
-        await scene.stored(OTHER, code(1, f"{kept} of others"))
-    assert all(isinstance(one, QuotaExceeded) for one in outcomes if one)
-    own = await scene.bundles.stored_bytes(scene.store.has[ONE])
-    free = (await scene.bundles.space()).free
-    assert 160 < kept < 180, "neither less nor more than with a look for each"
-    assert own <= 0.5 * (own + free) + 2 * UNIT
-    assert scene.store.looks < 20
-
-
 async def test_tenant_that_has_its_share_deploys_once_it_has_dropped_code(scene: Scene) -> None:
     await scene.stored(ONE, code(5, "large"))
     await scene.stored(OTHER, code(1, "others"))
@@ -174,29 +146,6 @@ async def test_tenant_that_has_its_share_deploys_once_it_has_dropped_code(scene:
     scene.store.has[ONE].clear()
     await scene.bundles.delete(code(5, "large").hash)
     await scene.keep(ONE, code(2, "more"))
-
-
-async def test_looks_of_one_tenant_take_a_small_part_of_the_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has its share is looked at for each call that is refused; its neighbour does not wait for that."""
-    await scene.stored(ONE, code(5, "large"))
-    await scene.stored(OTHER, code(1, "others"))
-    looking = 0.02
-
-    async def slowly(look: Callable[[Any], Any], read: Callable[..., Any] = scene.store.read) -> Any:
-        await asyncio.sleep(looking)
-        return await read(look)
-
-    monkeypatch.setattr(scene.store, "read", slowly)
-    loop = asyncio.get_running_loop()
-    calls = [asyncio.create_task(scene.keep(ONE, code(3, f"{number}"))) for number in range(4)]
-    await asyncio.sleep(2 * looking)
-    begun = loop.time()
-    await scene.keep(OTHER, code(1, "small"))
-    beside = loop.time() - begun
-    refused = await asyncio.gather(*calls, return_exceptions=True)
-    assert all(isinstance(one, QuotaExceeded) for one in refused)
-    assert loop.time() - begun > 2 * 20 * looking
-    assert beside < 20 * looking
 
 
 @pytest.fixture

@@ -221,35 +221,3 @@ async def test_outcome_recorded_before_the_wait_began_is_answered_at_once(
         monkeypatch.setattr(world.application.signals, "wait", wait)
         view = await builders.wait_for_view(world.application, wanted)
     assert view.builder.status is Status.RUNNING
-
-
-async def test_nothing_is_read_before_the_outcome_of_a_builder_that_was_just_created(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[Status] = []
-    stored = builders._stored
-    monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 3600.0)
-
-    def noted(uow: UnitOfWork, wanted: Builder) -> Builder:
-        found = stored(uow, wanted)
-        reads.append(found.status)
-        return found
-
-    monkeypatch.setattr(builders, "_stored", noted)
-    wanted = await world.ask()
-    waiting = asyncio.create_task(builders.wait_for_view(world.application, wanted, 0))
-    async with world.reconciling():
-        assert (await waiting).builder.status is Status.RUNNING
-    assert reads == [Status.RUNNING]
-
-
-async def test_outcome_that_came_before_the_wait_is_returned_at_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outcomes, "LOOK_INTERVAL", 3600.0)
-    wanted = await world.ask()
-    async with world.reconciling():
-        await world.outcome(wanted)
-        async with asyncio.timeout(30):
-            view = await builders.wait_for_view(world.application, wanted, 0)
-    assert view.builder.status is Status.RUNNING

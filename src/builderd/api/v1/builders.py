@@ -224,14 +224,12 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
         return in_form(request, first)
     at_once = wants_async(request)
     with operations.hold(identity.token.tenant_id, retry, blocks=not at_once) as held:
-        # Nothing can have happened yet to a builder that this call creates.
-        seen = 0 if first is None else None
         if first is None:
             builder = await _create(operations, identity, body.value, retry)
         else:
             builder = (await operations.begun(first)).builder
         body.release()
-        outcome = _outcome(operations.application, builder, at_once=at_once, seen=seen)
+        outcome = _outcome(operations.application, builder, at_once=at_once)
         answer = operations.follow(outcome, retry, held)
     if wants_events(request) and not at_once:
         events = outcomes.stages(operations.application, builder.id, builder.generation)
@@ -252,10 +250,10 @@ async def _create(operations: Operations, identity: Identity, new: NewBuilder, r
     return await operations.create(identity.caller, asked, bundle, retry)
 
 
-async def _outcome(application: Application, builder: Builder, *, at_once: bool, seen: int | None) -> Answer:
+async def _outcome(application: Application, builder: Builder, *, at_once: bool) -> Answer:
     if at_once:
         return await door.accepted(application, builder, "created")
-    return await door.created(application, builder, seen=seen)
+    return await door.started(application, builder, 201, door.location(builder))
 
 
 def in_form(request: Request, answer: Answer) -> Response:

@@ -98,25 +98,15 @@ async def accepted(application: Application, builder: Builder, doing: str) -> An
     return success(BuilderAnswer(message=message, data=data), 202, {**location(builder), **APPLIED})
 
 
-async def created(application: Application, builder: Builder, *, seen: int | None) -> Answer:
-    """Wait as ``started`` does for a builder that was created; ``seen`` as ``wait_for_view`` takes it."""
-    return await started(application, builder, 201, location(builder), seen=seen)
-
-
 async def started(
-    application: Application,
-    builder: Builder,
-    status: int = 200,
-    headers: Mapping[str, str] | None = None,
-    *,
-    seen: int | None = None,
+    application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
     """Wait for the outcome of the builder's present run: return the builder, or the failure of a stage.
 
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
-        view = await builders.wait_for_view(application, builder, seen)
+        view = await builders.wait_for_view(application, builder)
     except outcomes.FAILED as error:
         return failure(error)
     if view.builder.desired is Desired.DELETED:

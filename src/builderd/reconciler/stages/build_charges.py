@@ -45,11 +45,14 @@ class BuildCharges:
         app, now = self._app, self._app.clock.now()
         build = OpenBuild(new_id(), builder.tenant_id, builder.id, now, now)
         seeing: asyncio.Task[None] | None = None
+
+        async def see() -> None:
+            seen_at = app.clock.now()
+            await app.store.write(lambda uow: uow.open_builds.seen(build.id, seen_at))
+
         try:
             await app.store.write(lambda uow: uow.open_builds.add(build))
-            seeing = asyncio.create_task(
-                every(SEEN_INTERVAL, lambda: _see(app, build), event="record of a build", wait_first=True)
-            )
+            seeing = asyncio.create_task(every(SEEN_INTERVAL, see, event="record of a build", wait_first=True))
             outcome = await building()
         except BaseException as error:
             await asyncio.shield(self._end(build, is_paid=not is_by_machine(error)))
@@ -63,19 +66,10 @@ class BuildCharges:
     async def _end(self, build: OpenBuild, *, is_paid: bool) -> None:
         """Record the end. A failure of the store never hides how the build ended."""
         ended = replace(build, seen_at=max(self._app.clock.now(), build.started_at))
-        if not is_paid:
-            await self._keep_unpaid(build)
         if not await self._try_write(ended, is_paid=is_paid):
             retry = asyncio.create_task(self._retry(ended, is_paid=is_paid))
             self._unwritten.add(retry)
             retry.add_done_callback(self._unwritten.discard)
-
-    async def _keep_unpaid(self, build: OpenBuild) -> None:
-        """Keep beside the store that the build costs nothing, in case the service is killed before the store knows."""
-        try:
-            await self._app.unpaid_builds.add(build.id)
-        except OSError as error:
-            log.warning("unpaid build not kept build=%s error=%s", build.id, error)
 
     async def _retry(self, build: OpenBuild, *, is_paid: bool) -> None:
         while True:
@@ -86,8 +80,6 @@ class BuildCharges:
     async def _try_write(self, build: OpenBuild, *, is_paid: bool) -> bool:
         try:
             await self._app.store.write(lambda uow: _remove(uow, self._app, build, is_paid=is_paid))
-            if not is_paid:
-                await self._app.unpaid_builds.remove(build.id)
         except Exception:
             log.warning(
                 "record of a build's end failed retry_seconds=%g build=%s", RETRY_INTERVAL, build.id, exc_info=True
@@ -99,36 +91,20 @@ class BuildCharges:
 async def close_cut_builds(app: Application) -> None:
     """Charge the builds of an earlier process of this service whose end the store does not know.
 
-    Each is charged up to when it was last seen, but for those that are known to cost nothing. Where that cannot
-    be read, the next service charges them.
+    Each is charged up to when it was last seen.
     """
     longest = timedelta(seconds=app.limits.build_timeout)
-    try:
-        unpaid = await app.unpaid_builds.all()
-    except OSError as error:
-        log.warning("builds of the service before not closed, their charges wait for a restart error=%s", error)
-        return
 
     def close(uow: UnitOfWork) -> int:
         cut = uow.open_builds.all()
         for build in cut:
             # The clock may have been set forward in between.
             end = min(max(build.seen_at, build.started_at), build.started_at + longest)
-            _remove(uow, app, replace(build, seen_at=end), is_paid=build.id not in unpaid)
+            _remove(uow, app, replace(build, seen_at=end), is_paid=True)
         return len(cut)
 
     if count := await app.store.write(close):
-        log.info("builds of the service before were closed builds=%d unpaid=%d", count, len(unpaid))
-    for one in unpaid:
-        try:
-            await app.unpaid_builds.remove(one)
-        except OSError as error:  # the next service removes it
-            log.warning("unpaid build not removed build=%s error=%s", one, error)
-
-
-async def _see(app: Application, build: OpenBuild) -> None:
-    now = app.clock.now()
-    await app.store.write(lambda uow: uow.open_builds.seen(build.id, now))
+        log.info("builds of the service before were closed builds=%d", count)
 
 
 def _remove(uow: UnitOfWork, app: Application, build: OpenBuild, *, is_paid: bool) -> None:

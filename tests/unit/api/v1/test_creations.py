@@ -16,7 +16,7 @@ from builderd.domain.errors import BuilderdError, InstallFailed, StoreUnavailabl
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Isolation
-from builderd.services import builders
+from builderd.services import outcomes
 
 BUILDERS = "/api/v1/builders"
 #: The keys of the contract, by these very names; a service may say more.
@@ -308,7 +308,7 @@ async def test_temporary_error_is_not_stored_and_the_retry_waits(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = StoreUnavailable("The database does not answer now.", retry_after=5)
-    monkeypatch.setattr(builders, "_stored", failing_once(builders._stored, broken))
+    monkeypatch.setattr(outcomes, "_get", failing_once(outcomes._get, broken))
     first = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
     assert (first.status_code, first.json()["code"]) == (503, "store_unavailable")
     uuid = await _first_uuid(service)

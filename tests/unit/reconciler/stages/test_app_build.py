@@ -252,29 +252,6 @@ async def test_charge_for_a_cut_build_is_bounded_by_the_time_that_builds_have(wo
     assert trial.seconds(now) == round(world.application.limits.build_timeout)
 
 
-@pytest.mark.parametrize(("method", "charged"), [("all", 0), ("remove", 1)])
-async def test_unpaid_builds_that_cannot_be_read_or_removed_do_not_end_the_service(
-    world: World, monkeypatch: pytest.MonkeyPatch, method: str, charged: int
-) -> None:
-    async def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    async with world.reconciling():
-        builder = await world.create(MAIN)
-    now, unpaid = world.clock.now(), world.application.unpaid_builds
-    for name in ("paid", "free"):
-        build = OpenBuild(name, builder.tenant_id, builder.id, now, now + timedelta(seconds=9))
-        await world.application.store.write(lambda uow, build=build: uow.open_builds.add(build))  # type: ignore[misc]
-    await unpaid.add("free")
-    with monkeypatch.context() as patched:
-        patched.setattr(unpaid, method, fail)
-        await build_charges.close_cut_builds(world.application)
-    assert len(await world.trials(builder)) == charged
-    await build_charges.close_cut_builds(world.application)
-    assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == [9]
-    assert not await unpaid.all()
-
-
 @pytest.mark.parametrize(
     "fault",
     [NoCapacity("The store is full."), OSError(errno.ENOSPC, "No space left on device"), EngineUnavailable("killed")],
@@ -324,7 +301,6 @@ async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_h
     monkeypatch.setattr(world.application.store, "write", write)
     await _nothing_open(world)
     assert await world.trials(builder) == []
-    assert not await world.application.unpaid_builds.all()
     built = BuildOutcome(0, (), 60.0)
     assert await charges.charged(builder, lambda: build(built)) == built
     world.clock.move(600)
@@ -335,8 +311,7 @@ async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_h
 
 @pytest.mark.parametrize(
     ("outcome", "charged_seconds"),
-    [(BuildOutcome(2, (), 60.0), [60]), (NoCapacity("The store is full."), []), (BuildOutcome(0, (), 60.0, True), [])],
-    ids=["paid", "fault of the machine", "reused"],
+    [(BuildOutcome(2, (), 60.0), [60]), (BuildOutcome(0, (), 60.0), [60])],
 )
 async def test_end_of_a_build_that_the_store_refused_is_known_after_a_kill_of_the_service(
     world: World, monkeypatch: pytest.MonkeyPatch, outcome: BuildOutcome | Exception, charged_seconds: list[int]
@@ -365,7 +340,6 @@ async def test_end_of_a_build_that_the_store_refused_is_known_after_a_kill_of_th
         await build_charges.close_cut_builds(world.application)
         assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == charged_seconds
         assert await world.read(lambda uow: uow.open_builds.all()) == []
-        assert not await world.application.unpaid_builds.all()
 
 
 async def _nothing_open(world: World) -> None:

@@ -1,1 +1,0 @@
-"""Builds that cost nothing, kept apart from the database."""

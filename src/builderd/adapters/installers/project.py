@@ -1,10 +1,13 @@
-"""Strict parser of ``pyproject.toml`` and ``uv.lock``, which are hostile input.
+"""Strict parser of ``pyproject.toml`` and of the locks of uv, Poetry, pipenv and PEP 751, which are hostile input.
 
 Only the dependencies are read, and rewritten as requirements; the versions of a lock become constraints. The URLs in a
 lock are ignored: its author could put another package under a known name into the cache that all tenants share.
+Packages of extras and of groups, such as those for development, are left out.
 
-Formats: https://packaging.python.org/en/latest/specifications/pyproject-toml/ and
-https://docs.astral.sh/uv/concepts/projects/layout/ ("The lockfile").
+Formats: https://packaging.python.org/en/latest/specifications/pyproject-toml/ and …/pylock-toml/,
+https://docs.astral.sh/uv/concepts/projects/layout/ ("The lockfile"),
+https://python-poetry.org/docs/dependency-specification/ (``poetry.lock`` of Poetry 1 and 2) and
+https://pipenv.pypa.io/en/latest/locking.html.
 """
 
 from __future__ import annotations
@@ -16,12 +19,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from builderd.adapters.installers.requirements import MAX_LINES, Requirements, parse_requirement
-from builderd.domain.bundles import MAX_CONTENT_BYTES, Bundle
+from builderd.adapters.installers.requirements import MAX_LINES, Requirements, collect, parse_requirement, read_text
+from builderd.domain.bundles import Bundle
 from builderd.domain.errors import InstallFailed
 
 FILE, UV_LOCK = "pyproject.toml", "uv.lock"
@@ -38,53 +40,36 @@ def read_project(bundle: Bundle) -> Requirements | None:
     project = document.get("project")
     if not isinstance(project, dict):
         return _of_poetry(bundle, _table(document, "tool", "poetry", "dependencies"))
-    lines, foreign = _dependencies(document, project)
-    if not lines:
-        return None
-    constraints = tuple(sorted(_locked(read_toml(bundle, UV_LOCK))))
-    return Requirements(tuple(sorted(lines)), constraints, foreign)
+    return collect(FILE, _dependencies(document, project), _locked(read_toml(bundle, UV_LOCK)))
 
 
 def _of_poetry(bundle: Bundle, dependencies: dict[str, Any]) -> Requirements | None:
     """Return the dependencies of a project of Poetry; the versions of its lock become constraints."""
-    lines, foreign = set(), False
     try:
-        for name, text in poetry_lines(dependencies):
-            written, is_foreign = parse_requirement(text)
-            canonicalize_name(name, validate=True)
-            lines.add(written)
-            foreign = foreign or is_foreign
-        constraints = {parse_requirement(line)[0] for line in poetry_locked(read_toml(bundle, POETRY_LOCK))}
+        lines = list(_poetry_lines(dependencies))
+        constraints = {parse_requirement(line)[0] for line in _poetry_locked(read_toml(bundle, POETRY_LOCK))}
     except ValueError as error:
         raise InstallFailed(f"{FILE}: [tool.poetry.dependencies], or its lock: {error}.") from None
-    if max(len(lines), len(constraints)) > MAX_LINES:
-        raise InstallFailed(f"{FILE}: at most {MAX_LINES} dependencies are read.")
-    return Requirements(tuple(sorted(lines)), tuple(sorted(constraints)), foreign) if lines else None
+    if len(constraints) > MAX_LINES:
+        raise InstallFailed(f"{POETRY_LOCK}: at most {MAX_LINES} packages are read.")
+    return collect(f"{FILE}: [tool.poetry.dependencies]", lines, constraints)
 
 
-def _dependencies(document: dict[str, Any], project: dict[str, Any]) -> tuple[set[str], bool]:
+def _dependencies(document: dict[str, Any], project: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "dependencies" in (project.get("dynamic") or ()):
         raise InstallFailed(f"{FILE}: dynamic dependencies are known only to the build: list them in {FILE} itself.")
     listed = project.get("dependencies", [])
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise InstallFailed(f"{FILE}: project.dependencies must be an array of strings.")
-    if len(listed) > MAX_LINES:
-        raise InstallFailed(f"{FILE}: at most {MAX_LINES} dependencies are read.")
     sources = {canonicalize_name(name) for name in _table(document, "tool", "uv", "sources")}
-    lines, foreign = set(), False
     for index, text in enumerate(listed):
-        try:
-            written, is_foreign = parse_requirement(text.strip())
-        except ValueError as error:
-            raise InstallFailed(f"{FILE}: project.dependencies[{index}]: {error}.") from None
-        if canonicalize_name(Requirement(written).name) in sources:
+        name = re.match(r"[A-Za-z0-9._-]+", text.strip())
+        if name and canonicalize_name(name[0]) in sources:
             raise InstallFailed(
                 f"{FILE}: {text!r} has a source in [tool.uv.sources], which is not read: "
                 "write its address into the dependency itself, as in 'name @ git+https://…'."
             )
-        lines.add(written)
-        foreign = foreign or is_foreign
-    return lines, foreign
+        yield f"project.dependencies[{index}]", text.strip()
 
 
 def _locked(lock: dict[str, Any]) -> Iterator[str]:
@@ -116,14 +101,9 @@ def _package(package: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def read_toml(bundle: Bundle, path: str) -> dict[str, Any]:
-    file = bundle.file(path)
-    if file is None:
-        return {}
-    if file.size > MAX_CONTENT_BYTES:
-        raise InstallFailed(f"{path} has {file.size} bytes: at most {MAX_CONTENT_BYTES} are read.")
     try:
-        return tomllib.loads(file.content.decode("utf-8-sig").replace("\r\n", "\n"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        return tomllib.loads(read_text(bundle, path).replace("\r\n", "\n"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         why = re.sub(r"\s+", " ", str(error)) or type(error).__name__
         raise InstallFailed(f"{path} is not TOML: {why}.") from None
 
@@ -147,29 +127,17 @@ def read_locks(bundle: Bundle) -> Requirements | None:
     Raises ``InstallFailed`` with the file, the package and the reason.
     """
     if bundle.file(PYLOCK) is not None:
-        return _requirements(PYLOCK, _of_pylock(read_toml(bundle, PYLOCK)))
+        return collect(PYLOCK, _of_pylock(read_toml(bundle, PYLOCK)))
     if bundle.file(PIPFILE_LOCK) is not None:
-        return _requirements(PIPFILE_LOCK, _of_pipfile(_json(bundle)))
+        return collect(PIPFILE_LOCK, _of_pipfile(bundle))
     return None
 
 
-def _requirements(path: str, packages: Iterator[tuple[str, str]]) -> Requirements | None:
-    lines: set[str] = set()
-    foreign = False
-    for name, text in packages:
-        if len(lines) >= MAX_LINES:
-            raise InstallFailed(f"{path}: at most {MAX_LINES} packages are read.")
-        try:
-            written, is_foreign = parse_requirement(text)
-        except ValueError as error:
-            raise InstallFailed(f"{path}: {name}: {error}.") from None
-        lines.add(written)
-        foreign = foreign or is_foreign
-    return Requirements(tuple(sorted(lines)), (), foreign) if lines else None
-
-
 def _of_pylock(lock: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for package in _list(lock.get("packages", []), PYLOCK, "packages"):
+    packages = lock.get("packages", [])
+    if not _is_list_of_tables(packages):
+        raise InstallFailed(f"{PYLOCK}: packages must be an array of tables: make the lock again.")
+    for package in packages:
         name, version, marker = (package.get(key) for key in ("name", "version", "marker"))
         if not isinstance(name, str):
             raise InstallFailed(f"{PYLOCK}: a package has no name: make the lock again.")
@@ -179,44 +147,35 @@ def _of_pylock(lock: dict[str, Any]) -> Iterator[tuple[str, str]]:
             continue  # the project itself
         if any(key in package for key in _ELSEWHERE) or not isinstance(version, str):
             raise InstallFailed(f"{PYLOCK}: {name} is not a package of the index with a version.")
-        yield name, _line(name, f"=={version}", marker)
+        yield name, _with_marker(f"{canonicalize_name(name)}=={version}", marker)
 
 
-def _of_pipfile(lock: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    packages = lock.get("default", {})
+def _of_pipfile(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    try:
+        document = json.loads(read_text(bundle, PIPFILE_LOCK))
+    except (ValueError, RecursionError) as error:
+        raise InstallFailed(f"{PIPFILE_LOCK} is not JSON: {error}: make it anew (pipenv lock).") from None
+    packages = document.get("default", {}) if isinstance(document, dict) else None
     if not isinstance(packages, dict):
         raise InstallFailed(f"{PIPFILE_LOCK}: default must be an object: run `pipenv lock` again.")
     for name, package in packages.items():
         if not isinstance(package, dict) or not isinstance(package.get("version"), str):
             raise InstallFailed(f"{PIPFILE_LOCK}: {name} is not a package of the index with a version.")
-        extras = package.get("extras", [])
-        wanted = f"[{','.join(map(str, extras))}]" if isinstance(extras, list) and extras else ""
-        yield name, _line(f"{name}{wanted}", package["version"], package.get("markers"))
+        text = f"{canonicalize_name(name)}{_extras(package)}{package['version']}"
+        yield name, _with_marker(text, package.get("markers"))
 
 
-def _line(name: str, version: str, marker: Any) -> str:
-    bare, bracket, extras = name.partition("[")
-    return f"{canonicalize_name(bare)}{bracket}{extras}{version}" + (f" ; {marker}" if isinstance(marker, str) else "")
+def _is_list_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
-def _list(value: Any, path: str, key: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise InstallFailed(f"{path}: {key} must be an array of tables: make the lock again.")
-    return value
+def _extras(table: dict[str, Any]) -> str:
+    extras = table.get("extras", [])
+    return f"[{','.join(map(str, extras))}]" if isinstance(extras, list) and extras else ""
 
 
-def _json(bundle: Bundle) -> dict[str, Any]:
-    file = bundle.file(PIPFILE_LOCK)
-    assert file is not None, "it was looked up before"
-    if file.size > MAX_CONTENT_BYTES:
-        raise InstallFailed(f"{PIPFILE_LOCK} has {file.size} bytes: at most {MAX_CONTENT_BYTES} are read.")
-    try:
-        document = json.loads(file.content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InstallFailed(f"{PIPFILE_LOCK} is not JSON: {error}: make it anew (pipenv lock).") from None
-    if not isinstance(document, dict):
-        raise InstallFailed(f"{PIPFILE_LOCK} must hold a JSON object.")
-    return document
+def _with_marker(text: str, marker: Any) -> str:
+    return f"{text} ; {marker}" if isinstance(marker, str) else text
 
 
 POETRY_LOCK = "poetry.lock"
@@ -225,7 +184,7 @@ _VERSION = re.compile(r"\d+(?:\.\d+)*")
 _FOREIGN_KEYS = ("path", "url", "file", "develop")
 
 
-def poetry_lines(dependencies: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _poetry_lines(dependencies: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (name, requirement) of each dependency that is not optional. Raises ``ValueError`` with the reason."""
     for name, wanted in dependencies.items():
         if name.lower() == "python":
@@ -236,10 +195,10 @@ def poetry_lines(dependencies: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield name, _poetry_requirement(name, table)
 
 
-def poetry_locked(lock: dict[str, Any]) -> Iterator[str]:
+def _poetry_locked(lock: dict[str, Any]) -> Iterator[str]:
     """Yield ``name==version`` of each locked package of the index. Raises ``ValueError``."""
     packages = lock.get("package", [])
-    if not isinstance(packages, list) or not all(isinstance(one, dict) for one in packages):
+    if not _is_list_of_tables(packages):
         raise ValueError("package must be an array of tables: run `poetry lock` again")
     for package in packages:
         name, version, source = package.get("name"), package.get("version"), package.get("source", {})
@@ -249,20 +208,19 @@ def poetry_locked(lock: dict[str, Any]) -> Iterator[str]:
 
 
 def _poetry_requirement(name: str, table: dict[str, Any]) -> str:
+    canonicalize_name(name, validate=True)
     for key in _FOREIGN_KEYS:
         if key in table:
             raise ValueError(
                 f"{name} has {key}, which is refused: only packages of the index and git+https:// are read"
             )
-    extras = table.get("extras", [])
-    wanted = f"{name}[{','.join(map(str, extras))}]" if isinstance(extras, list) and extras else name
+    wanted = f"{name}{_extras(table)}"
     if "git" in table:
         at = next((f"@{table[key]}" for key in ("rev", "tag", "branch") if key in table), "")
         text = f"{wanted} @ git+{table['git']}{at}"
     else:
         text = f"{wanted}{_specifier(str(table.get('version', '*')))}"
-    marker = table.get("markers")
-    return f"{text} ; {marker}" if isinstance(marker, str) else text
+    return _with_marker(text, table.get("markers"))
 
 
 def _specifier(version: str) -> str:
@@ -277,9 +235,11 @@ def _part(part: str) -> str:
         return ""
     operator, rest = part[:1], part[1:].strip()
     if operator == "^":
-        return f">={rest},<{_next(rest, _first_not_zero(rest))}"
+        numbers = _numbers(rest)
+        first = next((index for index, number in enumerate(numbers) if number), len(numbers) - 1)
+        return f">={rest},<{_next(rest, first)}"
     if operator == "~" and not part.startswith("~="):
-        return f">={rest},<{_next(rest, min(1, _count(rest) - 1))}"
+        return f">={rest},<{_next(rest, min(1, len(_numbers(rest)) - 1))}"
     return part if operator in "<>=!~" else f"=={part}"
 
 
@@ -288,15 +248,6 @@ def _numbers(version: str) -> list[int]:
     if found is None:
         raise ValueError(f"{version!r} is no version")
     return [int(number) for number in found[0].split(".")]
-
-
-def _count(version: str) -> int:
-    return len(_numbers(version))
-
-
-def _first_not_zero(version: str) -> int:
-    numbers = _numbers(version)
-    return next((index for index, number in enumerate(numbers) if number), len(numbers) - 1)
 
 
 def _next(version: str, index: int) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -20,6 +20,8 @@ from builderd.domain.errors import InstallFailed
 FILE = "requirements.txt"
 MAX_LINES = 2_000
 MAX_DEPTH = 5
+#: Characters of a foreign text in a message.
+MAX_QUOTED = 300
 
 COMMENT = re.compile(r"(?:^|\s)#.*$")
 HASH = re.compile(r"\s--hash=(sha256|sha384|sha512):([0-9a-f]+)(?=\s|$)")
@@ -33,17 +35,13 @@ _INDEX = (
     "the package index is set by the operator of this service; take the line out, and name a private index by a "
     "credential with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL (PUT /api/v1/credentials/{name})"
 )
+_EDITABLE = "an editable install has no use here: the files of /app are on the import path already; name what it needs"
 REFUSED = {
-    "-i": _INDEX,
-    "--index-url": _INDEX,
-    "--extra-index-url": _INDEX,
+    **dict.fromkeys(("-i", "--index-url", "--extra-index-url"), _INDEX),
     "--no-index": "the package index is set by the operator of this service",
-    "-f": "packages come from the package index only",
-    "--find-links": "packages come from the package index only",
+    **dict.fromkeys(("-f", "--find-links"), "packages come from the package index only"),
     "--trusted-host": "certificates are always checked",
-    "-e": "an editable install has no use here: the files of /app are on the import path already; name what it needs",
-    "--editable": "an editable install has no use here: the files of /app are on the import path already; "
-    "name what it needs",
+    **dict.fromkeys(("-e", "--editable"), _EDITABLE),
 }
 
 
@@ -56,66 +54,72 @@ class Requirements:
     foreign: bool
 
 
-@dataclass(slots=True)
-class _Parser:
-    """State while a file and its includes are parsed."""
-
-    bundle: Bundle
-    lines: set[str] = field(default_factory=set)
-    constraints: set[str] = field(default_factory=set)
-    foreign: bool = False
-    read: int = 0
-
-
 def read_requirements(bundle: Bundle) -> Requirements | None:
     """Parse ``requirements.txt`` of the bundle; None without the file or without requirements.
 
     Raises ``InstallFailed`` with the file, the line and the reason.
     """
-    if bundle.file(FILE) is None:
+    reader = _Reader(bundle)
+    reader.read(FILE, reader.lines)
+    if not reader.lines:
         return None
-    parser = _Parser(bundle)
-    _read(parser, FILE, parser.lines, 0)
-    if not parser.lines:
-        return None
-    return Requirements(tuple(sorted(parser.lines)), tuple(sorted(parser.constraints)), parser.foreign)
+    return Requirements(tuple(sorted(reader.lines)), tuple(sorted(reader.constraints)), reader.foreign)
 
 
-def _read(parser: _Parser, path: str, into: set[str], depth: int) -> None:
-    for number, line in _logical_lines(_text(parser.bundle, path)):
-        parser.read += 1
-        if parser.read > MAX_LINES:
-            raise _refusal(path, number, f"at most {MAX_LINES} lines are read")
-        _take(parser, path, number, line, into, depth)
+class _Reader:
+    """Reads a file and those that it includes."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self.lines: set[str] = set()
+        self.constraints: set[str] = set()
+        self.foreign = False
+        self._read = 0
+
+    def read(self, path: str, into: set[str], depth: int = 0) -> None:
+        for number, line in _logical_lines(read_text(self._bundle, path)):
+            try:
+                self._take(path, line, into, depth)
+            except ValueError as error:
+                raise InstallFailed(f"{path}, line {number}: {error}.") from None
+
+    def _take(self, path: str, line: str, into: set[str], depth: int) -> None:
+        self._read += 1
+        if self._read > MAX_LINES:
+            raise ValueError(f"at most {MAX_LINES} lines are read")
+        for pattern, target in ((INCLUDE, into), (CONSTRAINTS, self.constraints)):
+            if match := pattern.fullmatch(line):
+                included = posixpath.normpath(posixpath.join(posixpath.dirname(path), match["path"]))
+                if depth >= MAX_DEPTH:
+                    raise ValueError(f"files include each other more than {MAX_DEPTH} deep")
+                if self._bundle.file(included) is None:
+                    raise ValueError(f"there is no file {match['path']!r} among the builder's files")
+                self.read(included, target, depth + 1)
+                return
+        if line.startswith("-"):
+            option = re.split(r"[\s=]", line, maxsplit=1)[0]
+            raise ValueError(f"{option} is refused: {REFUSED.get(option, 'options have no effect here')}")
+        written, foreign = parse_requirement(line)
+        self.foreign = self.foreign or foreign
+        into.add(written)
 
 
-def _take(parser: _Parser, path: str, number: int, line: str, into: set[str], depth: int) -> None:
-    for pattern, target in ((INCLUDE, into), (CONSTRAINTS, parser.constraints)):
-        if match := pattern.fullmatch(line):
-            _include(parser, path, number, match["path"], target, depth)
-            return
-    if line.startswith("-"):
-        option = re.split(r"[\s=]", line, maxsplit=1)[0]
-        raise _refusal(path, number, f"{option} is refused: {REFUSED.get(option, 'options have no effect here')}")
-    written, foreign = _requirement(path, number, line)
-    parser.foreign = parser.foreign or foreign
-    into.add(written)
+def collect(path: str, listed: Iterable[tuple[str, str]], constraints: Iterable[str] = ()) -> Requirements | None:
+    """Return the requirements of a file, given as (place, text); None without any.
 
-
-def _include(parser: _Parser, path: str, number: int, target: str, into: set[str], depth: int) -> None:
-    included = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-    if depth >= MAX_DEPTH:
-        raise _refusal(path, number, f"files include each other more than {MAX_DEPTH} deep")
-    if parser.bundle.file(included) is None:
-        raise _refusal(path, number, f"there is no file {target!r} among the builder's files")
-    _read(parser, included, into, depth + 1)
-
-
-def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
-    try:
-        return parse_requirement(line)
-    except ValueError as error:
-        raise _refusal(path, number, str(error)) from None
+    Raises ``InstallFailed`` with the file, the place and the reason.
+    """
+    lines, is_foreign = set(), False
+    for number, (where, text) in enumerate(listed):
+        if number >= MAX_LINES:
+            raise InstallFailed(f"{path}: at most {MAX_LINES} dependencies are read.")
+        try:
+            written, foreign = parse_requirement(text)
+        except ValueError as error:
+            raise InstallFailed(f"{path}: {where}: {str(error)[:MAX_QUOTED]}.") from None
+        lines.add(written)
+        is_foreign = is_foreign or foreign
+    return Requirements(tuple(sorted(lines)), tuple(sorted(constraints)), is_foreign) if lines else None
 
 
 def parse_requirement(line: str) -> tuple[str, bool]:
@@ -160,16 +164,14 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield begun, pending.strip()
 
 
-def _text(bundle: Bundle, path: str) -> str:
+def read_text(bundle: Bundle, path: str, limit: int = MAX_CONTENT_BYTES) -> str:
+    """Return the file's text, empty without the file. Raises ``InstallFailed``."""
     file = bundle.file(path)
-    assert file is not None, "it was looked up before"
-    if file.size > MAX_CONTENT_BYTES:
-        raise InstallFailed(f"{path} has {file.size} bytes: at most {MAX_CONTENT_BYTES} are read.")
+    if file is None:
+        return ""
+    if file.size > limit:
+        raise InstallFailed(f"{path} has {file.size} bytes: at most {limit} are read.")
     try:
         return file.content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InstallFailed(f"{path} is not UTF-8 text: save it as UTF-8.") from None
-
-
-def _refusal(path: str, number: int, why: str) -> InstallFailed:
-    return InstallFailed(f"{path}, line {number}: {why}.")

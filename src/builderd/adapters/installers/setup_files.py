@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from tokenize import TokenInfo
 
-from builderd.adapters.installers.requirements import MAX_LINES, Requirements, parse_requirement
+from builderd.adapters.installers.requirements import MAX_QUOTED, Requirements, collect, read_text
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import InstallFailed
 
@@ -29,8 +29,6 @@ KEY = "install_requires"
 CURE = "list them in requirements.txt"
 #: configparser takes time in the square of the number of lines that it cannot read: 0.05 s for these.
 MAX_CFG_LINES = 5_000
-#: Characters of a foreign text in a message.
-MAX_QUOTED = 300
 #: Two blanks or more behind a text of the same line; configparser takes time in the square of their number.
 _RUN = re.compile(r"(?<=\S)([^\S\n])[^\S\n]+")
 _BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
@@ -47,36 +45,10 @@ def read_setup(bundle: Bundle) -> Requirements | None:
     Raises ``InstallFailed`` with the file and the reason, also where only running ``setup.py`` would tell.
     """
     for path, read in ((SETUP_PY, _of_setup_py), (SETUP_CFG, _of_setup_cfg)):
-        text = _text(bundle, path)
+        text = read_text(bundle, path, MAX_BYTES)
         if found := read(text) if text else []:
-            return _requirements(path, found)
+            return collect(path, [(KEY, one) for one in found])
     return None
-
-
-def _requirements(path: str, listed: Sequence[str]) -> Requirements:
-    if len(listed) > MAX_LINES:
-        raise InstallFailed(f"{path}: at most {MAX_LINES} dependencies are read.")
-    lines, is_foreign = set(), False
-    for text in listed:
-        try:
-            written, foreign = parse_requirement(text)
-        except ValueError as error:
-            raise InstallFailed(f"{path}: {KEY}: {str(error)[:MAX_QUOTED]}.") from None
-        lines.add(written)
-        is_foreign = is_foreign or foreign
-    return Requirements(tuple(sorted(lines)), (), is_foreign)
-
-
-def _text(bundle: Bundle, path: str) -> str:
-    file = bundle.file(path)
-    if file is None:
-        return ""
-    if file.size > MAX_BYTES:
-        raise InstallFailed(f"{path} has {file.size} bytes: at most {MAX_BYTES} are read for dependencies; {CURE}.")
-    try:
-        return file.content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InstallFailed(f"{path} is not UTF-8, so its dependencies are not read: {CURE}.") from None
 
 
 def _of_setup_cfg(text: str) -> list[str]:

@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from builderd.adapters.scanners.tripwire import javascript, patterns, python_code, secret_rules
 from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
-from builderd.adapters.scanners.tripwire.review import CATALOGUE, Review, Source, listed, reported, warnings_of
+from builderd.adapters.scanners.tripwire.review import CATALOGUE, Review, Source, reported, warnings_of
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
 from builderd.adapters.scanners.tripwire.signatures import Signatures
 from builderd.domain.sources import CODE, Kind, References
@@ -78,7 +78,7 @@ class Analyser:
         self._warn(review)
         return {
             "hits": list(reported(review)),
-            "references": {path: listed(refers) for path, refers in review.references.items()},
+            "references": {path: asdict(refers) for path, refers in review.references.items()},
             "hooks": sorted(review.hooks),
             "failures": review.failures,
             "skipped": review.skipped,

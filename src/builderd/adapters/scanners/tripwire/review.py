@@ -213,14 +213,3 @@ def reported(review: Review) -> Iterator[dict[str, Any]]:
 def visible(text: str) -> str:
     """Replace unprintable and bidirectional control characters by their code point."""
     return "".join(char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in text)
-
-
-def listed(refers: References) -> dict[str, Any]:
-    """Return what a file refers to, of JSON alone."""
-    return {
-        "modules": refers.modules,
-        "scripts": refers.scripts,
-        "paths": refers.paths,
-        "folders": refers.folders,
-        "anything": refers.anything,
-    }

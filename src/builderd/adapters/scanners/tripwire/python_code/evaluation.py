@@ -6,10 +6,11 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import folding, places
+from . import places
 from .program import DEFAULT, Program, Scope, read_program
 from .values import (
     MAX_NAMES,
+    MAX_SHIFT,
     NOTHING,
     UNKNOWN,
     Constant,
@@ -17,8 +18,10 @@ from .values import (
     added,
     carried,
     constant,
+    item_at,
     joined,
     merge,
+    operate,
     tainted,
 )
 
@@ -31,14 +34,6 @@ MAX_NAME = 100
 REFERENCES = ("file:", "class:", "opened:")
 PREFIXES = ("builtins.", "__builtins__.", "globalThis.", "window.", "global.")
 NAMESPACES = ("globals()", "locals()", "vars()", "__builtins__", "builtins")
-IMPORTS = (
-    "__import__",
-    "importlib.import_module",
-    "importlib.__import__",
-    "require",
-    "process.mainModule.require",
-    "createRequire()",
-)
 PASSED = (*places.SAME, "util.promisify", "functools.partial", "path.toNamespacedPath")
 
 
@@ -134,7 +129,7 @@ class Evaluation:
             elif len(one) < MAX_NAME and not one.startswith(REFERENCES):
                 names.append(normal(f"{one}.{name}"))
         method = self._program.methods.get(name)
-        functions = (method,) if method is not None and name not in _COMMON else ()
+        functions = (method,) if method is not None and name not in places.COMMON_METHODS else ()
         kinds = carried(owner, places.ENVIRONMENT)
         if any(one in places.ENVIRONMENTS for one in names):
             kinds = merge(kinds, tainted(places.ENVIRONMENT, scope.path, node.lineno))
@@ -158,18 +153,18 @@ class Evaluation:
         found: list[Constant] = []
         for const in owner.consts:
             if isinstance(const, tuple | str | bytes) and key.consts:
-                found += [item for k in key.consts if (item := folding.index(const, k)) is not None]
+                found += [item for k in key.consts if (item := item_at(const, k)) is not None]
             elif isinstance(const, tuple):
                 found += const
         if not found and key.consts and isinstance(key.consts[0], str):
             found += owner.consts
         named = merge(*(self._named(scope, owner, one, key.built, node) for one in key.texts[:MAX_NAMES]))
-        items = Value(tuple(found[: folding.MAX_SHIFT]), functions=owner.functions, built=bool(found))
+        items = Value(tuple(found[:MAX_SHIFT]), functions=owner.functions, built=bool(found))
         return merge(items, named, carried(owner, places.ENVIRONMENT))
 
     def _sliced(self, scope: Scope, owner: Value, part: ast.Slice) -> Value:
         ends = [self._number(scope, one) for one in (part.lower, part.upper, part.step)]
-        found = [folding.index(one, slice(*ends)) for one in owner.consts if isinstance(one, str | bytes | tuple)]
+        found = [item_at(one, slice(*ends)) for one in owner.consts if isinstance(one, str | bytes | tuple)]
         return constant(*(one for one in found if one is not None), built=True)
 
     def _number(self, scope: Scope, node: ast.expr | None) -> int | None:
@@ -200,7 +195,7 @@ class Evaluation:
             return merge(joined([left, right], "/"), kinds)
         if isinstance(node.op, ast.Mod) and any(isinstance(one, str) for one in left.consts):
             return merge(self._formatted(scope, left, node.right, right), kinds)
-        found = [folding.operate(type(node.op), one, other) for one in left.consts for other in right.consts]
+        found = [operate(type(node.op), one, other) for one in left.consts for other in right.consts]
         return merge(constant(*(one for one in found if one is not None), built=True), kinds)
 
     def _formatted(self, scope: Scope, left: Value, node: ast.expr, right: Value) -> Value:
@@ -294,7 +289,7 @@ def _plain(value: Value) -> Value:
 
 
 def member_of(value: Value, number: int) -> Value:
-    found = [folding.index(const, number) for const in value.consts if isinstance(const, tuple)]
+    found = [item_at(const, number) for const in value.consts if isinstance(const, tuple)]
     return merge(Value(tuple(one for one in found if one is not None)), _plain(value))
 
 
@@ -303,27 +298,3 @@ def dotted(node: ast.Attribute) -> str:
     if isinstance(owner, ast.Name):
         return f"{owner.id}.{node.attr}"
     return f"{dotted(owner)}.{node.attr}" if isinstance(owner, ast.Attribute) else f".{node.attr}"
-
-
-#: Methods of so many things that a class of the bundle with one says nothing.
-_COMMON = frozenset(
-    {
-        "get",
-        "post",
-        "read",
-        "write",
-        "close",
-        "open",
-        "send",
-        "update",
-        "add",
-        "append",
-        "items",
-        "keys",
-        "values",
-        "__init__",
-        "constructor",
-        "format",
-        "join",
-    }
-)

@@ -11,9 +11,8 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
-from . import folding, places
+from . import places
 from .evaluation import (
-    IMPORTS,
     MAX_DEPTH,
     MAX_NAME,
     MAX_STEPS,
@@ -29,12 +28,15 @@ from .evaluation import (
 )
 from .program import Function, Scope
 from .values import (
+    FUNCTIONS,
     MAX_LENGTH,
     MAX_NAMES,
+    METHODS,
     NOTHING,
     UNKNOWN,
     Constant,
     Value,
+    call_folded,
     carried,
     constant,
     joined,
@@ -139,7 +141,7 @@ class Flow(Evaluation):
             if any(name in ("process.cwd", "os.getcwd", "pathlib.Path.cwd") for name in names):
                 return constant(".")
             return constant("~") if any(name in ("pathlib.Path.home", "os.homedir") for name in names) else NOTHING
-        if any(name in IMPORTS for name in names):
+        if any(name in places.IMPORTS for name in names):
             return merge(*(self._imported(scope, call, text, given[0].built) for text in given[0].texts[:MAX_NAMES]))
         if "getattr" in names and len(given) > 1:
             return merge(*(self._named(scope, given[0], text, given[1].built, call) for text in given[1].texts))
@@ -181,11 +183,11 @@ class Flow(Evaluation):
             return self._each(source, lambda item: self._applied(mapped[0].functions[0], [item]))
         if "map" in names and len(given) > 1 and "chr" in given[0].names:
             return self._each(given[1], lambda item: constant(chr(item)) if isinstance(item, int) else NOTHING)
-        functions = [folding.FUNCTIONS[name] for name in names if name in folding.FUNCTIONS]
+        functions = [FUNCTIONS[name] for name in names if name in FUNCTIONS]
         if functions:
             return _combined(functions[0], given)
-        if method in folding.METHODS and owner.consts:
-            return _combined(folding.METHODS[method], [Value(owner.consts), *given])
+        if method in METHODS and owner.consts:
+            return _combined(METHODS[method], [Value(owner.consts), *given])
         return NOTHING
 
     def _applied(self, key: int, items: Sequence[Constant]) -> Value:
@@ -273,7 +275,7 @@ def _combined(function: Callable[..., Constant], given: Sequence[Value]) -> Valu
     if not given or not all(one.consts for one in given):
         return NOTHING
     rest = [one.consts[0] for one in given[1:]]
-    found = [folding.call(function, [first, *rest]) for first in given[0].consts]
+    found = [call_folded(function, [first, *rest]) for first in given[0].consts]
     return constant(*(one for one in found if one is not None), built=True)
 
 

@@ -35,8 +35,7 @@ def follow(trees: Mapping[str, ast.Module], passes: int = PASSES) -> Flows:
     """Follow the data through all files together."""
     flow = FlowRules(trees)
     flow.run(passes)
-    hits = sorted(flow.hits())
-    return Flows(hits, sorted(flow.commands()))
+    return Flows(sorted(flow.hits()), sorted(flow.commands()))
 
 
 class FlowRules(Effects):
@@ -54,11 +53,8 @@ class FlowRules(Effects):
         for scope, call in calls:
             for rule, trace in self._judge(scope, call):
                 found.add(FlowHit(rule, scope.path, call.lineno, (*trace, (scope.path, call.lineno))))
-        found |= {
-            FlowHit(rule, path, line, ())
-            for path, called in self._lines.items()
-            for rule, line in _judge_file(path, called)
-        }
+        for path, called in self._lines.items():
+            found |= {FlowHit(rule, path, line, ()) for rule, line in _judge_file(path, called)}
         for scope, loop in self._program.whiles:
             if self._forks_without_end(scope, loop):
                 found.add(FlowHit("MAL-fork-bomb", scope.path, loop.lineno, ()))
@@ -97,21 +93,17 @@ class FlowRules(Effects):
             yield from _judge_first(call.args[0], given[0], known, method)
         if any(places.RESOLVERS.match(name) for name in names):
             yield from _judge_lookup(given[0] if given else NOTHING)
-        if _sends(names, method):
-            sent = merge(*self._sent(scope, call))
+        sends = any(places.SENDERS.match(name) or places.STREAMS.search(name) for name in names)
+        if sends or method in places.SEND_METHODS:
+            # Not the arguments by which a request is signed or its connection made.
+            keywords = [one.value for one in call.keywords if one.arg not in _OF_CONNECTION]
+            sent = merge(*(self.of(scope, one) for one in (*call.args, *keywords)))
             yield from _judge_sending(merge(sent, carried(owner)) if method in ("write", "end") else sent)
             if sent.has(places.KEY) and any(places.SENDERS.match(name) for name in names):
                 yield "RSK-key-sent", _trace(sent, places.KEY)
-        if known & places.COPIES:
-            yield from _judge_clipboard(whole)
-        if method in ("replace", "replaceAll") and len(given) > 1:
-            yield from _judge_replacing(given)
+        if _replaces_address(known, method, given):
+            yield "MAL-address-replaced", ()
         yield from self._judge_writing(scope, call, names, method, owner, given)
-
-    def _sent(self, scope: Scope, call: ast.Call) -> Iterator[Value]:
-        """Yield the arguments, without those by which a request is signed or its connection made."""
-        yield from (self.of(scope, one) for one in call.args)
-        yield from (self.of(scope, one.value) for one in call.keywords if one.arg not in _OF_CONNECTION)
 
     def names_of(self, scope: Scope, call: ast.Call) -> Iterator[str]:
         yield from (normal(name) for name in self.of(scope, call.func).names)
@@ -122,33 +114,26 @@ class FlowRules(Effects):
         code = merge(*given)
         if names & places.ONLY_TEXT and (not given or given[0].functions):
             return
-        loads = any(
-            name.endswith(("run_path", "file_location", "CDLL", "LoadLibrary", "WinDLL", "dlopen")) for name in names
-        )
-        if loads and given:
-            files = [
-                self._files.get(key, NOTHING)
-                for arg, one in zip(call.args, given, strict=False)
-                for key in self._keys(scope, arg, one)
-            ]
-            code = merge(*files)
-        rules = (
-            (places.FETCHED, "MAL-fetched-executed"),
-            (places.RECEIVED, "MAL-remote-commands"),
-            (places.DECODED, "MAL-decoded-executed"),
-            (places.DOCUMENT, "MAL-document-executed"),
-            (places.REQUEST, "RSK-request-evaluated"),
-        )
-        for kind, rule in rules:
-            # Sound apps evaluate a line of a list as an expression.
-            if code.has(kind) and not (kind == places.DOCUMENT and names == {"eval"}):
-                yield rule, _trace(code, kind)
-                return
+        loaders = ("run_path", "file_location", "CDLL", "LoadLibrary", "WinDLL", "dlopen")
+        if given and any(name.endswith(loaders) for name in names):
+            keys = [key for arg, one in zip(call.args, given, strict=False) for key in self._keys(scope, arg, one)]
+            code = merge(*(self._files.get(key, NOTHING) for key in keys))
+        rules = {
+            places.FETCHED: "MAL-fetched-executed",
+            places.RECEIVED: "MAL-remote-commands",
+            places.DECODED: "MAL-decoded-executed",
+            places.DOCUMENT: "MAL-document-executed",
+            places.REQUEST: "RSK-request-evaluated",
+        }
+        if names == {"eval"}:
+            del rules[places.DOCUMENT]  # sound apps evaluate a line of a list as an expression
+        yield from _first_of(code, rules)
 
     def _judge_process(self, scope: Scope, call: ast.Call, given: Sequence[Value]) -> Iterator[tuple[str, Trace]]:
         first = given[0]
         commands = [*commands_of(first), *_spelled(first, given)]
-        yield from _judge_program(self._program_of(scope, call, first))
+        rules = {places.FETCHED: "MAL-fetched-executed", places.DECODED: "MAL-decoded-executed"}
+        yield from _first_of(self._program_of(scope, call, first), rules)
         for key in list(self._files):
             named = len(key) > 3 or key.endswith("/")
             if named and self._files[key].has(places.FETCHED) and any(_runs(key, text) for text in commands):
@@ -181,7 +166,8 @@ class FlowRules(Effects):
         handed = any(getattr(getattr(one, "func", None), "attr", "") == "fileno" for one in piped)
         if handed and opens_socket and ".connect" in called:
             yield "MAL-reverse-shell", ()
-        if not (names & places.SHELLS or _names_shell(call) or _starts_interpreter(words)):
+        names_shell = any(one.arg == "shell" and getattr(one.value, "value", True) for one in call.keywords)
+        if not (names & places.SHELLS or names_shell or _starts_interpreter(words)):
             return
         fetched = "RSK-fetched-in-command" if isinstance(command, ast.JoinedStr | ast.BinOp) else "MAL-fetched-executed"
         rules = (
@@ -233,20 +219,8 @@ class FlowRules(Effects):
             yield "MAL-destroys", _trace(path, places.LISTED_PATH)
         if "shutil.rmtree" in names and given and "/" in given[0].texts:
             yield "MAL-destroys", ()
-        removes = set(names) & {
-            "os.remove",
-            "os.unlink",
-            "shutil.rmtree",
-            "fs.rmSync",
-            "fs.unlinkSync",
-            "fs.rm",
-            "rimraf",
-        }
-        if (
-            removes
-            and given
-            and (given[0].has(places.HOME_PATH) or any(places.WIDE.match(text) for text in given[0].texts))
-        ):
+        wide = given and (given[0].has(places.HOME_PATH) or any(places.WIDE.match(text) for text in given[0].texts))
+        if wide and set(names) & places.REMOVERS:
             yield "MAL-destroys", _trace(given[0], places.HOME_PATH)
 
     def _target(self, names: Sequence[str], method: str, owner: Value, given: Sequence[Value]) -> tuple[Value, Value]:
@@ -297,10 +271,6 @@ def _judge_first(node: ast.expr, first: Value, names: set[str], method: str) -> 
         yield "INJ-path", _trace(first, places.REQUEST)
 
 
-def _names_shell(call: ast.Call) -> bool:
-    return any(one.arg == "shell" and getattr(one.value, "value", True) for one in call.keywords)
-
-
 def _starts_interpreter(words: Sequence[ast.expr]) -> bool:
     first = words[0] if words else None
     if isinstance(first, ast.Attribute):
@@ -322,14 +292,6 @@ def _is_built(node: ast.expr) -> bool:
     return False
 
 
-def _judge_program(program: Value) -> Iterator[tuple[str, Trace]]:
-    """Judge what the file holds that is started."""
-    for kind, rule in ((places.FETCHED, "MAL-fetched-executed"), (places.DECODED, "MAL-decoded-executed")):
-        if program.has(kind):
-            yield rule, _trace(program, kind)
-            return
-
-
 def _judge_command(text: str, command: Value, whole: Value) -> Iterator[tuple[str, Trace]]:
     if _sends_file(text):
         yield "MAL-secrets-sent", ()
@@ -342,18 +304,15 @@ def _judge_command(text: str, command: Value, whole: Value) -> Iterator[tuple[st
 
 
 def _judge_sending(data: Value) -> Iterator[tuple[str, Trace]]:
-    rules = (
-        (places.SECRET, "MAL-secrets-sent"),
-        (places.ENVIRONMENT, "MAL-environment-sent"),
-        (places.INPUT, "MAL-input-sent"),
-        (places.CLIPBOARD, "MAL-input-sent"),
-    )
-    for kind, rule in rules:
-        if data.has(kind):
-            yield rule, _trace(data, kind)
-            return
+    rules = {
+        places.SECRET: "MAL-secrets-sent",
+        places.ENVIRONMENT: "MAL-environment-sent",
+        places.INPUT: "MAL-input-sent",
+        places.CLIPBOARD: "MAL-input-sent",
+    }
     if data.has(places.USER) and data.has(places.HOST):
-        yield "RSK-host-sent", _trace(data, places.USER)
+        rules[places.USER] = "RSK-host-sent"
+    yield from _first_of(data, rules)
 
 
 def _judge_lookup(name: Value) -> Iterator[tuple[str, Trace]]:
@@ -362,23 +321,6 @@ def _judge_lookup(name: Value) -> Iterator[tuple[str, Trace]]:
     kinds = (*_OUT, places.USER, places.HOST, places.CLIPBOARD)
     if composed and name.has(*kinds):
         yield "MAL-data-in-dns", _trace(name, *kinds)
-
-
-def _judge_clipboard(copied: Value) -> Iterator[tuple[str, Trace]]:
-    if any(places.ADDRESS.match(text) for text in copied.texts):
-        yield "MAL-address-replaced", ()
-
-
-def _judge_replacing(given: Sequence[Value]) -> Iterator[tuple[str, Trace]]:
-    looked_for = any(places.WALLET.search(text) for text in given[0].texts)
-    if looked_for and any(places.ADDRESS.match(text) for text in given[1].texts):
-        yield "MAL-address-replaced", ()
-
-
-def _sends(names: Iterable[str], method: str) -> bool:
-    if method in places.SEND_METHODS:
-        return True
-    return any(places.SENDERS.match(name) or places.STREAMS.search(name) for name in names)
 
 
 def _sends_file(command: str) -> bool:
@@ -417,22 +359,22 @@ def _runs(file: str, command: str) -> bool:
 
 
 def _is_interpreter(text: str) -> bool:
-    return text.rpartition("/")[2].rstrip("0123456789.") in (
-        "sh",
-        "bash",
-        "zsh",
-        "dash",
-        "python",
-        "node",
-        "perl",
-        "ruby",
-        "chmod",
-        "sudo",
-        "nohup",
-        "powershell",
-        "cmd",
-        "wine",
-    )
+    return text.rpartition("/")[2].rstrip("0123456789.") in places.INTERPRETER_NAMES
+
+
+def _replaces_address(names: set[str], method: str, given: Sequence[Value]) -> bool:
+    """Return True if a wallet's address is copied, or put in place of what looks like one."""
+    written = merge(*given).texts if names & places.COPIES else ()
+    if method in ("replace", "replaceAll") and len(given) > 1:
+        written += given[1].texts if any(places.WALLET.search(text) for text in given[0].texts) else ()
+    return any(places.ADDRESS.match(text) for text in written)
+
+
+def _first_of(value: Value, rules: Mapping[str, str]) -> Iterator[tuple[str, Trace]]:
+    """Yield the rule of the first kind that the value has."""
+    found = next((kind for kind in rules if value.has(kind)), None)
+    if found is not None:
+        yield rules[found], _trace(value, found)
 
 
 def _trace(value: Value, *kinds: str) -> Trace:

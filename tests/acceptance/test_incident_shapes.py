@@ -68,7 +68,6 @@ def rules_of_scripts(files: Files, trees: Mapping[str, dict[str, object]]) -> se
     found = {hit.rule for hit in hits}
     for text in map(str, files.values()):
         found |= {match.rule for match in patterns.matches(Kind.JAVASCRIPT, text)}
-        found |= {match.rule for match in patterns.named_values(text)}
     return {rule for rule in found if rule.startswith(("MAL-", "RSK-"))}
 
 

@@ -22,22 +22,10 @@ Network = IPv4Network | IPv6Network
 NON_PUBLIC = tuple(
     IPv4Network(network)
     for network in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",  # also the metadata of clouds, 169.254.169.254
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",
-        "192.88.99.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/3",
-        "168.63.129.16/32",  # a cloud's own service at an address that looks public
-        "100.100.100.200/32",
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        *("169.254.0.0/16", "224.0.0.0/3"),  # the first has the metadata of clouds too, 169.254.169.254
+        *("168.63.129.16/32", "100.100.100.200/32"),  # a cloud's own service at an address that looks public
     )
 )
 #: Networks for documentation (RFC 5737): nothing on the internet or nearby has these addresses. Webhooks refuse them as
@@ -47,14 +35,8 @@ DOCUMENTATION = tuple(IPv4Network(network) for network in ("192.0.2.0/24", "198.
 NOT_FOR_SANDBOXES = tuple(network for network in NON_PUBLIC if network not in DOCUMENTATION)
 #: Global unicast (RFC 4291); all other IPv6 addresses are non-public or unassigned.
 _GLOBAL = IPv6Network("2000::/3")
-_NEAR_6 = tuple(
-    IPv6Network(network)
-    for network in (
-        "2001::/23",  # protocols of the IETF, Teredo among them
-        "2001:db8::/32",
-        "3fff::/20",
-    )
-)
+#: The first has protocols of the IETF, Teredo among them.
+_NEAR_6 = tuple(IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "3fff::/20"))
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _6TO4 = IPv6Network("2002::/16")

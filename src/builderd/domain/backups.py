@@ -36,17 +36,8 @@ KEEP_ASKED = timedelta(days=7)
 SPARSE_FACTOR = 8
 #: External causes: errors that are reported unchanged. All others become ``BackupFailed``.
 EXTERNAL_CAUSES: dict[str, type[BuilderdError]] = {
-    error.code: error
-    for error in (
-        NotFound,
-        NameTaken,
-        InvalidState,
-        QuotaExceeded,
-        NoCapacity,
-        EngineUnavailable,
-        MachineFault,
-        StoreUnavailable,
-    )
+    **{error.code: error for error in (NotFound, NameTaken, InvalidState, QuotaExceeded, NoCapacity)},
+    **{error.code: error for error in (EngineUnavailable, MachineFault, StoreUnavailable)},
 }
 
 
@@ -245,37 +236,19 @@ def surplus(backups: Iterable[Backup], retention: Retention, now: datetime) -> S
     """Return the finished backups of one builder that no rule keeps; the newest one is always kept."""
     done = sorted((b for b in backups if b.status is BackupStatus.DONE), key=lambda b: b.created_at, reverse=True)
     kept = {b.id for b in done[:1]}
-    kept |= {b.id for b in done if _is_requested(b) and b.created_at > now - KEEP_ASKED}
-    for count, span in (
-        (retention.hourly, _hour),
-        (retention.daily, _day),
-        (retention.weekly, _week),
-    ):
-        kept |= _newest_of_each(done, count, span)
+    asked = (BackupKind.REQUESTED, BackupKind.BEFORE_RESTORE)
+    kept |= {b.id for b in done if b.kind in asked and b.created_at > now - KEEP_ASKED}
+    spans: tuple[tuple[int, Callable[[datetime], object]], ...] = (
+        (retention.hourly, lambda at: (at.date(), at.hour)),
+        (retention.daily, lambda at: at.date()),
+        (retention.weekly, lambda at: at.isocalendar()[:2]),
+    )
+    for count, span in spans:
+        newest: dict[object, BackupId] = {}
+        for backup in done:
+            newest.setdefault(span(backup.created_at), backup.id)
+        kept |= set(list(newest.values())[:count])
     return [b for b in done if b.id not in kept and b.expires_at is None]
-
-
-def _is_requested(backup: Backup) -> bool:
-    return backup.kind in (BackupKind.REQUESTED, BackupKind.BEFORE_RESTORE)
-
-
-def _newest_of_each(done: Sequence[Backup], count: int, span: Callable[[datetime], object]) -> set[BackupId]:
-    newest: dict[object, BackupId] = {}
-    for backup in done:
-        newest.setdefault(span(backup.created_at), backup.id)
-    return set(list(newest.values())[:count])
-
-
-def _hour(at: datetime) -> object:
-    return at.year, at.month, at.day, at.hour
-
-
-def _day(at: datetime) -> object:
-    return at.year, at.month, at.day
-
-
-def _week(at: datetime) -> object:
-    return at.isocalendar()[:2]
 
 
 def due_at(interval_hours: int, newest: Backup | None, failures: int, since: datetime) -> datetime:

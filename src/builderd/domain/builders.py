@@ -293,16 +293,16 @@ def idle_since(builder: Builder, leases: Sequence[Lease]) -> datetime:
 
 def stop_reason(builder: Builder) -> str:
     """Reason of a stop: ``idle for 15 minutes``."""
-    return f"idle for {_counted(builder.auto_stop_interval, 'minute')}"
+    return _idle_for(builder.auto_stop_interval, "minute")
 
 
 def freeze_reason(freeze_after: timedelta) -> str:
     """Reason of a freeze: ``idle for 60 seconds``."""
-    return f"idle for {_counted(freeze_after.total_seconds(), 'second')}"
+    return _idle_for(freeze_after.total_seconds(), "second")
 
 
-def _counted(number: float, unit: str) -> str:
-    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+def _idle_for(number: float, unit: str) -> str:
+    return f"idle for {number:g} {unit}{'' if number == 1 else 's'}"
 
 
 #: An always_on app with this many crashes within the window is given up.
@@ -331,11 +331,8 @@ def delay_before_restart(ends: Sequence[Sandbox], now: datetime) -> timedelta:
 
 def is_crash(sandbox: Sandbox) -> bool:
     """Return True if the app ended by itself. An unknown end counts, so that no app restarts for ever."""
-    return sandbox.end is not None and sandbox.end.cause in (
-        EndCause.EXITED,
-        EndCause.OUT_OF_MEMORY,
-        EndCause.UNKNOWN,
-    )
+    causes = (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.UNKNOWN)
+    return sandbox.end is not None and sandbox.end.cause in causes
 
 
 def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:

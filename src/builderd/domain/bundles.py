@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Protocol
 
 from builderd.domain.errors import TooLarge, ValidationFailed
@@ -24,8 +24,6 @@ MAX_SEGMENT_BYTES = 255
 MAX_FILES = 2_000
 #: Of all files of one request together, as they are stored.
 MAX_CONTENT_BYTES = 20_000_000
-
-
 #: Of a tar: a block, the end, and the headers of a file with a long path (``tarfile.PAX_FORMAT``).
 _TAR_BLOCK, _TAR_END, _TAR_HEADERS = 512, 10_240, 2_048
 _CHUNK_BYTES = 1 << 20
@@ -122,20 +120,16 @@ class Bundle:
 
 def folder_of(bundle: Bundle, root: str) -> Bundle:
     """Return the files below the folder ``root``, as they lie there, under the bundle's own hash; "": all of them."""
+    if not root:
+        return bundle
     above = f"{root}/"
-    return (
-        Bundle(
-            bundle.hash,
-            tuple(replace(file, path=file.path[len(above) :]) for file in bundle.files if file.path.startswith(above)),
-        )
-        if root
-        else bundle
-    )
+    below = (replace(file, path=file.path[len(above) :]) for file in bundle.files if file.path.startswith(above))
+    return Bundle(bundle.hash, tuple(below))
 
 
-def root_error(root: str) -> str | None:
-    """Return the reason to reject the folder of an app within its code, or None; "": the code's own folder."""
-    return path_error(root) if root else None
+def optional_path_error(path: str) -> str | None:
+    """Return the reason to reject a path of the code that may be left empty, or None."""
+    return path_error(path) if path else None
 
 
 def make_bundle(files: Iterable[BundleFile]) -> Bundle:
@@ -243,11 +237,7 @@ def path_error(path: str) -> str | None:
         return "must be relative: leave out the leading /"
     if len(encoded) > MAX_PATH_BYTES:
         return f"must be at most {MAX_PATH_BYTES} bytes long"
-    return _segment_error(path.split("/"))
-
-
-def _segment_error(segments: list[str]) -> str | None:
-    for segment in segments:
+    for segment in path.split("/"):
         if segment == "..":
             return "must not contain .."
         if segment in ("", "."):
@@ -339,7 +329,11 @@ class ArchiveIndex:
         if kind not in (EntryKind.FILE, EntryKind.FOLDER):
             raise ArchiveRejected(entry, f"is {kind.value}")
         is_file = kind is EntryKind.FILE
-        self._claim(entry, path, is_file)
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            self._note(entry, "/".join(parts[:depth]), is_file=False)
+        if self._note(entry, path, is_file) and is_file:
+            raise ArchiveRejected(entry, "is there twice")
         if is_file:
             self._count(entry, size)
             self.files[entry] = path
@@ -354,16 +348,11 @@ class ArchiveIndex:
                 entry, f"is one too many: all names have over {MAX_NAMES_BYTES} bytes", too_large=True
             )
 
-    def _claim(self, entry: str, path: str, is_file: bool) -> None:
-        """Reject names that some file system treats as equal, and a file that is also a folder."""
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            self._note(entry, "/".join(parts[:depth]), is_file=False)
-        if self._note(entry, path, is_file) and is_file:
-            raise ArchiveRejected(entry, "is there twice")
-
     def _note(self, entry: str, written: str, is_file: bool) -> bool:
-        """Record a path; return True if it was there already."""
+        """Record a path; return True if it was there already.
+
+        Raises ``ArchiveRejected`` for one that some file system treats as equal, and for a file that is also a folder.
+        """
         folded = _folded(written)
         known = self._seen.get(folded)
         if known is None:
@@ -419,7 +408,7 @@ def name_error(path: str) -> str | None:
 
 
 def check_added(before: Bundle, files: Sequence[BundleFile]) -> None:
-    """Hold the rules of an archive's names for the paths of ``files`` that ``before`` does not have.
+    """Apply the rules of an archive's names to the paths of ``files`` that ``before`` does not have.
 
     Code that came as JSON may have names which an archive may not: they stay. Raises ``ValidationFailed``, and
     ``TooLarge`` when all names together are too long.
@@ -438,20 +427,16 @@ def check_added(before: Bundle, files: Sequence[BundleFile]) -> None:
 
 
 def _twins(paths: Iterable[str], added: Collection[str]) -> Mapping[str, str]:
-    """Return added path → reason for those of which a part differs from another path only in case or coding.
-
-    Sorted, all paths below one folder, however it is written, follow each other: neighbours alone are compared.
-    """
-    ordered = sorted((_folded(path).replace("/", "\0"), path) for path in paths)
+    """Return added path → reason for those of which a part differs from another path only in case or coding."""
+    written: dict[str, str] = {}
     errors = {}
-    for (one_folded, one), (other_folded, other) in pairwise(ordered):
-        path, neighbour = (other, one) if other in added else (one, other)
-        if path not in added:
-            continue
-        folded = zip(one_folded.split("\0"), other_folded.split("\0"), strict=False)
-        shared = sum(1 for _ in takewhile(lambda parts: parts[0] == parts[1], folded))
-        if path.split("/")[:shared] != neighbour.split("/")[:shared]:
-            errors[path] = f"differs from {quote_entry(neighbour)} only in the case or the coding of its letters"
+    for path in sorted(paths, key=lambda path: path in added):
+        parts = path.split("/")
+        for depth in range(1, len(parts) + 1):
+            part = "/".join(parts[:depth])
+            other = written.setdefault(_folded(part), part)
+            if other != part and path in added:
+                errors[path] = f"differs from {quote_entry(other)} only in the case or the coding of its letters"
     return errors
 
 

@@ -26,7 +26,7 @@ WORK_LEASE = timedelta(minutes=10)
 WARNING_DAYS = (20, 10, 5)
 #: Part of a certificate's life after which it is renewed, where the authority does not say when (ARI).
 RENEWAL_PART = 2 / 3
-#: How often the authority is asked for its wish. No certificate is renewed sooner after its issue, whatever the wish.
+#: How often the authority is asked when to renew. No certificate is renewed sooner after its issue.
 ARI_INTERVAL = timedelta(days=1)
 TXT_LABEL = "_builderd"
 _ORIGIN = "https://"
@@ -143,8 +143,8 @@ class WildcardCertificate:
         self, reason: str, now: datetime, *, most: timedelta, wait: timedelta | None = None
     ) -> WildcardCertificate:
         """Return it after a failure; the present certificate stays. The pause is at most ``most``, but no less than
-        the authority's own wish (``wait``)."""
-        pause = max(min(FIRST_PAUSE * (1 << min(self.failures, 20)), most), wait or timedelta(0))
+        the time that the authority asks for (``wait``)."""
+        pause = max(_pause(self, most), wait or timedelta(0))
         return replace(self, failures=self.failures + 1, reason=reason, next_try_at=now + pause)
 
     def may_be_asked_again(self, now: datetime) -> bool:
@@ -153,10 +153,7 @@ class WildcardCertificate:
 
     def warning(self, now: datetime) -> int | None:
         """Return the entry of ``WARNING_DAYS`` that is reached by a certificate that could not be renewed, or None."""
-        if self.expires_at is None or not self.failures:
-            return None
-        left = self.expires_at - now
-        return min((days for days in WARNING_DAYS if left <= timedelta(days=days)), default=None)
+        return _reached_warning(self, now)
 
     @property
     def label(self) -> str:
@@ -239,7 +236,7 @@ def check_failed(domain: Domain, reason: str, now: datetime) -> Domain:
 
 
 def order_failed(domain: Domain, reason: str, now: datetime, wait: timedelta | None = None) -> Domain:
-    """Return the domain after a failed order. ``wait``: the authority's own wish, before which nothing is ordered."""
+    """Return the domain after a failed order. ``wait``: the authority wants no order before it."""
     pause = max(_pause(domain, LAST_ORDER_PAUSE), wait or timedelta(0))
     return replace(_failed(domain, reason, now, pause), not_before=now + wait if wait else None)
 
@@ -247,11 +244,11 @@ def order_failed(domain: Domain, reason: str, now: datetime, wait: timedelta | N
 def _failed(domain: Domain, reason: str, now: datetime, pause: timedelta) -> Domain:
     serves = domain.expires_at is not None and domain.expires_at > now and domain.is_held
     status = DomainStatus.ACTIVE if serves else DomainStatus.FAILED
-    told = f"its certificate was not renewed: {reason}" if serves else reason
-    return replace(domain, status=status, reason=told, failures=domain.failures + 1, next_try_at=now + pause)
+    reason = f"its certificate was not renewed: {reason}" if serves else reason
+    return replace(domain, status=status, reason=reason, failures=domain.failures + 1, next_try_at=now + pause)
 
 
-def _pause(domain: Domain, most: timedelta) -> timedelta:
+def _pause(domain: Domain | WildcardCertificate, most: timedelta) -> timedelta:
     return min(FIRST_PAUSE * (1 << min(domain.failures, 20)), most)
 
 
@@ -300,21 +297,24 @@ def order_time(domain: Domain) -> datetime | None:
     return max(due, domain.not_before) if domain.not_before else due
 
 
-def renewal_time(begin: datetime, end: datetime, wish: datetime | None) -> datetime:
-    """Return when to renew: at the authority's wish, else after two thirds of the certificate's life."""
-    if wish is None or wish >= end:
+def renewal_time(begin: datetime, end: datetime, requested: datetime | None) -> datetime:
+    """Return when to renew: when the authority requests it, else after two thirds of the certificate's life."""
+    if requested is None or requested >= end:
         return begin + (end - begin) * RENEWAL_PART
-    return max(wish, begin + ARI_INTERVAL)
+    return max(requested, begin + ARI_INTERVAL)
 
 
 def warning(domain: Domain, now: datetime) -> int | None:
     """Return the entry of ``WARNING_DAYS`` that is reached and has no event yet, or None."""
-    if domain.expires_at is None or not domain.failures:
-        return None
-    left = domain.expires_at - now
-    reached = [days for days in WARNING_DAYS if left <= timedelta(days=days)]
-    due = min(reached, default=None)
+    due = _reached_warning(domain, now)
     return due if due is not None and (domain.warned_days is None or due < domain.warned_days) else None
+
+
+def _reached_warning(found: Domain | WildcardCertificate, now: datetime) -> int | None:
+    if found.expires_at is None or not found.failures:
+        return None
+    left = found.expires_at - now
+    return min((days for days in WARNING_DAYS if left <= timedelta(days=days)), default=None)
 
 
 # Ownership

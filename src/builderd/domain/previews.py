@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Protocol
+from typing import NamedTuple
 
-from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import BuilderId, TenantId, TokenId, is_id, secret_hash
 
 #: A DNS label has 63 bytes at most (RFC 1035): 54 of the name, a hyphen, 8 of the id.
@@ -22,8 +22,6 @@ ID_PART = 8
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
 #: In place of a preview's host: the service's own API and pages. No preview has it, since previews have a dot.
 API = "api"
 
@@ -94,16 +92,16 @@ class Route:
         if self.h2c and self.destination is None:
             raise ValueError("a route without a destination has no protocol")
         if self.destination is not None:
-            _check_address(self.destination)
+            ipaddress.ip_address(self.destination.ip)
+            _check_port(self.destination.port)
         if self.token_hash is not None and self.owner_hash is not None:
             raise ValueError("the owner of a private preview is known by its token_hash")
         for digest in (self.token_hash, self.owner_hash):
             if digest is not None and not _SHA256.fullmatch(digest):
                 raise ValueError("a token's hash is 64 lower-case hex characters")
-        if self.builder_id is not None and not is_id(self.builder_id):
-            raise ValueError(f"not a builder's id: {self.builder_id!r}")
-        if self.tenant_id is not None and not is_id(self.tenant_id):
-            raise ValueError(f"not a tenant's id: {self.tenant_id!r}")
+        for id_ in (self.builder_id, self.tenant_id):
+            if id_ is not None and not is_id(id_):
+                raise ValueError(f"not an id: {id_!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +140,8 @@ class PreviewLink:
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.token_hash) or not _HOST.fullmatch(self.host):
             raise ValueError(f"not a link: {self.token_hash!r} {self.host!r}")
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise ValueError(f"not a port: {self.port}")
+        if self.port is not None:
+            _check_port(self.port)
 
     @property
     def entry(self) -> str:
@@ -162,11 +160,9 @@ def fingerprint(certificate: str) -> str:
     return sha256(certificate.encode()).hexdigest()
 
 
-def _check_address(address: Address) -> None:
-    """Raise ``ValueError`` for an address that cannot be dialled."""
-    ipaddress.ip_address(address.ip)
-    if not 1 <= address.port <= 65535:
-        raise ValueError(f"not a port: {address.port}")
+def _check_port(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ValueError(f"not a port: {port}")
 
 
 #: Upper bounds, in ms, of the classes of response time; the last class, ``slower``, has none.
@@ -258,72 +254,41 @@ class Link:
 
 
 #: States of the route of a builder that is stopped or has ended: a route in another one is opened or closed soon.
-RESTING_STATES = frozenset(
-    (
-        RouteState.STOPPED,
-        RouteState.FAILED,
-        RouteState.ASLEEP,
-        RouteState.CAPPED,
-        RouteState.JOB,
-        RouteState.WORKER,
-    )
-)
+RESTING_STATES = frozenset(RouteState) - {RouteState.OPEN, RouteState.STARTING, RouteState.PAUSED}
 
 
-class Routed(Protocol):
+class RoutedBuilder(NamedTuple):
     """Fields of a builder that its route follows from."""
 
-    @property
-    def id(self) -> BuilderId: ...
-    @property
-    def tenant_id(self) -> TenantId: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def service_token(self) -> str: ...
-    @property
-    def job_type(self) -> JobType: ...
-    @property
-    def visibility(self) -> Visibility: ...
-    @property
-    def desired(self) -> Desired: ...
-    @property
-    def status(self) -> Status: ...
-    @property
-    def stop_kind(self) -> StopKind | None: ...
-    @property
-    def handover(self) -> Handover | None: ...
+    id: BuilderId
+    tenant_id: TenantId
+    host: str
+    service_token: str
+    job_type: JobType
+    visibility: Visibility
+    desired: Desired
+    status: Status
+    stop_kind: StopKind | None
+    handover: Handover | None
 
 
-def closed_route(builder: Routed) -> Route:
+def closed_route(builder: Builder | RoutedBuilder) -> Route:
     """Return the route of a builder without a reachable app."""
-    return make_route(builder, _closed_state(builder))
-
-
-def _closed_state(builder: Routed) -> RouteState:
-    if builder.job_type is JobType.ONE_TIME:
-        return RouteState.JOB
-    if builder.job_type is JobType.WORKER:
-        return RouteState.WORKER
+    if builder.job_type in (JobType.ONE_TIME, JobType.WORKER):
+        return make_route(builder, RouteState.JOB if builder.job_type is JobType.ONE_TIME else RouteState.WORKER)
     if builder.desired is Desired.RUNNING:
-        waits = builder.stop_kind is StopKind.IDLE or _is_handing_over(builder)
-        return RouteState.PAUSED if waits else RouteState.STARTING
+        is_handing_over = builder.handover is not None and builder.status is Status.RUNNING
+        waits = builder.stop_kind is StopKind.IDLE or is_handing_over
+        return make_route(builder, RouteState.PAUSED if waits else RouteState.STARTING)
     if builder.status is Status.FAILED:
-        return RouteState.FAILED
-    match builder.stop_kind:
-        case StopKind.IDLE:
-            return RouteState.ASLEEP
-        case StopKind.CAP:
-            return RouteState.CAPPED
-    return RouteState.STOPPED
+        return make_route(builder, RouteState.FAILED)
+    states = {StopKind.IDLE: RouteState.ASLEEP, StopKind.CAP: RouteState.CAPPED}
+    return make_route(builder, states.get(builder.stop_kind or StopKind.PERSON, RouteState.STOPPED))
 
 
-def _is_handing_over(builder: Routed) -> bool:
-    """Return True while a version that serves is being replaced."""
-    return builder.handover is not None and builder.status is Status.RUNNING
-
-
-def make_route(builder: Routed, state: RouteState, destination: Address | None = None, *, h2c: bool = False) -> Route:
+def make_route(
+    builder: Builder | RoutedBuilder, state: RouteState, destination: Address | None = None, *, h2c: bool = False
+) -> Route:
     token = secret_hash(builder.service_token)
     private = builder.visibility is Visibility.PRIVATE
     return Route(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
-from builderd.domain.bundles import Bundle, path_error
+from builderd.domain.bundles import Bundle
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import BuilderId
 from builderd.domain.resources import Resources
@@ -227,11 +227,6 @@ class EnvFile:
     ignored: list[str] = field(default_factory=list)
 
 
-def env_file_error(path: str) -> str | None:
-    """Return the reason to reject the path of such a file, or None; the empty path is no file."""
-    return path_error(path) if path else None
-
-
 def read_env_file(bundle: Bundle, path: str) -> Mapping[str, str]:
     """Return the variables of the bundle's file; none for an empty path.
 
@@ -275,7 +270,7 @@ def _take(text: str, start: int, line: int, found: EnvFile) -> int:
     """Take the line that begins at ``start`` (with quotes, more than one), and return where the next begins."""
     if (blank := _END.match(text, start)) is not None:
         return blank.end()
-    next_line = _next_line(text, start)
+    next_line = text.find("\n", start) + 1 or len(text)
     match = _NAME.match(text, start, next_line)
     if match is None or not ENV_NAME.fullmatch(match["name"]):
         why = "must be NAME=VALUE" + (BAD_NAME if match is not None else "")
@@ -310,8 +305,3 @@ def _unquoted(quoted: re.Match[str]) -> str:
     if quoted["plain"] is not None:
         return quoted["plain"]
     return _ESCAPE.sub(lambda one: _ESCAPED.get(one[1], one[1] if one[1] in '"\\$' else one[0]), quoted["escaped"])
-
-
-def _next_line(text: str, start: int) -> int:
-    end = text.find("\n", start)
-    return len(text) if end < 0 else end + 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from builderd.domain.previews import Route, closed_route
+from builderd.domain.previews import Route, RoutedBuilder, closed_route
 from builderd.store import Store, UnitOfWork
-from builderd.store.builders import RoutedBuilder
 
 #: Builders that are read by one transaction.
 PAGE = 2_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -31,9 +31,10 @@ from sqlalchemy import (
     update,
 )
 
-from builderd.domain.builders import Builder, Candidate, Cause, Desired, Handover, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
+from builderd.domain.previews import RoutedBuilder
 from builderd.domain.resources import Allocation
 from builderd.domain.versions import VersionStatus
 from builderd.store.backups import CHECK_AT_AFTER_SAVE
@@ -58,21 +59,6 @@ class BuilderQuery:
     sort: str = "-created_at"
     page: int = 1
     per_page: int = 25
-
-
-class RoutedBuilder(NamedTuple):
-    """Fields of a builder that its route follows from, as ``domain.previews.Routed`` names them."""
-
-    id: BuilderId
-    tenant_id: TenantId
-    host: str
-    service_token: str
-    job_type: JobType
-    visibility: Visibility
-    desired: Desired
-    status: Status
-    stop_kind: StopKind | None
-    handover: Handover | None
 
 
 _kept = builders.c.status != Status.DELETED

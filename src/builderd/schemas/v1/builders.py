@@ -21,7 +21,7 @@ from pydantic.config import JsonDict
 
 from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_error
-from builderd.domain.bundles import MAX_PATH_BYTES, root_error
+from builderd.domain.bundles import MAX_PATH_BYTES, optional_path_error
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
 from builderd.domain.credentials import name_error as credential_error
 from builderd.domain.entrypoints import PROCFILE
@@ -34,7 +34,6 @@ from builderd.domain.versions import (
     Protocol,
     entrypoint_error,
     env_error,
-    env_file_error,
     env_size_error,
     stage_command_error,
 )
@@ -117,7 +116,7 @@ Env = Annotated[
     ),
 ]
 
-EnvFile = Annotated[str, checked_by(env_file_error), Field(json_schema_extra={"maxLength": MAX_PATH_BYTES})]
+EnvFile = Annotated[str, checked_by(optional_path_error), Field(json_schema_extra={"maxLength": MAX_PATH_BYTES})]
 
 Name = Annotated[str, checked_by(name_error), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 
@@ -133,7 +132,7 @@ Command = Annotated[str, checked_by(stage_command_error), Field(json_schema_extr
 Root = Annotated[
     str,
     AfterValidator(lambda root: root.rstrip("/") or root),
-    checked_by(root_error),
+    checked_by(optional_path_error),
     Field(json_schema_extra={"maxLength": MAX_PATH_BYTES}),
 ]
 

@@ -193,8 +193,6 @@ class Analyser:
             review.references[source.path] = javascript.references(text, basenames)
             for match in patterns.matches(Kind(source.kind), text):
                 review.add(match.rule, source.path, match.line)
-            for match in patterns.named_values(text) if source.kind == Kind.JAVASCRIPT else ():
-                review.add(match.rule, source.path, match.line)
 
     # Any file
 

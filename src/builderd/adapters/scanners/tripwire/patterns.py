@@ -14,8 +14,6 @@ from builderd.domain.sources import Kind
 #: write such a line too, a rule that blocks elsewhere holds there.
 MINIFIED = 1_000
 MINIFIED_RULE = "RSK-minified"
-#: Shorter names in such a line are a minifier's, and stand for something else in each function.
-MIN_NAME = 3
 #: Strings are first looked through together, so many characters at a time.
 PORTION = 64_000
 #: A line that is nothing but a comment.
@@ -183,29 +181,6 @@ PATTERNS = (
     _pattern("RSK-request-in-shell", rf"\bexec(?:Sync)?\s*\([^;\n]{{0,160}}{_REQUEST_JS}", *_SCRIPTS),
 )
 
-GETS = re2.compile(rf"{_GET_JS}|['\"`](?:node:)?https?['\"`]\s*\)[\s\S]*\.\s*get\s*\(", _OPTIONS)
-#: A name that holds decoded or fetched text, and what runs such a name.
-ASSIGNED = re2.compile(rf"\b([A-Za-z_$][\w$]*)\s*=\s*[^;\n=]{{0,120}}{_DECODE}\s*\(", _OPTIONS)
-RUN_NAME = re2.compile(
-    rf"(?:{_EVAL}|\bnew\s+Function|\bvm\s*\.\s*runIn\w+)\s*\(\s*([A-Za-z_$][\w$]*)(?:\s*\.\s*toString\s*\([^)]*\))?\s*[,)]",
-    _OPTIONS,
-)
-ENVIRONMENT = re2.compile(
-    r"\b([A-Za-z_$][\w$]*)\s*=\s*(?:JSON\s*\.\s*stringify\s*\(\s*)?(?:\{\s*\.\.\.\s*)?process\s*\.\s*env\s*[;,)}\n]",
-    _OPTIONS,
-)
-SEND_NAME = re2.compile(
-    rf"(?:{_GET_JS}|\.(?:write|send|end|post)\s*\()[^;]{{0,300}}?\b([A-Za-z_$][\w$]*)\b\s*\}}?\s*\)", _OPTIONS
-)
-
-#: What a file is saved as, and what is started.
-SAVED = re2.compile(
-    r"\b(?:createWriteStream|writeFile(?:Sync)?)\s*\(\s*(['\"`][^'\"`\s]{3,}|[A-Za-z_$][\w$]{2,})", _OPTIONS
-)
-STARTED = re2.compile(
-    r"\b(?:execFile|exec|spawn|fork)(?:Sync)?\s*\(\s*(['\"`][^'\"`\s]{3,}|[A-Za-z_$][\w$]{2,})", _OPTIONS
-)
-
 #: U+202A to U+202E and U+2066 to U+2069, which reorder what is shown (CVE-2021-42574).
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
@@ -267,29 +242,6 @@ def _portions(strings: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
             portion, size = [], 0
     if portion:
         yield portion
-
-
-def named_values(text: str) -> Iterator[Match]:
-    """Yield JavaScript names assigned decoded code, a download or the environment, and later run or sent."""
-    lines = text.split("\n")
-    pairs = [(ASSIGNED, RUN_NAME, "MAL-decoded-executed"), (ENVIRONMENT, SEND_NAME, "MAL-environment-sent")]
-    if GETS.search(text):
-        pairs.append((SAVED, STARTED, "MAL-fetched-executed"))
-    for given, used, rule in pairs:
-        plain = {name for name, line in _names(given, text) if len(lines[line - 1]) <= MINIFIED}
-        names = plain | {name for name, _ in _names(given, text) if len(name) >= MIN_NAME}
-        for name, line in _names(used, text) if names else ():
-            minified = len(lines[line - 1]) > MINIFIED
-            if name in plain and not minified:
-                yield Match(rule, line)
-            elif name in names and len(name) >= MIN_NAME:
-                yield Match(MINIFIED_RULE, line)
-
-
-def _names(regex: re2._Regexp, text: str) -> Iterator[tuple[str, int]]:
-    """Yield (name, line)."""
-    for found in regex.finditer(text):
-        yield found.group(1), _line_of(text, found)
 
 
 def _line_of(text: str, found: re.Match[str]) -> int:

@@ -42,7 +42,7 @@ from builderd.ports.scanners import NOTHING_RUN, Scan
 _MODULE = "builderd.adapters.scanners.tripwire.worker"
 _SOURCE = str(Path(__file__).parents[4])
 #: Counts up when the own rules change, since reports are kept by it.
-RULES = 6
+RULES = 7
 #: Seconds for the worker to read its rules; and, past a review's limit, until the worker itself is given up.
 START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.

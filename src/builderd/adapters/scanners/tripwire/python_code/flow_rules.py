@@ -363,7 +363,7 @@ def _is_interpreter(text: str) -> bool:
 
 
 def _replaces_address(names: set[str], method: str, given: Sequence[Value]) -> bool:
-    """Return True if a wallet's address is copied, or put in place of what looks like one."""
+    """Return True if a wallet's address is copied, or replaces another one."""
     written = merge(*given).texts if names & places.COPIES else ()
     if method in ("replace", "replaceAll") and len(given) > 1:
         written += given[1].texts if any(places.WALLET.search(text) for text in given[0].texts) else ()

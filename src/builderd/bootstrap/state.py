@@ -27,7 +27,7 @@ from builderd.bootstrap.database import refuse_another_database
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
 from builderd.domain.errors import InvalidState, ValidationFailed
-from builderd.linux import durable
+from builderd.linux import atomic_files
 from builderd.settings import FILE_NAME, Settings
 from builderd.store import copies
 
@@ -67,7 +67,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
         revision = _copy(settings, unfinished)
         if passphrase is not None:
             secrets = _secrets(settings, unfinished / DATABASE, before)
-            durable.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, ASSOCIATED_DATA))
+            atomic_files.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, ASSOCIATED_DATA))
         identity = _read_if_exists(settings.data_dir / IDENTITY_FILE)
         now = SystemClock().now().isoformat()
         return folder.write_manifest(unfinished, now, __version__, revision, identity)
@@ -100,7 +100,7 @@ def _copy_bundles(settings: Settings, target: Path) -> None:
         if copy.exists():
             continue
         try:
-            durable.copy(path, copy)
+            atomic_files.copy(path, copy)
         except FileNotFoundError:  # the service removed a bundle that nothing refers to any more
             copy.unlink(missing_ok=True)
 
@@ -158,10 +158,10 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
         _restore_keys(settings, secrets)
         _restore_bundles(settings, staging / BUNDLES)
         if manifest.identity and not (settings.data_dir / IDENTITY_FILE).exists():
-            durable.write(settings.data_dir / IDENTITY_FILE, manifest.identity.encode())
-        durable.write(settings.data_dir / RESTORED, manifest.created_at.encode())
-        durable.sync(settings.data_dir)
-        durable.write(staging / _SWITCHING, b"")
+            atomic_files.write(settings.data_dir / IDENTITY_FILE, manifest.identity.encode())
+        atomic_files.write(settings.data_dir / RESTORED, manifest.created_at.encode())
+        atomic_files.sync(settings.data_dir)
+        atomic_files.write(staging / _SWITCHING, b"")
         copies.restore_copy(staging / DATABASE, settings.database, this_instance(settings))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -220,7 +220,7 @@ def _restore_keys(settings: Settings, secrets: Secrets) -> None:
     for name, content in secrets["files"].items():
         target = settings.data_dir / name
         if name in SECRET_FILES and not target.exists():
-            durable.write(target, b64decode(content))
+            atomic_files.write(target, b64decode(content))
 
 
 def _restore_bundles(settings: Settings, staged: Path) -> None:
@@ -228,7 +228,7 @@ def _restore_bundles(settings: Settings, staged: Path) -> None:
     target.mkdir(mode=0o700, exist_ok=True)
     for path in staged.glob("*"):  # a service without builders has no folder of bundles
         path.rename(target / path.name)
-    durable.sync(target)
+    atomic_files.sync(target)
 
 
 def is_local(settings: Settings) -> bool:

@@ -1,15 +1,19 @@
-"""Files that are replaced atomically: a reader sees the old content or the new one, as a whole."""
+"""Files that are replaced atomically, and files that are written through to the disk.
+
+A reader of a replaced file sees the old content or the new one, as a whole.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
+import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
-
-from builderd.linux.durable import sync
+from typing import BinaryIO
 
 #: Bytes of a page, which the kernel writes as a whole.
 _PAGE = 4096
@@ -67,3 +71,31 @@ def append(file: Path, line: str) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write and sync a file in place. A new file's name is durable only once its folder is synced (``sync``)."""
+    _fill(path, io.BytesIO(content))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content and sync it; see ``write``."""
+    with source.open("rb") as content:
+        _fill(target, content)
+
+
+def sync(path: Path) -> None:
+    """Sync a file's content or a folder's names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(path: Path, content: BinaryIO) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())

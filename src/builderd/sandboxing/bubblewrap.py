@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.sandboxing.limits import Limits
+from builderd.sandboxing.privileges import Limits
 
 #: A uid that owns no file: above Debian's own ids, below those of the sandboxes.
 UID = 899_999

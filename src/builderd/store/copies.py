@@ -18,7 +18,7 @@ from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseOwned, Instance, describe_owner, needed_silence
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.versions import VersionStatus
-from builderd.linux.durable import sync
+from builderd.linux.atomic_files import sync
 from builderd.store.database import Database
 from builderd.store.database_lease import DatabaseLeases
 from builderd.store.migrations import refuse_unreleased, revisions, upgrade

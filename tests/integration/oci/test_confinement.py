@@ -15,7 +15,7 @@ from tests.contract.engine.apps import App
 from tests.engines import ENGINE_TIMEOUT, execute, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.runtime.exits import Exits
+from builderd.adapters.engines.oci.runtime.ending import Exits
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.resources import Resources

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.network import conntrack, socket_diag
+from builderd.adapters.engines.oci.network import conntrack
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack, forget, forget_others
 from builderd.adapters.engines.oci.network.netlink import attribute
+from builderd.adapters.engines.oci.runtime import listening
 
 pytestmark = pytest.mark.root
 
@@ -29,7 +30,7 @@ def network() -> Iterator[None]:
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        with socket_diag._network_of(process.pid):
+        with listening._network_of(process.pid):
             yield
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.network import socket_diag
-from builderd.adapters.engines.oci.network.socket_diag import NoSocketDiag
 from builderd.adapters.engines.oci.runtime import listening
+from builderd.adapters.engines.oci.runtime.listening import NoSocketDiag
 
 pytestmark = pytest.mark.root
 
@@ -76,29 +75,29 @@ def five(listen: Listen) -> int:
 
 
 def test_listening_sockets_are_returned_without_connections(five: int) -> None:
-    assert socket_diag.listening(five, 8000) == SOCKETS
-    assert socket_diag.listening(five, 9000) == SOCKETS
+    assert listening.listening(five, 8000) == SOCKETS
+    assert listening.listening(five, 9000) == SOCKETS
 
 
 def test_query_returns_to_its_own_network_namespace(five: int) -> None:
     own, files = Path("/proc/thread-self/ns/net"), Path("/proc/self/fd")
     before, held = own.readlink(), len(list(files.iterdir()))
-    socket_diag.listening(five, 8000)
+    listening.listening(five, 8000)
     assert own.readlink() == before != Path(f"/proc/{five}/ns/net").readlink()
     assert len(list(files.iterdir())) == held
 
 
 def test_a_kernel_that_does_not_answer_is_read(five: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_diag, "_SOCK_DIAG_BY_FAMILY", 99)
-    monkeypatch.setattr(socket_diag, "_LACKING", (22,))  # EINVAL, what the kernel says of such a question
+    monkeypatch.setattr(listening, "_SOCK_DIAG_BY_FAMILY", 99)
+    monkeypatch.setattr(listening, "_LACKING", (22,))  # EINVAL, what the kernel says of such a question
     with pytest.raises(NoSocketDiag):
-        socket_diag.listening(five, 8000)
+        listening.listening(five, 8000)
     assert listening.listening_sockets_of(five, 8000) == SOCKETS
 
 
 def test_ten_thousand_sockets_hide_no_port_and_cost_no_time(listen: Listen) -> None:
     hostile = listen("4,127.0.0.1,20000-30000", "4,0.0.0.0,9000-9001", "6,::1,20000-22000")
-    told = socket_diag.listening(hostile, 9000)
+    told = listening.listening(hostile, 9000)
     assert ("0.0.0.0", 9000) in told
     assert len(told) < 500, "each look would keep the whole service busy"
 

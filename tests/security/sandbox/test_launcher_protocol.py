@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.requests import MAX_DESCRIPTORS, MAX_PACKET, NO_REQUEST
+from builderd.adapters.engines.oci.runtime.launcher import MAX_DESCRIPTORS, MAX_PACKET, NO_REQUEST
 
 SERVER = """
 import socket, sys

@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.descriptors import held_by
 
+from builderd.domain.errors import EngineUnavailable
 from builderd.linux import atomic_files
+from builderd.linux.json_files import read_if_there, read_json, read_small, write_json
 
 
 @pytest.fixture
@@ -56,3 +59,72 @@ def test_a_replaced_file_has_the_wanted_mode_and_replaces_a_link_itself(tmp_path
     assert (tmp_path / "elsewhere").read_bytes() == b"another's"
     atomic_files.replace(tmp_path / "link", b"for all", mode=0o644)
     assert (tmp_path / "link").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_copy_is_on_the_disk_as_a_whole(tmp_path: Path, synced: list[tuple[str, bytes | list[str]]]) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "from").write_bytes(content)
+    atomic_files.copy(tmp_path / "from", tmp_path / "to")
+    assert synced == [("to", content)]
+
+
+def test_durable_file_is_private_and_follows_no_link(tmp_path: Path) -> None:
+    atomic_files.write(tmp_path / "key", b"secret")
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "elsewhere").write_bytes(b"another's")
+    (tmp_path / "link").symlink_to("elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        atomic_files.write(tmp_path / "link", b"x")
+    assert (tmp_path / "elsewhere").read_bytes() == b"another's"
+
+
+@pytest.fixture
+def synced_json(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The inodes that were waited for."""
+    inodes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: inodes.append(os.fstat(descriptor).st_ino))
+    return inodes
+
+
+def test_a_durable_file_is_on_the_disk_before_its_name_is(tmp_path: Path, synced_json: list[int]) -> None:
+    file = tmp_path / "file.json"
+    write_json(file, {"a": 1}, durable=True)
+    assert synced_json == [file.stat().st_ino, tmp_path.stat().st_ino]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_write_without_sync_does_not_wait_for_the_disk(tmp_path: Path, synced_json: list[int]) -> None:
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert synced_json == []
+    assert read_json(tmp_path / "file.json", "") == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 80, b"\xff", b'{"a"'])
+def test_truncated_json_file_is_reported_with_a_remedy(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "file.json"
+    file.write_bytes(content)
+    with pytest.raises(EngineUnavailable, match=rf"{file} is damaged\. Remove it\."):
+        read_json(file, "Remove it.")
+
+
+def test_a_file_that_is_not_there_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert read_json(tmp_path / "none.json", "") is None
+    assert read_json(tmp_path / "file/none.json", "") is None
+
+
+@pytest.mark.parametrize("text", ["", "one\n", "ü" * 100_000])
+def test_small_file_is_read_whole(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    assert read_small(tmp_path / "file") == text
+    assert read_if_there(f"{tmp_path}/file") == text
+
+
+def test_missing_file_is_none_and_other_errors_raise(tmp_path: Path) -> None:
+    assert read_if_there(tmp_path / "file") is None
+    with pytest.raises(IsADirectoryError):
+        read_if_there(tmp_path)
+    (tmp_path / "file").write_bytes(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        read_if_there(tmp_path / "file")
+    assert not [one for one in held_by("self") if str(tmp_path) in one]

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from builderd.sandboxing.bubblewrap import limited
-from builderd.sandboxing.limits import Limits
+from builderd.sandboxing.privileges import Limits
 
 LIMITS = Limits(
     cpu_seconds=7, memory=1 << 30, address_space=2 << 30, file_bytes=5_000_000, processes=5000, descriptors=40
 )
 SHOW = "import resource as r; print([r.getrlimit(k) for k in range(16)])"
-APPLY = f"from builderd.sandboxing.limits import Limits; {LIMITS!r}.apply(); "
+APPLY = f"from builderd.sandboxing.privileges import Limits; {LIMITS!r}.apply(); "
 
 
 def shown(*command: str) -> str:

@@ -16,8 +16,7 @@ from typing import BinaryIO
 from builderd.adapters.bundles.formats import entries, most_bytes
 from builderd.adapters.bundles.tars import Reader, add_member
 from builderd.domain.bundles import ArchiveIndex, ArchiveLimits, ArchiveRejected, hash_of_digests
-from builderd.sandboxing.limits import Limits
-from builderd.sandboxing.privileges import become_nobody, leave_network, lock_down
+from builderd.sandboxing.privileges import Limits, become_nobody, leave_network, lock_down
 
 
 def confine(limits: ArchiveLimits) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from builderd.domain.errors import InvalidState
-from builderd.linux import durable
+from builderd.linux import atomic_files
 from builderd.linux.json_files import from_stored
 
 FORMAT = 1
@@ -59,7 +59,7 @@ def create(target: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.rename(target)
-        durable.sync(target.parent)
+        atomic_files.sync(target.parent)
     except OSError as error:
         if error.filename is None:  # a failed write names no file, as when the disk is full
             error.filename = str(target)
@@ -73,9 +73,9 @@ def write_manifest(folder: Path, created_at: str, program: str, revision: str, i
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {str(path.relative_to(folder)): _measure(path) for path in paths}
     manifest = Manifest(created_at, program, revision, identity, files)
-    durable.write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+    atomic_files.write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
     for subfolder in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        durable.sync(subfolder)
+        atomic_files.sync(subfolder)
     return manifest
 
 
@@ -111,10 +111,10 @@ def copy_to(folder: Path, manifest: Manifest, staging: Path) -> None:
     for name in (*manifest.files, MANIFEST):
         copy = staging / name
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.copy(folder / name, copy)
+        atomic_files.copy(folder / name, copy)
     check(staging)
     for subfolder in (*(path for path in staging.rglob("*") if path.is_dir()), staging, staging.parent):
-        durable.sync(subfolder)
+        atomic_files.sync(subfolder)
 
 
 def _measure(path: Path) -> tuple[str, int]:

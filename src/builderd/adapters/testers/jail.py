@@ -18,7 +18,7 @@ from typing import Any
 
 from builderd.domain.previews import Address
 from builderd.sandboxing.bubblewrap import Folder, jailed, memory_of
-from builderd.sandboxing.limits import Limits
+from builderd.sandboxing.privileges import Limits
 
 WORKERS = Path(__file__).parent / "workers"
 #: Seconds for the jail to become ready.

@@ -17,7 +17,7 @@ from nacl.hash import blake2b
 from nacl.utils import random
 
 from builderd.domain.errors import ValidationFailed
-from builderd.linux import durable
+from builderd.linux import atomic_files
 
 ID_BYTES = 8
 
@@ -129,13 +129,13 @@ class KeyFile:
     def _make(self, keys: Sequence[Key], *, replacing: bool) -> None:
         fresh = self._path.with_name(f"{self._path.name}.{random(8).hex()}.new")
         try:
-            durable.write(fresh, "".join(f"{key.text}\n" for key in keys).encode())
+            atomic_files.write(fresh, "".join(f"{key.text}\n" for key in keys).encode())
             if replacing:
                 fresh.replace(self._path)
             else:
                 _link(fresh, self._path)
             # Secrets sealed with a new key would be lost if the machine failed before the file is on the disk.
-            durable.sync(self._path.parent)
+            atomic_files.sync(self._path.parent)
         finally:
             fresh.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ from uv import find_uv_bin
 
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE, HOME
 from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE
-from builderd.adapters.engines.oci.runtime.secret_files import relative
+from builderd.adapters.engines.oci.runtime.creation import relative_secret
 from builderd.adapters.engines.oci.storage.base import HOST_HOME, Base, ensure_base
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.domain.errors import EngineUnavailable
@@ -227,7 +227,7 @@ def _secret_files(secrets: Mapping[str, str]) -> list[str]:
     """Return the commands that write ``<credential>/<variable>`` → text for the app alone."""
     if not secrets:
         return []
-    written = {f"{SECRETS_FOLDER}/{relative(name)}": text for name, text in secrets.items()}
+    written = {f"{SECRETS_FOLDER}/{relative_secret(name)}": text for name, text in secrets.items()}
     files = shlex.join(written)
     folders = shlex.join([SECRETS_FOLDER, *sorted({path.rpartition("/")[0] for path in written})])
     return [

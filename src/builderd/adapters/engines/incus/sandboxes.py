@@ -34,7 +34,7 @@ from builderd.adapters.engines.incus.reports import (
 from builderd.adapters.engines.incus.usage import Ports, Usage
 from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
-from builderd.adapters.engines.oci.runtime.apps import PIDS, WAIT, app_env, brings_packages
+from builderd.adapters.engines.oci.runtime.run import PIDS, WAIT, app_env, brings_packages
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder

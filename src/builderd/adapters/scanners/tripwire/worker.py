@@ -25,8 +25,7 @@ from builderd.adapters.scanners.tripwire.review import Source
 from builderd.linux.syscalls import die_with_parent
 from builderd.sandboxing import confinement
 from builderd.sandboxing.confinement import Bind
-from builderd.sandboxing.limits import Limits
-from builderd.sandboxing.privileges import lock_down
+from builderd.sandboxing.privileges import Limits, lock_down
 
 MAX_PACKET = 4_096
 MAX_PROCESSES, MAX_DESCRIPTORS = 64, 256

@@ -7,14 +7,13 @@ import errno
 import os
 from collections.abc import Collection, Mapping, Sequence
 
-from builderd.adapters.engines.oci.engine.disks import Disks
 from builderd.adapters.engines.oci.engine.machine import Machine
-from builderd.adapters.engines.oci.engine.sandboxes import Sandboxes
+from builderd.adapters.engines.oci.engine.sandboxes import Disks, Sandboxes
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime.host_limits import total_memory
 from builderd.adapters.engines.oci.runtime.logs import Logs
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.tools import Tools
+from builderd.adapters.engines.oci.runtime.runner import Tools
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.storage.files import Files

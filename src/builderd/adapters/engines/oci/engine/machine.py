@@ -20,20 +20,18 @@ from builderd.adapters.engines.oci.network.host_files import (
 )
 from builderd.adapters.engines.oci.network.network import Egress, Network
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.command import CONMON, Runtime
 from builderd.adapters.engines.oci.runtime.execute import end_left_over
-from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
 from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
 from builderd.adapters.engines.oci.runtime.proc_files import ProcFiles
-from builderd.adapters.engines.oci.runtime.records import Records
+from builderd.adapters.engines.oci.runtime.records import Heartbeat, Records
 from builderd.adapters.engines.oci.runtime.run import RunContext, RunsConfig
-from builderd.adapters.engines.oci.runtime.runner import Runner
+from builderd.adapters.engines.oci.runtime.runner import Runner, Tools
 from builderd.adapters.engines.oci.runtime.runs import Runs
+from builderd.adapters.engines.oci.runtime.runtime_commands import CONMON, Runtime
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE, make_seccomp
-from builderd.adapters.engines.oci.runtime.tools import Tools
 from builderd.adapters.engines.oci.storage.base import Base, ensure_base
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.files import Files

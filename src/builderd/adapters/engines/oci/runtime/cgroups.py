@@ -7,14 +7,15 @@ shim copies what the app logs and would take as much of the machine as it is giv
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.adapters.engines.oci.runtime import group_files
 from builderd.linux.processes import read_proc
 
 ROOT = Path("/sys/fs/cgroup")
@@ -95,7 +96,7 @@ class Cgroups:
         ignores ``kernelTCP`` there, and says so in the log of the app.
         """
         if self.limits_sockets:
-            group_files.write(
+            write(
                 self._directory("memory", name) / SOCKET_LIMIT, str(max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST))
             )
 
@@ -107,7 +108,7 @@ class Cgroups:
         if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
             raise ProcessLookupError(pid)
         directory = self._directory("pids", f"{name}/{inner}")
-        with group_files.removed_as_missing():
+        with removed_as_missing():
             directory.mkdir(exist_ok=True)
             (directory / "cgroup.procs").write_text(str(pid))
 
@@ -134,43 +135,43 @@ class Cgroups:
 
     def _usage_v1(self, name: str) -> CgroupUsage:
         cpu, memory = self.cpu_seconds(name), self._directory("memory", name)
-        used = int(group_files.read(memory / "memory.usage_in_bytes"))
-        idle = group_files.counter(memory / "memory.stat", "total_inactive_file")
-        processes = int(group_files.read(self._directory("pids", name) / "pids.current"))
+        used = int(read(memory / "memory.usage_in_bytes"))
+        idle = counter(memory / "memory.stat", "total_inactive_file")
+        processes = int(read(self._directory("pids", name) / "pids.current"))
         return CgroupUsage(cpu, max(used - idle, 0), processes)
 
     def _usage_v2(self, name: str) -> CgroupUsage:
         directory, cpu = self._directory("cpu", name), self.cpu_seconds(name)
-        used = int(group_files.read(directory / "memory.current"))
-        idle = group_files.counter(directory / "memory.stat", "inactive_file")
-        return CgroupUsage(cpu, max(used - idle, 0), int(group_files.read(directory / "pids.current")))
+        used = int(read(directory / "memory.current"))
+        idle = counter(directory / "memory.stat", "inactive_file")
+        return CgroupUsage(cpu, max(used - idle, 0), int(read(directory / "pids.current")))
 
     def cpu_seconds(self, name: str) -> float:
         """Return the CPU time of a group. Raises ``FileNotFoundError`` when there is no such group."""
         if self.version == 2:
-            return group_files.counter(f"{self._folder('cpu', name)}/cpu.stat", "usage_usec") / 1e6
-        return int(group_files.read(f"{self._folder('cpuacct', name)}/cpuacct.usage")) / 1e9
+            return counter(f"{self._folder('cpu', name)}/cpu.stat", "usage_usec") / 1e6
+        return int(read(f"{self._folder('cpuacct', name)}/cpuacct.usage")) / 1e9
 
     def limits(self, name: str) -> CgroupLimits:
         """Return the limits. Raises ``FileNotFoundError`` when there is no such group."""
         cpu, memory = self._directory("cpu", name), self._directory("memory", name)
         if self.version == 2:
-            quota, period = group_files.read(cpu / "cpu.max").split()
-            return CgroupLimits(int(quota) / int(period), int(group_files.read(memory / "memory.max")))
-        quota = group_files.read(cpu / "cpu.cfs_quota_us")
-        return CgroupLimits(int(quota) / _PERIOD, int(group_files.read(memory / "memory.limit_in_bytes")))
+            quota, period = read(cpu / "cpu.max").split()
+            return CgroupLimits(int(quota) / int(period), int(read(memory / "memory.max")))
+        quota = read(cpu / "cpu.cfs_quota_us")
+        return CgroupLimits(int(quota) / _PERIOD, int(read(memory / "memory.limit_in_bytes")))
 
     def counters(self, name: str) -> GroupCounters:
         """Return the counters. Raises ``FileNotFoundError`` when there is no such group."""
         memory, prefix = self._directory("memory", name), "" if self.version == 2 else "total_"
-        used = int(group_files.read(memory / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")))
-        stat = group_files.counters(memory / "memory.stat")
+        used = int(read(memory / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")))
+        stat = counters(memory / "memory.stat")
         shared, active, inactive = (stat.get(prefix + kind, 0) for kind in ("shmem", "active_file", "inactive_file"))
         if self.version == 2:
-            cpu = group_files.counters(self._directory("cpu", name) / "cpu.stat")
+            cpu = counters(self._directory("cpu", name) / "cpu.stat")
             user, system = (cpu.get(f"{kind}_usec", 0) / 1e6 for kind in ("user", "system"))
         else:
-            cpu = group_files.counters(self._directory("cpuacct", name) / "cpuacct.stat")
+            cpu = counters(self._directory("cpuacct", name) / "cpuacct.stat")
             user, system = (cpu.get(kind, 0) / _USER_HZ for kind in ("user", "system"))
         return GroupCounters(used, shared, active, inactive, user, system)
 
@@ -178,7 +179,7 @@ class Cgroups:
         """Return the number of processes that the kernel killed for memory; 0 when there is no such group."""
         file = "memory.events" if self.version == 2 else "memory.oom_control"
         try:
-            return group_files.counter(f"{self._folder('memory', name)}/{file}", "oom_kill")
+            return counter(f"{self._folder('memory', name)}/{file}", "oom_kill")
         except FileNotFoundError:
             return 0
 
@@ -192,7 +193,7 @@ class Cgroups:
         memory = self._directory("memory", name)
         try:
             if self.version == 2:
-                return self.oom_kills(name) > group_files.counter(memory / "memory.events", "oom")
+                return self.oom_kills(name) > counter(memory / "memory.events", "oom")
             kinds = ("memory.memsw", "memory") if (memory / "memory.memsw.max_usage_in_bytes").exists() else ("memory",)
             return self.oom_kills(name) > 0 and not any(_has_met_limit(memory, kind) for kind in kinds)
         except FileNotFoundError:
@@ -222,17 +223,17 @@ class Cgroups:
         directory = self._directory("freezer", name)
         try:
             if self.version == 2:
-                return group_files.counter(directory / "cgroup.events", "frozen") == 1
-            return group_files.read(directory / "freezer.state").strip() == "FROZEN"
+                return counter(directory / "cgroup.events", "frozen") == 1
+            return read(directory / "freezer.state").strip() == "FROZEN"
         except FileNotFoundError:
             return False
 
     def _set_freezer(self, name: str, *, frozen: bool) -> None:
         directory = self._directory("freezer", name)
         if self.version == 2:
-            group_files.write(directory / "cgroup.freeze", "1" if frozen else "0")
+            write(directory / "cgroup.freeze", "1" if frozen else "0")
         else:
-            group_files.write(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
+            write(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
 
     def reclaim(self, name: str) -> None:
         """Move the group's memory to swap as far as the kernel can. Blocks for a while."""
@@ -242,19 +243,19 @@ class Cgroups:
                 # A running sandbox may not swap: its limit is one of memory and swap together. What was moved out in an
                 # earlier sleep and not used since is there still.
                 limit, used, moved = (
-                    int(group_files.read(directory / f"memory.{what}")) for what in ("max", "current", "swap.current")
+                    int(read(directory / f"memory.{what}")) for what in ("max", "current", "swap.current")
                 )
-                group_files.write(directory / "memory.swap.max", str(limit))
+                write(directory / "memory.swap.max", str(limit))
                 if (amount := min(used, limit - moved)) > 0:
-                    group_files.write(directory / "memory.reclaim", str(amount))
+                    write(directory / "memory.reclaim", str(amount))
             else:
-                group_files.write(directory / "memory.force_empty", "0")
+                write(directory / "memory.force_empty", "0")
 
     def end_reclaim(self, name: str) -> None:
         """Stop moving memory out; swapped memory comes back as it is used."""
         if self.version == 2:
             with contextlib.suppress(OSError):
-                group_files.write(self._directory("memory", name) / "memory.swap.max", "0")
+                write(self._directory("memory", name) / "memory.swap.max", "0")
 
     def kill(self, name: str) -> None:
         """Kill every process in the group and below it, also those forked meanwhile; return when none is left.
@@ -266,11 +267,9 @@ class Cgroups:
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """
         deadline = time.monotonic() + _KILL_SECONDS
-        while processes := {
-            pid for directory in self._directories(name) for pid in group_files.processes_below(directory)
-        }:
+        while processes := {pid for directory in self._directories(name) for pid in processes_below(directory)}:
             if self.version == 2:
-                with contextlib.suppress(FileNotFoundError), group_files.removed_as_missing():
+                with contextlib.suppress(FileNotFoundError), removed_as_missing():
                     (self._directory("pids", name) / "cgroup.kill").write_text("1")
             # Parents first: a shell would report the death of its child.
             for process in sorted(processes):
@@ -279,7 +278,7 @@ class Cgroups:
             if self.version == 1:
                 # Only after the first round of kills: a shell that cannot fork would end with an exit code of its own.
                 with contextlib.suppress(FileNotFoundError):
-                    group_files.write(self._directory("pids", name) / "pids.max", "0")
+                    write(self._directory("pids", name) / "pids.max", "0")
             self._thaw_below(name)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {processes} do not die")
@@ -300,7 +299,7 @@ class Cgroups:
             self.kill(name)
             directories = self._directories(name)
             for directory in directories:
-                group_files.remove_tree(directory)
+                remove_tree(directory)
             if not any(directory.exists() for directory in directories) or time.monotonic() > deadline:
                 return
             time.sleep(0.002)
@@ -323,7 +322,7 @@ class Cgroups:
 
 def _has_met_limit(memory: Path, kind: str) -> bool:
     """Return True if a group of version 1 has ever used all of its limit of this kind."""
-    most, limit = (int(group_files.read(memory / f"{kind}.{file}_in_bytes")) for file in ("max_usage", "limit"))
+    most, limit = (int(read(memory / f"{kind}.{file}_in_bytes")) for file in ("max_usage", "limit"))
     return most + _CHARGED_AT_ONCE >= limit
 
 
@@ -357,3 +356,65 @@ class GroupCounters:
     inactive_file: int = 0
     user_seconds: float = 0.0
     system_seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def removed_as_missing() -> Iterator[None]:
+    """Raise ``FileNotFoundError`` for ENODEV: the kernel's error for a group that is just being removed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+
+
+def read(file: Path | str) -> str:
+    """Return the text of a group's file. Raises ``FileNotFoundError`` when the group is gone."""
+    # Called often: pathlib takes four times as long.
+    with removed_as_missing():
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode()
+        finally:
+            os.close(descriptor)
+
+
+def write(file: Path, value: str) -> None:
+    """Write a group's file. Raises ``FileNotFoundError`` when the group is gone, and never creates a file.
+
+    Not by Python's own files, which look whether they can seek: that fails in a group that is just being removed.
+    """
+    with removed_as_missing():
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
+
+
+def processes_below(directory: Path) -> list[int]:
+    """Return the pids in a group and in the groups below it; none when it is gone."""
+    found: list[int] = []
+    for folder, _, _ in os.walk(directory):
+        with contextlib.suppress(OSError):
+            found.extend(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
+    return found
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a group's folders, the innermost first; their files cannot be unlinked."""
+    for folder, _, _ in os.walk(directory, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+
+
+def counter(file: Path | str, name: str) -> int:
+    """Return the number after a name in a flat keyed file."""
+    return counters(file).get(name, 0)
+
+
+def counters(file: Path | str) -> dict[str, int]:
+    """Return the numbers of a flat keyed file by their names."""
+    pairs = (line.split(" ", 1) for line in read(file).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

@@ -1,23 +1,33 @@
-"""Creation of a sandbox: its bundle, and the shim that makes its first process."""
+"""Creation of a sandbox: its bundle, its secret files, and the shim that makes its first process."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from builderd.adapters.engines.oci.network.host_files import write_own_files
-from builderd.adapters.engines.oci.runtime import command, secret_files
+from builderd.adapters.engines.oci.runtime import runtime_commands
 from builderd.adapters.engines.oci.runtime.bundle import PROC_FOLDER, make_config
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.root import Root, hide_source, make_mounts, mount_points, overlay_paths
-from builderd.adapters.engines.oci.runtime.run import Run, RunContext
+from builderd.adapters.engines.oci.runtime.run import (
+    Root,
+    Run,
+    RunContext,
+    hide_source,
+    make_mounts,
+    mount_points,
+    overlay_paths,
+)
 from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, runtime_mounts
+from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.domain.errors import EngineUnavailable
+from builderd.domain.sandboxes import SECRETS_FOLDER
 from builderd.linux.json_files import write_json
 from builderd.linux.processes import open_files
 from builderd.linux.threads import read_line, run_to_completion
@@ -47,8 +57,8 @@ class Creation:
                 folder.mkdir(mode=0o755)
                 os.chown(folder, uid + run.user, uid + run.user)
             if run.secret_files:
-                secret_files.write(bundle, run.secret_files, uid + run.user)
-                secret_files.make_target(run.root.scratch / "upper", uid)
+                write_secret_files(bundle, run.secret_files, uid + run.user)
+                make_secrets_target(run.root.scratch / "upper", uid)
         # Commands inside take user and environment from there.
         config = self._context.config
         seccomp = config.seccomp if run.is_app else config.build_seccomp
@@ -61,11 +71,11 @@ class Creation:
     async def launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
         """Run the shim; return the pid of the sandbox's first process."""
         kept = self._context.records.folder(run.id)
-        argv = command.shim(run.runtime, run.id, bundle, kept, self._context.records.exits)
+        argv = runtime_commands.shim(run.runtime, run.id, bundle, kept, self._context.records.exits)
         argv += ["--log-path", f"k8s-file:{run.log}", "--log-size-max", str(run.log_limit)]
         # Creating a group waits while another process moves: not in the event loop.
         tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)
-        own = [PROC_FOLDER] * run.has_own_proc + [secret_files.FOLDER] * bool(run.secret_files)
+        own = [PROC_FOLDER] * run.has_own_proc + [SECRETS] * bool(run.secret_files)
         mounts = [hide_source(bundle, folder) for folder in own]
         mounts += make_mounts(_root(run, bundle), bundle, self._context.config.store)
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -92,7 +102,7 @@ def _root(run: Run, bundle: Path) -> Root:
     """Return the root with the secret files, if there are any."""
     if not run.secret_files:
         return run.root
-    return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
+    return replace(run.root, binds=(*run.root.binds, bind_secret_files(bundle)))
 
 
 def first_process(ended: Ended, report: bytes) -> int:
@@ -105,3 +115,43 @@ def first_process(ended: Ended, report: bytes) -> int:
     if answer["data"] <= 0:
         raise EngineUnavailable(f"The sandbox could not be created: {str(answer.get('message', '')).strip()}")
     return int(answer["data"])
+
+
+SECRETS = "credentials"
+
+
+def write_secret_files(bundle: Path, files: Mapping[str, str], owner: int) -> None:
+    """Write them into the bundle, which lies among the run-time files. ``owner`` is the host's id of the app's user.
+
+    Raises ``ValueError`` for a path that leads elsewhere.
+    """
+    top = bundle / SECRETS
+    top.mkdir(mode=0o700)
+    for name, text in files.items():
+        file = top / relative_secret(name)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as opened:
+            opened.write(text)
+    for path in (top, *top.rglob("*")):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+        os.chown(path, owner, owner)
+
+
+def make_secrets_target(upper: Path, uid: int) -> None:
+    """Create their mount point in the upper layer of the sandbox's root."""
+    for folder in (upper / "run", upper / SECRETS_FOLDER.lstrip("/")):
+        folder.mkdir(mode=0o755)
+        os.chown(folder, uid, uid)
+
+
+def bind_secret_files(bundle: Path) -> Bind:
+    """Return their bind mount: read-only, with the owner that they have already."""
+    return Bind(bundle / SECRETS, SECRETS_FOLDER, read_only=True, owner=None)
+
+
+def relative_secret(name: str) -> PurePosixPath:
+    """Return the path below the folder; raise ``ValueError`` for one that is no ``<credential>/<variable>``."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or len(path.parts) != 2:
+        raise ValueError(f"{name!r} is no <credential>/<variable>")
+    return path

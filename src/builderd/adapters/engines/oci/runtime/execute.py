@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci.runtime import command
+from builderd.adapters.engines.oci.runtime import runtime_commands
 from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process, process_of
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
@@ -141,7 +141,7 @@ class Execution:
         self._errors = None if ends.errors is None else Outlet(ends.errors, self._ended)
 
     def _run(self, descriptors: dict[int, int], console: Path | None = None) -> None:
-        argv = command.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
+        argv = runtime_commands.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
         # A runtime that copies between two terminals gets SIGWINCH from the kernel.
         terminal = self._spec.window is not None and console is None
         mounts = runtime_mounts(self._runtime)
@@ -358,7 +358,7 @@ async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
     pid_file = document.with_suffix(".pid")
     runtime = runs.commands.runtime(record)
     try:
-        killer = command.execute(runtime, record.id, document, pid_file)
+        killer = runtime_commands.execute(runtime, record.id, document, pid_file)
         program = Program(killer, COMMAND_ENV, mounts=runtime_mounts(runtime), name=document.stem)
         return (await asyncio.wait_for(runs.launcher.run(program), _KILLER_SECONDS)).status == 0
     except TimeoutError:

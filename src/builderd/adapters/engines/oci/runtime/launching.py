@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci.runtime.requests import MAX_PACKET
+from builderd.adapters.engines.oci.runtime.launcher import MAX_PACKET
 from builderd.domain.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.oci.runtime import command, exec_fifo
+from builderd.adapters.engines.oci.runtime import runtime_commands
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.creation import Creation
-from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending
-from builderd.adapters.engines.oci.runtime.exits import Exits
-from builderd.adapters.engines.oci.runtime.netlink_watch import NetlinkWatch
+from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending, Exits
+from builderd.adapters.engines.oci.runtime.host_limits import NetlinkWatch
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
@@ -129,7 +128,7 @@ class Runs:
     async def _runs(self, record: Record) -> bool:
         """Return True when the runtime started it before the last service ended."""
         runtime = self.commands.runtime(record)
-        _, state = await self.commands.ask(runtime, command.state(runtime, record.id), stream=1)
+        _, state = await self.commands.ask(runtime, runtime_commands.state(runtime, record.id), stream=1)
         return '"running"' in state
 
     def close(self) -> None:
@@ -221,8 +220,8 @@ class Runs:
     async def release(self, run: Run, record: Record) -> Record:
         """Let the first process execute the program."""
         started_at = self.records.now()
-        if run.runtime.name != "crun" or not await exec_fifo.release(run.runtime.root / run.id):
-            status, output = await self.commands.ask(run.runtime, command.start(run.runtime, run.id))
+        if run.runtime.name != "crun" or not await runtime_commands.release(run.runtime.root / run.id):
+            status, output = await self.commands.ask(run.runtime, runtime_commands.start(run.runtime, run.id))
             if status:
                 raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
         record = self.save(replace(record, started_at=started_at))

@@ -1,21 +1,28 @@
-"""Commands of the OCI runtimes, each run to its end under the fork server."""
+"""The OCI runtimes and the shim: their command lines, and commands run to their end under the fork server.
+
+A crun container that was created and not started waits for a byte in ``<state>/exec.fifo``; ``crun start`` writes it
+and removes the file, by which crun tells the two states apart (src/libcrun/status.c). Here the byte is written without
+running ``crun start``: docs/adr/0024.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci.runtime import exec_fifo
-from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.launching import Launcher, Program
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.root import HIDE_NETWORK_PARAMETERS
 from builderd.domain.errors import EngineUnavailable
 
 #: Environment of shims and runtimes.
 SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
+#: Hidden from gVisor, which otherwise takes any network namespace for the host's own and refuses it.
+HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
 
 
 class RuntimeCommands:
@@ -46,9 +53,112 @@ class RuntimeCommands:
 
 def was_started(runtime: Runtime, record: Record) -> bool:
     """Return False when crun's state says that the sandbox, which has ended, was created and never started."""
-    return runtime.name != "crun" or exec_fifo.was_released(runtime.root / record.id)
+    return runtime.name != "crun" or was_released(runtime.root / record.id)
 
 
 def runtime_mounts(runtime: Runtime) -> list[dict[str, Any]]:
     """Return the mounts that every command of this runtime needs."""
     return [HIDE_NETWORK_PARAMETERS] if runtime.is_gvisor else []
+
+
+CONMON = "/usr/bin/conmon"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """An OCI runtime: ``name`` is crun, runc or runsc, ``root`` where it keeps its state."""
+
+    name: str
+    path: str
+    root: Path
+
+    @property
+    def is_gvisor(self) -> bool:
+        """True when gVisor answers system calls: its processes are not processes of the host."""
+        return self.name == "runsc"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Return the options before every command. gVisor's own overlay would lose what the app writes."""
+        gvisor = ("--overlay2=none", "--network=sandbox", "--host-uds=none") if self.is_gvisor else ()
+        return (f"--root={self.root}", *gvisor)
+
+
+def start(runtime: Runtime, name: str) -> list[str]:
+    return [runtime.path, *runtime.options, "start", name]
+
+
+def state(runtime: Runtime, name: str) -> list[str]:
+    return [runtime.path, *runtime.options, "state", name]
+
+
+def kill(runtime: Runtime, name: str, signal: str) -> list[str]:
+    return [runtime.path, *runtime.options, "kill", name, signal]
+
+
+def delete(runtime: Runtime, name: str) -> list[str]:
+    return [runtime.path, *runtime.options, "delete", "--force", name]
+
+
+def execute(runtime: Runtime, name: str, process: Path, pid_file: Path, console: Path | None = None) -> list[str]:
+    """Run the process of an OCI ``process`` document beside the sandbox's own.
+
+    ``console`` is the socket over which the runtime hands over the terminal that it makes.
+    """
+    terminal = () if console is None else ("--console-socket", str(console))
+    return [
+        *(runtime.path, *runtime.options, "exec", *terminal),
+        *("--process", str(process), "--pid-file", str(pid_file), name),
+    ]
+
+
+def shim(runtime: Runtime, name: str, bundle: Path, record: Path, exits: Path) -> list[str]:
+    """conmon, which has the runtime create the sandbox, keeps its log, and writes down how it ended.
+
+    ``bundle`` holds its run-time files, ``record`` gets its ``oom`` file, ``exits`` a file with the exit code. It needs
+    ``--full-attach``, or it fails on the path of a socket that is unused here.
+    """
+    return [
+        CONMON,
+        *("--api-version", "1", "--full-attach", "--no-sync-log"),
+        *("--cid", name, "--cuuid", name, "--name", name),
+        *("--runtime", runtime.path),
+        *(word for option in runtime.options for word in ("--runtime-arg", option)),
+        *("--bundle", str(bundle), "--socket-dir-path", str(bundle)),
+        *("--container-pidfile", str(bundle / "pid"), "--conmon-pidfile", str(bundle / "conmon.pid")),
+        *("--exit-dir", str(exits), "--persist-dir", str(record)),
+    ]
+
+
+_TRIES = 20
+_PAUSE_SECONDS = 0.0005
+
+
+async def release(state: Path) -> bool:
+    """Start the container with this state directory; return False when it does not wait at its fifo."""
+    fifo = state / "exec.fifo"
+    for _ in range(_TRIES):
+        if _write(fifo):
+            fifo.unlink(missing_ok=True)
+            return True
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return False
+
+
+def was_released(state: Path) -> bool:
+    """Return True when the container with this state directory was started, also if it has ended since."""
+    return state.is_dir() and not (state / "exec.fifo").exists()
+
+
+def _write(fifo: Path) -> bool:
+    """Write a byte to the fifo; return True when a reader waited at it."""
+    try:
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.write(descriptor, b"0") == 1
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -25,7 +25,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.files import Condition, FileEntry, FileKind, FilePage
 from builderd.domain.ids import DiskId
 from builderd.sandboxing.bubblewrap import limited, unprivileged
-from builderd.sandboxing.limits import Limits
+from builderd.sandboxing.privileges import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import command
-from builderd.adapters.engines.oci.runtime.apps import app_env, app_root, make_run
+from builderd.adapters.engines.oci.runtime import runtime_commands
 from builderd.adapters.engines.oci.runtime.bundle import (
     LEAST_SHARES,
     ProcessConfig,
@@ -18,9 +18,18 @@ from builderd.adapters.engines.oci.runtime.bundle import (
     make_process,
     process_of,
 )
-from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.runtime.run import Run
+from builderd.adapters.engines.oci.runtime.creation import bind_secret_files, make_secrets_target, write_secret_files
+from builderd.adapters.engines.oci.runtime.run import (
+    Root,
+    Run,
+    app_env,
+    app_root,
+    make_mounts,
+    make_run,
+    mount_points,
+    overlay_paths,
+)
+from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
 from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.adapters.engines.oci.storage.quotas import NO_SPACE
@@ -28,6 +37,7 @@ from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.domain.versions import Isolation
+from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 RUN = Run(
     id="ab",
@@ -147,20 +157,25 @@ CRUN, RUNSC = (Runtime(name, f"/usr/bin/{name}", Path("/state")) for name in ("c
 
 
 def test_gvisor_writes_through_to_the_disk_and_has_a_network_of_its_own() -> None:
-    assert command.start(RUNSC, "ab")[:4] == ["/usr/bin/runsc", "--root=/state", "--overlay2=none", "--network=sandbox"]
-    assert command.start(CRUN, "ab") == ["/usr/bin/crun", "--root=/state", "start", "ab"]
+    assert runtime_commands.start(RUNSC, "ab")[:4] == [
+        "/usr/bin/runsc",
+        "--root=/state",
+        "--overlay2=none",
+        "--network=sandbox",
+    ]
+    assert runtime_commands.start(CRUN, "ab") == ["/usr/bin/crun", "--root=/state", "start", "ab"]
 
 
 def test_the_shim_hands_the_runtime_s_options_on_one_by_one() -> None:
-    argv = command.shim(RUNSC, "ab", Path("/b"), Path("/r"), Path("/exits"))
+    argv = runtime_commands.shim(RUNSC, "ab", Path("/b"), Path("/r"), Path("/exits"))
     handed = [argv[i + 1] for i, word in enumerate(argv) if word == "--runtime-arg"]
     assert handed == list(RUNSC.options)
     assert argv[argv.index("--exit-dir") + 1] == "/exits"
 
 
 def test_a_sandbox_is_deleted_by_force_and_killed_by_name() -> None:
-    assert command.delete(CRUN, "ab")[-3:] == ["delete", "--force", "ab"]
-    assert command.kill(CRUN, "ab", "TERM")[-3:] == ["kill", "ab", "TERM"]
+    assert runtime_commands.delete(CRUN, "ab")[-3:] == ["delete", "--force", "ab"]
+    assert runtime_commands.kill(CRUN, "ab", "TERM")[-3:] == ["kill", "ab", "TERM"]
 
 
 SPEC = SandboxSpec(
@@ -224,3 +239,61 @@ def test_only_app_and_home_persist() -> None:
         (Path("/disk/home"), "/home/app", DISK_UID, False),
     ]
     assert ROOT.scratch == Path("/scratch")
+
+
+BUNDLE, STORE = Path("/run/x"), Path("/store")
+APP = Bind(Path("/store/disks/1/app"), "/app", read_only=False, owner=5000)
+TOOL = Bind(Path("/usr/bin/tool"), "/tool", read_only=True, owner=None)
+STACKED = Root((Path("/layer"), Path("/base")), (APP, TOOL), Path("/store/scratch/1"))
+
+
+def test_layers_are_bound_read_only_and_shown_as_the_sandbox_s_own() -> None:
+    mounts = make_mounts(STACKED, BUNDLE, STORE)
+    for mount, source in zip(mounts, ("/layer", "/base"), strict=False):
+        assert (mount["kind"], mount["source"], mount["owner"]) == ("bind", source, 0)
+        assert mount["attributes"] == MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+
+def test_the_overlay_has_the_topmost_layer_first() -> None:
+    overlay = make_mounts(STACKED, BUNDLE, STORE)[3]
+    assert overlay["target"] == "/run/x/root"
+    assert overlay["data"].startswith("lowerdir=lower0:lower1,upperdir=scratch/upper,workdir=scratch/work,")
+
+
+def test_without_scratch_it_is_read_only() -> None:
+    root = Root((Path("/layer"), Path("/base")))
+    assert make_mounts(root, BUNDLE, STORE)[2]["data"] == "lowerdir=lower0:lower1"
+    assert overlay_paths(root) == ()
+
+
+def test_the_disk_is_bound_into_the_root_and_the_store_let_go_of_last() -> None:
+    *_, app, tool, last = make_mounts(STACKED, BUNDLE, STORE)
+    assert (app["target"], app["owner"]) == ("/run/x/root/app", 5000)
+    assert app["attributes"] == MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    assert tool["owner"] is None
+    assert last == {"kind": "detach", "target": "/store"}
+
+
+def test_mount_points_that_must_exist_before() -> None:
+    assert mount_points(STACKED, BUNDLE) == [BUNDLE / name for name in ("root", "lower0", "lower1", "scratch")]
+
+
+def test_the_app_alone_may_read_them(tmp_path: Path) -> None:
+    write_secret_files(tmp_path, {"zoho/API_KEY": "secret", "zoho/B": "", "aws/API_KEY": "other"}, os.getuid())
+
+    top = bind_secret_files(tmp_path).source
+    modes = {str(path.relative_to(top)): path.stat().st_mode & 0o777 for path in top.rglob("*")}
+    assert modes == {"zoho": 0o500, "aws": 0o500, "zoho/API_KEY": 0o400, "zoho/B": 0o400, "aws/API_KEY": 0o400}
+    assert (top / "zoho/API_KEY").read_text() == "secret"
+    assert bind_secret_files(tmp_path).read_only
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../b", "a", "a/b/c"])
+def test_no_path_leads_elsewhere(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="<credential>/<variable>"):
+        write_secret_files(tmp_path, {name: "secret"}, os.getuid())
+
+
+def test_secret_files_have_a_mount_point_in_the_root(tmp_path: Path) -> None:
+    make_secrets_target(tmp_path, os.getuid())
+    assert (tmp_path / "run/credentials").is_dir()

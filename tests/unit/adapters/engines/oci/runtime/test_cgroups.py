@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import cgroups, group_files, runs
+from builderd.adapters.engines.oci.runtime import cgroups, runs
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.runs import has_zram
 
@@ -234,7 +234,7 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
         (v2 / "cgroup.controllers").unlink()
     groups = Cgroups("x", v1 if version == 1 else v2)
     found = iter([{12345678}, set()])
-    monkeypatch.setattr(group_files, "processes_below", lambda _: next(found, set()))
+    monkeypatch.setattr(cgroups, "processes_below", lambda _: next(found, set()))
     monkeypatch.setattr(cgroups, "read_proc", lambda _: "0::/builderd-x/ab\n")
     monkeypatch.setattr(Path, "open", going)
     monkeypatch.setattr(os, "open", going)
@@ -255,21 +255,21 @@ def group(tmp_path: Path) -> Path:
 
 def test_a_group_s_file_is_never_created(group: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        group_files.write(group / "freezer.state", "FROZEN")
+        cgroups.write(group / "freezer.state", "FROZEN")
     assert not (group / "freezer.state").exists()
 
 
 def test_numbers_are_read_by_their_names(group: Path) -> None:
-    assert group_files.counters(group / "memory.events") == {"oom": 1, "oom_kill": 3}
-    assert group_files.counter(group / "memory.events", "oom_kill") == 3
-    assert group_files.counter(group / "memory.events", "low") == 0
+    assert cgroups.counters(group / "memory.events") == {"oom": 1, "oom_kill": 3}
+    assert cgroups.counter(group / "memory.events", "oom_kill") == 3
+    assert cgroups.counter(group / "memory.events", "low") == 0
 
 
 def test_processes_are_found_below_a_group(group: Path) -> None:
     (group / "cgroup.procs").write_text("3\n4\n")
     (group / "inner/cgroup.procs").write_text("5\n")
-    assert sorted(group_files.processes_below(group)) == [3, 4, 5]
-    assert not group_files.processes_below(group / "gone")
+    assert sorted(cgroups.processes_below(group)) == [3, 4, 5]
+    assert not cgroups.processes_below(group / "gone")
 
 
 def test_group_in_removal_reads_as_missing_and_other_errors_stay(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +280,10 @@ def test_group_in_removal_reads_as_missing_and_other_errors_stay(group: Path, mo
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(FileNotFoundError):
-        group_files.write(group / "memory.events", "1")
+        cgroups.write(group / "memory.events", "1")
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
-        group_files.write(group / "memory.events", "1")
+        cgroups.write(group / "memory.events", "1")
 
 
 HEADING = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"

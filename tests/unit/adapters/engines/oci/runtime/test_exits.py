@@ -10,8 +10,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import exits as exits_module
-from builderd.adapters.engines.oci.runtime.exits import Exits
+from builderd.adapters.engines.oci.runtime import ending as exits_module
+from builderd.adapters.engines.oci.runtime.ending import Exits
 from builderd.linux.processes import Process
 
 GONE = Process(pid=2**22 + 1, started=0)
@@ -51,7 +51,7 @@ def shim(process: Process) -> Iterator[Process]:
 async def test_exit_is_reported_once_and_forgotten(
     tmp_path: Path, process: Process, shim: Process, killed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exits_module, "_SHIM_SECONDS", 0.01)
+    monkeypatch.setattr(exits_module, "_EXIT_FILE_SECONDS", 0.01)
     end_unmonitored = AsyncMock(return_value=True)
     exits = Exits(tmp_path, lambda name: (tmp_path / name).exists(), end_unmonitored)
     exits.open()

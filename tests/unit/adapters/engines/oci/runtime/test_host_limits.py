@@ -8,17 +8,21 @@ from unittest.mock import AsyncMock
 import pytest
 
 from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
-from builderd.adapters.engines.oci.runtime import exits
+from builderd.adapters.engines.oci.runtime import ending, host_limits
 from builderd.adapters.engines.oci.runtime.attach import INOTIFY
-from builderd.adapters.engines.oci.runtime.exits import Exits
+from builderd.adapters.engines.oci.runtime.ending import Exits
 from builderd.adapters.engines.oci.runtime.host_limits import (
     LEAST,
+    MOST,
     SOCKET_POOLS,
+    NetlinkWatch,
+    netlink_bytes,
     raise_host_limits,
     raise_socket_pools,
     socket_pool,
 )
 from builderd.domain.errors import EngineUnavailable
+from builderd.linux.processes import Process
 
 
 def test_each_sandbox_can_have_its_own() -> None:
@@ -58,6 +62,60 @@ async def test_exhausted_inotify_is_reported(tmp_path: Path, monkeypatch: pytest
     def none_left(_: int, __: str) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(exits, "check", none_left)
+    monkeypatch.setattr(ending, "check", none_left)
     with pytest.raises(EngineUnavailable, match=r"Too many open files\. See fs\.inotify\.max_user_instances"):
         Exits(tmp_path, lambda _: False, AsyncMock()).open()
+
+
+HEADER = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"
+ROW = "0000000000000000 0   {pid}         00000000 {rmem}        0        0     2        0        4711\n"
+
+
+def make_proc(root: Path, pid: int, *held: int, namespace: str = "net:[2]") -> None:
+    """A /proc with one process whose netlink sockets hold so much, beside one of the host."""
+    for name, link in (("self", "net:[1]"), (str(pid), namespace)):
+        (root / name / "ns").mkdir(parents=True)
+        (root / name / "ns/net").symlink_to(link)
+    (root / str(pid) / "net").mkdir()
+    rows = (ROW.format(pid=pid, rmem=rmem) for rmem in held)
+    (root / str(pid) / "net/netlink").write_text(HEADER + "".join(rows))
+
+
+def test_the_receive_buffers_of_all_sockets_are_added_up(tmp_path: Path) -> None:
+    make_proc(tmp_path, 7, 0, 1000, 234)
+
+    assert netlink_bytes(7, tmp_path) == 1234
+
+
+def test_the_host_s_own_sockets_and_ended_processes_do_not_count(tmp_path: Path) -> None:
+    make_proc(tmp_path, 7, 1000, namespace="net:[1]")
+
+    assert netlink_bytes(7, tmp_path) == 0
+    assert netlink_bytes(8, tmp_path) == 0
+
+
+def test_only_a_living_sandbox_above_the_limit_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {1: MOST, 2: MOST + 1, 3: MOST + 1}
+    killed: list[str] = []
+    monkeypatch.setattr(host_limits, "netlink_bytes", lambda pid: held[pid])
+    monkeypatch.setattr(Process, "alive", property(lambda self: self.pid != 3))
+
+    processes = [("modest", Process(1, 0)), ("greedy", Process(2, 0)), ("gone", Process(3, 0))]
+    NetlinkWatch(lambda: processes, killed.append).check(processes)
+
+    assert killed == ["greedy"]
+
+
+def test_a_sandbox_that_does_not_die_keeps_no_other_from_being_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[str] = []
+
+    def kill(name: str) -> None:
+        killed.append(name)
+        raise TimeoutError("processes {2} do not die")
+
+    monkeypatch.setattr(host_limits, "netlink_bytes", lambda pid: MOST + 1)
+    monkeypatch.setattr(Process, "alive", property(lambda self: True))
+
+    NetlinkWatch(list, kill).check([("first", Process(1, 0)), ("second", Process(2, 0))])
+
+    assert killed == ["first", "second"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from builderd.adapters.engines.oci.runtime import listening
-from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.listening import ListeningPorts, parse_listening
 from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import log_records as module
-from builderd.adapters.engines.oci.runtime.log_records import (
+from builderd.adapters.engines.oci.runtime import logs as module
+from builderd.adapters.engines.oci.runtime.logs import (
+    KEPT_LOGS,
     MAX_LINE,
     Content,
     Cursor,
+    Logs,
     lines_of,
     read_generations,
     search_generations,
 )
-from builderd.adapters.engines.oci.runtime.logs import KEPT_LOGS, Logs
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import LogLine, LogMatch, LogStream
 

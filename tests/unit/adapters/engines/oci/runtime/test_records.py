@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import heartbeat
-from builderd.adapters.engines.oci.runtime.heartbeat import Beat, Heartbeat
-from builderd.adapters.engines.oci.runtime.records import Exit, Record, Records, moment
-from builderd.adapters.engines.oci.runtime.reports import make_end, make_report
+from builderd.adapters.engines.oci.runtime import records as heartbeat
+from builderd.adapters.engines.oci.runtime.records import (
+    Beat,
+    Exit,
+    Heartbeat,
+    Record,
+    Records,
+    make_end,
+    make_report,
+    moment,
+)
 from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.linux.processes import Process
 

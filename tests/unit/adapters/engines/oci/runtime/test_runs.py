@@ -22,12 +22,10 @@ from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.network.allocations import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
-from builderd.adapters.engines.oci.runtime.records import Record, Records
-from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.runtime.run import Run, RunContext, RunsConfig
+from builderd.adapters.engines.oci.runtime.records import Heartbeat, Record, Records
+from builderd.adapters.engines.oci.runtime.run import Root, Run, RunContext, RunsConfig
 from builderd.adapters.engines.oci.runtime.runs import Runs
+from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.resources import GB

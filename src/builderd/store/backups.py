@@ -29,6 +29,7 @@ from sqlalchemy import (
 from builderd.domain.backups import Backup, BackupCheck, BackupKey, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
+from builderd.store.database import Kind
 from builderd.store.tables import (
     BACKED_UP,
     DAMAGED,
@@ -41,17 +42,12 @@ from builderd.store.tables import (
     tenants,
 )
 from builderd.store.types import omit, row_of
-from builderd.store.writes import Kind
 
 _newest_first = (backups.c.created_at.desc(), backups.c.id)
 
 # In the order of the fields: a row becomes its value without a look at names, as of builders.
 _SELECT = select(*(backups.c[field.name] for field in fields(Backup)))
-_INSERT = insert(backups)
-_BY_ID = _SELECT.where(backups.c.id == bindparam("id"))
 _UPDATE = update(backups).where(backups.c.id == bindparam("of_id"))
-_DELETE = delete(backups).where(backups.c.id == bindparam("id"))
-_DELETE_RESTORES = delete(restores).where(restores.c.backup_id == bindparam("id"))
 _OF_BUILDER = _SELECT.where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
 _OF_TENANT = _SELECT.where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
 _OPEN_OF = (
@@ -109,9 +105,7 @@ _last_good = (
     select(func.max(backups.c.created_at)).where(_of_wanting, backups.c.status == BackupStatus.DONE).scalar_subquery()
 )
 _last_goods = select(_last_good.label("at")).select_from(builders).where(*_wanting).subquery()
-_OLDEST_LAST_GOOD = select(func.min(_last_goods.c.at))
 
-_NEWEST = _newest()
 _NEWEST_WITH_STATUS = _newest(backups.c.status == bindparam("status", type_=backups.c.status.type))
 #: Builders that one statement asks for, each twice: SQLite takes 32,766 parameters.
 BATCH = 10_000
@@ -127,10 +121,10 @@ class Backups:
     def add(self, backup: Backup) -> None:
         self._written.add(Kind.BACKUPS)
         clear(self._connection, backup.builder_id)
-        self._connection.execute(_INSERT, row_of(backup))
+        self._connection.execute(insert(backups), row_of(backup))
 
     def get(self, backup: BackupId) -> Backup | None:
-        row = self._connection.execute(_BY_ID, {"id": backup}).first()
+        row = self._connection.execute(_SELECT.where(backups.c.id == bindparam("id")), {"id": backup}).first()
         return Backup(*row) if row else None
 
     def save(self, backup: Backup) -> None:
@@ -143,8 +137,8 @@ class Backups:
     def delete(self, backup: BackupId) -> None:
         """Delete it with its restores. Idempotent."""
         clear_of_backup(self._connection, backup)
-        self._connection.execute(_DELETE_RESTORES, {"id": backup})
-        self._connection.execute(_DELETE, {"id": backup})
+        self._connection.execute(delete(restores).where(restores.c.backup_id == bindparam("id")), {"id": backup})
+        self._connection.execute(delete(backups).where(backups.c.id == bindparam("id")), {"id": backup})
 
     def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
         """Return the builder's backups, newest first."""
@@ -171,7 +165,7 @@ class Backups:
         self, builders: Sequence[BuilderId], status: BackupStatus | None = None
     ) -> Mapping[BuilderId, Backup]:
         """Return each builder's newest backup, or its newest of this status; builders without one are left out."""
-        statement = _NEWEST if status is None else _NEWEST_WITH_STATUS
+        statement = _newest() if status is None else _NEWEST_WITH_STATUS
         found: dict[BuilderId, Backup] = {}
         for start in range(0, len(builders), BATCH):
             values = {"builders": builders[start : start + BATCH], "status": status}
@@ -205,7 +199,7 @@ class Backups:
 
     def oldest_last_good(self) -> datetime | None:
         """Return the oldest among the newest done backups of each live builder with a backup interval."""
-        at: datetime | None = self._connection.execute(_OLDEST_LAST_GOOD).scalar_one()
+        at: datetime | None = self._connection.execute(select(func.min(_last_goods.c.at))).scalar_one()
         return at
 
     def count_damaged(self) -> int:
@@ -219,9 +213,7 @@ class Backups:
 
 _OPEN_RESTORE = (RestoreStatus.PLANNED, RestoreStatus.FILLED)
 
-_INSERT_RESTORE = insert(restores)
 _RESTORE = select(restores).where(restores.c.id == bindparam("id"))
-_UPDATE_RESTORE = update(restores).where(restores.c.id == bindparam("of_id"))
 _OPEN_RESTORES = (
     select(restores).where(restores.c.status.in_(_OPEN_RESTORE)).order_by(restores.c.created_at, restores.c.id)
 )
@@ -244,7 +236,7 @@ class Restores:
     def add(self, restore: Restore) -> None:
         self._written.add(Kind.BACKUPS)
         clear(self._connection, restore.builder_id)
-        self._connection.execute(_INSERT_RESTORE, row_of(restore))
+        self._connection.execute(insert(restores), row_of(restore))
 
     def get(self, restore: RestoreId) -> Restore | None:
         row = self._connection.execute(_RESTORE, {"id": restore}).mappings().first()
@@ -255,7 +247,7 @@ class Restores:
         self._written.add(Kind.BACKUPS)
         clear(self._connection, restore.builder_id)
         values = {"of_id": restore.id, **omit(row_of(restore), "id")}
-        if self._connection.execute(_UPDATE_RESTORE, values).rowcount != 1:
+        if self._connection.execute(update(restores).where(restores.c.id == bindparam("of_id")), values).rowcount != 1:
             raise LookupError(f"no restore {restore.id} to save")
 
     def open(self, owner: str) -> Sequence[Restore]:
@@ -279,10 +271,8 @@ class Restores:
         return {row.builder_id: row.at for row in self._connection.execute(_LAST_DRILLS, {"builders": builders})}
 
 
-_INSERT_KEY = insert(backup_keys)
 _KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
 _KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
-_KEY_LOCKED = _KEY.with_for_update(key_share=True)
 _LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
 _UPDATE_KEY = update(backup_keys).where(backup_keys.c.tenant_id == bindparam("of_tenant"))
 
@@ -296,11 +286,11 @@ class BackupKeys:
         """Add it. Raises ``Conflict`` if the tenant has one."""
         if self.get(key.tenant_id) is not None:
             raise Conflict("The tenant has a key for its backups already.")
-        self._connection.execute(_INSERT_KEY, row_of(key))
+        self._connection.execute(insert(backup_keys), row_of(key))
 
     def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
-        statement = _KEY_LOCKED if lock and self._locks else _KEY
+        statement = _KEY.with_for_update(key_share=True) if lock and self._locks else _KEY
         row = self._connection.execute(statement, {"tenant": tenant}).mappings().first()
         return BackupKey(**{**row, "sealed": bytes(row["sealed"])}) if row else None
 
@@ -338,7 +328,6 @@ _RECORD = (
     .where(_of_builder)
     .values(backup_check_at=bindparam("check_at"), drill_base_at=bindparam("base_at"))
 )
-_CLEAR = update(builders).where(_of_builder).values(backup_check_at=_at_once)
 _CLEAR_OF_BACKUP = (
     update(builders)
     .where(_row.id == select(backups.c.builder_id).where(backups.c.id == bindparam("backup")).scalar_subquery())
@@ -355,7 +344,7 @@ CHECK_AT_AFTER_SAVE = case(
 
 def clear(connection: Connection, builder: BuilderId) -> None:
     """Have the schedule look at the builder: one of its backups or restores is about to change."""
-    connection.execute(_CLEAR, {"builder": builder})
+    connection.execute(update(builders).where(_of_builder).values(backup_check_at=_at_once), {"builder": builder})
 
 
 def clear_of_backup(connection: Connection, backup: BackupId) -> None:

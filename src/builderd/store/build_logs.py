@@ -1,20 +1,20 @@
-"""Build logs in SQL."""
+"""Build logs, and builds that run, in SQL."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from builderd.domain.ids import BuilderId
+from builderd.domain.prices import OpenBuild
 from builderd.domain.sandboxes import LogLine
-from builderd.store.tables import build_logs
+from builderd.store.tables import build_logs, open_builds
 from builderd.store.types import row_of
 
 _of_builder = build_logs.c.builder_id == bindparam("builder")
 
-_INSERT = insert(build_logs)
 _FOLLOWING = (
     select(build_logs)
     .where(_of_builder, build_logs.c.id > bindparam("after"))
@@ -27,7 +27,6 @@ _OLDEST = select(build_logs.c.id, build_logs.c.time).order_by(build_logs.c.id).l
 _EXPIRE = delete(build_logs).where(
     build_logs.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=build_logs.c.time.type)))
 )
-_DELETE = delete(build_logs).where(_of_builder)
 
 
 class BuildLogs:
@@ -37,7 +36,7 @@ class BuildLogs:
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None:
         if lines:
             rows = [{"builder_id": builder, "version": version, **row_of(line)} for line in lines]
-            self._connection.execute(_INSERT, rows)
+            self._connection.execute(insert(build_logs), rows)
 
     def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
         """Return the id before the last ``count`` lines (None: all) since ``since``, and the number of them."""
@@ -59,4 +58,29 @@ class BuildLogs:
         return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
 
     def delete(self, builder: BuilderId) -> None:
-        self._connection.execute(_DELETE, {"builder": builder})
+        self._connection.execute(delete(build_logs).where(_of_builder), {"builder": builder})
+
+
+_by_id = open_builds.c.id == bindparam("build")
+
+_ALL = select(open_builds).order_by(open_builds.c.started_at, open_builds.c.id)
+_SEEN = update(open_builds).where(_by_id).values(seen_at=bindparam("at", type_=open_builds.c.seen_at.type))
+
+
+class OpenBuilds:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, build: OpenBuild) -> None:
+        self._connection.execute(insert(open_builds), row_of(build))
+
+    def seen(self, build: str, at: datetime) -> None:
+        """Record that it still runs; do nothing once it is removed."""
+        self._connection.execute(_SEEN, {"build": build, "at": at})
+
+    def all(self) -> Sequence[OpenBuild]:
+        return [OpenBuild(**row) for row in self._connection.execute(_ALL).mappings()]
+
+    def remove(self, build: str) -> bool:
+        """Remove it; return False if it was removed before."""
+        return self._connection.execute(delete(open_builds).where(_by_id), {"build": build}).rowcount == 1

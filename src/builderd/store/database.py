@@ -1,11 +1,14 @@
-"""A database as the store uses it: SQLite and PostgreSQL each implement it in their own file."""
+"""A database as the store uses it, which SQLite and PostgreSQL each implement, and the kinds of writes to it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -40,3 +43,40 @@ class Database:
     is_passing: Callable[[DBAPIError], bool]
     outage_reason: Callable[[Exception], str | None]
     find_damage: Callable[[], Sequence[str] | None]
+
+
+class Kind(StrEnum):
+    #: Backups and restores.
+    BACKUPS = "backups"
+    DOMAINS = "domains"
+    EVENTS = "events"
+    #: QA reports that are wanted or being made.
+    REPORTS = "reports"
+    WEBHOOKS = "webhooks"
+
+
+class Writes:
+    def __init__(self) -> None:
+        self._numbers: Counter[Kind] = Counter()
+        self._waiting: dict[asyncio.Future[None], frozenset[Kind]] = {}
+
+    def add(self, kinds: Collection[Kind]) -> None:
+        """Count a transaction that is committed, and wake those who wait for one of its kinds."""
+        self._numbers.update(kinds)
+        for future, wanted in self._waiting.items():
+            if not wanted.isdisjoint(kinds) and not future.done():
+                future.set_result(None)
+
+    def count(self, kinds: frozenset[Kind]) -> int:
+        return sum(self._numbers[kind] for kind in kinds)
+
+    async def wait(self, kinds: frozenset[Kind], seen: int, timeout_seconds: float) -> None:
+        if self.count(kinds) != seen:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = kinds
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(future, timeout_seconds)
+        finally:
+            del self._waiting[future]

@@ -1,4 +1,6 @@
-"""The lease on the database, in SQL: one row, changed by compare-and-set on its term.
+"""The lease on the database, leases on work, and the services of a cluster, in SQL.
+
+The database's lease is one row, changed by compare-and-set on its term.
 
 Each unit of work of the owner reads the row with the weakest lock (``FOR KEY SHARE``), which does not block a renewal.
 An acquisition locks the row ``FOR UPDATE``: it waits for the previous owner's open transactions, and the previous
@@ -7,6 +9,8 @@ owner's later ones see the new term. SQLite needs no row lock: it has one writer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -14,30 +18,28 @@ from sqlalchemy import (
     Connection,
     Select,
     bindparam,
+    delete,
     insert,
     literal,
     select,
     update,
 )
 
-from builderd.domain.builders import Status
-from builderd.domain.database_lease import DatabaseLease, Instance
+from builderd.domain.builders import Lease, LeaseId, Status
+from builderd.domain.database_lease import ClusterService, DatabaseLease, Instance, SeenService
+from builderd.domain.ids import BuilderId
 from builderd.store.live_totals import count_all_anew
 from builderd.store.migrations import is_made
-from builderd.store.tables import backups, builders, database_lease, qa_reports, restores
-from builderd.store.types import database_now, row_of
+from builderd.store.tables import backups, builders, database_lease, leases, qa_reports, restores, services
+from builderd.store.types import database_now, omit, row_of
 
 _row = database_lease.c
 _instance = ("host_id", "host_name", "data_dir", "identity", "boot_id")
 
 
 _GET = select(database_lease, database_now().label("now"))
-_LOCK = _GET.with_for_update()
-_INSERT = insert(database_lease).values(renewed_at=database_now())
-_UPDATE = update(database_lease).values(renewed_at=database_now())
 _of_term = _row.term == bindparam("held")
 _RENEW = update(database_lease).where(_of_term).values(renewed_at=database_now())
-_RELEASE = update(database_lease).where(_of_term).values(released=True)
 _HOLDS = select(literal(1)).where(_of_term).with_for_update(read=True, key_share=True)
 
 _ANY_BUILDER = select(builders.c.id).limit(1)
@@ -77,15 +79,15 @@ class DatabaseLeases:
 
         Waits for the open units of work of the previous owner.
         """
-        found = self._one(_LOCK)
+        found = self._one(_GET.with_for_update())
         if (found is None) != (seen is None) or (found and seen and found.was_renewed(seen)):
             return None
         term = found.term + 1 if found else 1
         values = {**row_of(instance), "term": term, "released": False}
         if found is None:
-            self._connection.execute(_INSERT, {**values, "id": 1})
+            self._connection.execute(insert(database_lease).values(renewed_at=database_now()), {**values, "id": 1})
         else:
-            self._connection.execute(_UPDATE, values)
+            self._connection.execute(update(database_lease).values(renewed_at=database_now()), values)
         return self._one(_GET)
 
     def renew(self, term: int) -> bool:
@@ -94,7 +96,7 @@ class DatabaseLeases:
 
     def release(self, term: int) -> None:
         """Record that the owner stopped cleanly."""
-        self._connection.execute(_RELEASE, {"held": term})
+        self._connection.execute(update(database_lease).where(_of_term).values(released=True), {"held": term})
 
     def adopt(self, instance: Instance) -> None:
         """Assign all undeleted builders to the instance, and the claims and unfinished work of other services.
@@ -119,3 +121,87 @@ class DatabaseLeases:
         age = (row["now"] - row["renewed_at"]).total_seconds()
         instance = Instance(**{name: row[name] for name in _instance})
         return DatabaseLease(instance, row["term"], row["renewed_at"], age, row["released"])
+
+
+_by_id = leases.c.id == bindparam("lease")
+_of_builder = leases.c.builder_id == bindparam("builder")
+
+_OF_BUILDER = select(leases).where(_of_builder).order_by(leases.c.created_at, leases.c.id)
+_LASTING = _OF_BUILDER.where(leases.c.expires_at > bindparam("now"))
+_DELETE_OF = delete(leases).where(_of_builder)
+_EXPIRE = _DELETE_OF.where(leases.c.expires_at <= bindparam("now"))
+
+
+class Leases:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, lease: Lease) -> None:
+        self._connection.execute(insert(leases), row_of(lease))
+
+    def save(self, lease: Lease) -> None:
+        self._connection.execute(update(leases).where(_by_id), {"lease": lease.id, **omit(row_of(lease), "id")})
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
+        """Return all leases, oldest first, expired ones included until they are deleted."""
+        return [Lease(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+
+    def active(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
+        """Return the leases that have not expired, oldest first."""
+        rows = self._connection.execute(_LASTING, {"builder": builder, "now": now}).mappings()
+        return [Lease(**row) for row in rows]
+
+    def expire(self, builder: BuilderId, now: datetime) -> None:
+        """Delete the builder's expired leases."""
+        self._connection.execute(_EXPIRE, {"builder": builder, "now": now})
+
+    def delete(self, lease: LeaseId) -> None:
+        """Delete it. Idempotent."""
+        self._connection.execute(delete(leases).where(_by_id), {"lease": lease})
+
+    def delete_of(self, builder: BuilderId) -> None:
+        """Delete all leases of the builder."""
+        self._connection.execute(_DELETE_OF, {"builder": builder})
+
+
+_service = services.c
+_FIELDS = [column for column in services.c if column.name not in ("seen_at", "known_in")]
+
+_LIST = select(services, database_now().label("now")).order_by(_service.id)
+_UPDATE = update(services).where(_service.id == bindparam("service")).values(seen_at=database_now())
+_known = _service.id.in_(bindparam("ids", expanding=True))
+_SET_KNOWN = update(services).where(_known).values(known_in=bindparam("term"))
+_UNSET_KNOWN = update(services).where(~_known, _service.known_in.is_not(None)).values(known_in=None)
+
+
+class Services:
+    """Services of a cluster: the owner of the database, and those that stand by. Times are by the database's clock."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def announce(self, service: ClusterService) -> None:
+        """Store the service as seen now; whether the owner knows of it stays as it was."""
+        row = row_of(service)
+        if not self._connection.execute(_UPDATE, {**omit(row, "id"), "service": service.id}).rowcount:
+            self._connection.execute(insert(services).values(seen_at=database_now()), row)
+
+    def list(self) -> Sequence[SeenService]:
+        """Return all services, by id."""
+        return [
+            SeenService(
+                ClusterService(**{column.name: row[column.name] for column in _FIELDS}),
+                (row["now"] - row["seen_at"]).total_seconds(),
+                row["known_in"],
+            )
+            for row in self._connection.execute(_LIST).mappings()
+        ]
+
+    def set_known(self, ids: Sequence[str], term: int) -> None:
+        """Record that the owner of this term knows of these services, and of no others."""
+        self._connection.execute(_UNSET_KNOWN, {"ids": list(ids)})
+        self._connection.execute(_SET_KNOWN, {"ids": list(ids), "term": term})
+
+    def remove(self, service: str) -> None:
+        """Remove a service. Idempotent."""
+        self._connection.execute(delete(services).where(_service.id == bindparam("service")), {"service": service})

@@ -12,9 +12,9 @@ from builderd.domain.addresses import names_above
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import BuilderId, DomainId, TenantId
+from builderd.store.database import Kind
 from builderd.store.tables import acme_accounts, builders, domains, wildcard_certificates
 from builderd.store.types import omit, row_of
-from builderd.store.writes import Kind
 
 _c = domains.c
 _live = _c.released_at.is_(None)
@@ -25,9 +25,7 @@ def _time(name: str) -> Any:
     return bindparam(name, type_=_c.created_at.type)
 
 
-_INSERT = insert(domains)
 _ONE = select(domains).where(_c.id == bindparam("domain"))
-_ONE_LOCKED = _ONE.with_for_update()
 _BY_HOST = select(domains).where(_live, _c.tenant_id == bindparam("tenant"), _c.host == bindparam("name"))
 _OF_BUILDER = select(domains).where(_live, _c.builder_id == bindparam("builder")).order_by(_c.host)
 _RELATED = (
@@ -83,10 +81,7 @@ _OUTDATED = (
     )
     .limit(bindparam("limit"))
 )
-_EXPIRING = select(domains).where(_held, _c.failures > 0, _c.expires_at < _time("before"))
-_ALL = select(domains).where(_c.certificate.is_not(None)).order_by(_c.host, _c.id)
 _UPDATE = update(domains).where(_c.id == bindparam("domain"))
-_DELETE = delete(domains).where(_c.id == bindparam("domain"))
 
 _ACCOUNT = select(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
 _DELETE_ACCOUNT = delete(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
@@ -105,11 +100,11 @@ class Domains:
 
     def add(self, domain: Domain) -> None:
         self._written.add(Kind.DOMAINS)
-        self._connection.execute(_INSERT, row_of(domain))
+        self._connection.execute(insert(domains), row_of(domain))
 
     def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
         """Return it; with ``lock``, other writers of this row wait until the unit of work ends."""
-        return self._one(_ONE_LOCKED if lock and self._locks else _ONE, domain=domain)
+        return self._one(_ONE.with_for_update() if lock and self._locks else _ONE, domain=domain)
 
     def by_host(self, tenant: TenantId, host: str) -> Domain | None:
         """Return the tenant's claim of this host."""
@@ -179,11 +174,11 @@ class Domains:
 
     def expiring(self, before: datetime) -> Sequence[Domain]:
         """Return those whose certificate was not renewed and ends before this time."""
-        return self._read(_EXPIRING, before=before)
+        return self._read(select(domains).where(_held, _c.failures > 0, _c.expires_at < _time("before")), before=before)
 
     def all(self) -> Sequence[Domain]:
         """Return those with a certificate."""
-        return self._read(_ALL)
+        return self._read(select(domains).where(_c.certificate.is_not(None)).order_by(_c.host, _c.id))
 
     def save(self, domain: Domain) -> None:
         """Save it, unless it was deleted."""
@@ -193,7 +188,7 @@ class Domains:
     def delete(self, domain: DomainId) -> None:
         """Delete it. Idempotent."""
         self._written.add(Kind.DOMAINS)
-        self._connection.execute(_DELETE, {"domain": domain})
+        self._connection.execute(delete(domains).where(_c.id == bindparam("domain")), {"domain": domain})
 
     def _one(self, statement: Select[Any], **values: Any) -> Domain | None:
         row = self._connection.execute(statement, values).mappings().first()

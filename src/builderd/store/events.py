@@ -17,9 +17,9 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, fun
 
 from builderd.domain.events import ALL, Event, prefix_of
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.store.database import Kind
 from builderd.store.tables import events
 from builderd.store.types import row_of
-from builderd.store.writes import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,6 @@ class EventQuery:
 LOCK_CLASS = 0x62640001
 
 _LOCK = select(func.pg_advisory_xact_lock(literal(LOCK_CLASS), func.hashtext(bindparam("tenant"))))
-_INSERT = insert(events)
 _OF_BUILDER = (
     select(events)
     .where(events.c.builder_id == bindparam("builder"), events.c.id > bindparam("after"))
@@ -64,7 +63,7 @@ class Events:
         row = row_of(event)
         del row["id"]
         row["details"] = dict(event.details)
-        (event_id,) = self._connection.execute(_INSERT, row).inserted_primary_key or (0,)
+        (event_id,) = self._connection.execute(insert(events), row).inserted_primary_key or (0,)
         return replace(event, id=event_id)
 
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:

@@ -37,10 +37,6 @@ class IdempotencyRecord:
 
 _key = (idempotency.c.tenant_id == bindparam("of_tenant"), idempotency.c.key == bindparam("of_key"))
 
-_INSERT = insert(idempotency)
-_SELECT = select(idempotency).where(*_key)
-_UPDATE = update(idempotency).where(*_key)
-_DELETE = delete(idempotency).where(*_key)
 _EXPIRE = delete(idempotency).where(idempotency.c.created_at < bindparam("before"))
 
 
@@ -49,23 +45,23 @@ class Idempotency:
         self._connection = connection
 
     def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None:
-        row = self._connection.execute(_SELECT, _keyed(tenant, key)).mappings().first()
+        row = self._connection.execute(select(idempotency).where(*_key), _keyed(tenant, key)).mappings().first()
         return IdempotencyRecord(**row) if row else None
 
     def add(self, record: IdempotencyRecord) -> None:
         """Add it. Raises ``Conflict`` if the tenant has used the key before."""
         if self.get(record.tenant_id, record.key) is not None:
             raise Conflict(f"The Idempotency-Key {record.key!r} was used already: send a new one for another call.")
-        self._connection.execute(_INSERT, _row(record))
+        self._connection.execute(insert(idempotency), _row(record))
 
     def save(self, record: IdempotencyRecord) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
         values = {**_keyed(record.tenant_id, record.key), **omit(_row(record), "tenant_id", "key")}
-        if self._connection.execute(_UPDATE, values).rowcount != 1:
+        if self._connection.execute(update(idempotency).where(*_key), values).rowcount != 1:
             raise LookupError(f"no retry key {record.key!r} to save")
 
     def delete(self, tenant: TenantId, key: str) -> None:
-        self._connection.execute(_DELETE, _keyed(tenant, key))
+        self._connection.execute(delete(idempotency).where(*_key), _keyed(tenant, key))
 
     def expire(self, before: datetime) -> int:
         """Delete records created before this time; return the number."""

@@ -1,7 +1,8 @@
-"""The ledger in SQL."""
+"""The ledger in SQL, with its sums by month and day."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,6 +20,7 @@ from sqlalchemy import (
     cast,
     func,
     insert,
+    literal,
     or_,
     select,
     text,
@@ -28,6 +30,7 @@ from sqlalchemy import (
 
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import (
+    DAY,
     SECONDS_PER_HOUR,
     Billing,
     Segment,
@@ -39,7 +42,6 @@ from builderd.domain.prices import (
     total,
 )
 from builderd.store.damage import damage_named, read_each
-from builderd.store.ledger_days import Days, days_of, open_days, stored_days
 from builderd.store.tables import OPEN, ledger, ledger_months, tenant_months
 from builderd.store.types import EpochSeconds, Microseconds
 
@@ -410,3 +412,71 @@ def read_segment(row: RowMapping | Mapping[str, Any]) -> Segment:
         end=row["ended_at"],
         hourly_rate=row["hourly_rate"],
     )
+
+
+#: Sums of the days of one month, by day of the month.
+Days = Mapping[int, Sum]
+
+SECONDS = 24 * 3600
+
+_since_day, _day_end = (bindparam(name, type_=ledger.c.started_at.type) for name in ("since", "end"))
+# When each open segment began, not before the first day nor after the end: few groups, whatever their number.
+_day_began = case(
+    (ledger.c.started_at < _since_day, _since_day),
+    (ledger.c.started_at > _day_end, _day_end),
+    else_=ledger.c.started_at,
+)
+_day = EpochSeconds(_day_began) // literal(SECONDS, BigInteger, literal_execute=True)
+_OPEN_BY_DAY = (
+    select(
+        ledger.c.billing,
+        ledger.c.hourly_rate,
+        _day.label("day"),
+        func.count().label("number"),
+        func.sum(EpochSeconds(_day_began)).label("seconds"),
+        func.sum(Microseconds(_day_began)).label("microseconds"),
+    )
+    .where(ledger.c.tenant_id == bindparam("tenant"), text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate, _day)
+)
+
+
+def stored_days(more: Days, before: str = "{}") -> str:
+    """Return the days of a month as they are stored, with these sums added."""
+    days = _read(before)
+    for day, spent in more.items():
+        days[day] = days.get(day, Sum()) + spent
+    return json.dumps({str(day): [str(days[day].running), str(days[day].paid)] for day in sorted(days)})
+
+
+def days_of(stored: str, month: datetime) -> Mapping[datetime, Sum]:
+    """Return the stored sums by the starts of their days."""
+    return {month.replace(day=day): spent for day, spent in _read(stored).items()}
+
+
+def _read(stored: str) -> dict[int, Sum]:
+    return {int(day): Sum(*map(Decimal, sums)) for day, sums in json.loads(stored).items()}
+
+
+def open_days(connection: Connection, tenant: TenantId, since: datetime, end: datetime) -> Mapping[datetime, Sum]:
+    """Return the sums of the tenant's open segments by the starts of days, from ``since`` up to ``end``."""
+    found: dict[datetime, Sum] = {}
+    if since >= end:
+        return found
+    spans = [(day, _exact_days(until)) for day, _, until in days_between(since, end)]
+    for row in connection.execute(_OPEN_BY_DAY, {"tenant": tenant, "since": since, "end": end}):
+        began = Decimal(int(row.seconds)) + Decimal(int(row.microseconds)) / 1_000_000
+        first = UNIX_EPOCH + int(row.day) * DAY
+        for day, until in spans:
+            if day >= first:
+                start = began if day == first else row.number * _exact_days(day)
+                seconds = row.number * until - start
+                running = seconds if row.billing is Billing.RUNNING else Decimal(0)
+                found[day] = found.get(day, Sum()) + Sum(running, seconds * row.hourly_rate)
+    return found
+
+
+def _exact_days(at: datetime) -> Decimal:
+    """Return the seconds from 1970 to a time."""
+    span = at - UNIX_EPOCH
+    return Decimal(span // timedelta(seconds=1)) + Decimal(span.microseconds) / 1_000_000

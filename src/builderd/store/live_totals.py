@@ -33,7 +33,6 @@ _ADD = (
 _STORED = select(builders.c.tenant_id, builders.c.desired, reserved_units.label("units")).where(
     builders.c.id == bindparam("builder")
 )
-_LOCK = _STORED.with_for_update(key_share=True)
 _SUMS = select(
     func.coalesce(func.sum(tenants.c.live_builders), 0),
     cast(func.coalesce(func.sum(tenants.c.live_disk), 0), BigInteger),
@@ -87,7 +86,7 @@ class LiveTotals:
     def lock(self, builder: BuilderId) -> None:
         """Lock a row whose reserved disk is written next, if this transaction has not."""
         if builder not in self._before:
-            self._before[builder] = self._stored(builder, _LOCK)[1]
+            self._before[builder] = self._stored(builder, _STORED.with_for_update(key_share=True))[1]
 
     def change(self, builder: BuilderId) -> None:
         """Count a row anew: its state or its reserved disk was written since it was locked."""

@@ -17,38 +17,29 @@ from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import StoreUnavailable
 from builderd.store import migrations
 from builderd.store.backups import BackupChecks, BackupKeys, Backups, Restores
-from builderd.store.build_logs import BuildLogs
+from builderd.store.build_logs import BuildLogs, OpenBuilds
 from builderd.store.builder_lists import BuilderLists
 from builderd.store.builders import Builders
-from builderd.store.credentials import Credentials
-from builderd.store.database import Database
-from builderd.store.database_lease import DatabaseLeases
+from builderd.store.credentials import Credentials, PreviewLinks, SshGrants
+from builderd.store.database import Database, Kind, Writes
+from builderd.store.database_lease import DatabaseLeases, Leases, Services
 from builderd.store.domains import AcmeAccounts, Domains, WildcardCertificates
 from builderd.store.events import Events
 from builderd.store.idempotency import Idempotency
-from builderd.store.leases import Leases
 from builderd.store.ledger import Ledger
 from builderd.store.live_totals import LiveTotals
 from builderd.store.metrics import Metrics
-from builderd.store.open_builds import OpenBuilds
 from builderd.store.postgresql import open_postgresql
-from builderd.store.preview_links import PreviewLinks
-from builderd.store.qa_reports import QaReports
-from builderd.store.reviews import Acceptances, Reviews
+from builderd.store.reviews import Acceptances, QaReports, Reviews
 from builderd.store.sandboxes import Sandboxes
-from builderd.store.services import Services
-from builderd.store.sessions import Sessions, SignInLinks
 from builderd.store.sqlite import open_sqlite
-from builderd.store.ssh_grants import SshGrants
 from builderd.store.stored_bundles import StoredBundles
 from builderd.store.stored_times import StoredTimes
-from builderd.store.stored_uploads import StoredUploads
 from builderd.store.tenants import Tenants
-from builderd.store.tokens import Tokens
-from builderd.store.uploads import Uploads
+from builderd.store.tokens import Sessions, SignInLinks, Tokens
+from builderd.store.uploads import StoredUploads, Uploads
 from builderd.store.versions import Versions
 from builderd.store.webhooks import Deliveries, Webhooks
-from builderd.store.writes import Kind, Writes
 
 T = TypeVar("T")
 

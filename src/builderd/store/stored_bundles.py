@@ -16,12 +16,8 @@ _bundle = stored_bundles.c
 _chunk = bundle_chunks.c
 _of_number = (_chunk.hash == bindparam("bundle"), _chunk.number == bindparam("at"))
 
-_INSERT = insert(stored_bundles)
 _SIZE = select(_bundle.size).where(_bundle.hash == bindparam("bundle"))
-_INSERT_CHUNK = insert(bundle_chunks)
-_REPLACE_CHUNK = update(bundle_chunks).where(*_of_number)
 _CHUNK = select(_chunk.content).where(*_of_number)
-_SIZES = select(_bundle.hash, _bundle.size)
 # A bundle that was cut off has its first chunk, but no row.
 _HASHES = select(_bundle.hash).union(select(_chunk.hash).where(_chunk.number == 0))
 _DELETE = [
@@ -39,13 +35,13 @@ class StoredBundles:
     def put_chunk(self, bundle_hash: str, number: int, content: bytes) -> None:
         """Store or replace a chunk; the first one has the number 0."""
         values = {"bundle": bundle_hash, "at": number, "content": content}
-        if not self._connection.execute(_REPLACE_CHUNK, values).rowcount:
-            self._connection.execute(_INSERT_CHUNK, {"hash": bundle_hash, "number": number, "content": content})
+        if not self._connection.execute(update(bundle_chunks).where(*_of_number), values).rowcount:
+            self._connection.execute(insert(bundle_chunks), {"hash": bundle_hash, "number": number, "content": content})
 
     def complete(self, bundle_hash: str, size: int) -> None:
         """Record that all chunks of ``size`` bytes are stored. Idempotent."""
         if self.size(bundle_hash) is None:
-            self._connection.execute(_INSERT, {"hash": bundle_hash, "size": size})
+            self._connection.execute(insert(stored_bundles), {"hash": bundle_hash, "size": size})
 
     def size(self, bundle_hash: str) -> int | None:
         """Return the bytes of a complete bundle, else None."""
@@ -57,7 +53,7 @@ class StoredBundles:
 
     def sizes(self) -> Mapping[str, int]:
         """Return the bytes of all complete bundles, by hash."""
-        return {row.hash: row.size for row in self._connection.execute(_SIZES)}
+        return {row.hash: row.size for row in self._connection.execute(select(_bundle.hash, _bundle.size))}
 
     def hashes(self) -> Collection[str]:
         """Return the hashes of all bundles, also of those with some chunks only."""

@@ -14,13 +14,11 @@ from builderd.domain.tokens import Tenant
 from builderd.store.tables import tenants
 from builderd.store.types import row_of
 
-_INSERT = insert(tenants)
 _NO_FIELDS = ("spending_due_at", "live_builders", "live_disk")
 _SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIELDS))
 _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
 _ALL = _SELECT.order_by(tenants.c.created_at, tenants.c.id)
-_TWO = select(tenants.c.id).limit(2)
 _at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
 _UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
 # A transaction that makes the spending check due takes a shared lock on the tenant's row; one that postpones the check
@@ -29,7 +27,6 @@ _UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
 _ROW = select(tenants.c.id).where(tenants.c.id == bindparam("tenant"))
 _SHARED, _ALONE = _ROW.with_for_update(read=True, key_share=True), _ROW.with_for_update()
 _SOONER = or_(tenants.c.spending_due_at.is_(None), tenants.c.spending_due_at > _at)
-_MAKE_DUE = _UPDATE.where(_SOONER).values(spending_due_at=_at)
 _POSTPONE = _UPDATE.where(tenants.c.spending_due_at == bindparam("seen", type_=_at.type)).values(spending_due_at=_at)
 _DUE = (
     select(tenants.c.id, tenants.c.spending_due_at)
@@ -43,7 +40,7 @@ class Tenants:
         self._connection = connection
 
     def add(self, tenant: Tenant) -> None:
-        self._connection.execute(_INSERT, row_of(tenant))
+        self._connection.execute(insert(tenants), row_of(tenant))
 
     def get(self, tenant: TenantId) -> Tenant | None:
         return _tenant(self._connection.execute(_BY_ID, {"id": tenant}).mappings().first())
@@ -57,7 +54,7 @@ class Tenants:
 
     def are_several(self) -> bool:
         """Return True if there is more than one tenant."""
-        return len(self._connection.execute(_TWO).all()) > 1
+        return len(self._connection.execute(select(tenants.c.id).limit(2)).all()) > 1
 
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         """Set the spending cap of a month, and let the warning be sent again."""
@@ -71,7 +68,7 @@ class Tenants:
     def make_spending_due(self, tenant: TenantId, at: datetime) -> None:
         """Check its spending at this time or earlier."""
         self._lock(_SHARED, tenant)
-        self._connection.execute(_MAKE_DUE, {"tenant": tenant, "at": at})
+        self._connection.execute(_UPDATE.where(_SOONER).values(spending_due_at=_at), {"tenant": tenant, "at": at})
 
     def spending_due(self, now: datetime) -> Sequence[tuple[TenantId, datetime]]:
         """Return the tenants whose spending check is due, with the due time, earliest first."""

@@ -35,10 +35,6 @@ from builderd.store.live_totals import LiveTotals
 from builderd.store.tables import LIVE, backups, builders, versions
 from builderd.store.types import changes, omit, row_of
 
-_RESOURCES = tuple(field.name for field in fields(Resources))
-_SETTINGS = tuple(name for name in SETTING_NAMES if name != "resources")
-
-_INSERT = insert(versions)
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
 _NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
@@ -110,7 +106,6 @@ def _uses_layer(column: ColumnElement[str]) -> Select[str]:
 
 
 _USED_LAYERS = union(*(_uses_layer(column) for column in _COLUMNS))
-_LAYERS = union(*(_layers(column) for column in _COLUMNS))
 _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
 
 
@@ -127,7 +122,7 @@ class Versions:
             del self._known[key]
 
     def add(self, version: Version) -> None:
-        self._connection.execute(_INSERT, _row(version))
+        self._connection.execute(insert(versions), _row(version))
         # The first version is the current one of a builder whose row is stored already; its resources never change.
         self._totals.lock(version.builder_id)
         key = {"builder": version.builder_id, "which": version.number}
@@ -209,7 +204,7 @@ class Versions:
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""
         if tenant is None:
-            return frozenset(self._connection.execute(_LAYERS).scalars())
+            return frozenset(self._connection.execute(union(*(_layers(column) for column in _COLUMNS))).scalars())
         return frozenset(self._connection.execute(_LAYERS_OF_TENANT, {"tenant": tenant}).scalars())
 
 
@@ -223,8 +218,8 @@ def _row(version: Version) -> dict[str, Any]:
 
 def _version(row: Row[Any]) -> Version:
     values = row._asdict()  # a mapping would look up each name by itself
-    resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
-    settings = {name: values.pop(name) for name in _SETTINGS}
+    resources = Resources(**{name: values.pop(name) for name in tuple(field.name for field in fields(Resources))})
+    settings = {name: values.pop(name) for name in tuple(name for name in SETTING_NAMES if name != "resources")}
     settings["credentials"] = tuple(settings["credentials"])
     # Versions from before the column have none.
     settings["env_file_values"] = settings["env_file_values"] or {}

@@ -11,23 +11,18 @@ from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, exists
 from builderd.domain.events import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.domain.ids import TenantId, WebhookId
 from builderd.linux.json_files import from_stored
+from builderd.store.database import Kind
 from builderd.store.tables import deliveries, events, webhooks
 from builderd.store.types import omit, row_of
-from builderd.store.writes import Kind
 
 _hook, _delivery = webhooks.c, deliveries.c
 _now = bindparam("now", type_=_delivery.due_at.type)
 _is_active = _hook.status == WebhookStatus.ACTIVE
 _waits = _delivery.status == DeliveryStatus.PENDING
 
-_INSERT = insert(webhooks)
 _ALL = select(webhooks).order_by(_hook.created_at, _hook.id)
 _ONE = select(webhooks).where(_hook.id == bindparam("webhook"))
-_ONE_LOCKED = _ONE.with_for_update(key_share=True)
-_OF_TENANT = _ALL.where(_hook.tenant_id == bindparam("tenant"))
 _UPDATE = update(webhooks).where(_hook.id == bindparam("webhook"))
-_DELETE = delete(webhooks).where(_hook.id == bindparam("webhook"))
-_ANY_ACTIVE = select(exists().where(_is_active))
 _EXPIRED = select(_hook.id).where(_is_active, _hook.expires_at <= _now)
 _BEHIND = select(_hook.id).where(
     _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
@@ -38,7 +33,6 @@ _DUE = select(_hook.id).where(
     exists().where(_delivery.webhook_id == _hook.id, _waits, _delivery.due_at <= _now),
 )
 
-_INSERT_DELIVERY = insert(deliveries)
 _OF_WEBHOOK = select(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
 _ONE_DELIVERY = select(deliveries).where(_delivery.id == bindparam("delivery"))
 _UPDATE_DELIVERY = update(deliveries).where(_delivery.id == bindparam("delivery"))
@@ -70,20 +64,20 @@ class Webhooks:
 
     def add(self, webhook: Webhook) -> None:
         self._written.add(Kind.WEBHOOKS)
-        self._connection.execute(_INSERT, _row(webhook))
+        self._connection.execute(insert(webhooks), _row(webhook))
 
     def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends.
 
         Lock it before writing its deliveries, and save only a value that was read with the lock.
         """
-        statement = _ONE_LOCKED if lock and self._locks else _ONE
+        statement = _ONE.with_for_update(key_share=True) if lock and self._locks else _ONE
         row = self._connection.execute(statement, {"webhook": webhook}).mappings().first()
         return _webhook(row) if row else None
 
     def list(self, tenant: TenantId) -> Sequence[Webhook]:
         """Return the tenant's webhooks, oldest first."""
-        return self._read(_OF_TENANT, tenant=tenant)
+        return self._read(_ALL.where(_hook.tenant_id == bindparam("tenant")), tenant=tenant)
 
     def all(self) -> Sequence[Webhook]:
         """Return the webhooks of all tenants."""
@@ -97,11 +91,11 @@ class Webhooks:
     def delete(self, webhook: WebhookId) -> None:
         """Delete it with its deliveries."""
         self._connection.execute(_DELETE_DELIVERIES, {"webhook": webhook})
-        self._connection.execute(_DELETE, {"webhook": webhook})
+        self._connection.execute(delete(webhooks).where(_hook.id == bindparam("webhook")), {"webhook": webhook})
 
     def any_active(self) -> bool:
         """Return True if any tenant has an active one."""
-        return bool(self._connection.execute(_ANY_ACTIVE).scalar_one())
+        return bool(self._connection.execute(select(exists().where(_is_active))).scalar_one())
 
     def expired(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones whose token has expired."""
@@ -124,7 +118,7 @@ class Deliveries:
         self._connection = connection
 
     def add(self, delivery: Delivery) -> None:
-        self._connection.execute(_INSERT_DELIVERY, _delivery_row(delivery))
+        self._connection.execute(insert(deliveries), _delivery_row(delivery))
 
     def get(self, delivery: str) -> Delivery | None:
         row = self._connection.execute(_ONE_DELIVERY, {"delivery": delivery}).mappings().first()

@@ -19,7 +19,7 @@ from builderd.domain.errors import Conflict, NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId, UploadId
 from builderd.domain.resources import GB, size_text
 from builderd.store import Store, UnitOfWork
-from builderd.store.stored_uploads import CHUNK_BYTES
+from builderd.store.uploads import CHUNK_BYTES
 
 #: A chunk of more than ``FREE_BYTES`` costs the database much more than the client if less than one byte in
 #: ``MOST_FACTOR`` is new: each upload stores one such in ``PACE_SECONDS``, and waits otherwise.

@@ -21,7 +21,7 @@ from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.services import backups, restores
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-from builderd.store.writes import Kind
+from builderd.store.database import Kind
 
 #: Seconds between two checks for requested work, for due work, and for expired backups. What this process requests is
 #: found at once; ``LEAST_INTERVAL`` bounds how often a busy service checks.

@@ -19,7 +19,7 @@ from builderd.ports.domains import OrderFailed
 from builderd.reconciler.core.loops import FaultPoint, no_fault
 from builderd.services import domains
 from builderd.services.application import Application
-from builderd.store.writes import Kind
+from builderd.store.database import Kind
 
 #: Seconds after which everything is looked at again, and the least between two looks.
 LOOK_INTERVAL, LEAST_INTERVAL = 5.0, 1.0

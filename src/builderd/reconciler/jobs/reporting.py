@@ -29,7 +29,7 @@ from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-from builderd.store.writes import Kind
+from builderd.store.database import Kind
 
 #: Seconds between checks for wanted reports without a request, and after an error.
 INTERVAL = 5.0

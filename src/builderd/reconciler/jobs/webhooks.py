@@ -36,8 +36,8 @@ from builderd.ports.webhooks import Reply
 from builderd.services import webhooks
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
+from builderd.store.database import Kind
 from builderd.store.events import EventQuery
-from builderd.store.writes import Kind
 
 #: Seconds after which events of other processes are found, and the least between two looks.
 LOOK_INTERVAL, LEAST_INTERVAL = 1.0, 0.2

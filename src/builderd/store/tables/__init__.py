@@ -6,28 +6,59 @@ every table to ``metadata``.
 
 from __future__ import annotations
 
-from builderd.store.tables.backups import DAMAGED, UNFINISHED, backup_keys, backups, restores
+from builderd.store.tables.backups import (
+    DAMAGED,
+    OPEN,
+    UNFINISHED,
+    acme_accounts,
+    backup_keys,
+    backups,
+    domains,
+    ledger,
+    ledger_months,
+    open_builds,
+    restores,
+    tenant_months,
+    wildcard_certificates,
+)
 from builderd.store.tables.base import metadata
 from builderd.store.tables.builders import (
     ACTIVE,
     BACKED_UP,
     CAPPED,
     LIVE,
+    acceptances,
+    build_logs,
     builders,
+    class_times,
     due_since,
     leases,
+    metrics,
     preview_links,
+    qa_reports,
+    qa_screenshots,
+    reviews,
+    sandboxes,
     ssh_grants,
+    versions,
 )
-from builderd.store.tables.domains import acme_accounts, domains, wildcard_certificates
-from builderd.store.tables.events import deliveries, events, webhooks
-from builderd.store.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
-from builderd.store.tables.ledger import OPEN, ledger, ledger_months, open_builds, tenant_months
-from builderd.store.tables.requests import bundle_chunks, idempotency, stored_bundles, upload_chunks, uploads
-from builderd.store.tables.sandboxes import build_logs, class_times, metrics, sandboxes
-from builderd.store.tables.services import database_lease, services
-from builderd.store.tables.tenants import credentials, sessions, sign_in_links, tenants, tokens
-from builderd.store.tables.versions import versions
+from builderd.store.tables.tenants import (
+    bundle_chunks,
+    credentials,
+    database_lease,
+    deliveries,
+    events,
+    idempotency,
+    services,
+    sessions,
+    sign_in_links,
+    stored_bundles,
+    tenants,
+    tokens,
+    upload_chunks,
+    uploads,
+    webhooks,
+)
 
 __all__ = [
     "ACTIVE",

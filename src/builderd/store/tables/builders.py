@@ -1,4 +1,4 @@
-"""Tables of builders, their leases and their SSH grants."""
+"""Tables of builders, their sandboxes, versions and gates, leases and SSH grants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,31 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     Table,
     Text,
+    UniqueConstraint,
     false,
     func,
     text,
 )
 
 from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
-from builderd.store.tables.base import NAME, builder_columns, document, index_where, metadata, unique_where
+from builderd.domain.previews import RESPONSE_TIMES
+from builderd.domain.qa import ReportStatus
+from builderd.domain.sandboxes import EndCause, LogStream
+from builderd.domain.versions import Isolation, Protocol, VersionStatus
+from builderd.store.tables.base import (
+    COUNTER,
+    NAME,
+    NEVER_REUSE_IDS,
+    builder_columns,
+    document,
+    index_where,
+    metadata,
+    unique_where,
+    version_key,
+)
 from builderd.store.types import ExactDecimal, ForeignText, UtcDateTime, enum_column
 
 #: A builder whose desired state is deleted is in no list, and its name is free.
@@ -153,4 +169,185 @@ leases = Table(
     Column("created_by", ForeignText, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
+)
+
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("builder_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run", Integer, key="generation", nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ip", Text),
+    Column("started_at", UtcDateTime),
+    Column("listening_at", UtcDateTime),
+    Column("end_cause", enum_column(EndCause)),
+    Column("end_exit_code", Integer),
+    Column("end_at", UtcDateTime),
+    Column("disk", Text, nullable=False, server_default=text("''")),
+    Column("trial", Boolean, nullable=False, server_default=false()),
+    Column("release", Boolean, nullable=False, server_default=false()),
+    version_key("sandboxes"),
+    UniqueConstraint("builder_id", "generation", "attempt"),
+    CheckConstraint("attempt >= 1", name="attempt"),
+    CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
+    # At most one open sandbox that serves, and one open trial.
+    unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL", "trial"),
+)
+
+
+metrics = Table(
+    "metrics",
+    metadata,
+    # No foreign key: rows expire by age, also those of a deleted builder.
+    Column("builder_id", Text, primary_key=True),
+    Column("start", UtcDateTime, primary_key=True),
+    Column("seconds", Double, nullable=False),
+    Column("cpu_seconds", Double, nullable=False),
+    Column("memory_byte_seconds", Double, nullable=False),
+    Column("memory_most_bytes", BigInteger, nullable=False),
+    Column("disk_most_bytes", BigInteger, nullable=False),
+    Column("network_in_bytes", BigInteger, nullable=False),
+    Column("network_out_bytes", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("answers_2xx", BigInteger, nullable=False),
+    Column("answers_3xx", BigInteger, nullable=False),
+    Column("answers_4xx", BigInteger, nullable=False),
+    Column("answers_5xx", BigInteger, nullable=False),
+    # Rows of before these were counted have none.
+    *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in RESPONSE_TIMES),
+    Index("ix_metrics_start", "start"),
+)
+
+class_times = Table(
+    "class_times",
+    metadata,
+    # A row only for a class that had responses.
+    Column("builder_id", Text, primary_key=True),
+    Column("start", UtcDateTime, primary_key=True),
+    Column("class", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in RESPONSE_TIMES),
+    Index("ix_class_times_start", "start"),
+)
+
+
+build_logs = Table(
+    "build_logs",
+    metadata,
+    Column("id", COUNTER, primary_key=True),
+    Column("builder_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("stream", enum_column(LogStream), nullable=False),
+    Column("text", ForeignText, nullable=False),
+    version_key("build_logs"),
+    Index("ix_build_logs_builder_id_id", "builder_id", "id"),
+    **NEVER_REUSE_IDS,
+)
+
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("bundle_hash", Text, nullable=False, index=True),
+    Column("entrypoint", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("env", document(), nullable=False),
+    Column("cpu", Double, nullable=False),
+    Column("memory", Double, nullable=False),
+    Column("disk", Double, nullable=False),
+    Column("isolation", enum_column(Isolation), nullable=False),
+    Column("credentials", document(), nullable=False),
+    Column("skip_review", Boolean, nullable=False),
+    Column("skip_qa", Boolean, nullable=False),
+    Column("require_qa", Boolean, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", enum_column(VersionStatus), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("layer_key", Text, index=True),
+    Column("review_passed", Boolean),
+    Column("qa_passed", Boolean),
+    Column("failure_code", Text),
+    Column("rolled_back_to", Integer),
+    Column("fresh_since", Integer),
+    Column("install_scripts", Boolean, nullable=False, server_default=false()),
+    Column("review_key", Text, index=True),
+    Column("review_until", UtcDateTime),
+    Column("build", Text, nullable=False, server_default=text("''")),
+    Column("build_key", Text, index=True),
+    Column("stdin", Text, nullable=False, server_default=text("''")),
+    Column("start_timeout", Integer, nullable=False, server_default=text("0")),
+    Column("env_file", Text, nullable=False, server_default=text("''")),
+    Column("env_file_values", document()),
+    Column("release", Text, nullable=False, server_default=text("''")),
+    Column("released", Boolean, nullable=False, server_default=false()),
+    Column("protocol", enum_column(Protocol), nullable=False, server_default=text("'http'")),
+    Column("root", Text, nullable=False, server_default=text("''")),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
+)
+
+
+qa_reports = Table(
+    "qa_reports",
+    metadata,
+    Column("builder_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("status", enum_column(ReportStatus), nullable=False),
+    Column("gate", document(), nullable=False),
+    Column("gate_at", UtcDateTime),
+    Column("checks", document(), nullable=False),
+    Column("screenshots", document(), nullable=False),
+    Column("note", ForeignText, nullable=False),
+    Column("requested_by", ForeignText, nullable=False),
+    Column("requested_at", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("copy_disk", Text),
+    version_key("qa_reports"),
+)
+
+
+qa_screenshots = Table(
+    "qa_screenshots",
+    metadata,
+    Column("builder_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("png", LargeBinary, nullable=False),
+    version_key("qa_screenshots"),
+)
+
+
+reviews = Table(
+    "reviews",
+    metadata,
+    # One tenant's only: a report must not reveal that another tenant has the same code.
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("reviewed_at", UtcDateTime, nullable=False, index=True),
+    Column("report", document(), nullable=False),
+)
+
+
+acceptances = Table(
+    "acceptances",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    Column("reason", ForeignText, nullable=False),
+    Column("accepted_by", ForeignText, nullable=False),
+    Column("accepted_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
 )

@@ -23,7 +23,7 @@ from builderd.bootstrap.machine import describe_database
 from builderd.domain import database_lease
 from builderd.domain.database_lease import DatabaseLease, LeaseLost
 from builderd.settings import Settings
-from builderd.store.services import Services as StoredServices
+from builderd.store.database_lease import Services as StoredServices
 
 
 async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(

@@ -25,7 +25,7 @@ from builderd.reconciler.jobs.webhooks import WebhookJob
 from builderd.services import backups, qa
 from builderd.services import webhooks as hooks
 from builderd.store import Store
-from builderd.store.writes import Kind
+from builderd.store.database import Kind
 
 SECRET = "a secret of the right length"
 #: Reads of the store in which a job that was woken has looked, which takes it a few.

@@ -12,17 +12,20 @@ from pydantic.json_schema import models_json_schema
 
 from builderd import __version__
 from builderd.domain.resources import Resources
-from builderd.schemas.v1.backups import NewBuilderOfBackup, NewRestore
+from builderd.schemas.v1.account import NewCredential, NewSpendingCap, NewToken, NewWebhook
+from builderd.schemas.v1.builder_parts import (
+    NewBuilderOfBackup,
+    NewExecution,
+    NewLease,
+    NewRestore,
+    NewSshGrant,
+    RenewedLease,
+)
 from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.credentials import NewCredential
+from builderd.schemas.v1.files import NewUpload
 from builderd.schemas.v1.reviews import NewAcceptance
-from builderd.schemas.v1.running import NewExecution, NewLease, NewSshGrant, RenewedLease
 from builderd.schemas.v1.shape import Failure
-from builderd.schemas.v1.spending import NewSpendingCap
-from builderd.schemas.v1.tokens import NewToken
-from builderd.schemas.v1.uploads import NewUpload
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
-from builderd.schemas.v1.webhooks import NewWebhook
 
 SCHEMAS = "#/components/schemas/"
 #: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.

@@ -22,8 +22,8 @@ from builderd.api.v1.pages import ThePage
 from builderd.api.v1.presenters import read_builder
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, Unauthenticated
+from builderd.schemas.v1.builder_parts import NewLease, RenewedLease
 from builderd.schemas.v1.builders import BuilderAnswer
-from builderd.schemas.v1.running import NewLease, RenewedLease
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 

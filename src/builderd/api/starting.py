@@ -19,7 +19,7 @@ from builderd.api.server.answers import PREFIX, Answer, failure, stamped, succes
 from builderd.api.server.limits import Limiter
 from builderd.api.server.listener import Servers
 from builderd.domain.errors import EngineUnavailable
-from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness
+from builderd.schemas.v1.monitoring import Health, HealthAnswer, Part, Readiness
 
 #: Seconds that a call waits for the service to start.
 PATIENCE = 30.0

@@ -14,7 +14,7 @@ import click
 from builderd.bootstrap import cluster as bootstrap
 from builderd.bootstrap.cluster import Administration, MemberState, Pool
 from builderd.cli import options
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.group import CommandGroup
 from builderd.settings import Settings
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ APPS: dict[str, Entry] = {
     ),
     "open": ("apps.lifecycle", "Open a builder's address in the browser, and print it."),
     "preview-links": (
-        "apps.domains",
+        "apps.upkeep",
         "Share a private preview, or one of its ports, for a time.",
     ),
     "logs": ("apps.inside", "Show the log of a builder: of its app, and of the installation of its dependencies."),
@@ -43,7 +43,7 @@ APPS: dict[str, Entry] = {
     ),
     "files": ("apps.inside", "List, show, fetch and delete the files of a builder."),
     "env": ("apps.lifecycle", "List and change the environment variables of a builder."),
-    "domains": ("apps.domains", "Give a builder host names of your own, with certificates."),
+    "domains": ("apps.upkeep", "Give a builder host names of your own, with certificates."),
     "credentials": ("apps.tenancy", "Store secrets, which builders get and nobody can read back."),
     "versions": ("apps.lifecycle", "List the versions of a builder."),
     "diff": ("apps.lifecycle", "Show how two versions differ: their files, as a unified diff, and their settings."),
@@ -78,19 +78,19 @@ APPS: dict[str, Entry] = {
 #: Commands that act on this machine, for the operator.
 MACHINE: dict[str, Entry] = {
     "setup": (
-        "setup",
+        "service",
         "Install Debian packages and the base root file system, which the service needs on this machine.",
     ),
     "serve": ("serve", "Run the service in the foreground."),
-    "token": ("tokens", "Create, list and revoke API tokens."),
+    "token": ("upkeep", "Create, list and revoke API tokens."),
     "acme": ("upkeep", "Manage the service's own certificates and its account at the certificate authority."),
     "clock": ("upkeep", "Mend what a wrong clock of this machine left."),
     "vault": ("upkeep", "Manage the key of stored secrets."),
     "backup": (
-        "state",
+        "service",
         "Back up the service's own state to FOLDER: the database, the files of versions, and the keys, sealed.",
     ),
-    "restore": ("state", "Restore the state in FOLDER into a data directory without a database."),
+    "restore": ("service", "Restore the state in FOLDER into a data directory without a database."),
     "down": ("service", "Stop all sandboxes and previews and remove what they use on the host."),
     "cluster": (
         "cluster",

@@ -1,16 +1,18 @@
-"""``builderd down``, ``doctor`` and ``base``, with the storage report of ``doctor``."""
+"""``builderd setup``, ``backup``, ``restore``, ``down``, ``doctor`` and ``base``."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 
 import click
 
-from builderd.bootstrap import machine, service
+from builderd.bootstrap import machine, service, state
 from builderd.cli import options
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.group import CommandGroup
 from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory
 from builderd.domain.resources import GB
 from builderd.settings import Settings
@@ -140,3 +142,78 @@ def _names(names: Iterable[str]) -> str:
 
 def _gb(size: int) -> str:
     return f"{size / GB:.2f} GB"
+
+
+#: Names the Debian packages. ``script/setup`` of a checkout runs it, too.
+PACKAGES = Path(__file__).parents[1] / "debian_packages.sh"
+
+
+@click.command()
+@click.option("--with-browser", is_flag=True, help="Install Chromium too, with which QA looks at pages.")
+@options.as_root
+def setup(with_browser: bool, settings: Settings) -> None:
+    """Install Debian packages and the base root file system, which the service needs on this machine.
+
+    Run it as often as you like, and after each upgrade: what is there is left as it is. Services that
+    the packages bring are not started.
+    """
+    # bash by name: an installed wheel keeps no executable bits.
+    done = subprocess.run(["bash", str(PACKAGES), *(["--with-browser"] if with_browser else [])], check=False)
+    if done.returncode != 0:
+        raise click.ClickException(
+            "the Debian packages are not all installed: mend what is said above, and run it again"
+        )
+    click.echo(f"base root file system: {machine.build_base(settings, click.echo)}")
+    click.echo("This machine is set up. Start the service: builderd install-service --now")
+
+
+passphrase_file = click.option(
+    "--passphrase-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the passphrase that seals the keys; asked for if not given.",
+)
+without_keys = click.option("--without-keys", is_flag=True, help="Leave the keys out: you store them elsewhere.")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@options.with_settings
+@passphrase_file
+@without_keys
+def backup(folder: Path, settings: Settings, passphrase_file: Path | None, without_keys: bool) -> None:
+    """Back up the service's own state to FOLDER: the database, the files of versions, and the keys, sealed.
+
+    Works while the service runs. The apps' disks are not in it: store their backups on another machine
+    (backup.repository).
+    """
+    passphrase = None if without_keys else _passphrase(passphrase_file, new=True)
+    manifest = state.back_up(settings, folder, passphrase, click.echo)
+    size = sum(count for _, count in manifest.files.values())
+    click.echo(f"{folder} holds the state of {manifest.created_at}: {len(manifest.files)} files, {size:,} bytes.")
+    if passphrase is None:
+        click.echo("The keys are not in it: without the vault's key, its stored secrets cannot be read.")
+    if state.is_local(settings):
+        click.echo("The apps' backups are on this machine only: see backup.repository in docs/settings.md.")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options.with_settings
+@passphrase_file
+@without_keys
+def restore(folder: Path, settings: Settings, passphrase_file: Path | None, without_keys: bool) -> None:
+    """Restore the state in FOLDER into a data directory without a database.
+
+    Never run the original service and the restored one at the same time.
+    """
+    passphrase = None if without_keys else _passphrase(passphrase_file, new=False)
+    manifest = state.restore(settings, folder, passphrase, click.echo)
+    click.echo(f"Restored the state of {manifest.created_at}. Start the service with `builderd serve`.")
+    click.echo("Apps whose disks are missing get their newest backup when they start.")
+
+
+def _passphrase(file: Path | None, *, new: bool) -> str:
+    if file is not None:
+        return file.read_text().strip()
+    text: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
+    return text

@@ -1,17 +1,20 @@
-"""``builderd vault``, ``acme`` and ``clock``: the key of secrets, own certificates, times after a wrong clock."""
+"""``builderd token``, ``vault``, ``acme`` and ``clock``: API tokens, keys, own certificates, times of a wrong clock."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from functools import partial
 
 import click
 
+from builderd.bootstrap import tokens
 from builderd.bootstrap.clock import repair_clock
 from builderd.bootstrap.domains import look_again, rotate_account
 from builderd.bootstrap.keys import rotate_vault
 from builderd.cli import options
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.group import CommandGroup, Expiry
+from builderd.domain.tokens import Scope
 from builderd.settings import Settings
 
 
@@ -87,3 +90,90 @@ def repair(settings: Settings, yes: bool) -> None:
     for column, count in sorted(changed.items()):
         click.echo(f"{count:>8}  {column}")
     click.echo("Start the service again.")
+
+
+@click.group(cls=CommandGroup)
+def token() -> None:
+    """Create, list and revoke API tokens."""
+
+
+@token.command()
+@options.with_settings
+@click.option("--tenant", required=True, help="The token's tenant; created if it does not exist.")
+@click.option("--name", default="cli", show_default=True, help="The token's name in events.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice([scope.value for scope in Scope]),
+    multiple=True,
+    default=[Scope.WRITE.value],
+    show_default=True,
+    help="May be given more than once.",
+)
+@click.option("--expires", type=Expiry(), help="30d, 12h, or a time.  [default: never]")
+def create(
+    settings: Settings,
+    tenant: str,
+    name: str,
+    scopes: tuple[str, ...],
+    expires: datetime | None,
+) -> None:
+    """Create a token. Its secret is on the last line of the output, and is not shown again.
+
+    Creates the data directory and the database where they are missing.
+    """
+    wanted = tokens.TokenRequest(tenant, name, frozenset(Scope(scope) for scope in scopes), expires)
+    made, secret = asyncio.run(tokens.make_token(settings, wanted, partial(click.echo, err=True)))
+    until = f"until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else "until it is revoked"
+    click.echo(f"Token {name!r} of tenant {tenant!r} ({', '.join(sorted(made.scopes))}), good {until}:", err=True)
+    click.echo(secret)
+
+
+@token.command()
+@options.with_settings
+@click.option("--tenant", required=True, help="Whom the link signs in; created if it does not exist.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice([scope.value for scope in Scope]),
+    multiple=True,
+    default=[Scope.WRITE.value],
+    show_default=True,
+    help="May be given more than once.",
+)
+@click.option("--url", help="Where browsers reach the service.  [default: public_url, or the address it listens on]")
+def link(settings: Settings, tenant: str, scopes: tuple[str, ...], url: str | None) -> None:
+    """Print a link that signs a browser in to the web pages, once, within 10 minutes.
+
+    It is on the last line of the output. Its sessions end when the token named "sign-in link" is revoked.
+    """
+    wanted = frozenset(Scope(scope) for scope in scopes)
+    made = asyncio.run(tokens.make_link(settings, tenant, wanted, partial(click.echo, err=True)))
+    click.echo(f"Valid once, for 10 minutes, for tenant {tenant!r} ({', '.join(sorted(wanted))}):", err=True)
+    click.echo(tokens.link_url(settings, made, url))
+
+
+@token.command("list")
+@options.with_settings
+@click.option("--tenant", required=True)
+def list_(settings: Settings, tenant: str) -> None:
+    """List a tenant's tokens, without their secrets."""
+    for one in asyncio.run(tokens.list_tokens(settings, tenant)):
+        state = "revoked" if one.revoked_at else f"expires {one.expires_at or 'never'}"
+        used = f"last used {one.last_used_at:%Y-%m-%d %H:%M}" if one.last_used_at else "never used"
+        click.echo(f"{one.id}  {one.name}  {','.join(sorted(one.scopes))}  {state}  {used}")
+
+
+@token.command()
+@options.with_settings
+@click.option("--tenant", required=True)
+@click.argument("token_id")
+def revoke(settings: Settings, tenant: str, token_id: str) -> None:
+    """Revoke a token at once, by its id in the list, with what it made.
+
+    That is tokens, SSH tokens, preview links, webhooks and uploads. A service that runs follows within 15 seconds.
+    """
+    ended = asyncio.run(tokens.revoke_token(settings, tenant, token_id))
+    click.echo(f"Token {token_id} is revoked.")
+    for one in ended:
+        click.echo(f"ended: {one.kind} {one.id} {one.name}".rstrip())

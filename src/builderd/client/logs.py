@@ -1,9 +1,10 @@
-"""Log lines: decoding a long answer piece by piece, and telling new lines from those that were seen. Pure."""
+"""Log lines and server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Pure."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -63,3 +64,40 @@ class LogCursor:
             self._seen = sum(1 for line in lines if line.time == last)
             self.since = last
         return fresh
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Event with data. ``id`` is the last one that the stream has given."""
+
+    name: str
+    data: str
+    id: str
+
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+class EventDecoder:
+    """Decoder of one stream's lines, without their ends."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._data: list[str] = []
+        self._id = ""
+
+    def decode(self, line: str) -> Event | None:
+        """Return the event that an empty line ends, if it has data."""
+        if not line:
+            event = Event(self._name or "message", "\n".join(self._data), self._id) if self._data else None
+            self._name, self._data = "", []
+            return event
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            self._name = value
+        elif field == "data":
+            self._data.append(value)
+        elif field == "id" and "\0" not in value:
+            self._id = value
+        return None

@@ -14,26 +14,59 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from builderd.schemas.v1.backups import Backup, RemovedBuilds
+from builderd.schemas.v1.account import (
+    Attempt,
+    Credential,
+    CredentialUse,
+    DaySpending,
+    DaysSpending,
+    Delivery,
+    Deployment,
+    Ended,
+    RevokedToken,
+    Spending,
+    SpendingCap,
+    Token,
+    Webhook,
+    WebhookWithSecret,
+)
+from builderd.schemas.v1.account import TokenWithSecret as NewToken
+from builderd.schemas.v1.builder_parts import (
+    Backup,
+    Domain,
+    Execution,
+    Lease,
+    PortPreview,
+    PreviewLink,
+    RemovedBuilds,
+    SshEnded,
+    SshGrant,
+    TxtRecord,
+)
+from builderd.schemas.v1.builder_parts import PreviewLinkWithUrl as NewPreviewLink
 from builderd.schemas.v1.builders import Builder as BuilderState
 from builderd.schemas.v1.builders import Cost
 from builderd.schemas.v1.builders import ShownResources as Resources
-from builderd.schemas.v1.credentials import Credential, CredentialUse
-from builderd.schemas.v1.domains import Domain, PortPreview, PreviewLink, TxtRecord
-from builderd.schemas.v1.domains import PreviewLinkWithUrl as NewPreviewLink
-from builderd.schemas.v1.files import FileEntry
-from builderd.schemas.v1.health import Health, Part, Readiness
-from builderd.schemas.v1.logs import Event, LogBucket, LogDensity, LogLine, LogVersion
-from builderd.schemas.v1.metrics import Answers, ClassTimes, Metrics, Present, ResponseTimes, Step
+from builderd.schemas.v1.files import FileEntry, UploadPlace, UploadState
+from builderd.schemas.v1.monitoring import (
+    Answers,
+    ClassTimes,
+    Event,
+    Health,
+    LogBucket,
+    LogDensity,
+    LogLine,
+    LogVersion,
+    Metrics,
+    Part,
+    Present,
+    Readiness,
+    ResponseTimes,
+    Step,
+)
 from builderd.schemas.v1.reviews import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
-from builderd.schemas.v1.running import Execution, Lease, SshEnded, SshGrant
 from builderd.schemas.v1.shape import View as Model
-from builderd.schemas.v1.spending import DaySpending, DaysSpending, Deployment, Spending, SpendingCap
-from builderd.schemas.v1.tokens import Ended, RevokedToken, Token
-from builderd.schemas.v1.tokens import TokenWithSecret as NewToken
-from builderd.schemas.v1.uploads import UploadPlace, UploadState
 from builderd.schemas.v1.versions import FileDifference, SettingDifference, Version, VersionDiff
-from builderd.schemas.v1.webhooks import Attempt, Delivery, Webhook, WebhookWithSecret
 
 __all__ = ["Acceptance", "Answers", "Attempt", "Backup", "BuilderState", "ClassTimes", "Cost", "Credential"]
 __all__ += ["CredentialUse", "DaySpending", "DaysSpending", "Delivery", "Deployment", "Domain", "Ended", "Event"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import ssl
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -114,3 +117,20 @@ def certificates(url: str, ca: str | Path | None) -> ssl.SSLContext | bool:
     if ca is not None:
         context.load_verify_locations(cafile=str(ca))
     return context
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+async_sleep = asyncio.sleep
+sleep = time.sleep
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Run blocking work, such as packing a folder, beside the event loop."""
+    return await asyncio.to_thread(call, *args, **options)
+
+
+def at_once(call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Run blocking work."""
+    return call(*args, **options)

@@ -18,7 +18,7 @@ import httpx2
 
 from builderd import __version__
 from builderd.client.errors import ApiError, BuilderdError, MethodNotAllowed, NoAnswer, NotFound, error_in
-from builderd.client.events import EventDecoder
+from builderd.client.logs import EventDecoder
 from builderd.client.retries import certificates, is_loopback, no_answer, repeats_error, repeats_failure, wait_before
 from builderd.mcp.next_steps import LATER, NEXT, code_of
 

@@ -17,9 +17,8 @@ from builderd.domain.versions import Version
 from builderd.operations.operations import sent_by
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.files import bundle_files
-from builderd.schemas.v1.settings import given_fields
 from builderd.schemas.v1.shape import Shape
-from builderd.schemas.v1.versions import NewSettings, NewVersion
+from builderd.schemas.v1.versions import NewSettings, NewVersion, given_fields
 from builderd.services import bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.deployments import Change, Deployed

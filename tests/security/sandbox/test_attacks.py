@@ -23,7 +23,7 @@ from tests.patience import patience
 from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, network_of, on_incus
 
 from builderd.adapters.engines.incus.image import LOG
-from builderd.schemas.v1.running import MAX_TIMEOUT
+from builderd.schemas.v1.builder_parts import MAX_TIMEOUT
 
 pytestmark = pytest.mark.root
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from builderd.bootstrap import machine
-from builderd.cli import setup
+from builderd.cli import service
 from builderd.cli.group import builderd
 from builderd.settings import Settings
 
@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(machine, "build_base", build)
     script = tmp_path / "packages.sh"
-    monkeypatch.setattr(setup, "PACKAGES", script)
+    monkeypatch.setattr(service, "PACKAGES", script)
 
     def invoke(*words: str, code: int = 0) -> tuple[int, str]:
         script.write_text(f"echo $# $@ >{tmp_path}/arguments; exit {code}\n")

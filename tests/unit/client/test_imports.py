@@ -25,7 +25,7 @@ FOREIGN = {
 #: Parts of this package.
 OWN = (
     "builderd.cli.apps",
-    "builderd.cli.command_group",
+    "builderd.cli.group",
     "builderd.cli.commands",
     "builderd.cli.group",
     "builderd.client",

@@ -15,8 +15,7 @@ from builderd.domain.ids import TenantId
 from builderd.domain.versions import entrypoint_error, read_env_file, stage_command_error
 from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
 from builderd.schemas.v1.files import bundle_files
-from builderd.schemas.v1.settings import given_fields, new_settings
-from builderd.schemas.v1.versions import NewVersion
+from builderd.schemas.v1.versions import NewVersion, given_fields, new_settings
 from builderd.services import builders, bundles, deployments
 from builderd.services.application import Application
 from builderd.services.builders import Caller

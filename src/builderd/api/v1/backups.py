@@ -19,8 +19,8 @@ from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, NotFound
 from builderd.domain.ids import TenantId
-from builderd.schemas.v1 import backups as wire
-from builderd.schemas.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
+from builderd.schemas.v1 import builder_parts as wire
+from builderd.schemas.v1.builder_parts import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
 from builderd.schemas.v1.builders import BuilderAnswer
 from builderd.services import backups, outcomes, restores
 from builderd.services.application import Application

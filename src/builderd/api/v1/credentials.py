@@ -16,8 +16,8 @@ from builderd.api.v1.pages import ThePage
 from builderd.domain.credentials import NAME, name_error
 from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.domain.ids import BuilderId
-from builderd.schemas.v1 import credentials as wire
-from builderd.schemas.v1.credentials import CredentialAnswer, CredentialPage, NewCredential
+from builderd.schemas.v1 import account as wire
+from builderd.schemas.v1.account import CredentialAnswer, CredentialPage, NewCredential
 from builderd.schemas.v1.shape import Parameters
 from builderd.services import builders, credentials
 from builderd.services.application import Application

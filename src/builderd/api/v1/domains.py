@@ -15,7 +15,7 @@ from builderd.api.v1.pages import ThePage
 from builderd.domain import domains as domain
 from builderd.domain.addresses import a_labels, shown
 from builderd.domain.previews import Link
-from builderd.schemas.v1.domains import (
+from builderd.schemas.v1.builder_parts import (
     Domain,
     DomainAnswer,
     DomainPage,

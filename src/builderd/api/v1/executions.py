@@ -26,7 +26,7 @@ from builderd.domain.ids import TenantId
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, Grant, ProcessSpec, Window, shell
 from builderd.domain.sandboxes import ExecResult, command_error
 from builderd.domain.tokens import Scope
-from builderd.schemas.v1.running import (
+from builderd.schemas.v1.builder_parts import (
     ExecutionAnswer,
     NewExecution,
     NewSshGrant,

@@ -15,7 +15,7 @@ from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import PageQuery, ThePage
 from builderd.domain import builders as domain
 from builderd.domain.builders import Builder
-from builderd.schemas.v1.running import Lease, LeaseAnswer, LeasePage, NewLease, RenewedLease
+from builderd.schemas.v1.builder_parts import Lease, LeaseAnswer, LeasePage, NewLease, RenewedLease
 from builderd.services import builders, leases
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -27,7 +27,7 @@ from builderd.domain.sandboxes import LogStream
 from builderd.operations.operations import Operations
 from builderd.schemas.v1 import logs as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.logs import LogAnswer, LogLine
+from builderd.schemas.v1.monitoring import LogAnswer, LogLine
 from builderd.schemas.v1.shape import PageMeta, Parameters, UtcTime, checked_by
 from builderd.services import builders, events, logs
 from builderd.services.application import Application

@@ -15,7 +15,7 @@ from builderd.api.v1.builders import Uuid
 from builderd.domain.metrics import Usage, UsageSample, response_seconds
 from builderd.domain.previews import STATUS_CLASSES
 from builderd.domain.resources import Resources
-from builderd.schemas.v1 import metrics as wire
+from builderd.schemas.v1 import monitoring as wire
 from builderd.schemas.v1.shape import Parameters
 from builderd.services import metrics
 

@@ -13,7 +13,7 @@ from builderd.domain.prices import Cost
 from builderd.domain.qa import gate_failure
 from builderd.schemas.v1 import builders as wire
 from builderd.schemas.v1.builders import BuilderAnswer
-from builderd.schemas.v1.settings import shown_settings
+from builderd.schemas.v1.versions import shown_settings
 from builderd.services import builders, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import BuilderView

@@ -17,8 +17,7 @@ from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import MAX_PER_PAGE, Listing, PageQuery, listed
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.prices import DAY, MOST_DAYS, day_of, month_of
-from builderd.schemas.v1.shape import Day, PageMeta, Parameters, UtcTime
-from builderd.schemas.v1.spending import (
+from builderd.schemas.v1.account import (
     DaySpending,
     DaysSpending,
     DaysSpendingAnswer,
@@ -29,6 +28,7 @@ from builderd.schemas.v1.spending import (
     SpendingCap,
     SpendingCapAnswer,
 )
+from builderd.schemas.v1.shape import Day, PageMeta, Parameters, UtcTime
 from builderd.services import builders, caps, spending
 from builderd.services.caps import CapView
 from builderd.store import UnitOfWork

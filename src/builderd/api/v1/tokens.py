@@ -14,7 +14,7 @@ from builderd.api.v1.pages import ThePage
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Token
 from builderd.operations.operations import Operations
-from builderd.schemas.v1 import tokens as wire
+from builderd.schemas.v1 import account as wire
 from builderd.services import revocations, tokens
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.TOKENS])

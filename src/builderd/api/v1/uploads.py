@@ -15,7 +15,7 @@ from builderd.api.server.bodies import Received, announced_length, optional_json
 from builderd.api.server.limits import count_for_tenant
 from builderd.domain.errors import BadRequest
 from builderd.domain.files import SHA256, Upload
-from builderd.schemas.v1.uploads import NewUpload, UploadAnswer, UploadPlace, UploadPlaceAnswer, UploadState
+from builderd.schemas.v1.files import NewUpload, UploadAnswer, UploadPlace, UploadPlaceAnswer, UploadState
 from builderd.services import bundles
 from builderd.services.bundles import Part
 

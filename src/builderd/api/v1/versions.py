@@ -33,11 +33,18 @@ from builderd.domain.versions import Version
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations, sent_by
 from builderd.schemas.v1 import versions as wire
-from builderd.schemas.v1.backups import RemovedBuilds, RemovedBuildsAnswer
+from builderd.schemas.v1.builder_parts import RemovedBuilds, RemovedBuildsAnswer
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
-from builderd.schemas.v1.settings import given_fields, shown_settings
 from builderd.schemas.v1.shape import Parameters
-from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
+from builderd.schemas.v1.versions import (
+    NewAutoStop,
+    NewRollback,
+    NewSettings,
+    NewVersion,
+    VersionPage,
+    given_fields,
+    shown_settings,
+)
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller

@@ -12,7 +12,7 @@ from builderd.api.server.auth import Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.events import Delivery, DeliveryStatus, Webhook
-from builderd.schemas.v1 import webhooks as wire
+from builderd.schemas.v1 import account as wire
 from builderd.services import webhooks
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from builderd.cli.apps import contexts
-from builderd.cli.apps.session import NotSignedIn, Session, command, group
-from builderd.cli.apps.tables import Columns
+from builderd.cli.apps.session import Columns, NotSignedIn, Session, command, group
 from builderd.client.errors import NotFound
 
 DEFAULT_URL = "http://127.0.0.1:8080"

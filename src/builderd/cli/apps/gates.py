@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.session import Session, command
-from builderd.cli.apps.tables import shown
+from builderd.cli.apps.session import Session, command, shown
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:

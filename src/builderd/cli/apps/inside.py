@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from builderd.cli.apps.session import Session, command, group, pairs
-from builderd.cli.apps.tables import Columns, shown
-from builderd.cli.command_group import Moment
+from builderd.cli.apps.session import Columns, Session, command, group, pairs, shown
+from builderd.cli.group import Moment
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.session import Session, command, group, pairs
-from builderd.cli.apps.tables import Columns
+from builderd.cli.apps.session import Columns, Session, command, group, pairs
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder

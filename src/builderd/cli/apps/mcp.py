@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from builderd.cli.apps.session import ActionRequired, Session, run
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.group import CommandGroup
 
 NAME = "builderd"
 

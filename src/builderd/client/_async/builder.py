@@ -13,7 +13,6 @@ from typing import Any, Unpack
 from builderd.client._async.deployments import AsyncDeployment, DeployOptions, OnStage, no_stages, prepare
 from builderd.client._async.executions import AsyncTerminal, ExecOptions, execute, open_terminal
 from builderd.client._async.files import AsyncFiles
-from builderd.client._async.pages import AsyncCalls, AsyncPages
 from builderd.client._async.parts import (
     AsyncBuilderBackups,
     AsyncDomains,
@@ -23,7 +22,7 @@ from builderd.client._async.parts import (
     AsyncQaReports,
     AsyncReviews,
 )
-from builderd.client._async.streams import AsyncStream, rows
+from builderd.client._async.streams import AsyncCalls, AsyncPages, AsyncStream, rows
 from builderd.client._async.streams import follow as follow_stream
 from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client.errors import NoAnswer, TimedOut
@@ -43,9 +42,8 @@ from builderd.client.models import (
     Version,
     VersionDiff,
 )
-from builderd.client.options import SettingOptions
-from builderd.client.paths import RequestPath
-from builderd.client.waiting import async_sleep
+from builderd.client.options import RequestPath, SettingOptions
+from builderd.client.retries import async_sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
 SETTLED = frozenset({"running", "stopped", "completed", "failed", "deleted"})

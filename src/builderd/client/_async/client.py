@@ -12,9 +12,15 @@ from typing import Any, Self, Unpack, cast
 import httpx2
 
 from builderd import __version__
-from builderd.client._async.account import AsyncCredentials, AsyncSpendings, AsyncTokens, AsyncWebhooks
+from builderd.client._async.account import (
+    AsyncBackups,
+    AsyncBuilders,
+    AsyncCredentials,
+    AsyncSpendings,
+    AsyncTokens,
+    AsyncWebhooks,
+)
 from builderd.client._async.builder import AsyncBuilder, events_of
-from builderd.client._async.builders import AsyncBackups, AsyncBuilders
 from builderd.client._async.deployments import CreateOptions, DeployOptions, FolderOptions
 from builderd.client._async.streams import AsyncStream
 from builderd.client._async.transport import AsyncTransport, connect
@@ -22,7 +28,7 @@ from builderd.client._async.uploads import AsyncUploads
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
-from builderd.client.paths import HEALTH, OPENAPI, READINESS, api_path, written_path
+from builderd.client.options import HEALTH, OPENAPI, READINESS, api_path, written_path
 from builderd.client.retries import OnRetry, certificates, ignore_retry
 
 MAX_RETRIES = 2

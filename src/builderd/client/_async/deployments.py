@@ -25,10 +25,8 @@ from builderd.client.errors import (
 )
 from builderd.client.folders import Folder, encoded, read_folder
 from builderd.client.models import BuilderState, Qa, Stage
-from builderd.client.options import BuilderOptions, FileContent, StoredCode, VersionOptions
-from builderd.client.paths import RequestPath, api_path
-from builderd.client.retries import is_going_on, new_key, repeats_error
-from builderd.client.waiting import in_thread
+from builderd.client.options import BuilderOptions, FileContent, RequestPath, StoredCode, VersionOptions, api_path
+from builderd.client.retries import in_thread, is_going_on, new_key, repeats_error
 
 #: Called at the end of each stage.
 OnStage = Callable[[Stage], None]

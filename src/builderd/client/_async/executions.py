@@ -15,7 +15,7 @@ from wsproto.utilities import LocalProtocolError
 from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client.errors import NoAnswer, error_in, error_of
 from builderd.client.models import Execution
-from builderd.client.paths import api_path
+from builderd.client.options import api_path
 
 
 class ExecOptions(TypedDict, total=False):

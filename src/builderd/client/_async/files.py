@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
 
-from builderd.client._async.pages import AsyncCalls, AsyncPages
+from builderd.client._async.streams import AsyncCalls, AsyncPages
 from builderd.client.errors import NotFound, ValidationFailed
 from builderd.client.folders import read_folder
 from builderd.client.models import FileEntry
-from builderd.client.paths import RequestPath
+from builderd.client.options import RequestPath
 
 PIECE_BYTES = 1 << 20
 

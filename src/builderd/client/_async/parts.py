@@ -6,7 +6,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from builderd.client._async.pages import AsyncCalls, AsyncPages
+from builderd.client._async.streams import AsyncCalls, AsyncPages
 from builderd.client.models import Backup, BuilderState, Domain, Lease, NewPreviewLink, PreviewLink, Qa, Review
 
 

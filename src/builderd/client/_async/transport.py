@@ -14,13 +14,14 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from builderd.client.errors import BuilderdError, NoAnswer, NotFound, TimedOut, error_in
-from builderd.client.events import Event, EventDecoder
+from builderd.client.logs import Event, EventDecoder
 from builderd.client.models import lenient
-from builderd.client.paths import RequestPath
+from builderd.client.options import RequestPath
 from builderd.client.retries import (
     IDEMPOTENT,
     OnRetry,
     Retry,
+    async_sleep,
     ignore_retry,
     is_loopback,
     no_answer,
@@ -28,7 +29,6 @@ from builderd.client.retries import (
     repeats_failure,
     wait_before,
 )
-from builderd.client.waiting import async_sleep
 
 M = TypeVar("M", bound=BaseModel)
 

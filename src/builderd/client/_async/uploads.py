@@ -10,12 +10,11 @@ from contextlib import suppress
 from typing import IO
 from urllib.parse import urlsplit
 
-from builderd.client._async.pages import AsyncCalls
+from builderd.client._async.streams import AsyncCalls
 from builderd.client.errors import ApiError, BadRequest, BuilderdError, Conflict, NoAnswer, NotFound, ValidationFailed
 from builderd.client.folders import Folder
 from builderd.client.models import UploadPlace, UploadState
-from builderd.client.retries import repeats_error
-from builderd.client.waiting import async_sleep, in_thread
+from builderd.client.retries import async_sleep, in_thread, repeats_error
 
 PIECE_BYTES = 1 << 20
 #: Seconds before an interrupted upload is resumed, doubled each time up to the second number; attempts in all: a

@@ -12,7 +12,7 @@ from builderd.client._async.builder import AsyncBuilder
 from builderd.client._async.deployments import AsyncDeployment
 from builderd.client.errors import BuilderdError, NameTaken
 from builderd.client.models import BuilderState
-from builderd.client.paths import RequestPath, api_path
+from builderd.client.options import RequestPath, api_path
 from builderd.mcp.calls import Call
 from builderd.mcp.failures import failure_of_state
 from builderd.mcp.results import (

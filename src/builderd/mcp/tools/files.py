@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from builderd.client._async.builder import AsyncBuilder
 from builderd.client.errors import NotFound, RangeNotSatisfiable
-from builderd.client.paths import api_path
+from builderd.client.options import api_path
 from builderd.domain.bundles import path_error
 from builderd.domain.credentials import MASK
 from builderd.mcp.calls import Call

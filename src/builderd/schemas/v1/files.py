@@ -1,4 +1,4 @@
-"""Files of a builder: in JSON as text, or base64 for other content; and on its disk."""
+"""Files of a builder: in JSON as text, or base64 for other content; on its disk; and uploads."""
 
 from __future__ import annotations
 
@@ -29,8 +29,19 @@ from builderd.domain.bundles import (
     tree_errors,
 )
 from builderd.domain.errors import TooLarge
-from builderd.domain.files import FileKind
-from builderd.schemas.v1.shape import FieldError, Page, Shape, Success, Time, View, refusal, with_field_errors
+from builderd.domain.files import SHA256, FileKind
+from builderd.schemas.v1.shape import (
+    FieldError,
+    JsonInt,
+    Page,
+    Shape,
+    Success,
+    Time,
+    View,
+    checked_by,
+    refusal,
+    with_field_errors,
+)
 
 #: Contents of files from this many bytes, or characters in JSON, are not loaded into the service's memory.
 LARGE_BYTES = 1 << 16
@@ -161,3 +172,43 @@ class FileAnswer(Success[FileEntry]):
 
 class FilePage(Page[FileEntry]):
     """Page of a folder's entries, by name."""
+
+
+def _sha256_error(text: str) -> str | None:
+    return None if SHA256.fullmatch(text.lower()) else "must be a sha256: 64 hex characters"
+
+
+Sha256 = Annotated[str, checked_by(_sha256_error), Field(json_schema_extra={"pattern": "^[0-9A-Fa-f]{64}$"})]
+
+
+class NewUpload(Shape):
+    """Size and hash of a new upload; both are optional and detect a broken transfer early."""
+
+    size: JsonInt | None = Field(default=None, ge=1, le=2**53, description="How many bytes it has.")
+    sha256: Sha256 | None = Field(default=None, description="Of its bytes; checked when all of them have arrived.")
+
+
+class UploadPlace(View):
+    """Upload URL: it needs no token, since it contains a secret."""
+
+    upload_id: str
+    upload_url: str
+    expires_at: Time
+
+
+class UploadPlaceAnswer(Success[UploadPlace]):
+    """Response with an upload's URL."""
+
+
+class UploadState(View):
+    """State of an upload: ``received`` bytes; ``complete`` once it can be deployed."""
+
+    upload_id: str
+    received: int
+    size: int | None
+    complete: bool
+    expires_at: Time
+
+
+class UploadAnswer(Success[UploadState]):
+    """One upload."""

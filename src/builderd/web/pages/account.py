@@ -15,9 +15,7 @@ from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Delivery, Webhook, is_pattern
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import EndedKind, Scope
-from builderd.schemas.v1.credentials import NewCredential
-from builderd.schemas.v1.tokens import NewToken
-from builderd.schemas.v1.webhooks import NewWebhook
+from builderd.schemas.v1.account import NewCredential, NewToken, NewWebhook
 from builderd.services import credentials, revocations, tokens, webhooks
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery

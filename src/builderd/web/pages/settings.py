@@ -13,8 +13,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, ValidationFailed
 from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
-from builderd.schemas.v1.domains import NewDomain, NewPreviewLink
-from builderd.schemas.v1.spending import NewSpendingCap
+from builderd.schemas.v1.account import NewSpendingCap
+from builderd.schemas.v1.builder_parts import NewDomain, NewPreviewLink
 from builderd.services import builders, caps, domains, preview_links
 from builderd.store import UnitOfWork
 from builderd.web import commands

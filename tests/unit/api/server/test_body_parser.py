@@ -21,9 +21,9 @@ from builderd.api.server import body_parser
 from builderd.api.server.body_parser import Body, BodyParser
 from builderd.domain.errors import BadRequest, BuilderdError, MachineFault, TooLarge, ValidationFailed
 from builderd.domain.resources import Resources
+from builderd.schemas.v1.account import NewCredential
+from builderd.schemas.v1.builder_parts import NewExecution
 from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.credentials import NewCredential
-from builderd.schemas.v1.running import NewExecution
 from builderd.schemas.v1.shape import Shape
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 
@@ -98,7 +98,7 @@ SERVICE = """
 import asyncio, os, signal, sys
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.body_parser import Body
-from builderd.schemas.v1.running import NewExecution
+from builderd.schemas.v1.builder_parts import NewExecution
 async def main():
     await BodyParser().take(NewExecution, Body(b'{"command": "ls"}'), {})
     print(os.getpid(), flush=True)

@@ -18,7 +18,7 @@ from builderd.api.v1 import logs as door
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import LogLine, LogPiece, LogStream
-from builderd.schemas.v1 import logs as wire
+from builderd.schemas.v1 import monitoring as wire
 from builderd.services import logs
 
 BUILDERS = "/api/v1/builders"

@@ -15,8 +15,7 @@ from click.testing import CliRunner, Result
 from tests.threaded_service import Running
 
 from builderd import __version__
-from builderd.cli.apps.session import Session
-from builderd.cli.apps.tables import aligned, printable
+from builderd.cli.apps.session import Session, aligned, printable
 from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import builderd
 from builderd.client.errors import NoCapacity, Unavailable

@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from builderd.cli.apps.inside import _write
-from builderd.cli.apps.session import Session
-from builderd.cli.apps.tables import shown
+from builderd.cli.apps.session import Session, shown
 from builderd.cli.group import builderd
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"

@@ -14,10 +14,9 @@ from click.testing import CliRunner
 from tests.threaded_service import Running
 
 from builderd import __version__
-from builderd.cli.apps import unknown_commands
-from builderd.cli.command_group import CommandGroup
+from builderd.cli.apps import tools
 from builderd.cli.commands import COMMANDS
-from builderd.cli.group import builderd
+from builderd.cli.group import CommandGroup, builderd
 
 
 def refusal(*words: str) -> str:
@@ -32,7 +31,7 @@ def refusal(*words: str) -> str:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for an answer than a person would: the machine may be busy."""
-    monkeypatch.setattr(unknown_commands, "ASK_SECONDS", 60)
+    monkeypatch.setattr(tools, "ASK_SECONDS", 60)
 
 
 def tell(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
@@ -110,7 +109,7 @@ def test_without_a_service_nothing_is_asked(home: Path, monkeypatch: pytest.Monk
 
 
 def test_a_service_that_does_not_answer_in_time_is_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unknown_commands, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(tools, "ASK_SECONDS", 0.1)
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as silent:
 

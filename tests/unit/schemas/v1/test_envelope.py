@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 from builderd.domain.sandboxes import LogStream
-from builderd.schemas.v1.logs import LogLine
+from builderd.schemas.v1.monitoring import LogLine
 from builderd.schemas.v1.shape import Failure, Success, Time, View
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from builderd.domain.resources import Resources
 from builderd.domain.versions import DERIVED_NAMES, SETTING_NAMES, Isolation, VersionSettings
 from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.settings import given_fields, new_settings, shown_settings
 from builderd.schemas.v1.shape import Shape
-from builderd.schemas.v1.versions import NewVersion, Version
+from builderd.schemas.v1.versions import NewVersion, Version, given_fields, new_settings, shown_settings
 
 GIVEN = {
     "name": "a",

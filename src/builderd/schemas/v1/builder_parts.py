@@ -1,4 +1,4 @@
-"""Beside a running app: commands, SSH tokens, and leases that keep it awake."""
+"""Parts of a builder: commands, SSH tokens, leases that keep it awake, domains, preview links and backups."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from builderd.domain import previews
+from builderd.domain.addresses import MAX_HOST, a_labels
+from builderd.domain.backups import BackupKind, BackupStatus
 from builderd.domain.builders import MAX_REASON_BYTES, MAX_SECONDS
 from builderd.domain.processes import (
     DEFAULT_MINUTES,
@@ -18,7 +21,7 @@ from builderd.domain.processes import (
 )
 from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
 from builderd.domain.versions import text_error
-from builderd.schemas.v1.builders import Env
+from builderd.schemas.v1.builders import Env, Name
 from builderd.schemas.v1.shape import JsonInt, Page, Shape, Success, Time, View, checked_by
 
 MAX_TIMEOUT = 600
@@ -135,3 +138,152 @@ class LeaseAnswer(Success[Lease]):
 
 class LeasePage(Page[Lease]):
     """Unexpired leases, oldest first."""
+
+
+def _host_error(host: str) -> str | None:
+    try:
+        a_labels(host)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+Host = Annotated[str, checked_by(_host_error), Field(json_schema_extra={"maxLength": 4 * MAX_HOST, "minLength": 1})]
+
+
+class NewDomain(Shape):
+    """Host name of your own, such as `shop.example.com` or `bücher.example`. Wildcards are refused."""
+
+    host: Host
+
+
+class TxtRecord(View):
+    """TXT record that gets you a name that another tenant holds, or held within 90 days, or one above or below it."""
+
+    name: str
+    value: str
+
+
+class Domain(View):
+    """Custom domain. ``host`` is in A-labels (`xn--…`), ``name`` the same for people.
+
+    ``reason`` says what is wrong, and ``next_try_at`` when it is looked at again. ``expires_at`` is the end of its
+    certificate.
+    """
+
+    host: str
+    name: str
+    status: str
+    reason: str
+    next_try_at: Time | None
+    expires_at: Time | None
+    url: str
+    created_at: Time
+    txt: TxtRecord
+
+
+class DomainAnswer(Success[Domain]):
+    """One domain."""
+
+
+class DomainPage(Page[Domain]):
+    """Domains of a builder, by host."""
+
+
+class NewPreviewLink(Shape):
+    """New link to a preview."""
+
+    expires_minutes: JsonInt = Field(default=previews.DEFAULT_MINUTES, ge=previews.MIN_MINUTES, le=previews.MAX_MINUTES)
+    port: JsonInt | None = Field(default=None, ge=1, le=65535, description="Left out: the builder's own port.")
+
+
+class PreviewLink(View):
+    """Valid link to a preview. Its URL is shown when it is made, and not again."""
+
+    id: str
+    port: int | None
+    created_by: str
+    created_at: Time
+    expires_at: Time
+
+
+class PreviewLinkWithUrl(PreviewLink):
+    """New link. ``url`` opens the preview without another token."""
+
+    url: str
+
+
+class PreviewLinkAnswer(Success[PreviewLinkWithUrl]):
+    """The new link."""
+
+
+class PreviewLinkPage(Page[PreviewLink]):
+    """Page of valid links, oldest first."""
+
+
+class PortPreview(View):
+    """URL of one port of a sandbox. It wants the service token, or a link."""
+
+    port: int
+    url: str
+
+
+class PortPreviewAnswer(Success[PortPreview]):
+    """The port's URL."""
+
+
+class Backup(View):
+    """Backup of a builder's files at ``created_at``, when it had ``version``.
+
+    ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository; both 0 until it is ``done``.
+    ``error`` says why it failed, ``fault`` is the damage that a drill or a check found in it.
+    """
+
+    id: str
+    builder: str
+    builder_name: str
+    kind: BackupKind
+    status: BackupStatus
+    version: int
+    created_at: Time
+    finished_at: Time | None
+    files: int
+    size_bytes: int
+    added_bytes: int
+    error: str
+    last_verified_at: Time | None
+    fault: str
+    expires_at: Time | None
+
+
+class BackupAnswer(Success[Backup]):
+    """One backup."""
+
+
+class BackupPage(Page[Backup]):
+    """Page of backups, newest first."""
+
+
+class NewRestore(Shape):
+    """Options of a restore."""
+
+    as_: Name | None = Field(
+        default=None, alias="as", description="The name of a new builder to make of it; the present one stays as it is."
+    )
+
+
+class NewBuilderOfBackup(Shape):
+    """New builder to make of a backup."""
+
+    as_: Name = Field(alias="as", description="The name of the new builder to make of it.")
+
+
+class RemovedBuilds(View):
+    """Number of removed ``results``, and the ``bytes`` that they took."""
+
+    results: int
+    bytes: int
+
+
+class RemovedBuildsAnswer(Success[RemovedBuilds]):
+    """Answer with the removed results."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import click
 
-from builderd.bootstrap import machine, service, state
+from builderd.bootstrap import machine, state
 from builderd.cli import options
 from builderd.cli.group import CommandGroup
 from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory
@@ -22,6 +22,9 @@ from builderd.settings import Settings
 @options.as_root
 def down(settings: Settings) -> None:
     """Stop all sandboxes and previews and remove what they use on the host. Data is kept."""
+    # Imported here: `setup` needs none of the server's packages, which take minutes on an emulated machine.
+    from builderd.bootstrap import service  # noqa: PLC0415
+
     asyncio.run(service.take_down(settings, click.echo))
 
 
@@ -39,20 +42,15 @@ def doctor(settings: Settings) -> None:
     if packages:
         browser = " --with-browser" if any("chromium" in cost for cost in packages) else ""
         click.echo(f"\nTo install all packages named above: builderd setup{browser}")
-    _print_database(settings)
-    _print_usage(settings)
-    if any(check.vital and not check.found for check in checks):
-        raise SystemExit(1)
-
-
-def _print_database(settings: Settings) -> None:
-    """Print the service that owns the database, and differences of its schema."""
     try:
         lines = asyncio.run(machine.describe_database(settings))
     except Exception as error:
         lines = [f"database: cannot be read: {error}"]
     for line in lines:
         click.echo(f"\n{line}")
+    _print_usage(settings)
+    if any(check.vital and not check.found for check in checks):
+        raise SystemExit(1)
 
 
 def _print_usage(settings: Settings) -> None:
@@ -113,7 +111,7 @@ def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> I
 def _layers(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
     yield f"layers: {len(held.layers)}, {_gb(sum(layer.bytes for layer in held.layers))}"
     for layer in sorted(held.layers, key=lambda one: -one.bytes):
-        users = _names(f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key))
+        users = ", ".join(sorted({f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key)}))
         seen = ", a sandbox runs on it" if layer.seen else ""
         asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
         yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'unused'}{seen}, {asked}"
@@ -134,10 +132,6 @@ def _rest(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
         yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
     yield f"download cache: {_gb(held.cache_bytes)}; scratch of {held.scratch} sandboxes: {_gb(held.scratch_bytes)}"
     yield f"store: {_gb(held.free_bytes)} free of {_gb(held.total_bytes)}"
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names)))
 
 
 def _gb(size: int) -> str:

@@ -133,7 +133,10 @@ def install_service(
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     path = (unit_dir or SYSTEM_UNITS) / unit.file_name
-    _write(path, text)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}; run it as root") from error
     click.echo(f"wrote {path}")
     click.echo(OWN_SETTINGS.format(name=name, data_dir=unit.data_dir))
     if unit_dir is None:
@@ -166,19 +169,15 @@ def _enable(unit: ServiceUnit, now: bool) -> bool:
     _systemctl("daemon-reload")
     _systemctl("enable", unit.file_name)
     if now:
-        _refuse_another(unit)
+        # Fail when a service other than the unit's, such as the demo's, has the data directory.
+        state = _systemctl("show", "--property=ActiveState", "--value", unit.file_name).strip()
+        if is_ours(unit.data_dir) and state == "inactive":
+            with lock(unit.data_dir):
+                pass
         _start(unit)
     else:
         click.echo(f"it starts at boot; to start or restart it now: systemctl restart {unit.name}")
     return now
-
-
-def _refuse_another(unit: ServiceUnit) -> None:
-    """Raise ``EngineUnavailable`` when a service other than the unit's, such as the demo's, has the data directory."""
-    state = _systemctl("show", "--property=ActiveState", "--value", unit.file_name).strip()
-    if is_ours(unit.data_dir) and state == "inactive":
-        with lock(unit.data_dir):
-            pass
 
 
 def _start(unit: ServiceUnit) -> None:
@@ -210,13 +209,6 @@ def _executable() -> Path:
 def _arguments(serve_options: Mapping[str, str | int | None]) -> tuple[str, ...]:
     given = {f"--{name.replace('_', '-')}": value for name, value in sorted(serve_options.items())}
     return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"cannot write {path}: {error.strerror}; run it as root") from error
 
 
 def _systemctl(*arguments: str) -> str:

@@ -276,24 +276,7 @@ BY_CODE: dict[str, type[ApiError]] = {
     "range_not_satisfiable": RangeNotSatisfiable,
     "internal_error": InternalError,
 }
-BY_STATUS: dict[int, type[ApiError]] = {
-    one.status: one
-    for one in (
-        BadRequest,
-        Unauthenticated,
-        Forbidden,
-        NotFound,
-        MethodNotAllowed,
-        Conflict,
-        PreconditionFailed,
-        TooLarge,
-        RangeNotSatisfiable,
-        Unprocessable,
-        TooManyRequests,
-        InternalError,
-        Unavailable,
-    )
-}
+BY_STATUS = {one.status: one for one in ApiError.__subclasses__()}
 
 
 def error_of(

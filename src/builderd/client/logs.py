@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from builderd.client.models import LogLine
+if TYPE_CHECKING:
+    from builderd.client.models import LogLine
 
 
 class RowDecoder:

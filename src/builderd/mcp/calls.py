@@ -8,7 +8,6 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from mcp.server.mcpserver import Context
@@ -73,9 +72,7 @@ class Progress:
         self._beats = asyncio.create_task(self._beat())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._beats:
             self._beats.cancel()
         await asyncio.gather(*self._sent, *filter(None, [self._beats]), return_exceptions=True)

@@ -7,7 +7,7 @@ from typing import Any
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp_types import CallToolResult, TextContent
+from mcp_types import TextContent
 
 from builderd import __version__
 from builderd.agents import section
@@ -88,7 +88,11 @@ def add_resources(server: MCPServer[Any], connect: Connect) -> None:
     async def read(ctx: AnyContext, tool: Tool, **arguments: Any) -> str:
         try:
             async with connect(ctx) as client:
-                return _text(await tool(Call(client, ctx), **arguments))
+                return "\n".join(
+                    block.text
+                    for block in (await tool(Call(client, ctx), **arguments)).content
+                    if isinstance(block, TextContent)
+                )
         except NotFound as error:
             raise ResourceNotFoundError(error.message) from error
         except BuilderdError as error:
@@ -113,7 +117,3 @@ def add_resources(server: MCPServer[Any], connect: Connect) -> None:
     async def file(deployment: str, path: str, ctx: Context) -> str:
         """File on the disk, marked as data."""
         return await read(ctx, files.read_file, deployment=deployment, path=path)
-
-
-def _text(shown: CallToolResult) -> str:
-    return "\n".join(block.text for block in shown.content if isinstance(block, TextContent))

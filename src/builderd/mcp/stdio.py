@@ -72,15 +72,12 @@ class _Agent:
             write(protocol_error(None, error.code, str(error)))
             return
         if is_request(message):
-            self._call(message)
+            key = id_key(message["id"])
+            task = asyncio.create_task(self._bridge.forward(message))
+            self._calls[key] = task
+            task.add_done_callback(lambda ended: self._end(key, ended))
         elif message.get("method") == "notifications/cancelled":
             self._cancel(params_of(message).get("requestId"))
-
-    def _call(self, request: Message) -> None:
-        key = id_key(request["id"])
-        task = asyncio.create_task(self._bridge.forward(request))
-        self._calls[key] = task
-        task.add_done_callback(lambda ended: self._end(key, ended))
 
     def _end(self, key: str, ended: asyncio.Task[None]) -> None:
         if self._calls.get(key) is ended:

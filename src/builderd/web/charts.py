@@ -14,7 +14,7 @@ SLOT, GAP, TALL, LEAST = 20.0, 1.6, 150.0, 1.0
 
 def spark_line(values: Sequence[float | None], most: float | None = None) -> str:
     """Return the path of a line through the values; gaps (None) stay gaps."""
-    return "".join(_runs(values, most))
+    return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in _points(values, most))
 
 
 def spark_area(values: Sequence[float | None], most: float | None = None) -> str:
@@ -24,10 +24,6 @@ def spark_area(values: Sequence[float | None], most: float | None = None) -> str
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in run)
         areas.append(f"M{line}L{run[-1][0]:.1f} {HEIGHT:g}L{run[0][0]:.1f} {HEIGHT:g}Z")
     return "".join(areas)
-
-
-def _runs(values: Sequence[float | None], most: float | None) -> list[str]:
-    return ["M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in _points(values, most)]
 
 
 def _points(values: Sequence[float | None], most: float | None) -> list[list[tuple[float, float]]]:
@@ -58,19 +54,17 @@ def bars(values: Sequence[float], places: int) -> Bars:
     most = max(values, default=0)
     tick = _tick(most / 2)
     top = tick * max(1, ceil(most / tick - 1e-9))
-    found = ((index * SLOT + GAP / 2, _high(value, top)) for index, value in enumerate(values))
+    # What cost anything is seen.
+    heights = [max(LEAST, TALL * value / top) if value else 0.0 for value in values]
     lines = round(top / tick)
     return Bars(
         width=places * SLOT,
         bar=SLOT - GAP,
-        bars=tuple((left, round(TALL - high, 1), round(high, 1)) for left, high in found),
+        bars=tuple(
+            (index * SLOT + GAP / 2, round(TALL - high, 1), round(high, 1)) for index, high in enumerate(heights)
+        ),
         ticks=tuple((lines - line) * tick for line in range(lines + 1)),
     )
-
-
-def _high(value: float, top: float) -> float:
-    # What cost anything is seen.
-    return max(LEAST, TALL * value / top) if value else 0.0
 
 
 def _tick(least: float) -> float:

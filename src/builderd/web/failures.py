@@ -58,15 +58,12 @@ class UnexpectedErrors:
             if begun or scope["type"] != "http":
                 raise
             logger.exception("page failed: unexpected error")
-            response = await _unexpected(Request(scope, receive), error)
+            shown = machine_fault(error) or BuilderdError(
+                "The service failed at this page. Try again; if it fails again, its log has the cause under the "
+                "request id."
+            )
+            response = await _shown(Request(scope, receive), shown, STATUS.get(shown.code, 500), [])
             await response(scope, receive, send)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    shown = machine_fault(error) or BuilderdError(
-        "The service failed at this page. Try again; if it fails again, its log has the cause under the request id."
-    )
-    return await _shown(request, shown, STATUS.get(shown.code, 500), [])
 
 
 async def coded(request: Request, error: Exception) -> Response:

@@ -35,6 +35,8 @@ def test_the_table_has_the_first_sentence_of_each_commands_help(name: str) -> No
     command = builderd.get_command(click.Context(builderd), name)
     assert command is not None
     assert command.get_short_help_str(limit=200).rstrip(".") == COMMANDS[name][1].rstrip(".")
+    help_ = CliRunner().invoke(builderd, [name, "--help"], prog_name="builderd")
+    assert (help_.exit_code, help_.stdout.partition(" [")[0]) == (0, f"Usage: builderd {name}")
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("--version",)])
@@ -50,7 +52,7 @@ def test_importing_the_package_imports_nothing_costly() -> None:
 
 def test_commands_of_clusters_and_set_up_import_no_server() -> None:
     # On an emulated machine the server's packages cost three minutes, with each command.
-    for name in ("cluster", "setup"):
+    for name in ("cluster", "service"):
         assert not modules_after(f"import builderd.cli.{name}").intersection(("fastapi", "uvicorn", "builderd.api"))
 
 

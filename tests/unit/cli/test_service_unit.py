@@ -1,19 +1,30 @@
 """The unit keeps apps running over a restart, and no path or option can smuggle a directive into it."""
 
+from __future__ import annotations
+
 import configparser
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from builderd.bootstrap import machine
 from builderd.bootstrap.data_directory import lock
-from builderd.cli import service_unit
+from builderd.cli import service, service_unit
+from builderd.cli.group import builderd
 from builderd.cli.group import builderd as main
+from builderd.cli.service import usage_lines
 from builderd.cli.service_unit import ServiceUnit, install_service, quote, render
+from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
+from builderd.domain.resources import GB
+from builderd.settings import Settings
 
 
 def unit(
@@ -29,23 +40,23 @@ def directives(text: str) -> configparser.ConfigParser:
     return parser
 
 
-def test_a_restart_ends_the_service_alone() -> None:
-    service = directives(render(unit()))["Service"]
-    assert service["KillMode"] == "process"
-    assert service["Restart"] == "always"
-
-
-def test_an_app_out_of_memory_does_not_stop_the_service() -> None:
-    service = directives(render(unit()))["Service"]
-    assert service["OOMPolicy"] == "continue"
-    assert service["TasksMax"] == "infinity"
-
-
-def test_unit_starts_at_boot_after_network_and_data() -> None:
+def test_the_unit_starts_at_boot_once_it_listens_and_its_restart_ends_the_service_alone() -> None:
     text = directives(render(unit(data_dir="/srv/b")))
-    assert text["Unit"]["After"] == "network-online.target"
-    assert text["Unit"]["RequiresMountsFor"] == "/srv/b"
-    assert text["Install"]["WantedBy"] == "multi-user.target"
+    expected = {
+        "Unit": {"After": "network-online.target", "RequiresMountsFor": "/srv/b"},
+        "Service": {
+            "Type": "notify",
+            "TimeoutStartSec": "infinity",
+            "KillMode": "process",
+            "Restart": "always",
+            # An app out of memory does not stop the service.
+            "OOMPolicy": "continue",
+            "TasksMax": "infinity",
+        },
+        "Install": {"WantedBy": "multi-user.target"},
+    }
+    for section, values in expected.items():
+        assert {name: text[section][name] for name in values} == values
 
 
 def test_nothing_gives_the_service_a_mount_namespace_of_its_own() -> None:
@@ -188,11 +199,6 @@ def test_long_start_of_the_unit_is_reported_and_waited_for(tmp_path: Path, monke
     assert still < runs
 
 
-def test_unit_counts_as_started_once_it_listens() -> None:
-    service = directives(render(unit()))["Service"]
-    assert (service["Type"], service["TimeoutStartSec"]) == ("notify", "infinity")
-
-
 @pytest.mark.usefixtures("environment")
 def test_unit_is_not_started_beside_another_service_of_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,3 +269,106 @@ def test_a_started_unit_prints_a_link_for_the_only_tenant(tmp_path: Path, monkey
 
     token("other")
     assert "/sign-in/once/" not in CliRunner().invoke(main, install).output
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command with a script of packages that notes its arguments and exits with a code."""
+
+    def build(_: Settings, say: Callable[[str], None]) -> str:
+        say("making it")
+        return "/base"
+
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(machine, "build_base", build)
+    script = tmp_path / "packages.sh"
+    monkeypatch.setattr(service, "PACKAGES", script)
+
+    def invoke(*words: str, code: int = 0) -> tuple[int, str]:
+        script.write_text(f"echo $# $@ >{tmp_path}/arguments; exit {code}\n")
+        done = CliRunner().invoke(builderd, ["setup", "--data-dir", str(tmp_path / "data"), *words])
+        return done.exit_code, done.output
+
+    return invoke
+
+
+def test_setup_installs_packages_and_makes_the_base(run: Run, tmp_path: Path) -> None:
+    code, output = run()
+    assert (code, output.splitlines()[:2]) == (0, ["making it", "base root file system: /base"])
+    assert "builderd install-service --now" in output
+    assert (tmp_path / "arguments").read_text() == "0\n"
+    assert run("--with-browser")[0] == 0
+    assert (tmp_path / "arguments").read_text() == "1 --with-browser\n"
+    # Nothing of the service's own is made before it starts.
+    assert not (tmp_path / "data").exists()
+
+
+def test_setup_ends_where_packages_are_missing(run: Run) -> None:
+    code, output = run(code=1)
+    assert code == 1
+    assert "run it again" in output
+    assert "base" not in output
+
+
+def test_setup_needs_root(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    code, output = run()
+    assert code == 1
+    assert "sudo builderd setup" in output
+    assert not (tmp_path / "arguments").exists()
+
+
+NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+KEY, OTHER = "a" * 64, "b" * 64
+USERS = (
+    BuilderStorage(
+        "acme", BuilderId("1"), "api", "running", 3, 2, (DiskId("d1"),), KEY, frozenset({KEY}), frozenset({"x"})
+    ),
+    BuilderStorage(
+        "acme", BuilderId("2"), "job", "stopped", 1, 1, (DiskId("d2"),), None, frozenset(), frozenset({"y"})
+    ),
+    BuilderStorage("zeta", BuilderId("3"), "web", "running", 1, 1, (DiskId("d3"),), KEY, frozenset({KEY}), frozenset()),
+)
+HELD = EngineInventory(
+    layers=[StoredLayer(KEY, GB // 2, NOW, seen=True), StoredLayer(OTHER, GB, NOW, seen=False)],
+    disks=[StoredDisk(DiskId(name), GB, 3 * GB) for name in ("d1", "d2", "d3", "stray")],
+    bases=[StoredBase("5c1b", GB, NOW, seen=True, own=True), StoredBase("0old", GB, NOW, seen=False, own=False)],
+    cache_bytes=2 * GB,
+    scratch_bytes=0,
+    scratch=3,
+    free_bytes=10 * GB,
+    total_bytes=50 * GB,
+)
+INVENTORY = Inventory(USERS, {"x": GB, "y": GB, "z": GB}, frozenset({"x", "y"}), HELD)
+
+
+def test_usage_is_listed_by_tenant_builder_layer_base_bundle_and_stray() -> None:
+    lines = list(usage_lines(INVENTORY))
+    assert lines[0] == "tenant acme: 2 builders, disks 2.00 GB of 6.00 GB"
+    assert lines[1].split()[:4] == ["api", "running", "v3", "(2"]
+    assert "1.00 GB of 3.00 GB" in lines[1]
+    assert KEY[:12] in lines[1]
+    assert "layer none" in lines[2]
+    assert lines[3].startswith("tenant zeta: 1 builders")
+    text = "\n".join(lines)
+    assert "layers: 2, 1.50 GB" in text
+    assert "acme/api, zeta/web, a sandbox runs on it" in text
+    assert f"{OTHER[:12]}    1.00 GB  unused" in text
+    assert "base 5c1b: 1.00 GB, ours, sandboxes run on it" in text
+    assert "base 0old: 1.00 GB, unused" in text
+    assert "bundles: 3, 3.00 GB; of no use any more: 1, 1.00 GB" in text
+    assert "disk stray: 1.00 GB, of no builder" in text
+    assert "store: 10.00 GB free of 50.00 GB" in text
+
+
+def test_without_the_store_it_says_how_to_see_more() -> None:
+    text = list(usage_lines(replace(INVENTORY, held=None)))
+    assert text[-1].startswith("The store is not mounted")
+    assert any(line.startswith("tenant acme: 2 builders") for line in text)
+
+
+def test_empty_usage_is_shown() -> None:
+    assert next(iter(usage_lines(Inventory(())))) == "No builders."

@@ -24,13 +24,11 @@ SILENT = {"Builderd.with_options", "Builderd.close", "Builderd.deploy"}
 
 
 def objects(client: Builderd) -> Iterator[Any]:
-    """The client, a builder, and all that hangs on them as a property."""
+    """The client, a builder, and all parts that they have as an attribute."""
     for one in (client, Builder(client._transport, lenient(BuilderState).model_validate(builder()))):
         yield one
-        for name, found in vars(type(one)).items():
-            value = getattr(one, name) if isinstance(found, property) else None
-            if value is not None and type(value).__module__.startswith("builderd.client._sync"):
-                yield value
+        parts = [value for name, value in vars(one).items() if not name.startswith("_")]
+        yield from (part for part in parts if type(part).__module__.startswith("builderd.client._sync"))
 
 
 def methods(client: Builderd) -> Iterator[tuple[str, Callable[..., Any]]]:

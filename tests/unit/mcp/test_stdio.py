@@ -82,13 +82,6 @@ async def test_an_agent_deploys_in_either_revision(service: Service, mode: str, 
     assert [event["actor"] for event in events] == ["token test (mcp mcp)"]
 
 
-@pytest.mark.slow
-async def test_200_calls_at_once_are_answered(service: Service) -> None:
-    async with beside(service) as one:
-        answers = await asyncio.gather(*(one.done("list_deployments") for _ in range(200)))
-        assert all(answer["total"] == 0 for answer in answers)
-
-
 async def test_lines_that_are_no_messages_are_answered_with_errors(service: Service) -> None:
     got = await lines(service, "{", "[1]", "", '{"jsonrpc": "2.0", "id": 7, "method": "nothing/known"}')
     codes = {one["error"]["code"]: one["id"] for one in got}

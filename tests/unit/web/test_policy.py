@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
+from tests.unit.web.conftest import Pages
 
 from builderd.domain.errors import Forbidden
+from builderd.web.assets import Assets
+from builderd.web.charts import GAP, LEAST, SLOT, TALL, bars
 from builderd.web.policy import CONTENT_SECURITY_POLICY, check_origin
 
 
@@ -90,3 +94,46 @@ def test_the_policy_allows_no_inline_code_and_no_other_origin() -> None:
     assert "unsafe" not in CONTENT_SECURITY_POLICY
     assert "http" not in CONTENT_SECURITY_POLICY
     assert "*" not in CONTENT_SECURITY_POLICY
+
+
+async def test_a_file_is_immutable_under_its_hash_and_nowhere_else(pages: Pages) -> None:
+    url = Assets().url("app.css")
+    answer = await pages.browser.get(url)
+    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert "asset:" not in answer.text
+    assert Assets().url("recursive.woff2") in answer.text
+    for wrong in ("/static/0000000000000000/app.css", "/static/x/../app.py", "/static/x/nothing.css"):
+        assert (await pages.browser.get(wrong)).status_code == 404
+
+
+def test_the_first_page_is_small() -> None:
+    """HTML apart, without the font: what the list of builders loads."""
+    assets = Assets()
+    sizes = {name: len(assets._assets[name].packed or b"") for name in ("app.css", "page.js", "htmx.js", "icons.svg")}
+    assert sum(sizes.values()) < 45_000, sizes
+    assert gzip.decompress(assets._assets["page.js"].packed or b"") == assets._assets["page.js"].content
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        (0, (0.01, 0)),
+        (0.01, (0.01, 0)),
+        (0.03, (0.04, 0.02, 0)),
+        (1.48, (2, 1, 0)),
+        (2, (2, 1, 0)),
+        (2.01, (4, 2, 0)),
+        (731, (1000, 500, 0)),
+    ],
+)
+def test_chart_of_bars_has_round_lines_at_and_above_its_values(most: float, ticks: tuple[float, ...]) -> None:
+    assert bars([0, most], 30).ticks == pytest.approx(ticks)
+
+
+def test_bars_stand_on_the_ground_and_leave_room_for_days_to_come() -> None:
+    chart = bars([1, 0, 2, 0.0001], 30)
+    assert (chart.width, chart.bar) == (30 * SLOT, SLOT - GAP)
+    assert [round(left - GAP / 2) for left, _, _ in chart.bars] == [0, 20, 40, 60]
+    assert [high for _, _, high in chart.bars] == [TALL / 2, 0, TALL, LEAST]
+    assert all(top + high == TALL for _, top, high in chart.bars)
+    assert bars([], 31).bars == ()

@@ -25,7 +25,7 @@ from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.sandboxes import LogStream
 from builderd.operations.operations import Operations
-from builderd.schemas.v1 import logs as wire
+from builderd.schemas.v1 import monitoring as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.monitoring import LogAnswer, LogLine
 from builderd.schemas.v1.shape import PageMeta, Parameters, UtcTime, checked_by

@@ -247,7 +247,7 @@ def run(session: Session, function: Callable[[], None]) -> None:
         function()
     except BuilderdError as error:
         following = session.next_of(error)
-        if _is_unknown_call(error):
+        if isinstance(error, MethodNotAllowed) or (isinstance(error, NotFound) and "no such call" in error.message):
             error.message, following = _needs_newer(session, error), [_COMPARE]
         _fail(session, exit_code_of(error), _described(error, following), _told(error, following))
     except ActionRequired as needed:
@@ -279,10 +279,6 @@ def _needs_newer(session: Session, error: BuilderdError) -> str:
     if version == __version__:
         return error.message
     return f"The service has builderd {version}, this command is of {__version__}. {error.message}"
-
-
-def _is_unknown_call(error: BuilderdError) -> bool:
-    return isinstance(error, MethodNotAllowed) or (isinstance(error, NotFound) and "no such call" in error.message)
 
 
 def _fail(session: Session, code: int, body: dict[str, Any], lines: Iterable[str]) -> None:

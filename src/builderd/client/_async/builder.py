@@ -59,6 +59,20 @@ class AsyncBuilder(AsyncCalls):
     def __init__(self, transport: AsyncTransport, data: BuilderState) -> None:
         super().__init__(transport, "builders", data.uuid)
         self.data = data
+        #: Files on its disk.
+        self.files = AsyncFiles(transport, *self._base)
+        #: Review of its code.
+        self.review = AsyncReviews(transport, *self._base, "review")
+        #: Checks of whether it works.
+        self.qa = AsyncQaReports(transport, *self._base, "qa")
+        #: Copies of its files.
+        self.backups = AsyncBuilderBackups(transport, *self._base, "backups")
+        #: Host names of your own that lead to it.
+        self.domains = AsyncDomains(transport, *self._base, "domains")
+        #: Leases that keep it busy.
+        self.leases = AsyncLeases(transport, *self._base, "leases")
+        #: Links that open its private preview, or one of its ports.
+        self.preview_links = AsyncPreviewLinks(transport, *self._base, "preview-links")
 
     def __repr__(self) -> str:
         return f"<Builder {self.name} {self.status} {self.uuid}>"
@@ -109,7 +123,8 @@ class AsyncBuilder(AsyncCalls):
             await self.refresh()
             try:
                 # Read after the status: an ended app writes nothing any more.
-                lines = await self._new_lines(cursor) if on_line else []
+                read = self.logs(tail=cursor.MOST, since=cursor.since)
+                lines = cursor.new_of([line async for line in read]) if on_line else []
                 broken = 0
             except NoAnswer:
                 broken += 1
@@ -124,9 +139,6 @@ class AsyncBuilder(AsyncCalls):
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"{self.name} is {self.status} after {timeout:g} s", builder=self.uuid)
             await async_sleep(interval)
-
-    async def _new_lines(self, cursor: LogCursor) -> list[LogLine]:
-        return cursor.new_of([line async for line in self.logs(tail=cursor.MOST, since=cursor.since)])
 
     # Changing it
 
@@ -233,12 +245,9 @@ class AsyncBuilder(AsyncCalls):
         ``stream`` is ``stdout``, ``stderr``, ``build`` or ``release``; ``search`` is a text in the lines, in any case.
         """
         params = {"tail": tail, "since": since, "stream": stream, "search": search}
-        path = self._path("logs")
-        read = partial(parsed, LogLine)
-        entries = (
-            follow_stream(self._transport, path, params, read) if follow else rows(self._transport, path, params, read)
-        )
-        return AsyncStream(entries)
+        path, read = self._path("logs"), partial(parsed, LogLine)
+        look = follow_stream if follow else rows
+        return AsyncStream(look(self._transport, path, params, read))
 
     async def log_density(
         self,
@@ -284,41 +293,6 @@ class AsyncBuilder(AsyncCalls):
         """Return its present usage, and its usage in steps of ``5m``, ``15m`` or ``1h``."""
         params = {"hours": hours, "step": step}
         return await self._read(Metrics, "GET", "metrics", params=params)
-
-    @property
-    def files(self) -> AsyncFiles:
-        """Files on its disk."""
-        return AsyncFiles(self._transport, *self._base)
-
-    @property
-    def review(self) -> AsyncReviews:
-        """Review of its code."""
-        return AsyncReviews(self._transport, *self._base, "review")
-
-    @property
-    def qa(self) -> AsyncQaReports:
-        """Checks of whether it works."""
-        return AsyncQaReports(self._transport, *self._base, "qa")
-
-    @property
-    def backups(self) -> AsyncBuilderBackups:
-        """Copies of its files."""
-        return AsyncBuilderBackups(self._transport, *self._base, "backups")
-
-    @property
-    def domains(self) -> AsyncDomains:
-        """Host names of your own that lead to it."""
-        return AsyncDomains(self._transport, *self._base, "domains")
-
-    @property
-    def leases(self) -> AsyncLeases:
-        """Leases that keep it busy."""
-        return AsyncLeases(self._transport, *self._base, "leases")
-
-    @property
-    def preview_links(self) -> AsyncPreviewLinks:
-        """Links that open its private preview, or one of its ports."""
-        return AsyncPreviewLinks(self._transport, *self._base, "preview-links")
 
     async def port_url(self, port: int) -> str:
         """Return the URL of one of its ports, which wants the service token or a link."""

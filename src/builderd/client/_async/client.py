@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 import httpx2
@@ -61,17 +60,31 @@ class AsyncBuilderd:
         if not url or not token:
             missing = "url, or set BUILDERD_URL" if not url else "token, or set BUILDERD_TOKEN"
             raise ValueError(f"no service to talk to: give {missing}")
-        agent = f"builderd/{__version__}"
-        http = connect(url, token, certificates(url, ca), transport, agent)
+        http = connect(url, token, certificates(url, ca), transport, f"builderd/{__version__}")
         http.headers.update(headers or {})
-        self._transport = AsyncTransport(http, timeout, max_retries, on_retry)
+        self._use(AsyncTransport(http, timeout, max_retries, on_retry))
+
+    def _use(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+        #: Builders of the token's tenant.
+        self.builders = AsyncBuilders(transport, "builders")
+        #: Backups of all builders, deleted ones too.
+        self.backups = AsyncBackups(transport, "backups")
+        #: Secrets that builders get.
+        self.credentials = AsyncCredentials(transport, "credentials")
+        #: URLs that events are sent to.
+        self.webhooks = AsyncWebhooks(transport, "webhooks")
+        #: Costs and the monthly cap.
+        self.spending = AsyncSpendings(transport)
+        #: API tokens of the tenant.
+        self.tokens = AsyncTokens(transport, "tokens")
+        #: Code too large for JSON.
+        self.uploads = AsyncUploads(transport)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -83,43 +96,8 @@ class AsyncBuilderd:
     ) -> AsyncBuilderd:
         """Return a client on the same connections, with another timeout, number of retries, or ``on_retry``."""
         other = object.__new__(type(self))
-        other._transport = self._transport.with_options(timeout, max_retries, on_retry)
+        other._use(self._transport.with_options(timeout, max_retries, on_retry))
         return other
-
-    @property
-    def builders(self) -> AsyncBuilders:
-        """Builders of the token's tenant."""
-        return AsyncBuilders(self._transport, "builders")
-
-    @property
-    def backups(self) -> AsyncBackups:
-        """Backups of all builders, deleted ones too."""
-        return AsyncBackups(self._transport, "backups")
-
-    @property
-    def credentials(self) -> AsyncCredentials:
-        """Secrets that builders get."""
-        return AsyncCredentials(self._transport, "credentials")
-
-    @property
-    def webhooks(self) -> AsyncWebhooks:
-        """URLs that events are sent to."""
-        return AsyncWebhooks(self._transport, "webhooks")
-
-    @property
-    def spending(self) -> AsyncSpendings:
-        """Costs and the monthly cap."""
-        return AsyncSpendings(self._transport)
-
-    @property
-    def tokens(self) -> AsyncTokens:
-        """API tokens of the tenant."""
-        return AsyncTokens(self._transport, "tokens")
-
-    @property
-    def uploads(self) -> AsyncUploads:
-        """Code too large for JSON."""
-        return AsyncUploads(self._transport)
 
     async def deploy(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Self
 
 from builderd.client._async.streams import AsyncCalls, AsyncPages
@@ -124,9 +123,7 @@ class AsyncHeldLease:
         self._id = (await self._leases.take(self._seconds, self._reason)).id
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._leases.end(self._id)
 
     async def renew(self, seconds: int | None = None) -> Lease:

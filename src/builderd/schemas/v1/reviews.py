@@ -117,16 +117,7 @@ def _finding(finding: domain.Finding, verdict: domain.Verdict) -> Finding:
         advice=finding.advice,
         demoted=finding.demoted,
         acceptable=finding.acceptable,
-        accepted=_acceptance(accepted) if accepted else None,
-    )
-
-
-def _acceptance(accepted: domain.Acceptance) -> Acceptance:
-    return Acceptance(
-        reason=accepted.reason,
-        accepted_by=accepted.accepted_by,
-        accepted_at=accepted.accepted_at,
-        expires_at=accepted.expires_at,
+        accepted=Acceptance.model_validate(accepted, from_attributes=True) if accepted else None,
     )
 
 

@@ -104,7 +104,9 @@ async def show_version(visit: Visit) -> Response:
         raise NotFound(f"The builder {frame.builder.name} keeps no version {number}.")
     stages = stages_of(version, events_of(version, events), visit.now)
     state = _state(frame, version)
-    lines = await _last_lines(visit, frame, version)
+    wanted, pages = logs.LogFilter(10 * LAST_LINES), visit.operations.paged_reads
+    found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, wanted, pages)
+    lines = [line async for line in found if line.version == version.number][-LAST_LINES:]
     return await builder_page(
         visit,
         "version.html",
@@ -143,12 +145,6 @@ def _state(frame: BuilderFrame, version: Version) -> str:
     if version.status is VersionStatus.FAILED:
         return "failed"
     return "serves" if version.number == builder.version else "past"
-
-
-async def _last_lines(visit: Visit, frame: BuilderFrame, version: Version) -> Sequence[logs.VersionedLine]:
-    wanted, pages = logs.LogFilter(10 * LAST_LINES), visit.operations.paged_reads
-    found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, wanted, pages)
-    return [line async for line in found if line.version == version.number][-LAST_LINES:]
 
 
 def _for_agent(version: Version, lines: Sequence[logs.VersionedLine]) -> str:

@@ -223,13 +223,6 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert set(APPS) - box.commands == ELSEWHERE
 
 
-@pytest.mark.parametrize("name", APPS)
-def test_each_command_has_help(name: str) -> None:
-    result = CliRunner().invoke(builderd, [name, "--help"], prog_name="builderd")
-    assert result.exit_code == 0
-    assert result.stdout.startswith(f"Usage: builderd {name}")
-
-
 def test_a_large_folder_is_uploaded(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builderd.client.folders.JSON_BYTES", 10)
     assert box.json("deploy", "--yes")["status"] == "running"

@@ -155,6 +155,11 @@ def load(command: str, name: str) -> ModuleType:
         gc.enable()
 
 
+def printable(text: str) -> str:
+    """Return text from elsewhere without what moves the cursor, sets a title or turns the direction of a line."""
+    return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
 def prepare_machine() -> None:
     """Give this process the mask and the search path that commands on the machine need."""
     # Folders of sandboxes must be readable for all inside, despite the shell's umask; secret files set their mode.

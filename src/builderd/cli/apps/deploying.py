@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Project
-from builderd.cli.apps.session import ActionRequired, Exit, command, printable, shown
+from builderd.cli.apps.session import ActionRequired, Exit, command, shown
+from builderd.cli.group import printable
 from builderd.client.detection import Start, detect, roots_with_a_start
 from builderd.client.errors import (
     DeploymentFailed,

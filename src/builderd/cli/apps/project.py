@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from builderd.cli.apps.session import printable
+from builderd.cli.group import printable
 from builderd.client import folders
 
 FILE = "builder.toml"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd import __version__
-from builderd.cli.group import CommandGroup
+from builderd.cli.group import CommandGroup, printable
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -408,11 +408,6 @@ def _wrapped(text: str, width: int | None) -> list[str]:
     if width is None or width < LEAST_COLUMNS or len(text) <= width:
         return [text]
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def printable(text: str) -> str:
-    """Return text from elsewhere without what moves the cursor, sets a title or turns the direction of a line."""
-    return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def shown(text: str, out: TextIO) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from builderd.cli.apps.session import Columns, Session, command, group, printable
-from builderd.cli.group import Expiry, Moment
+from builderd.cli.apps.session import Columns, Session, command, group
+from builderd.cli.group import Expiry, Moment, printable
 from builderd.client.models import DaysSpending, Spending
 from builderd.domain.prices import csv_text
 

@@ -18,9 +18,9 @@ from tests.threaded_service import Running
 
 from builderd import __version__
 from builderd.cli.apps.inside import _write
-from builderd.cli.apps.session import Session, aligned, printable, shown
+from builderd.cli.apps.session import Session, aligned, shown
 from builderd.cli.apps.upkeep import sparkline
-from builderd.cli.group import builderd
+from builderd.cli.group import builderd, printable
 from builderd.client.errors import NoCapacity, Unavailable
 from builderd.domain.resources import Capacity
 

@@ -39,14 +39,6 @@ def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service)
 
 
-def test_running_apps_are_adopted_after_a_service_crash(service: LiveService) -> None:
-    scenarios.absence_of_the_service(service, LiveService.kill)
-
-
-def test_app_that_does_not_start_reports_the_reason(service: LiveService) -> None:
-    scenarios.failure_to_start(service, "exits")
-
-
 def test_interrupted_creation_is_finished_after_restart(service: LiveService) -> None:
     service.terminate()
     service.start("StartSandbox.done")

@@ -7,7 +7,6 @@ from dataclasses import replace
 from tests.contract.store.samples import NOW, SECOND, add_builder, claim, due, holds, make_due, release, renew, save
 
 from builderd.domain.builders import Status
-from builderd.domain.ids import BuilderId, new_id
 from builderd.store import Store
 
 
@@ -47,16 +46,6 @@ async def test_renewal_takes_no_claim_that_was_released(store: Store) -> None:
     assert await renew(store, builder, "one", NOW)
     assert not await holds(store, builder, "one", NOW)
     assert await due(store, NOW) == [builder]
-
-
-async def test_claim_of_another_is_not_renewed(store: Store) -> None:
-    builder = (await add_builder(store)).id
-    await claim(store, builder, "one", NOW)
-    await claim(store, builder, "two", NOW + 30 * SECOND)
-    assert not await renew(store, builder, "one", NOW + 31 * SECOND)
-    assert await holds(store, builder, "two", NOW + 59 * SECOND)
-    assert not await holds(store, builder, "two", NOW + 60 * SECOND)
-    assert not await renew(store, BuilderId(new_id()), "one", NOW)
 
 
 async def test_lost_claim_cannot_be_released(store: Store) -> None:

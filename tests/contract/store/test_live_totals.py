@@ -119,17 +119,6 @@ async def test_totals_are_exact_after_any_changes(store: Store, seed: int) -> No
         await assert_exact(store)
 
 
-async def test_disk_that_comes_and_goes_leaves_the_sum_as_it_was(store: Store) -> None:
-    """0.1 + 0.2 - 0.1 - 0.2 is 2.8e-17 in binary fractions, and a limit may be met to the last byte."""
-    for _ in range(20):
-        made = [await store.write(partial(create, disk=disk, name=f"app-{disk}")) for disk in (0.1, 0.2, 0.3)]
-        assert (await store.read(lambda uow: uow.builders.allocated(TENANT.id))).disk == 0.6
-        for builder in made:
-            await store.write(partial(drop, builder=builder.id))
-    allocated = await store.read(lambda uow: uow.builders.allocated())
-    assert (allocated.builders, allocated.disk) == (0, 0)
-
-
 async def test_a_transaction_sees_its_own_changes_and_no_others_do(store: Store) -> None:
     failed = await store.write(partial(create, disk=3))
 
@@ -277,12 +266,3 @@ async def test_creates_of_one_tenant_do_not_deadlock_over_its_number_of_builders
         assert sorted(runs) == ["create", "replace"]
         total = await store.read(lambda uow: uow.builder_lists.count(TENANT.id, BuilderQuery()))
         assert total == (await store.read(lambda uow: uow.builders.allocated())).builders == 2
-
-
-async def test_disk_of_the_version_that_is_current_now_is_reserved(store: Store) -> None:
-    builder = await builder_of(store, Resources(1, 1, 3), desired=Desired.STOPPED)
-    other = make_version(builder.id, number=2)
-    await add(store, replace(other, settings=replace(other.settings, resources=Resources(1, 1, 7))))
-    assert (await store.read(lambda uow: uow.builders.allocated())).disk == 3
-    await save(store, replace(builder, version=2))
-    assert (await store.read(lambda uow: uow.builders.allocated(TENANT.id))).disk == 7

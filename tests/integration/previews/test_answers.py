@@ -61,12 +61,6 @@ def test_every_method_gets_the_error_answer(proxy: Proxy, method: str) -> None:
     assert proxy.visitor.get(host, "/", "Content-Length: 0", method=method).status == 503
 
 
-def test_request_with_a_body_gets_the_error_answer(proxy: Proxy) -> None:
-    host = proxy.closed(RouteState.STOPPED)
-    request = f"POST / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
-    assert proxy.visitor.send(request.encode()).status == 503
-
-
 def test_starting_says_when_to_come_back_and_a_browser_does_by_itself(proxy: Proxy) -> None:
     host = proxy.closed(RouteState.STARTING)
     page = proxy.visitor.browse(host)

@@ -186,21 +186,6 @@ async def test_next_wave_of_a_crowd_waits_until_the_last_one_has_set_out(
         assert [(await one).status for one in many] == [200] * CROWD
 
 
-async def test_visitor_who_has_left_does_not_hold_the_next_wave(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_the_apps_pace(monkeypatch)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
-    async with serving(threads=1) as service:
-        host = await service.asleep()
-        with service.visitor.dial() as left:
-            left.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            await service.held(1)
-            many = [asyncio.create_task(visit(service.visitor.get, host)) for _ in range(2 * WAVE)]
-            await service.held(2 * WAVE + 1)
-        await service.wake(host, app)
-        async with asyncio.timeout(PATIENCE):
-            assert [(await one).status for one in many] == [200] * len(many)
-
-
 @pytest.mark.parametrize("resets", [False, True])
 async def test_wave_of_visitors_who_have_left_does_not_hold_the_next_one(
     app: App, monkeypatch: pytest.MonkeyPatch, *, resets: bool

@@ -67,17 +67,6 @@ def test_proxy_files_and_sockets_are_private_to_their_owner(make_proxy: Make) ->
         assert (proxy.directory / name).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_killed_proxy_comes_back_with_its_routes(make_proxy: Make, app: App) -> None:
-    proxy = make_proxy().start()
-    kept, removed = proxy.open(app), proxy.open(app)
-    proxy.run(proxy.previews.remove(removed))
-    kill(proxy)
-    assert not proxy.run(proxy.previews.ready())
-    proxy.start()
-    assert proxy.visitor.get(kept).status == 200
-    assert proxy.visitor.get(removed).status == 404
-
-
 @pytest.mark.parametrize("victim", ["master", "worker"])
 def test_the_first_call_that_finds_it_dead_starts_it_again(make_proxy: Make, app: App, victim: str) -> None:
     proxy = make_proxy().start()

@@ -11,27 +11,6 @@ pytestmark = pytest.mark.haproxy
 COOKIE = f"builderd_service_token={TOKEN}; Path=/; HttpOnly; SameSite=Lax"
 
 
-def test_without_a_token_it_is_a_401(proxy: Proxy, app: App) -> None:
-    answer = proxy.visitor.get(proxy.open(app, private=True))
-    assert answer.status == 401
-    assert answer.json["code"] == "unauthenticated"
-    assert answer.header("www-authenticate") == "Service-Token"
-
-
-def test_the_header_opens_it(proxy: Proxy, app: App) -> None:
-    answer = proxy.visitor.get(proxy.open(app, private=True), "/head", f"X-Service-Token: {TOKEN}")
-    assert answer.status == 200
-    assert_unseen(answer)
-
-
-def test_the_cookie_opens_it(proxy: Proxy, app: App) -> None:
-    answer = proxy.visitor.get(
-        proxy.open(app, private=True), "/head", f"Cookie: a=b; builderd_service_token={TOKEN}; c=d"
-    )
-    assert answer.status == 200
-    assert answer.seen["cookie"] == ["a=b; c=d"]
-
-
 @pytest.mark.parametrize(
     ("asked", "leads_to"),
     [
@@ -61,25 +40,11 @@ def test_token_link_grants_access(proxy: Proxy, app: App) -> None:
     assert_unseen(second)
 
 
-def test_token_parameter_is_removed_from_other_requests(proxy: Proxy, app: App) -> None:
-    host = proxy.open(app, private=True)
-    answer = proxy.visitor.get(host, f"/head?a=1&service_token={TOKEN}", "Content-Length: 0", method="POST")
-    assert answer.json["first"] == "POST /head?a=1 HTTP/1.1"
-
-
 def test_a_websocket_may_bring_it_in_its_address(proxy: Proxy, app: App) -> None:
     """A browser's script can set no header, and a handshake follows no redirect."""
     answer = proxy.visitor.get(proxy.open(app, private=True), f"/head?service_token={TOKEN}", "Upgrade: something")
     assert answer.status == 200
     assert answer.json["first"] == "GET /head HTTP/1.1"
-
-
-def test_an_old_cookie_does_not_shut_out_a_new_link_or_header(proxy: Proxy, app: App) -> None:
-    host = proxy.open(app, private=True)
-    old = "Cookie: builderd_service_token=the-old-one"
-    assert proxy.visitor.get(host, "/head", old).status == 401
-    assert proxy.visitor.get(host, f"/?service_token={TOKEN}", old).status == 302
-    assert proxy.visitor.get(host, "/head", old, f"X-Service-Token: {TOKEN}").status == 200
 
 
 def test_a_token_that_was_replaced_ends_at_once(proxy: Proxy, app: App) -> None:

@@ -35,12 +35,6 @@ async def proxy(answer: Callable[[str], str]) -> AsyncIterator[tuple[Path, list[
             yield path, got
 
 
-async def test_a_known_key_changes_in_one_step() -> None:
-    async with proxy(lambda command: "\n") as (admin, got):
-        await runtime_api.set_entry(Worker(admin), TABLE, "a.localhost", "v")
-    assert got == [f"set map {WORD} a.localhost v\n"]
-
-
 async def test_missing_key_is_added_and_old_worker_gets_commands_through_the_master() -> None:
     answers = {"set": "entry not found.\n\n", "add": "\n"}
     async with proxy(lambda command: answers[command.split()[1]]) as (master, got):
@@ -49,13 +43,6 @@ async def test_missing_key_is_added_and_old_worker_gets_commands_through_the_mas
         f"@!42 set map {WORD} a.localhost v\n",
         f"@!42 add map {WORD} a.localhost v\n",
     ]
-
-
-@pytest.mark.parametrize("answer", ["\n", "Key not found.\n\n"])
-async def test_a_deleted_key_is_gone_either_way(answer: str) -> None:
-    async with proxy(lambda command: answer) as (admin, got):
-        await runtime_api.delete_entry(Worker(admin), TABLE, "a.localhost")
-    assert got == [f"del map {WORD} a.localhost\n"]
 
 
 @pytest.mark.parametrize("answer", ["Unknown map identifier. Please use #<id> or <file>.\n", "Out of memory error.\n"])
@@ -82,12 +69,6 @@ async def test_many_entries_are_changed_by_few_lines() -> None:
     assert len(commands) == 2 + 300
 
 
-async def test_equal_entries_send_nothing() -> None:
-    async with proxy(lambda command: "\n") as (admin, got):
-        await runtime_api.change_entries(Worker(admin), TABLE, {"a": "v"}, {"a": "v"})
-    assert got == []
-
-
 async def test_old_worker_gets_one_command_at_a_time() -> None:
     async with proxy(lambda command: "\n") as (master, got):
         await runtime_api.change_entries(Worker(master, 42), TABLE, {"a": "v"}, {"b": "v"})
@@ -101,13 +82,6 @@ async def test_one_refused_command_among_many_is_raised() -> None:
     async with proxy(lambda command: "Key not found.\n\nOut of memory error.\n\n") as (admin, _):
         with pytest.raises(CommandRefused, match="Out of memory"):
             await runtime_api.change_entries(Worker(admin), TABLE, {}, {"a": "v", "b": "v"})
-
-
-async def test_entries_are_read() -> None:
-    async with proxy(lambda command: "0x7f01 a.localhost v|1\n0x7f02 b.localhost v|2\n\n") as (admin, _):
-        assert await runtime_api.entries(Worker(admin), TABLE) == {"a.localhost": "v|1", "b.localhost": "v|2"}
-    async with proxy(lambda command: "\n") as (admin, _):
-        assert await runtime_api.entries(Worker(admin), TABLE) == {}
 
 
 async def test_malformed_entries_raise() -> None:

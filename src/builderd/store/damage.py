@@ -59,31 +59,16 @@ def read_each(
     except UNDECODABLE:
         rows = statement.subquery()
         ids = connection.execute(select(rows.c[builder]).distinct(), values).scalars().all()
-        undecodable = dict(_undecodable(connection, select(rows), rows.c[builder], values, read, ids))
-    for one, error in undecodable.items():
-        _log(one, error)
-    kept = select(rows).where(rows.c[builder].not_in(list(undecodable)))
+    damaged = []
+    for one in ids:
+        try:
+            for row in connection.execute(select(rows).where(rows.c[builder] == one), values).all():
+                read(row)
+        except UNDECODABLE as error:
+            damaged.append(one)
+            _log(one, error)
+    kept = select(rows).where(rows.c[builder].not_in(damaged))
     return [read(row) for row in connection.execute(kept, values).all()]
-
-
-def _undecodable(
-    connection: Connection,
-    statement: Select[Any],
-    column: Any,
-    values: Mapping[str, Any],
-    read: Callable[[Any], Any],
-    ids: Sequence[str],
-) -> Iterator[tuple[str, Exception]]:
-    """Yield the builders of rows that cannot be decoded, by halving: few queries for few of many."""
-    try:
-        for row in connection.execute(statement.where(column.in_(list(ids))), values).all():
-            read(row)
-    except UNDECODABLE as error:
-        if len(ids) == 1:
-            yield ids[0], error
-            return
-        for part in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
-            yield from _undecodable(connection, statement, column, values, read, part)
 
 
 def _log(builder: str, error: Exception) -> None:

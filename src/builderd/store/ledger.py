@@ -90,21 +90,17 @@ _TIMES_OF_TENANT_IN = (
 _began = _within(_within(ledger.c.started_at, _since, later=True), _now, later=False)
 
 
-def _open_times(began: ColumnElement[datetime]) -> Select[Any]:
-    """Return the statement for number and sums of the beginnings of a tenant's open segments."""
-    sums = (func.sum(EpochSeconds(began)).label("seconds"), func.sum(Microseconds(began)).label("microseconds"))
-    return (
-        select(ledger.c.billing, ledger.c.hourly_rate, func.count().label("number"), *sums)
-        .where(_of_tenant, text(OPEN))
-        .group_by(ledger.c.billing, ledger.c.hourly_rate)
+_OPEN_TIMES_OF_TENANT = (
+    select(
+        ledger.c.billing,
+        ledger.c.hourly_rate,
+        func.count().label("number"),
+        func.sum(EpochSeconds(_began)).label("seconds"),
+        func.sum(Microseconds(_began)).label("microseconds"),
     )
-
-
-_OPEN_TIMES_OF_TENANT = _open_times(_began)
-# Comparisons take most of the time of a sum: where no segment begins too early, those that begin too late, which only
-# a clock that was set back leaves, are read by themselves.
-_ALL_OPEN_TIMES_OF_TENANT = _open_times(ledger.c.started_at)
-_BEGUN_LATER = select(ledger).where(_of_tenant, ledger.c.started_at > _now, ledger.c.ended_at.is_(None))
+    .where(_of_tenant, text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
 _OPEN_RATES_OF_TENANT = (
     select(ledger.c.billing, ledger.c.hourly_rate, func.count().label("number"))
     .where(_of_tenant, text(OPEN))
@@ -307,7 +303,7 @@ class Ledger:
         """Return the sum inside [since, until), of all time without either, up to now."""
         if since is None and until is None:
             closed = self._connection.execute(_CLOSED_OF_TENANT, {"tenant": tenant}).mappings()
-            return sum(map(_sum, closed), Sum()) + self._all_open_of_tenant(tenant, now)
+            return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, EVER)
         values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
         rows = self._connection.execute(_TIMES_OF_TENANT_IN, values)
         times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
@@ -329,19 +325,9 @@ class Ledger:
         return {day: found[day] for day in sorted(found) if since <= day < until}
 
     def _open_of_tenant(self, tenant: TenantId, now: datetime, since: datetime) -> Sum:
-        return self._up_to(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
-
-    def _all_open_of_tenant(self, tenant: TenantId, now: datetime) -> Sum:
-        later = self._segments(_BEGUN_LATER, {"tenant": tenant, "now": now})
-        times = ((one, _exact((one.start - now) // SECOND, ((one.start - now) % SECOND).microseconds)) for one in later)
-        not_begun = sum((_sum_of_time(one.billing, one.hourly_rate, time) for one, time in times), Sum())
-        return self._up_to(_ALL_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now}) + not_begun
-
-    def _up_to(self, open_times: Select[Any], values: Mapping[str, Any]) -> Sum:
-        """Return the sum from the beginnings of open segments to ``now``."""
-        now: datetime = values["now"]
-        until = _exact((now - UNIX_EPOCH) // SECOND, now.microsecond)
-        rows = self._connection.execute(open_times, values)
+        """Return the sum of open segments from their beginnings, but not before ``since``, to ``now``."""
+        until = _exact_seconds(now)
+        rows = self._connection.execute(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
         times = ((row, row.number * until - _exact(row.seconds, row.microseconds)) for row in rows)
         return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
 
@@ -463,20 +449,18 @@ def open_days(connection: Connection, tenant: TenantId, since: datetime, end: da
     found: dict[datetime, Sum] = {}
     if since >= end:
         return found
-    spans = [(day, _exact_days(until)) for day, _, until in days_between(since, end)]
+    spans = [(day, _exact_seconds(until)) for day, _, until in days_between(since, end)]
     for row in connection.execute(_OPEN_BY_DAY, {"tenant": tenant, "since": since, "end": end}):
-        began = Decimal(int(row.seconds)) + Decimal(int(row.microseconds)) / 1_000_000
+        began = _exact(row.seconds, row.microseconds)
         first = UNIX_EPOCH + int(row.day) * DAY
         for day, until in spans:
             if day >= first:
-                start = began if day == first else row.number * _exact_days(day)
+                start = began if day == first else row.number * _exact_seconds(day)
                 seconds = row.number * until - start
-                running = seconds if row.billing is Billing.RUNNING else Decimal(0)
-                found[day] = found.get(day, Sum()) + Sum(running, seconds * row.hourly_rate)
+                found[day] = found.get(day, Sum()) + _sum_of_time(row.billing, row.hourly_rate, seconds)
     return found
 
 
-def _exact_days(at: datetime) -> Decimal:
+def _exact_seconds(at: datetime) -> Decimal:
     """Return the seconds from 1970 to a time."""
-    span = at - UNIX_EPOCH
-    return Decimal(span // timedelta(seconds=1)) + Decimal(span.microseconds) / 1_000_000
+    return _exact((at - UNIX_EPOCH) // SECOND, at.microsecond)

@@ -37,7 +37,7 @@ class CommandGroup(click.Group):
         raise click.UsageError(message(args, known, ctx.command_path if ctx.parent else ""), ctx)
 
 
-class Moment(click.ParamType[datetime]):
+class TimeParam(click.ParamType[datetime]):
     """A span before now (``10m``, ``2h``, ``1d``) or a time such as ``2026-01-31T12:00:00Z``; in UTC."""
 
     name = "time"
@@ -59,7 +59,7 @@ class Moment(click.ParamType[datetime]):
             self.fail(f"{text!r} is {what}", param, ctx)
 
 
-class Expiry(Moment):
+class Expiry(TimeParam):
     """A span from now (``30d``, ``12h``) or a time."""
 
     name = "expiry"

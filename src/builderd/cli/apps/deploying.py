@@ -270,7 +270,7 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
         project.write({"name": chosen, **({"entrypoint": start.entrypoint} if start.entrypoint else {})})
         session.say(f"Wrote {project.root / FILE}.")
         folder = _folder(project, options)
-    _tell_sent(session, folder)
+    _print_sent(session, folder)
     _Deployment(session, project, folder, chosen, options, flags["fresh"]).run()
 
 
@@ -391,7 +391,7 @@ def _start(session: Session, project: Project, folder: Folder, entrypoint: str |
     return found
 
 
-def _tell_sent(session: Session, folder: Folder) -> None:
+def _print_sent(session: Session, folder: Folder) -> None:
     count = len(folder.files)
     session.say(f"Sending {count} file{'' if count == 1 else 's'}, {size(folder.size)}.")
     for one in folder.left_out[:SHOWN]:
@@ -429,7 +429,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()
     options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
-    _tell_sent(session, folder)
+    _print_sent(session, folder)
     made_up = f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
     with Job(session, folder, State(project.root, JOB), options, name) as job:
         builder = job.begin(made_up)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from builderd.cli.apps.session import Columns, Session, command, group, pairs, shown
-from builderd.cli.group import Moment
+from builderd.cli.group import TimeParam
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 @click.option("--search", metavar="TEXT", help="Lines with this text in them, in any case of letters.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with each new line.")
 @click.option("-n", "tail", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Last lines.")
-@click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
+@click.option("--since", type=TimeParam(), help="None from before this: 10m, 2h, or a time.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr", "build", "release"]))
 @click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
 def logs(session: Session, name: str | None, timestamps: bool, density: bool, **wanted: Any) -> None:

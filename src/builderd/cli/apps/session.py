@@ -44,8 +44,8 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import TextIO
 
-#: Shorter waits before a call is sent again are not told of.
-WAIT_TOLD_SECONDS = 2.0
+#: Seconds; shorter waits before a call is sent again are not reported.
+LEAST_REPORTED_WAIT = 2.0
 
 
 class Exit(IntEnum):
@@ -98,7 +98,7 @@ class Session:
             from builderd.client._sync.client import Builderd  # noqa: PLC0415 (help and usage errors need no HTTP)
 
             url, token, ca = self.service()
-            self._client = Builderd(url, token, ca=ca, timeout=self.timeout, on_retry=self._tell_retry)
+            self._client = Builderd(url, token, ca=ca, timeout=self.timeout, on_retry=self._report_retry)
         return self._client
 
     def service(self) -> tuple[str, str, str | None]:
@@ -187,13 +187,13 @@ class Session:
         return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
     def say(self, text: str = "") -> None:
-        """Tell of progress on standard error; not with ``--json``."""
+        """Report progress on standard error; not with ``--json``."""
         if not self.as_json:
             click.echo(shown(text, sys.stderr), err=True)
 
-    def _tell_retry(self, retry: Retry) -> None:
-        """Tell on standard error why a call waits and until when; with ``--json`` as one object there."""
-        if retry.seconds < WAIT_TOLD_SECONDS:
+    def _report_retry(self, retry: Retry) -> None:
+        """Report on standard error why a call waits and until when; with ``--json`` as one object there."""
+        if retry.seconds < LEAST_REPORTED_WAIT:
             return
         until, error = datetime.now(UTC) + timedelta(seconds=retry.seconds), retry.error
         if self.as_json:
@@ -249,7 +249,7 @@ def run(session: Session, function: Callable[[], None]) -> None:
         following = session.next_of(error)
         if isinstance(error, MethodNotAllowed) or (isinstance(error, NotFound) and "no such call" in error.message):
             error.message, following = _needs_newer(session, error), [_COMPARE]
-        _fail(session, exit_code_of(error), _described(error, following), _told(error, following))
+        _fail(session, exit_code_of(error), _described(error, following), _error_lines(error, following))
     except ActionRequired as needed:
         body = {"status": "action_required", "reason": needed.reason, "next": needed.next}
         _fail(session, Exit.INPUT_NEEDED, body, [f"Input needed: {needed.reason}", *_steps(needed.next)])
@@ -319,7 +319,7 @@ def _error_code(error: BuilderdError) -> str:
     return "timeout" if isinstance(error, TimedOut) else "no_answer"
 
 
-def _told(error: BuilderdError, following: list[str]) -> Iterable[str]:
+def _error_lines(error: BuilderdError, following: list[str]) -> Iterable[str]:
     """Yield the lines about an error: what is wrong, the log's end, and what to run next."""
     yield f"{click.style('Error:', fg='red')} {printable(error.message)}"
     if isinstance(error, ApiError):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from builderd.cli.apps.session import Columns, Session, command, group
-from builderd.cli.group import Expiry, Moment, printable
+from builderd.cli.group import Expiry, TimeParam, printable
 from builderd.client.models import DaysSpending, Spending
 from builderd.domain.prices import csv_text
 
@@ -70,8 +70,8 @@ def credentials_rm(session: Session, name: str, force: bool) -> None:
 
 
 @command("spending")
-@click.option("--since", type=Moment(), help="From this on: 30d, or a time.  [default: from the beginning]")
-@click.option("--until", type=Moment(), help="Before this.")
+@click.option("--since", type=TimeParam(), help="From this on: 30d, or a time.  [default: from the beginning]")
+@click.option("--until", type=TimeParam(), help="Before this.")
 @click.option("--by-day", is_flag=True, help="Show days (UTC), at most 366, instead of builders.  [this month's]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a table for spreadsheets.")
 def spending(session: Session, since: datetime | None, until: datetime | None, by_day: bool, as_csv: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from builderd.cli.apps.deploying import size
 from builderd.cli.apps.session import Columns, Session, command, group
-from builderd.cli.group import Moment
+from builderd.cli.group import TimeParam
 
 if TYPE_CHECKING:
     from builderd.client.models import Metrics
@@ -125,7 +125,7 @@ def end(session: Session, name: str, lease: str) -> None:
 @command("events [NAME]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with each as it happens.")
 @click.option("--type", "types", multiple=True, help="Such as builder.status or stage.*; may be given more than once.")
-@click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
+@click.option("--since", type=TimeParam(), help="None from before this: 10m, 2h, or a time.")
 @click.option("--after", type=int, metavar="ID", help="With --follow: from the one after this.")
 @click.option(
     "-n", "most", type=click.IntRange(1), default=50, show_default=True, help="Without --follow: the last ones."

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from decimal import Decimal
+from typing import Any
 
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -16,7 +15,7 @@ from builderd.store import UnitOfWork
 from builderd.store.builder_lists import ShownBuilder
 from builderd.store.builders import BuilderQuery
 from builderd.web.charts import spark_area, spark_line
-from builderd.web.shown import State, plural, state_in_words
+from builderd.web.shown import plural, state_in_words
 from builderd.web.visits import Visit, page
 
 PER_PAGE = 25
@@ -32,21 +31,6 @@ KINDS: Mapping[str, tuple[str, Status | None, JobType | None]] = {
 SPARK_STEP, SPARK_STEPS = timedelta(minutes=30), 48
 #: Names that the palette offers.
 PALETTE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A builder in the list."""
-
-    builder: ShownBuilder
-    url: str
-    state: State
-    reviewed: bool | None
-    cost: Decimal
-    open: int
-    cpu_line: str
-    cpu_area: str
-    memory_line: str
 
 
 @page("/builders")
@@ -66,7 +50,13 @@ async def show_builders(visit: Visit) -> Response:
         page=max(1, min(number, 10**6)),
         per_page=PER_PAGE,
     )
-    counts, rows, total = await visit.read(lambda uow: _found(uow, visit, show, asked))
+
+    def look(uow: UnitOfWork) -> tuple[Mapping[str, int], Sequence[dict[str, Any]], int]:
+        counts = _counts(uow, visit)
+        total = uow.builder_lists.count(visit.token.tenant_id, asked) if asked.search else counts[show]
+        return counts, _rows(uow, visit, asked), total
+
+    counts, rows, total = await visit.read(look)
     base = f"?show={show}&sort={sort}&search={search}&"
     return await visit.page(
         "builders.html",
@@ -86,15 +76,6 @@ async def show_builders(visit: Visit) -> Response:
     )
 
 
-def _found(
-    uow: UnitOfWork, visit: Visit, show: str, query: BuilderQuery
-) -> tuple[Mapping[str, int], Sequence[Row], int]:
-    """Return the numbers of builders by filter, a page of them, and the number on all pages."""
-    counts = _counts(uow, visit)
-    total = uow.builder_lists.count(visit.token.tenant_id, query) if query.search else counts[show]
-    return counts, _rows(uow, visit, query), total
-
-
 def _counts(uow: UnitOfWork, visit: Visit) -> Mapping[str, int]:
     by_status = uow.builders.count_by_status(visit.token.tenant_id)
     jobs = uow.builder_lists.count(visit.token.tenant_id, BuilderQuery(job_type=JobType.ONE_TIME))
@@ -110,35 +91,35 @@ def _summary(counts: Mapping[str, int]) -> str:
         ("creating", "being deployed"),
         ("failed", "failed"),
     )
-    told = ", ".join(f"{counts[key]:,} {word}" for key, word in words if counts[key])
-    return f"{plural(counts['all'], 'builder')}{': ' + told if told else ''}."
+    shown = ", ".join(f"{counts[key]:,} {word}" for key, word in words if counts[key])
+    return f"{plural(counts['all'], 'builder')}{': ' + shown if shown else ''}."
 
 
-def _rows(uow: UnitOfWork, visit: Visit, query: BuilderQuery) -> Sequence[Row]:
+def _rows(uow: UnitOfWork, visit: Visit, query: BuilderQuery) -> Sequence[dict[str, Any]]:
     found = uow.builder_lists.shown(visit.token.tenant_id, query, visit.now)
     begin = start_of(visit.now, SPARK_STEP) - (SPARK_STEPS - 1) * SPARK_STEP
     loads = uow.metrics.loads([one.id for one in found], begin, SPARK_STEP)
     return [_row(visit, one, loads.get(one.id, {})) for one in found]
 
 
-def _row(visit: Visit, one: ShownBuilder, loads: Mapping[int, Load]) -> Row:
+def _row(visit: Visit, one: ShownBuilder, loads: Mapping[int, Load]) -> dict[str, Any]:
     application, limits = visit.application, one.resources
     steps = [loads.get(number) for number in range(SPARK_STEPS)]
     cpu = [load and load.cpu for load in steps]
     memory = [load and load.memory_bytes for load in steps]
     reading = application.usage.of_builder(one.id)
     visited = reading.visited if reading else None
-    return Row(
-        builder=one,
-        url=application.preview_domain.url(one.host),
-        state=state_in_words(one.life, application.limits),
-        reviewed=one.review.reviewed(visit.now),
-        cost=cents(one.spent.money),
-        open=visited.open_connections if visited else 0,
-        cpu_line=spark_line(cpu, limits.cpu / 4),
-        cpu_area=spark_area(cpu, limits.cpu / 4),
-        memory_line=spark_line(memory, limits.memory_bytes),
-    )
+    return {
+        "builder": one,
+        "url": application.preview_domain.url(one.host),
+        "state": state_in_words(one.life, application.limits),
+        "reviewed": one.review.reviewed(visit.now),
+        "cost": cents(one.spent.money),
+        "open": visited.open_connections if visited else 0,
+        "cpu_line": spark_line(cpu, limits.cpu / 4),
+        "cpu_area": spark_area(cpu, limits.cpu / 4),
+        "memory_line": spark_line(memory, limits.memory_bytes),
+    }
 
 
 @page("/palette")

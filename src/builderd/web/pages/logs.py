@@ -28,30 +28,25 @@ PLACE = re.compile(r"(\d{1,18})-(\d{1,9})")
 STREAMS = {stream.value: stream for stream in LogStream}
 
 
-def _stream_of(visit: Visit) -> LogStream | None:
-    return STREAMS.get(visit.request.query_params.get("stream", ""))
-
-
 def _search_of(visit: Visit) -> str:
     return visit.request.query_params.get("q", "")[:200]
 
 
 def _filter_of(visit: Visit, tail: int | None, since: datetime | None = None) -> logs.LogFilter:
-    return logs.LogFilter(tail, since, _stream_of(visit), _search_of(visit))
+    stream = STREAMS.get(visit.request.query_params.get("stream", ""))
+    return logs.LogFilter(tail, since, stream, _search_of(visit))
+
+
+async def _read_lines(visit: Visit, builder_id: str, tail: int) -> AsyncGenerator[logs.VersionedLine]:
+    tenant, pages = visit.token.tenant_id, visit.operations.paged_reads
+    return await logs.read(visit.application, tenant, builder_id, _filter_of(visit, tail), pages)
 
 
 @page("/builders/{name}/logs")
 async def show_logs(visit: Visit) -> Response:
     """Show the last lines; the page's script goes on from there."""
     frame = await visit.read(lambda uow: frame_of(uow, visit))
-    found = await logs.read(
-        visit.application,
-        visit.token.tenant_id,
-        frame.builder.id,
-        _filter_of(visit, SHOWN),
-        visit.operations.paged_reads,
-    )
-    lines = [line async for line in found]
+    lines = [line async for line in await _read_lines(visit, frame.builder.id, SHOWN)]
     stream_name = visit.request.query_params.get("stream", "")
     return await builder_page(
         visit,
@@ -154,13 +149,7 @@ def _row(line: logs.FollowedLine) -> list[object]:
 async def download(visit: Visit) -> Response:
     """Return the last lines as a text file."""
     builder = await visit.find()
-    found = await logs.read(
-        visit.application,
-        visit.token.tenant_id,
-        builder.id,
-        _filter_of(visit, TAIL),
-        visit.operations.paged_reads,
-    )
+    found = await _read_lines(visit, builder.id, TAIL)
 
     async def text() -> AsyncGenerator[str]:
         async with aclosing(found):

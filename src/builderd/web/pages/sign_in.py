@@ -112,11 +112,7 @@ async def show_link(request: Request) -> Response:
     try:
         tenant = await application.store.read(look)
     except Unauthenticated as error:
-        status, message = 401, error.message
-        try:
-            count_guess(request, code)
-        except RateLimited as limited:
-            status, message = 429, limited.message
+        status, message = _refusal(request, code, error)
         return await _shown(request, "once.html", status, error=message, tenant="")
     return await _shown(request, "once.html", error="", tenant=tenant)
 
@@ -138,6 +134,15 @@ def count_guess(request: Request, secret: str) -> None:
     """Count a wrong secret of this address. Raises ``RateLimited`` when too many come from it."""
     operations: Operations = request.app.state.operations
     operations.rates.failed(request.client.host if request.client else "", secret)
+
+
+def _refusal(request: Request, secret: str, error: Unauthenticated) -> tuple[int, str]:
+    """Count a wrong secret; return the status and message of the answer to it."""
+    try:
+        count_guess(request, secret)
+    except RateLimited as limited:
+        return 429, limited.message
+    return 401, error.message
 
 
 #: Begins a session for a client at a time; returns it with its secret.
@@ -226,7 +231,10 @@ async def begin(request: Request) -> Response:
     except BuilderdError as error:
         return await show_door(request, 503, error=error.message)
     response = RedirectResponse(url, 303)
-    set_attempt(application, request, response, _packed(attempt, next_of(request.query_params.get("next", ""))))
+    target = next_of(request.query_params.get("next", ""))
+    fields = [attempt.state, attempt.nonce, attempt.verifier, attempt.redirect_uri, target]
+    packed = urlsafe_b64encode(json.dumps(fields).encode()).decode()
+    set_attempt(application, request, response, packed)
     return response
 
 
@@ -239,7 +247,10 @@ async def come_back(request: Request) -> Response:
         identity = await provider.identity(_code(query, attempt), attempt)
         secret = await begin_session(request, lambda uow, client, now: sessions.sign_in_as(uow, identity, client, now))
     except Unauthenticated as error:
-        return await _refused(request, application, error)
+        status, message = _refusal(request, query.get("state", ""), error)
+        response = await show_door(request, status, error=message)
+        set_attempt(application, request, response, None)
+        return response
     except RateLimited as error:
         return await show_door(request, 429, error=error.message)
     # A page, not a redirect: the browser would not send the new Strict cookie on a way that began at another site.
@@ -258,22 +269,6 @@ def _code(query: QueryParams, attempt: Attempt) -> str:
         # Its own text, ``error_description``, came by way of the browser and is not shown.
         raise Unauthenticated("The identity provider did not sign you in.")
     return code
-
-
-async def _refused(request: Request, application: Application, error: Unauthenticated) -> Response:
-    status, message = 401, error.message
-    try:
-        count_guess(request, request.query_params.get("state", ""))
-    except RateLimited as limited:
-        status, message = 429, limited.message
-    response = await show_door(request, status, error=message)
-    set_attempt(application, request, response, None)
-    return response
-
-
-def _packed(attempt: Attempt, target: str) -> str:
-    fields = [attempt.state, attempt.nonce, attempt.verifier, attempt.redirect_uri, target]
-    return urlsafe_b64encode(json.dumps(fields).encode()).decode()
 
 
 def _unpacked(text: str) -> tuple[Attempt, str]:

@@ -16,11 +16,10 @@ from builderd.domain.events import Event
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionStatus
 from builderd.services import bundles, deployments, logs, outcomes
-from builderd.services.bundles import VersionDiff
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
 from builderd.web import commands
-from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
+from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
 from builderd.web.shown import STAGES
 from builderd.web.visits import Visit, number_in, page, see_other
 
@@ -33,16 +32,18 @@ LAST_LINES = 40
 async def show_versions(visit: Visit) -> Response:
     """Show the versions that are kept, and the difference of two of them."""
     query = visit.request.query_params
-
-    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Version]]:
-        frame = frame_of(uow, visit)
-        return frame, deployments.list_of(uow, visit.caller, frame.builder.id)
-
-    frame, versions = await visit.read(look)
+    frame, versions = await read_frame(
+        visit, lambda uow, frame: deployments.list_of(uow, visit.caller, frame.builder.id)
+    )
     numbers = [one.number for one in versions]
     new = number_in(query.get("to"), frame.builder.version)
     old = number_in(query.get("from"), max((number for number in numbers if number < new), default=new))
-    diff, fault = await _diff(visit, frame, old, new)
+    diff, fault = None, ""
+    if old != new:
+        try:
+            diff = await bundles.compare(visit.application, visit.caller, frame.builder.id, old, new)
+        except BuilderdError as error:
+            fault = error.message
     return await builder_page(
         visit,
         "versions.html",
@@ -56,15 +57,6 @@ async def show_versions(visit: Visit) -> Response:
         diff=diff,
         fault=fault,
     )
-
-
-async def _diff(visit: Visit, frame: BuilderFrame, old: int, new: int) -> tuple[VersionDiff | None, str]:
-    if old == new:
-        return None, ""
-    try:
-        return await bundles.compare(visit.application, visit.caller, frame.builder.id, old, new), ""
-    except BuilderdError as error:
-        return None, error.message
 
 
 @page("/builders/{name}/versions/{number}/patch")

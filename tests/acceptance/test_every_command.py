@@ -42,6 +42,7 @@ ELSEWHERE = {
     "setup": "Debian's packages: tests/acceptance/test_wheel.py",
     "serve": "the service itself",
     "acme": "an authority: tests/acceptance/test_domains.py",
+    "clock": "a clock that was ahead: tests/acceptance/test_wrong_clock.py",
     "cluster": "Incus on several machines: tests/unit/cli/test_cluster.py",
 }
 #: Options that are the same in many commands, and tried with one.

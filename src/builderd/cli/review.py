@@ -14,6 +14,7 @@ from builderd.bootstrap.review import review_code
 from builderd.cli import options
 from builderd.client.folders import read_folder
 from builderd.domain.bundles import MAX_FILES, Bundle, BundleFile, make_bundle
+from builderd.domain.qa import pluralize
 from builderd.domain.reviews import Severity, Verdict, judge, location
 from builderd.schemas.v1.reviews import Review, review_of, sarif_of
 
@@ -69,16 +70,9 @@ def _print_findings(shown: Review, verdict: Verdict) -> None:
             click.echo(f"         → {finding.advice}.")
     for rule, count in shown.left_out.items():
         click.echo(f"       … and {count} more of {rule}")
-    click.echo(_last_line(shown, verdict))
-
-
-def _last_line(shown: Review, verdict: Verdict) -> str:
-    took = f"{_count(shown.files, 'file')} in {shown.seconds:.2f} s"
+    took = f"{pluralize(shown.files, 'file')} in {shown.seconds:.2f} s"
     if verdict.passed:
-        return f"passed: {took}, {_count(len(shown.findings), 'warning')}"
-    stopping = _count(len(verdict.open), "finding")
-    return f"not passed: {took}, stopped by {stopping}, the first at {location(verdict.open[0])}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+        click.echo(f"passed: {took}, {pluralize(len(shown.findings), 'warning')}")
+    else:
+        stopping = pluralize(len(verdict.open), "finding")
+        click.echo(f"not passed: {took}, stopped by {stopping}, the first at {location(verdict.open[0])}")

@@ -176,7 +176,7 @@ def rollback(session: Session, name: str | None, version: int | None) -> None:
 
 
 def show_stage(session: Session, stage: Stage) -> None:
-    """Tell of a stage that has ended."""
+    """Report a stage that has ended."""
     session.say(f"  {stage.stage:<8} {'ok' if stage.ok else 'failed'}  {stage.seconds:.1f} s")
 
 

@@ -187,6 +187,7 @@ def sparkline(values: Sequence[float], width: int | None = None) -> str:
     return "".join(BARS[min(len(BARS) - 1, int(value / most * (len(BARS) - 1) + 0.5))] for value in values)
 
 
+of_builder = click.option("--builder", "name", help="Name or uuid of the builder.  [default: that of this folder]")
 domains = group("domains", "Give a builder host names of your own, with certificates.")
 
 
@@ -204,21 +205,21 @@ def domains_list(session: Session, name: str | None) -> None:
 
 
 @command("add HOST", domains)
-@click.option("--builder", "name", help="Name or uuid of the builder.  [default: that of this folder]")
+@of_builder
 def add(session: Session, host: str, name: str | None) -> None:
     """Add a domain; its records are checked, and its certificate is ordered, in the background."""
     _show(session, session.builder(name).domains.add(host))
 
 
 @command("check HOST", domains)
-@click.option("--builder", "name", help="Name or uuid of the builder.  [default: that of this folder]")
+@of_builder
 def check(session: Session, host: str, name: str | None) -> None:
     """Have a domain checked now, after its records were changed."""
     _show(session, session.builder(name).domains.check(host))
 
 
 @command("remove HOST", domains)
-@click.option("--builder", "name", help="Name or uuid of the builder.  [default: that of this folder]")
+@of_builder
 def remove(session: Session, host: str, name: str | None) -> None:
     """Remove a domain: it leads nowhere from then on."""
     session.builder(name).domains.remove(host)

@@ -43,7 +43,7 @@ ELSEWHERE = {
     "serve": "the service itself",
     "acme": "an authority: tests/acceptance/test_domains.py",
     "clock": "a clock that was ahead: tests/acceptance/test_wrong_clock.py",
-    "cluster": "Incus on several machines: tests/unit/cli/test_cluster.py",
+    "cluster": "Incus on several machines: tests/unit/cli/test_commands.py",
 }
 #: Options that are the same in many commands, and tried with one.
 COMMON = {"data_dir", "config", "context", "timeout", "ca"}

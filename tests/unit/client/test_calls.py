@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -400,25 +399,6 @@ def test_spending_comes_whole_or_in_pages(running: Running) -> None:
         assert len(whole.deployments) == whole.vm_count
         pages = [client.spending.page(number, 1) for number in range(1, whole.vm_count + 1)]
         assert [page.deployments[0].uuid for page in pages] == [one.uuid for one in whole.deployments]
-
-
-def test_spending_of_days_is_that_of_the_days_asked_for(running: Running) -> None:
-    with Builderd(running.url, running.service.write) as client:
-        today = datetime.now(UTC).date()
-        found = client.spending.days(since=today - timedelta(days=2))
-        assert [one.day for one in found.days] == [today - timedelta(days=back) for back in (2, 1, 0)]
-        assert client.spending.days().days[0].day == today.replace(day=1)
-        with pytest.raises(builderd.ValidationFailed):
-            client.spending.days(since=today, until=today)
-
-
-def test_both_forms_have_the_same_methods() -> None:
-    for name in ("builders", "credentials", "tokens", "uploads", "webhooks", "spending", "backups"):
-        clients = Builderd("http://b", "t"), AsyncBuilderd("http://b", "t")
-        sync, other = (set(dir(getattr(client, name))) for client in clients)
-        assert sync == other
-        clients[0].close()
-        asyncio.run(clients[1].aclose())
 
 
 def _event(number: int) -> dict[str, Any]:

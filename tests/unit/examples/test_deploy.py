@@ -51,16 +51,6 @@ def test_a_failed_stage_ends_with_its_code_and_message(example: ModuleType) -> N
         example.create(answering(STREAM + FAILED), {})
 
 
-def test_a_stream_that_breaks_off_is_an_error(example: ModuleType) -> None:
-    with pytest.raises(click.ClickException, match="before the app was up"):
-        example.create(answering(STREAM), {})
-
-
-def test_a_refused_request_shows_the_answer(example: ModuleType) -> None:
-    with pytest.raises(click.ClickException, match=r"409 .*name_taken"):
-        example.create(answering('{"code":"name_taken"}', 409), {})
-
-
 def test_only_the_builder_of_exactly_that_name_is_found(example: ModuleType) -> None:
     listed: list[dict[str, Any]] = [{"name": "my-api-2", "uuid": "b"}, {"name": "my-api", "uuid": "a"}]
     client = answering(json.dumps({"data": listed}))
@@ -86,12 +76,6 @@ def test_files_are_sent_as_text_where_they_are_text(example: ModuleType, tmp_pat
             "executable": False,
         },
     }
-
-
-def test_the_example_app_is_small_enough_to_send(example: ModuleType) -> None:
-    files = example.read_files(EXAMPLE.parent / "my-api")
-    assert set(files) == {"main.py", "requirements.txt"}
-    assert len(json.dumps(files)) < 10_000
 
 
 async def run(example: ModuleType, url: str, token: str, *words: str) -> Result:

@@ -279,20 +279,6 @@ def deployment_of(state: models.BuilderState) -> Deployment:
     )
 
 
-def finding_of(one: models.Finding) -> Finding:
-    """Return a finding without the line of code that it quotes."""
-    return Finding(
-        rule=one.rule,
-        severity=one.severity,
-        path=one.path,
-        line=one.line,
-        message=one.message,
-        advice=one.advice,
-        fingerprint=one.fingerprint,
-        accepted=one.accepted is not None,
-    )
-
-
 def review_of(review: models.Review) -> Review:
     """Return a review, with the quoted lines of code in one marked text."""
     quoted = "\n".join(f"{one.path}:{one.line}: {one.text}" for one in review.findings if one.text)
@@ -300,7 +286,8 @@ def review_of(review: models.Review) -> Review:
         version=review.version,
         passed=review.passed,
         outdated=review.outdated,
-        findings=[finding_of(one) for one in review.findings],
+        # Without the lines of code that they quote.
+        findings=[Finding.model_validate({**dict(one), "accepted": bool(one.accepted)}) for one in review.findings],
         lines=mark(quoted, "code") if quoted else "",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class Assets:
     def __init__(self) -> None:
         self._assets: dict[str, Asset] = {}
         # Style sheets last: their content has the hashes of the other files in it.
-        for path in sorted(_files(), key=lambda path: (path.suffix == ".css", path.name)):
+        files = [path for folder in ("static", "vendor") for path in (HERE / folder).rglob("*") if path.suffix in TYPES]
+        for path in sorted(files, key=lambda path: (path.suffix == ".css", path.name)):
             self._assets[path.name] = _asset(path, self._assets)
 
     def url(self, name: str) -> str:
@@ -60,11 +61,6 @@ class Assets:
         if asset.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
             return Response(asset.packed, 200, {**headers, "Content-Encoding": "gzip"}, asset.media_type)
         return Response(asset.content, 200, headers, asset.media_type)
-
-
-def _files() -> Iterator[Path]:
-    for folder in ("static", "vendor"):
-        yield from (path for path in (HERE / folder).rglob("*") if path.suffix in TYPES)
 
 
 def _asset(path: Path, known: Mapping[str, Asset]) -> Asset:

@@ -205,10 +205,16 @@ class Renderer:
     async def _frame(self, visit: Visit) -> Frame:
         """Return the frame's figures, at most ``FRAME_SECONDS`` old: with 10,000 builders they take a while to sum."""
         kept = self._frames.get(visit.token.tenant_id)
-        if kept is None or time.monotonic() - kept.made_at > FRAME_SECONDS:
-            kept = await visit.read(lambda uow: _frame_of(uow, visit))
-            self._frames[visit.token.tenant_id] = kept
-        return kept
+        if kept is not None and time.monotonic() - kept.made_at <= FRAME_SECONDS:
+            return kept
+
+        def look(uow: UnitOfWork) -> Frame:
+            tenant = visit.token.tenant_id
+            month = caps.view_of_tenant(uow, visit.application, tenant, visit.now)
+            return Frame(time.monotonic(), month, sum(uow.builders.count_by_status(tenant).values()))
+
+        made = self._frames[visit.token.tenant_id] = await visit.read(look)
+        return made
 
     async def plain(self, request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:
         """Render a page without the frame of a signed-in person."""
@@ -224,12 +230,6 @@ async def compressed(request: Request, body: bytes, status: int = 200, media_typ
         body = await asyncio.to_thread(gzip.compress, body, LEVEL)
         headers["Content-Encoding"] = "gzip"
     return Response(body, status, headers, media_type)
-
-
-def _frame_of(uow: UnitOfWork, visit: Visit) -> Frame:
-    tenant = visit.token.tenant_id
-    month = caps.view_of_tenant(uow, visit.application, tenant, visit.now)
-    return Frame(time.monotonic(), month, sum(uow.builders.count_by_status(tenant).values()))
 
 
 Handler = Callable[[Visit], Awaitable[Response]]

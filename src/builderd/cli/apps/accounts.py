@@ -26,7 +26,10 @@ def login(session: Session, url: str | None, token_stdin: bool, name: str | None
     The token is asked for without echo, or read from standard input or BUILDERD_TOKEN. The operator of the
     service makes one with `builderd token create --tenant NAME`.
     """
-    chosen = _full(url or os.environ.get("BUILDERD_URL") or DEFAULT_URL)
+    url = url or os.environ.get("BUILDERD_URL") or DEFAULT_URL
+    if "://" not in url:
+        url = f"{'http' if urlsplit(f'//{url}').hostname in LOOPBACK else 'https'}://{url}"
+    chosen = url.rstrip("/")
     token = _token(session, chosen, token_stdin)
     context = contexts.Context(name or urlsplit(chosen).netloc, chosen, token, session.ca)
     who = _who(context)
@@ -37,13 +40,6 @@ def login(session: Session, url: str | None, token_stdin: bool, name: str | None
         {"context": context.name, "url": chosen, "token": who},
         f"Signed in to {chosen} with the token {who['name']!r} ({scopes}).",
     )
-
-
-def _full(url: str) -> str:
-    if "://" in url:
-        return url.rstrip("/")
-    host = urlsplit(f"//{url}").hostname
-    return f"{'http' if host in LOOPBACK else 'https'}://{url}".rstrip("/")
 
 
 def _token(session: Session, url: str, from_stdin: bool) -> str:

@@ -19,7 +19,7 @@ from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
-    from builderd.client.models import LogDensity, LogLine, SshGrant
+    from builderd.client.models import LogDensity, SshGrant
 
 COLOURS = {"stderr": "red", "build": "bright_black", "release": "bright_black"}
 
@@ -49,7 +49,9 @@ def logs(session: Session, name: str | None, timestamps: bool, density: bool, **
             if version not in {None, line.version} and not session.as_json:
                 click.secho(f"--- version {line.version} ---", dim=True)
             version = line.version
-            session.row(line, _line(line, timestamps))
+            time = f"{line.time:%Y-%m-%d %H:%M:%S} " if timestamps else ""
+            text = click.style(line.text, fg=COLOURS[line.stream]) if line.stream in COLOURS else line.text
+            session.row(line, time + text)
 
 
 def _drawn(found: LogDensity) -> str:
@@ -63,11 +65,6 @@ def _drawn(found: LogDensity) -> str:
     versions = [f"version {one.version} from {one.time:%Y-%m-%d %H:%M:%S}" for one in found.versions]
     span = f"{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S}"
     return "\n".join([bars, f"{found.lines} lines, {errors} of them errors, {span}", *versions])
-
-
-def _line(line: LogLine, timestamps: bool) -> str:
-    time = f"{line.time:%Y-%m-%d %H:%M:%S} " if timestamps else ""
-    return time + (click.style(line.text, fg=COLOURS[line.stream]) if line.stream in COLOURS else line.text)
 
 
 @command("exec NAME")

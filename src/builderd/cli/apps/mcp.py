@@ -112,10 +112,13 @@ def install(agent: str, yes: bool, with_token: bool) -> None:
 
 
 def _install(agent: str, yes: bool, with_token: bool) -> None:
-    path = _path(AGENTS[agent])
+    chosen, program = AGENTS[agent], shutil.which("builderd")
+    mac = chosen.mac_path if sys.platform == "darwin" else ""
+    path = Path(mac or chosen.path).expanduser()
+    command = [program, "mcp"] if program else [sys.executable, "-m", "builderd", "mcp"]
     try:
         before = path.read_text() if path.exists() else ""
-        after = with_entry(AGENTS[agent], before, _command(), _environment(with_token))
+        after = with_entry(chosen, before, command, _environment(with_token))
     except ValueError as error:
         raise click.ClickException(f"{path} {error}") from error
     click.echo(f"{path} will be:\n\n{_hidden(after, with_token)}")
@@ -128,16 +131,6 @@ def _install(agent: str, yes: bool, with_token: bool) -> None:
         raise click.ClickException("nothing was written")
     _write(path, after, private=with_token)
     click.echo(f"Written. Start {agent} anew.")
-
-
-def _path(agent: Agent) -> Path:
-    mac = agent.mac_path if sys.platform == "darwin" else ""
-    return Path(mac or agent.path).expanduser()
-
-
-def _command() -> list[str]:
-    program = shutil.which("builderd")
-    return [program, "mcp"] if program else [sys.executable, "-m", "builderd", "mcp"]
 
 
 def _environment(with_token: bool) -> dict[str, str]:

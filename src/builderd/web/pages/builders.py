@@ -16,7 +16,7 @@ from builderd.store.builder_lists import ShownBuilder
 from builderd.store.builders import BuilderQuery
 from builderd.web.charts import spark_area, spark_line
 from builderd.web.shown import plural, state_in_words
-from builderd.web.visits import Visit, page
+from builderd.web.visits import Visit, number_in, page
 
 PER_PAGE = 25
 SORTS = (("-created_at", "Newest first"), ("-updated_at", "Last change"), ("name", "Name"))
@@ -40,14 +40,13 @@ async def show_builders(visit: Visit) -> Response:
     show = query.get("show", "all") if query.get("show") in KINDS else "all"
     sort = query.get("sort", "") if query.get("sort") in dict(SORTS) else SORTS[0][0]
     search = query.get("search", "").strip().lower()[:63]
-    number = int(query.get("page", "1")) if query.get("page", "1").isdecimal() else 1
     _, status, job_type = KINDS[show]
     asked = BuilderQuery(
         search=search or None,
         status=status,
         job_type=job_type,
         sort=sort,
-        page=max(1, min(number, 10**6)),
+        page=max(1, min(number_in(query.get("page"), 1), 10**6)),
         per_page=PER_PAGE,
     )
 

@@ -45,11 +45,11 @@ class FakeProbe:
 
 @dataclass
 class FakeAuthority:
-    """Authority that issues at once. ``failures`` are raised in turn first; ``wish`` is its wish for renewals."""
+    """Authority that issues at once. ``failures`` are raised in turn first; ``suggested``: time of a renewal."""
 
     now: Callable[[], datetime]
     failures: list[OrderFailed] = field(default_factory=list)
-    wish: datetime | None = None
+    suggested: datetime | None = None
     names: frozenset[str] = frozenset({"ca.test"})
     issued: list[str] = field(default_factory=list)
     accounts: set[bytes] = field(default_factory=set)
@@ -65,7 +65,7 @@ class FakeAuthority:
         self.issued.append(host)
         begin = self.now()
         pem = f"certificate {len(self.issued)} of {host}\n"
-        return Certificate(pem, begin, begin + LIFE, self.wish)
+        return Certificate(pem, begin, begin + LIFE, self.suggested)
 
     async def issue_by_dns(self, account_key: bytes, names: Sequence[str], publish: Publish) -> Certificate:
         for name in names:
@@ -75,10 +75,10 @@ class FakeAuthority:
         told = " and ".join(names)
         self.issued.append(told)
         begin = self.now()
-        return Certificate(f"certificate {len(self.issued)} of {told}\n", begin, begin + LIFE, self.wish)
+        return Certificate(f"certificate {len(self.issued)} of {told}\n", begin, begin + LIFE, self.suggested)
 
-    async def renewal_wish(self, pem: str) -> datetime | None:
-        return self.wish
+    async def suggested_renewal(self, pem: str) -> datetime | None:
+        return self.suggested
 
     async def identities(self) -> frozenset[str]:
         return self.names

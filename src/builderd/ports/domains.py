@@ -91,8 +91,8 @@ class CertificateAuthority(Protocol):
         ``publish`` gets the names and the values of TXT records, and returns once they can be seen.
         """
 
-    async def renewal_wish(self, pem: str) -> datetime | None:
-        """Return when the authority now wants this certificate renewed; None where it does not say or answer."""
+    async def suggested_renewal(self, pem: str) -> datetime | None:
+        """Return when the authority suggests a certificate renewal (ARI); None where it does not say or answer."""
 
     async def identities(self) -> frozenset[str]:
         """Return the names by which CAA records allow this authority; none when it does not say or answer."""

@@ -28,6 +28,8 @@ from builderd.settings.sections import (
     IncusSettings,
     LimitSettings,
     OpenIdSettings,
+    PackageSource,
+    Port,
     PreviewSettings,
     PriceSettings,
     QaSettings,
@@ -39,8 +41,8 @@ from builderd.settings.sections import (
     TenantSettings,
     VaultSettings,
     WebhookSettings,
+    not_empty,
 )
-from builderd.settings.types import PackageSource, Port, not_empty
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 #: Credential of a unit with the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).

@@ -31,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 
-from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.previews import RoutedBuilder
@@ -91,7 +91,6 @@ _BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
 _BY_IDS = _SELECT.where(builders.c.id.in_(bindparam("ids", expanding=True)))
 _OWNER = select(builders.c.tenant_id).where(builders.c.id == bindparam("id"), text(LIVE))
 _LIVE_HOSTS = select(builders.c.host).where(text(LIVE))
-_VISITED_HOSTS = _LIVE_HOSTS.where(builders.c.desired == Desired.RUNNING, builders.c.visibility == Visibility.PUBLIC)
 _ROUTED = select(*(builders.c[name] for name in RoutedBuilder._fields)).where(
     text(LIVE), builders.c.host.in_(bindparam("hosts", expanding=True))
 )

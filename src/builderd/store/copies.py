@@ -128,7 +128,7 @@ def holds_something(url: str) -> bool:
     source = file_of(url)
     if source is not None:
         return source.exists() and not _is_empty(source)
-    with _postgresql(url) as database, database.reading.connect() as connection:
+    with _opened(url) as (database,), database.reading.connect() as connection:
         if connection.execute(text("SELECT to_regclass('tenants')")).scalar_one() is None:
             return False
         return connection.execute(text("SELECT EXISTS (SELECT FROM tenants)")).scalar_one() is True
@@ -178,34 +178,29 @@ def _save_sqlite(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _postgresql(url: str) -> Iterator[Database]:
-    database = open_postgresql(make_url(url))
+def _opened(*urls: str) -> Iterator[Sequence[Database]]:
+    """Yield databases, and dispose of their connections. Raises ``StoreUnavailable`` for a fault of one of them."""
+    databases = [
+        open_sqlite(make_url(url)) if url.startswith("sqlite") else open_postgresql(make_url(url)) for url in urls
+    ]
     try:
-        yield database
+        yield databases
     except DBAPIError as error:
-        if reason := database.outage_reason(error):
+        if reason := databases[0].outage_reason(error):
             raise StoreUnavailable(f"The database cannot be copied now: {reason}.") from error
         raise
     finally:
-        for engine in (database.writing, database.reading):
-            engine.dispose()
+        for database in databases:
+            for engine in (database.writing, database.reading):
+                engine.dispose()
 
 
 def _save_postgresql(url: str, target: Path) -> None:
-    database, copy = open_postgresql(make_url(url)), open_sqlite(make_url(f"sqlite+pysqlite:///{target}"))
-    try:
-        with database.reading.begin() as source:
-            _refuse_other_schema(source)
-            _migrate(copy)
-            with copy.writing.begin() as filled:
-                _copy_rows(source, filled)
-    except DBAPIError as error:
-        if reason := database.outage_reason(error):
-            raise StoreUnavailable(f"The database cannot be copied now: {reason}.") from error
-        raise
-    finally:
-        for engine in (database.writing, database.reading, copy.writing, copy.reading):
-            engine.dispose()
+    with _opened(url, f"sqlite+pysqlite:///{target}") as (database, copy), database.reading.begin() as source:
+        _refuse_other_schema(source)
+        _migrate(copy)
+        with copy.writing.begin() as filled:
+            _copy_rows(source, filled)
 
 
 def _refuse_other_schema(source: Connection) -> None:
@@ -217,17 +212,13 @@ def _refuse_other_schema(source: Connection) -> None:
 
 def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
     """Copy all rows in one transaction, so that the database holds all of them or none."""
-    database, copy = open_postgresql(make_url(url)), open_sqlite(make_url(f"sqlite+pysqlite:///{file}"))
-    try:
+    with _opened(url, f"sqlite+pysqlite:///{file}") as (database, copy):
         _migrate(copy)
         _migrate(database)
         with copy.reading.begin() as source, database.writing.begin() as filled:
             _own(filled, instance)
             _copy_rows(source, filled)
             _count_on(filled)
-    finally:
-        for engine in (database.writing, database.reading, copy.writing, copy.reading):
-            engine.dispose()
 
 
 def _own(filled: Connection, instance: Instance) -> None:

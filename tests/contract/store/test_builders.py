@@ -90,9 +90,9 @@ async def test_a_live_builder_is_found_by_name_by_host_and_by_its_token(store: S
     assert await store.read(lambda uow: uow.builders.by_service_token(builder.service_token)) == builder
 
 
-@pytest.mark.parametrize("wish", [{"desired": Desired.DELETED}, GONE], ids=["being deleted", "deleted"])
-async def test_deleted_builder_is_found_only_by_id(store: Store, wish: dict[str, object]) -> None:
-    builder = await add_builder(store, **wish)
+@pytest.mark.parametrize("changes", [{"desired": Desired.DELETED}, GONE], ids=["being deleted", "deleted"])
+async def test_deleted_builder_is_found_only_by_id(store: Store, changes: dict[str, object]) -> None:
+    builder = await add_builder(store, **changes)
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, builder.name)) is None
     assert await store.read(lambda uow: uow.builders.by_host(builder.host)) is None

@@ -112,10 +112,10 @@ async def test_release_sets_the_next_due_time(store: Store) -> None:
 
 async def test_release_keeps_an_earlier_due_time(store: Store) -> None:
     builder = (await add_builder(store)).id
-    for wish in (None, NOW + 60 * SECOND):
+    for due_at in (None, NOW + 60 * SECOND):
         await claim(store, builder, "one", NOW)
         await make_due(store, builder, NOW)
-        await release(store, builder, "one", wish)
+        await release(store, builder, "one", due_at)
         assert await due(store, NOW) == [builder]
 
 

@@ -118,11 +118,11 @@ class AcmeAuthority:
         chain = await _call(network, lambda: _finish(opened, order, [objects for *_, objects in answers]))
         pem = _joined(chain, _private_pem(key).decode())
         begin, end = _validity(chain)
-        return Certificate(pem, begin, end, await self.renewal_wish(pem))
+        return Certificate(pem, begin, end, await self.suggested_renewal(pem))
 
-    async def renewal_wish(self, pem: str) -> datetime | None:
+    async def suggested_renewal(self, pem: str) -> datetime | None:
         try:
-            return await asyncio.to_thread(self._wish, pem)
+            return await asyncio.to_thread(self._suggested_renewal, pem)
         except _FAILURES:
             return None
 
@@ -178,12 +178,12 @@ class AcmeAuthority:
         network.verify_ssl = str(self._options.roots) if self._options.roots else True  # type: ignore[assignment]
         return network
 
-    def _wish(self, pem: str) -> datetime | None:
+    def _suggested_renewal(self, pem: str) -> datetime | None:
         directory = self._known_directory()
         if "renewalInfo" not in directory.to_partial_json():
             return None
-        wish, _ = client.ClientV2(directory, self._network(None)).renewal_time(pem.encode())
-        return None if wish is None else wish if wish.tzinfo else wish.replace(tzinfo=UTC)
+        time, _ = client.ClientV2(directory, self._network(None)).renewal_time(pem.encode())
+        return None if time is None else time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def _identities(self) -> frozenset[str]:
         meta = self._known_directory().to_partial_json().get("meta", {})

@@ -1,4 +1,4 @@
-"""Custom domains: checks them when they are due, gets their certificates, and keeps the proxy to the stored ones.
+"""Custom domains: their checks, certificate orders and certificate renewal; keeps the proxy to the stored ones.
 
 A step acts on the world first and is recorded second; a service that is killed in between takes the domain up again.
 Each tenant has one domain in work at a time, so that one with many keeps no other waiting.
@@ -182,8 +182,8 @@ class DomainJob:
         pem = await self._opened(domain.id)
         if pem is None:
             return False
-        wish = await authority.renewal_wish(pem)
-        due = renewal_time(domain.ordered_at, domain.expires_at, wish)
+        suggested = await authority.suggested_renewal(pem)
+        due = renewal_time(domain.ordered_at, domain.expires_at, suggested)
         if due <= now:
             return False
         again = min(due, now + ARI_INTERVAL)

@@ -1,4 +1,4 @@
-"""A certificate of the service's own: ordered, stored sealed, and renewed. ``wildcard`` and ``public_certificate``."""
+"""Order, storage and certificate renewal of the service's own names. ``wildcard`` and ``public_certificate``."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class OwnCertificate:
         sealed, begin, end = current.certificate, current.ordered_at, current.expires_at
         if authority is None or sealed is None or begin is None or end is None or current.failures:
             return now
-        wish = await authority.renewal_wish(self._app.vault.open(sealed, current.associated_data).decode())
-        return renewal_time(begin, end, wish)
+        suggested = await authority.suggested_renewal(self._app.vault.open(sealed, current.associated_data).decode())
+        return renewal_time(begin, end, suggested)
 
     def _sealed(self, certificate: Certificate, now: datetime) -> WildcardCertificate:
         look = min(now + timedelta(hours=12), renewal_time(certificate.begin, certificate.end, certificate.renew_at))

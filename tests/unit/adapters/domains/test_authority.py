@@ -1,4 +1,4 @@
-"""The ACME client against an authority that fails: each failure in words, and its wish to be left alone."""
+"""The ACME client against an authority that fails: each failure in words, and its request to be left alone."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_missing_answer_is_reported() -> None:
     with pytest.raises(OrderFailed, match="does not answer"):
         await made.issue(made.new_account_key(), "shop.example.com", publish)
     assert await made.identities() == frozenset()
-    assert await made.renewal_wish("no certificate") is None
+    assert await made.suggested_renewal("no certificate") is None
 
 
 async def test_a_slow_authority_is_given_up(server: Failing, monkeypatch: pytest.MonkeyPatch) -> None:

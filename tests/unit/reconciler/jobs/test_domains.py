@@ -308,8 +308,8 @@ async def test_a_certificate_is_renewed_after_two_thirds_of_its_life_or_when_the
     assert renewed.fingerprint != first.fingerprint
     assert await world.previews.domains() == {HOST: (builder.host, renewed.fingerprint)}
     assert len(await events(world, builder, "domain.renewed")) == 1
-    # An early wish, as after a mass revocation, is seen within a day.
-    world.authority.wish = world.clock.now()
+    # An early renewal, as after a mass revocation, is seen within a day.
+    world.authority.suggested = world.clock.now()
     world.clock.move(86_401)
     await work(world)
     assert len(world.authority.issued) == 3

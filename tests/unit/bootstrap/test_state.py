@@ -372,7 +372,7 @@ def test_a_file_of_keys_that_the_settings_of_the_backup_name_must_be_given_and_g
 KILLED_RESTORE = """
 import os, signal, sys
 from pathlib import Path
-from builderd.linux import durable
+from builderd.linux import atomic_files
 from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.store import copies
@@ -389,12 +389,12 @@ def after(module, name):
         killed()
     setattr(module, name, run)
 module, name, moment = where.split()
-module = {"folder": folder, "durable": durable, "copies": copies, "state": state}[module]
+module = {"folder": folder, "atomic_files": atomic_files, "copies": copies, "state": state}[module]
 after(module, name) if moment == "after" else setattr(module, name, killed)
 state.restore(Settings(data_dir=Path(data)), Path(kept), passphrase, print)
 """
 KILLS = [
-    *("folder copy_to before", "durable copy after", "folder copy_to after", "state _restore_keys after"),
+    *("folder copy_to before", "atomic_files copy after", "folder copy_to after", "state _restore_keys after"),
     *("state _restore_bundles after", "copies restore_copy before", "copies restore_copy after"),
 ]
 

@@ -273,20 +273,18 @@ OnArrival = Callable[[Sequence[Member]], Awaitable[None]]
 
 
 class Members:
-    """``on_arrival`` prepares members that joined or returned, and those of ``prepare_again``.
-
-    It is called again until it succeeds, one call at a time, and members are listed meanwhile.
-    """
+    """``on_arrival`` prepares members that joined or returned, and those of ``prepare_again``, until it succeeds."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        #: The service's own member, "" without a cluster.
+        self.own = cluster.own
         self._seen: Mapping[str, Member] = {}
         #: When a member was first seen away (``time.monotonic``).
         self._away: dict[str, float] = {}
         #: Members that ``on_arrival`` has prepared, or prepares now.
         self._prepared: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
-        self._preparing: asyncio.Task[None] | None = None
         #: Error of the last list, "" of one that succeeded.
         self._failure = ""
         #: Why the members do not answer, such as for want of a quorum; "" while they do.
@@ -339,10 +337,8 @@ class Members:
                 self._prepared.clear()
             self._failure = self.unavailable_reason = ""
             arrived = [one for one in self._seen.values() if one.online and one.name not in self._prepared]
-            if arrived and (self._preparing is None or self._preparing.done()):
-                # Before the work: what happens meanwhile may have to be prepared again.
-                self._prepared |= {member.name for member in arrived}
-                self._preparing = asyncio.create_task(self._prepare(on_arrival, arrived))
+            if arrived:
+                await self._prepare(on_arrival, arrived)
 
     def _note_failure(self, error: Exception, seconds: float) -> None:
         message = f"Incus does not list the cluster's members, its database may have no quorum: {error!r}."
@@ -356,10 +352,12 @@ class Members:
         self._failure = message
 
     async def _prepare(self, on_arrival: OnArrival, arrived: Sequence[Member]) -> None:
+        names = {member.name for member in arrived}
+        # Before the work: what happens meanwhile may have to be prepared again.
+        self._prepared |= names
         try:
             await on_arrival(arrived)
         except Exception as error:
-            names = {member.name for member in arrived}
             self._prepared -= names
             log.warning(
                 "preparation of members failed retry_seconds=%.0f members=%s error=%s",
@@ -368,12 +366,10 @@ class Members:
             )
 
     async def close(self) -> None:
-        tasks = {task for task in (self._watching, self._preparing) if task}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._watching = self._preparing = None
+        if self._watching:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+            self._watching = None
 
     async def address(self, name: str) -> str:
         """Return the address of a member, "" of an unknown one; asked for when it is not known yet."""
@@ -381,11 +377,6 @@ class Members:
             await self.look()
         member = self._seen.get(name)
         return member.address if member else ""
-
-    @property
-    def own(self) -> str:
-        """Return the service's own member, "" without a cluster."""
-        return self._cluster.own
 
     def taking_work(self) -> str:
         """Return the service's own member; another one that is online while Incus starts nothing on it."""

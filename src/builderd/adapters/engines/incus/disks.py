@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
@@ -56,9 +55,9 @@ class Disks:
         #: One lock a disk: nothing starts on a disk that is moved or deleted.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Called with a member whose pool had no space left.
-        self.on_full: Callable[[str], None] = _ignore
+        self.on_full: Callable[[str], None] = lambda member: None
         #: Returns True if a disk is to leave its member.
-        self.is_leaving: Callable[[DiskId, str], bool] = _stays
+        self.is_leaving: Callable[[DiskId, str], bool] = lambda disk, member: False
         #: Disks that are reported as gone while their member is away.
         self.written_off: set[DiskId] = set()
 
@@ -66,13 +65,13 @@ class Disks:
         return self._locks.setdefault(disk, asyncio.Lock())
 
     async def create(self, disk: DiskId, size_bytes: int) -> None:
-        found = await self._volumes.find(volume_of(disk))
+        found, sized = await self._volumes.find(volume_of(disk)), {"size": str(size_bytes)}
         if found is None:
             with suppress(IncusConflict):
-                await self._volumes.create(volume_of(disk), size_bytes, _sized(size_bytes), await self._place())
+                await self._volumes.create(volume_of(disk), size_bytes, sized, await self._place())
                 return
         member = "" if found is None else found["location"]
-        await self._volumes.change(volume_of(disk), member, _sized(size_bytes), size_bytes)
+        await self._volumes.change(volume_of(disk), member, sized, size_bytes)
 
     async def report(self, disk: DiskId) -> DiskReport | None:
         try:
@@ -119,10 +118,6 @@ class Disks:
     async def member(self, disk: DiskId) -> str:
         """Return the member that the disk lies on; "" without a cluster. Raises ``NotFound``."""
         return str((await self.existing(disk)).get("location") or "")
-
-    async def users(self, disk: DiskId) -> list[str]:
-        """Return the instances that have the disk, running or not. Raises ``NotFound``."""
-        return list(users_of(await self.existing(disk)))
 
     async def limit(self, disk: DiskId) -> int:
         return int(own_of(await self.existing(disk))["size"])
@@ -175,7 +170,10 @@ class Disks:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise _full(int(own["size"])) from error
+            raise NoCapacity(
+                f"The builder's disk of {int(own['size']) / GB:.3g} GB is full: delete files in /app or ~/.cache, or "
+                "ask for a larger disk."
+            ) from error
         await self._volumes.change(
             volume, member, {"bundle": bundle.hash, "replaced": "", "build": build_key, "building": ""}
         )
@@ -189,16 +187,10 @@ class Disks:
     async def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         """Make a copy on the same member; one that exists stays."""
         found = await self.existing(source)
-        own = {**own_of(found), **_sized(size_bytes)}
+        own, member = {**own_of(found), "size": str(size_bytes)}, str(found.get("location") or "")
         with suppress(IncusConflict):
             try:
-                await self._volumes.copy(
-                    volume_of(source),
-                    volume_of(target),
-                    size_bytes,
-                    own,
-                    str(found.get("location") or ""),
-                )
+                await self._volumes.copy(volume_of(source), volume_of(target), size_bytes, own, member)
             except IncusNotFound:
                 raise NotFound(f"There is no disk {source}.") from None
 
@@ -212,13 +204,6 @@ class Disks:
         member = str(found.get("location") or "")
         await self._helper(member).detach(volume_of(disk))
         await self._volumes.delete(volume_of(disk), member)
-
-    async def too_full(self, disk: DiskId) -> TooLarge:
-        """Return the error for a file that does not fit."""
-        return TooLarge(
-            f"The file does not fit on the builder's disk of {await self.limit(disk) / GB:.3g} GB: delete files in "
-            "/app, or ask for a larger disk."
-        )
 
 
 def described(files: tuple[BundleFile, ...]) -> list[tuple[str, int, bool]]:
@@ -235,25 +220,6 @@ async def send_files(task: Task, files: tuple[BundleFile, ...]) -> None:
     await task.send_end()
 
 
-def _sized(size_bytes: int) -> dict[str, str]:
-    return {"size": str(size_bytes)}
-
-
-def _ignore(member: str) -> None:
-    """Do nothing."""
-
-
-def _stays(disk: DiskId, member: str) -> bool:
-    return False
-
-
-def _full(size_bytes: int) -> NoCapacity:
-    return NoCapacity(
-        f"The builder's disk of {size_bytes / GB:.3g} GB is full: delete files in /app or ~/.cache, or ask for a "
-        "larger disk."
-    )
-
-
 class Moves:
     """``place`` chooses the member that a disk is moved to, ``leaving`` returns those that are to be emptied."""
 
@@ -261,15 +227,16 @@ class Moves:
         self,
         volumes: Volumes,
         disks: Disks,
+        helper: HelperOf,
         place: Callable[[], Awaitable[str]],
         leaving: Callable[[], Collection[str]],
     ) -> None:
         self._volumes = volumes
         self._disks = disks
+        self._helper = helper
         self._place = place
         self._leaving = leaving
         self._moving: set[DiskId] = set()
-        self._writers: Counter[DiskId] = Counter()
         #: When a disk that could not be moved is tried again, by the monotonic clock.
         self._retry_at: dict[DiskId, float] = {}
 
@@ -284,10 +251,6 @@ class Moves:
     async def move(self, disk: DiskId, found: Json) -> str:
         """Move a disk, as it was found, that no sandbox uses. Return its member: the same one where that failed."""
         member = str(found.get("location") or "")
-        if self._writers[disk]:
-            log.warning("disk not moved, a file is being written disk=%s member=%s", disk, member)
-            self._retry_at[disk] = time.monotonic() + RETRY_SECONDS
-            return member
         self._moving.add(disk)
         try:
             return await self._carry_out(disk, found, member)
@@ -304,6 +267,8 @@ class Moves:
 
     async def _carry_out(self, disk: DiskId, found: Json, member: str) -> str:
         name, own = volume_of(disk), own_of(found)
+        if self._helper(member).is_using(name):
+            raise EngineUnavailable("One of its files is being read or written.")
         for place in await self._volumes.places(name):
             if place != member:  # a copy of a move that failed
                 await self._volumes.delete(name, place)
@@ -318,21 +283,6 @@ class Moves:
         log.info("disk moved disk=%s member=%s target=%s", disk, member, target)
         return target
 
-    @contextmanager
-    def writing(self, disk: DiskId) -> Iterator[None]:
-        """Keep a disk from being moved while a caller changes its files. Raises ``EngineUnavailable``."""
-        if disk in self._moving:
-            raise EngineUnavailable(
-                "The builder is being moved to another member of the cluster: try again.", retry_after=5
-            )
-        self._writers[disk] += 1
-        try:
-            yield
-        finally:
-            self._writers[disk] -= 1
-            if not self._writers[disk]:
-                del self._writers[disk]
-
 
 class Files:
     """Files on disks, through the helper of the disk's member. Implements ``ports.disk_files.DiskFiles``."""
@@ -344,7 +294,8 @@ class Files:
 
     async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
         request = {"path": path, "skip": skip, "count": count}
-        answer = await self._run("list_files", disk, request)
+        async with self._task("list_files", disk, request) as task:
+            answer = await task.answer()
         return FilePage([_entry(entry) for entry in answer["entries"]], answer["total"])
 
     @asynccontextmanager
@@ -365,7 +316,7 @@ class Files:
     ) -> tuple[FileEntry, bool]:
         limit = await self._disks.limit(disk)
         request = {"path": path, "size": size, "executable": executable, "limit": limit, **_condition(condition)}
-        async with self._changing(disk), self._task("write_file", disk, request) as task:
+        async with self._changing(disk), self._task("write_file", disk, request, changes=True) as task:
             await task.answer()
             async for piece in content:
                 for start in range(0, len(piece), _PIECE_BYTES):
@@ -376,19 +327,21 @@ class Files:
 
     async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
         request = {"path": path, "recursive": recursive, **_condition(condition)}
-        async with self._changing(disk):
-            await self._run("delete_file", disk, request)
+        async with self._changing(disk), self._task("delete_file", disk, request, changes=True) as task:
+            await task.answer()
 
     @asynccontextmanager
     async def _changing(self, disk: DiskId) -> AsyncIterator[None]:
-        """Keep the disk from being moved meanwhile, and name one that is full."""
+        """Name a disk that is full."""
         try:
-            with self._moves.writing(disk):
-                yield
+            yield
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise await self._disks.too_full(disk) from error
+            raise TooLarge(
+                f"The file does not fit on the builder's disk of {await self._disks.limit(disk) / GB:.3g} GB: delete "
+                "files in /app, or ask for a larger disk."
+            ) from error
 
     async def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
         async with self._task("archive", disk, {}) as task:
@@ -397,16 +350,16 @@ class Files:
                 yield piece
 
     @asynccontextmanager
-    async def _task(self, name: str, disk: DiskId, request: Json) -> AsyncIterator[Task]:
+    async def _task(self, name: str, disk: DiskId, request: Json, *, changes: bool = False) -> AsyncIterator[Task]:
         volume = volume_of(disk)
         helper = self._helper(await self._disks.member(disk))
         async with helper.task(name, {"volume": volume, **request}, [volume]) as task:
+            # Now that the helper uses the volume, no move begins.
+            if changes and self._moves.has(volume):
+                raise EngineUnavailable(
+                    "The builder is being moved to another member of the cluster: try again.", retry_after=5
+                )
             yield task
-
-    async def _run(self, name: str, disk: DiskId, request: Json) -> Json:
-        async with self._task(name, disk, request) as task:
-            await task.close_input()
-            return await task.answer()
 
 
 class OpenDiskFile:
@@ -417,7 +370,7 @@ class OpenDiskFile:
         self._task = task
 
     async def read(self, start: int, length: int) -> AsyncIterator[bytes]:
-        await self._task.send_line(f"{start} {length}")
+        await self._task.session.write(f"{start} {length}\n".encode())
         async for piece in self._task.frames():
             yield piece
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import (
-    nullcontext,
-    suppress,
-)
+from contextlib import nullcontext, suppress
 
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner, Tools
@@ -26,7 +23,7 @@ from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
 from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes, gateway
-from builderd.adapters.engines.incus.sandboxes import AppFiles, Sandboxes
+from builderd.adapters.engines.incus.sandboxes import Sandboxes
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import (
@@ -246,7 +243,6 @@ class Machine:
         self.client = client
         self.cluster = cluster
         self.image = image
-        self._subnet = incus.subnet
         #: Of the members, as last measured.
         self.capacities: Mapping[str, Capacity] = {}
         self._helpers: dict[str, Helper] = {}
@@ -262,7 +258,7 @@ class Machine:
         self.runner = Runner(client, instances)
         self.disks = disks = Disks(volumes, self.helper, self._place)
         disks.on_full = instances.on_full = cluster.note_full
-        self.moves = Moves(volumes, disks, self._place, members.leaving_names)
+        self.moves = Moves(volumes, disks, self.helper, self._place, members.leaving_names)
         disks.is_leaving = self.moves.is_due
         self.layers = Layers(
             *(volumes, instances, self.runner, self.helper, self._place, host_files),
@@ -271,15 +267,11 @@ class Machine:
         )
         self.routes = Routes(cluster.own, members.address)
         self.lost = LostParts(client, volumes, instances, self.routes)
-        app_files = AppFiles(
-            gateway(incus.subnet), self._service_address, self._url_on, own_resolv_conf(), options.log_limit
-        )
-        self.sandboxes = sandboxes = Sandboxes(
-            instances, disks, self.layers, app_files, self.routes, self.lost, members.away_names
-        )
+        own = options, gateway(incus.subnet), own_resolv_conf()
+        self.sandboxes = Sandboxes(*own, instances, disks, self.layers, self.routes, self.lost, members)
         self.files = Files(disks, self.moves, self.helper)
         self.logs = Logs(instances)
-        self.tools = Tools(self.runner, instances, disks, members, host_files(), sandboxes.refuse_while_used)
+        self.tools = Tools(self.runner, instances, disks, members, host_files(), self.sandboxes.refuse_while_used)
 
     def helper(self, member: str) -> Helper:
         """Return the helper of a member; a server without a cluster calls itself "none"."""
@@ -293,13 +285,6 @@ class Machine:
         async with self._placing:
             found = await self.volumes.placed()
             return await self.cluster.place([member for name, member in found if name.startswith("disk-")])
-
-    async def _url_on(self, member: str) -> str:
-        """Return the URL at which apps of a member reach the service."""
-        own = self.cluster.own
-        # A member without an IPv4 address has none for apps of others: they find nothing at their own gateway.
-        host = await self.members.address(own) if own and member != own else ""
-        return f"http://{host or gateway(self._subnet)}:{self.options.inside_port}"
 
     @property
     def capacity(self) -> Capacity:
@@ -329,32 +314,21 @@ class Machine:
         """
         for found in await self.instances.all():
             name, member = found["name"], found.get("location") or ""
-            if not self._is_on(member, members):
+            if self.cluster.clustered and member not in members:
                 continue
-            helper = self.helper(member)
-            if name == helper.name:
-                await helper.let_go_idle()
-            elif name.startswith((BUILD, HELPER)) and name not in self.runner.own:
+            if name.startswith((BUILD, HELPER)) and name not in (*self.runner.own, self.helper(member).name):
                 await self.instances.delete(name)
         volumes = await self.volumes.all()
         places = {(volume["name"], volume.get("location")) for volume in volumes}
         for volume in volumes:
             name, member = volume["name"], volume.get("location") or ""
-            if not self._is_on(member, members):
+            if self.cluster.clustered and member not in members:
                 continue
             origin = "" if self.moves.has(name) else own_of(volume).get(MOVED_FROM)
             if (name.startswith(NEW) and name not in self.layers.own) or (name, origin) in places:
                 await self.volumes.delete(name, member)
             elif origin:
                 await self.volumes.change(name, member, {MOVED_FROM: ""})
-
-    def _service_address(self) -> str:
-        """Return the address at which apps on other members reach the service; "" without others."""
-        found = (one.address for one in self.members.all() if self.cluster.own and one.name == self.cluster.own)
-        return next(found, "")
-
-    def _is_on(self, member: str, members: Collection[str]) -> bool:
-        return not self.cluster.clustered or member in members
 
     async def prepare_network(self) -> None:
         """Make the network and its access list, which names all members."""

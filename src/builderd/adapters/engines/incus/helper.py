@@ -95,7 +95,6 @@ class Helper:
         digest = hashlib.sha256(packed_program() + instances.image.encode()).hexdigest()[:12]
         self.name = f"{PREFIX}{member.replace('.', '-')}{'-' if member else ''}{digest}"
         self._ready = False
-        #: Held while the instance's devices change.
         self._changing = asyncio.Lock()
         #: Attached volumes, the last used at the end, and how many tasks use each.
         self._attached: OrderedDict[str, int] = OrderedDict()
@@ -109,6 +108,10 @@ class Helper:
 
     async def _open(self) -> None:
         found = await self._instances.find(self.name)
+        if found and found["status"] != "Running":
+            # A volume that it had attached, and that is gone, would prevent its start.
+            await self._instances.delete(self.name)
+            found = None
         if found is None:
             wanted = Instance(
                 self.name, self._instances.image, self._instances.pool, 2, GB, 512, self._instances.root()
@@ -120,9 +123,6 @@ class Helper:
             with suppress(IncusConflict):
                 await self._client.call("POST", "/instances", body, target=self._member)
             self._attached = OrderedDict()
-        elif found["status"] != "Running":
-            await self._let_go(found)
-            await self._client.call("PUT", f"/instances/{self.name}/state", {"action": "start", "timeout": 30})
         else:
             attached = [device["source"] for name, device in found["devices"].items() if name.startswith("v-")]
             # In place: tasks that still run take themselves off this dict.
@@ -136,38 +136,9 @@ class Helper:
         if code:
             raise EngineUnavailable(f"The helper instance could not be set up: {output.decode(errors='replace')}")
 
-    async def let_go_idle(self) -> None:
-        """Detach volumes that no task uses: one that an earlier service attached would not be deleted."""
-        async with self._changing:
-            found = await self._instances.find(self.name)
-            if found is None or found["status"] == "Error":
-                return
-            used = {device_of(volume) for volume, users in self._attached.items() if users}
-            idle = [volume for volume, users in self._attached.items() if not users]
-            left = {
-                name: device for name, device in found["devices"].items() if not name.startswith("v-") or name in used
-            }
-            if left != found["devices"]:
-                await self._put_devices(found, left)
-            # In place, and no others: a task that has ended meanwhile leaves its volume attached.
-            for volume in idle:
-                del self._attached[volume]
-
-    async def _let_go(self, found: Json) -> None:
-        """Detach all volumes of a helper that has ended: one that is gone would prevent its start."""
-        left = {name: device for name, device in found["devices"].items() if not name.startswith("v-")}
-        if left != found["devices"]:
-            await self._put_devices(found, left)
-        self._attached = OrderedDict()
-
-    async def _put_devices(self, found: Json, devices: Json) -> None:
-        kept = ("architecture", "config", "profiles", "ephemeral", "description")
-        body = {name: found[name] for name in kept} | {"devices": devices}
-        await self._instances.change(self.name, "PUT", body)
-
     @asynccontextmanager
     async def _using(self, volumes: Sequence[str]) -> AsyncIterator[None]:
-        """Hold these volumes attached while the context lasts."""
+        """Keep these volumes attached while the context lasts."""
         await self.open()
         async with self._changing:
             missing = [volume for volume in volumes if volume not in self._attached]
@@ -193,61 +164,56 @@ class Helper:
         devices = {device_of(name): volume_device(pool, Volume(name, str(VOLUMES / name))) for name in volumes}
         try:
             await self._instances.change(self.name, "PATCH", {"devices": devices})
-        except IncusNotFound:
+        except IncusError as error:
+            if not isinstance(error, IncusNotFound) and "not found" not in error.message.lower():
+                raise
             if await self._instances.find(self.name) is None:
                 raise HelperEndedError from None
             raise NotFound(f"There is no volume {' or '.join(volumes)}.") from None
-        except IncusError as error:
-            if "not found" in error.message.lower():
-                raise NotFound(f"There is no volume {' or '.join(volumes)}.") from None
-            raise
+
+    def is_using(self, volume: str) -> bool:
+        """Return True while a task works on the volume."""
+        return self._attached.get(volume, 0) > 0
 
     async def detach(self, volume: str) -> None:
-        """Let go of a volume that is to be deleted. Idempotent."""
+        """Detach a volume that is to be deleted, also one that an earlier service attached. Idempotent."""
         async with self._changing:
-            if volume in self._attached:
-                await self._detach([volume])
+            await self._detach([volume])
 
     async def _detach(self, volumes: Sequence[str]) -> None:
         gone = {device_of(volume) for volume in volumes}
-        if found := await self._instances.find(self.name):
-            await self._put_devices(found, {n: device for n, device in found["devices"].items() if n not in gone})
+        found = await self._instances.find(self.name)
+        if found and gone & (found["devices"] or {}).keys():
+            body = {name: found[name] for name in ("architecture", "config", "profiles", "ephemeral", "description")}
+            body["devices"] = {name: device for name, device in found["devices"].items() if name not in gone}
+            await self._instances.change(self.name, "PUT", body)
         for volume in volumes:
             self._attached.pop(volume, None)
 
     @asynccontextmanager
     async def task(self, name: str, request: Json, volumes: Sequence[str]) -> AsyncIterator[Task]:
         """Run a task of the program while the context lasts, on volumes that are attached for it."""
-        async with AsyncExitStack() as held:
-            session = await self._begin(volumes, held)
-            held.push_async_callback(session.close)
-            await session.write(json.dumps({**request, "task": name}).encode() + b"\n")
-            yield Task(session, self._member)
-
-    async def _begin(self, volumes: Sequence[str], held: AsyncExitStack) -> ExecSession:
-        """Return a program, with the volumes attached while ``held`` lasts; a helper that has ended is made again."""
+        confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
+        argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM)
         for _ in range(_TRIES):
             async with AsyncExitStack() as using:
                 try:
                     await using.enter_async_context(self._using(volumes))
-                    session = await self._start_program()
+                    session = await ExecSession.open(self._client, self.name, argv)
                 except (HelperEndedError, InvalidState):
                     log.warning("helper instance ended, making it again helper=%s", self.name)
                     self._ready = False
                     continue
-                held.push_async_exit(using.pop_all())
-                return session
+                using.push_async_callback(session.close)
+                await session.write(json.dumps({**request, "task": name}).encode() + b"\n")
+                yield Task(session, self._member)
+                return
         raise EngineUnavailable(f"The helper instance {self.name} ends as soon as it is started.", retry_after=10)
-
-    async def _start_program(self) -> ExecSession:
-        confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
-        argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM)
-        return await ExecSession.open(self._client, self.name, argv)
 
     async def run(self, name: str, request: Json, volumes: Sequence[str]) -> Json:
         """Run a task without content, and return its answer."""
         async with self.task(name, request, volumes) as task:
-            await task.close_input()
+            await task.session.close_input()
             return await task.answer()
 
 
@@ -259,23 +225,17 @@ class Task:
     """A running task: its answers, and content in both directions."""
 
     def __init__(self, session: ExecSession, member: str) -> None:
-        self._session = session
+        self.session = session
         self._member = member
         self._buffer = bytearray()
 
     async def send(self, data: bytes) -> None:
         """Send a piece of content, not empty."""
-        await self._session.write(f"{len(data):08x}".encode() + data)
+        await self.session.write(f"{len(data):08x}".encode() + data)
 
     async def send_end(self) -> None:
         """Say that the content is whole."""
-        await self._session.write(b"00000000")
-
-    async def send_line(self, line: str) -> None:
-        await self._session.write(line.encode() + b"\n")
-
-    async def close_input(self) -> None:
-        await self._session.close_input()
+        await self.session.write(b"00000000")
 
     async def answer(self) -> Json:
         """Return the next answer. Raises the task's error."""
@@ -301,9 +261,9 @@ class Task:
         return taken
 
     async def _fill(self) -> None:
-        piece = await self._session.read()
+        piece = await self.session.read()
         if not piece:
-            told = (await self._session.read_errors()).decode(errors="replace")[-500:]
+            told = (await self.session.read_errors()).decode(errors="replace")[-500:]
             raise EngineUnavailable(f"The helper instance broke off its work. {told}".strip(), retry_after=5)
         self._buffer += piece
 

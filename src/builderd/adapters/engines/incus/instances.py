@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -32,10 +30,6 @@ from builderd.ports.engine import PauseRequests, pause_nothing
 
 log = logging.getLogger(__name__)
 
-#: Attempts to find an address that no instance of another service on the same network has.
-_ATTEMPTS = 8
-#: Words for an address that another instance of the member has; the MAC address follows from it and is compared first.
-_ADDRESS_TAKEN = "already defined on another NIC"
 #: Seconds within which Incus ends a killed instance.
 _KILL_SECONDS = 30
 #: Attempts while Incus still works on an instance's end.
@@ -113,11 +107,9 @@ class Instances:
         self._is_loaded = False
         self._loading = asyncio.Lock()
         #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
-        self.on_left: Callable[[str], None] = _ignore
+        self.on_left: Callable[[str], None] = lambda member: None
         #: Called with a member whose pool had no space left for an instance.
-        self.on_full: Callable[[str], None] = _ignore
-        #: Addresses of instances that are being made.
-        self._taken: set[str] = set()
+        self.on_full: Callable[[str], None] = lambda member: None
 
     def is_away(self, found: Json) -> bool:
         """Return True if the instance is one of a member that is away."""
@@ -161,54 +153,34 @@ class Instances:
 
     async def create(self, instance: Instance, member: str, *, egress: bool) -> str:
         """Make and start an instance at a free address, which is returned. Raises ``NoCapacity``."""
-        refused: set[str] = set()
-        for _ in range(_ATTEMPTS):
-            address = await self._choose(refused, egress=egress)
-            placed = replace(
-                instance,
-                network=self._options.network,
-                address=address,
-                gateway=gateway(self._options.subnet),
-                prefix=self._options.subnet.prefixlen,
-                routed=egress,
-                own={**instance.own, "ip": address},
-            )
-            known = {f"{OWN}{key}": placed.own[key] for key in ("ip", "disk") if key in placed.own}
-            made = {"name": placed.name, "location": member, "config": known}
-            try:
-                await self._client.call("POST", "/instances", document(placed, self._client.project), target=member)
-            except BaseException as error:
-                if isinstance(error, IncusConflict):
-                    if _ADDRESS_TAKEN in error.message:
-                        # By an instance of another service on this network.
-                        refused.add(address)
-                        continue
-                    if self.index.member(placed.name) is not None:
-                        raise
-                # Incus may have made it: its address stays taken until it is deleted, or a list does not have it.
-                self.index.note(made)
-                if isinstance(error, PoolFull):
-                    self.on_full(member)
-                    raise pool_full(NO_SPACE, member) from error
-                raise
-            finally:
-                self._taken.discard(address)
-            self.index.note(made)
-            return address
-        raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
-
-    async def _choose(self, refused: Collection[str], *, egress: bool) -> str:
         await self.load_index()
-        used = {*self.index.addresses(), *self._taken, *refused}
-        network = addresses(self._options.subnet, egress=egress)
-        first, count = int(network[0]), network.num_addresses
+        address = self._choose_address(egress=egress)
+        placed = replace(
+            instance,
+            network=self._options.network,
+            address=address,
+            gateway=gateway(self._options.subnet),
+            prefix=self._options.subnet.prefixlen,
+            routed=egress,
+            own={**instance.own, "ip": address},
+        )
+        made = {"name": placed.name, "location": member, "config": {f"{OWN}ip": address}}
+        if self.index.member(placed.name) is None:
+            # Incus may make it though the call fails: its address is taken until it is deleted.
+            self.index.note(made)
+        try:
+            await self._client.call("POST", "/instances", document(placed, self._client.project), target=member)
+        except PoolFull as error:
+            self.on_full(member)
+            raise pool_full(NO_SPACE, member) from error
+        self.index.note(made)
+        return address
+
+    def _choose_address(self, *, egress: bool) -> str:
+        used, network = self.index.addresses(), addresses(self._options.subnet, egress=egress)
         for _ in range(1000):
-            number = random.randrange(16, count - 1)  # noqa: S311 (no secret)
-            address = str(IPv4Address(first + number))
-            if address in used:
-                continue
-            if not self._reserved(address):
-                self._taken.add(address)
+            address = str(network[random.randrange(16, network.num_addresses - 1)])  # noqa: S311 (no secret)
+            if address not in used and not self._reserved(address):
                 return address
         raise NoCapacity(f"The network {self._options.network} of Incus has no free address.")
 
@@ -272,26 +244,28 @@ class Instances:
         devices = {"root": {**root, "size": str(size)}}
         await self._client.call("PATCH", path, {"config": config, "devices": devices})
 
-    async def _patient(self, method: str, path: str, body: object = None) -> Any:
+    async def _patient(self, method: str, path: str, body: Any = None) -> None:
         """Call again while Incus still works on the instance, such as on its end; make room in one that is full."""
-        for _ in range(_BUSY_TRIES):
+        for attempt in range(_BUSY_TRIES):
             try:
-                return await self._call(method, path, body)
+                if path.count("/") == 2 and body is not None:
+                    await self.change(path.rpartition("/")[2], method, body)
+                else:
+                    await self._client.call(method, path, body)
             except PoolFull:
                 raise
             except NoCapacity:
                 # Incus keeps a file of its own on the instance's root, which the app may have filled.
                 await self._enlarge(path)
-            except IncusConflict as error:
-                if "already stopped" in error.message or "already exists" in error.message:
-                    raise
-            except IncusNotFound:
-                raise
             except IncusError as error:
-                if not any(words in error.message.lower() for words in _BUSY):
+                words = error.message.lower()
+                if attempt == _BUSY_TRIES - 1 or isinstance(error, IncusNotFound) or "already stopped" in words:
                     raise
+                if not isinstance(error, IncusConflict) and not any(busy in words for busy in _BUSY):
+                    raise
+            else:
+                return
             await asyncio.sleep(_BUSY_SECONDS)
-        return await self._client.call(method, path, body)
 
     async def change(self, name: str, method: str, body: Json) -> None:
         """Change configuration and devices of an instance, by PUT or PATCH.
@@ -307,12 +281,6 @@ class Instances:
                 raise
             log.warning("pool is full: change recorded without Incus's own copy instance=%s", name)
 
-    async def _call(self, method: str, path: str, body: Any) -> Any:
-        place, _, name = path.rpartition("/")
-        if method in ("PUT", "PATCH") and place == "/instances":
-            return await self.change(name, method, body)
-        return await self._client.call(method, path, body)
-
 
 def _holds(found: Json, wanted: Json, *, whole: bool) -> bool:
     """Return True if an instance has these keys and devices; ``whole``: no other devices.
@@ -325,13 +293,7 @@ def _holds(found: Json, wanted: Json, *, whole: bool) -> bool:
     return bool(has_devices and all(found["config"].get(name, "") == value for name, value in config.items()))
 
 
-def _ignore(member: str) -> None:
-    """Do nothing."""
-
-
 _STATE_SECONDS = 30
-#: Seconds for attempts to thaw an instance that Incus still freezes, or while it does not answer, and between two.
-_THAW_SECONDS, _PAUSE_SECONDS = 10.0, 0.1
 #: Status of an instance that needs the action no more.
 _DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
 
@@ -379,42 +341,26 @@ class Freezer:
             yield
 
     async def _thaw(self, name: str) -> None:
-        """Thaw an instance; Incus may still be at work on its freeze, and refuses until that is done.
-
-        Where it does not answer, as without a quorum, the instance is thawed once it does (``thaw_left``).
-        """
-        deadline = time.monotonic() + _THAW_SECONDS
-        while not await self._is_thawed(name):
-            if time.monotonic() > deadline:
-                log.error("app stays frozen after a copy of its disk, thawed once Incus answers instance=%s", name)
-                self._instances.on_left("")
-                return
-            await asyncio.sleep(_PAUSE_SECONDS)
-
-    async def _is_thawed(self, name: str) -> bool:
-        """Thaw an instance; return False where Incus refuses, or does not answer."""
         try:
-            with suppress(IncusError):
-                await self.unfreeze(name)
-            found = await self._instances.find(name)
-        except BuilderdError:
-            return False
-        return found is None or found["status"] not in ("Frozen", "Freezing")
+            await self.unfreeze(name)
+        except BuilderdError as error:
+            # Without a quorum, or while Incus is still at work on the freeze.
+            log.warning("app stays frozen after a copy, thawed once Incus answers instance=%s error=%s", name, error)
+            self._instances.on_left("")
 
-    async def thaw_left(self, listed: Json) -> None:
+    async def thaw_left(self, found: Json) -> None:
         """Thaw an instance that an earlier service, or a copy that broke off, left frozen."""
-        if not self._is_left(listed):
+        lock = self.lock(found["name"])
+        if not _is_left(found) or lock.locked():
             return
-        # Of an older list: it may sleep by now.
-        found = await self._instances.find(listed["name"])
-        if found is None or not self._is_left(found):
-            return
-        try:
-            await self.unfreeze(found["name"])
-        except IncusError as error:
-            log.warning("app stays frozen after a copy of its disk instance=%s error=%s", found["name"], error)
+        async with lock:
+            # Of an older list: it may sleep by now.
+            now = await self._instances.find(found["name"])
+            if now and _is_left(now):
+                await self._thaw(now["name"])
 
-    def _is_left(self, found: Json) -> bool:
-        own = own_of(found)
-        sleeps = float(own.get("frozen", 0)) > float(own.get("thawed", 0))
-        return found["status"] == "Frozen" and not sleeps and not self.lock(found["name"]).locked()
+
+def _is_left(found: Json) -> bool:
+    """Return True for an instance that is frozen and does not sleep."""
+    own = own_of(found)
+    return found["status"] == "Frozen" and float(own.get("frozen", 0)) <= float(own.get("thawed", 0))

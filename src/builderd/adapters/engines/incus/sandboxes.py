@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
 
 from builderd.adapters.engines.incus import image
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError, Json, unless_full
+from builderd.adapters.engines.incus.cluster import Members
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
 from builderd.adapters.engines.incus.instances import Freezer, Instances
@@ -36,11 +36,12 @@ from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.run import PIDS, WAIT, app_env, brings_packages
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
+from builderd.ports.engine import EngineOptions
 from builderd.ports.processes import Process
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
@@ -51,58 +52,53 @@ _NO_VM = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AppFiles:
-    """Values that every app's instance gets: the service's URL, name servers, and the limit of its log in bytes.
-
-    ``url_on`` returns the URL at which apps of a member reach the service: at the ``gateway``, or on other members at
-    ``service_address()``.
-    """
-
-    gateway: str
-    service_address: Callable[[], str]
-    url_on: Callable[[str], Awaitable[str]]
-    resolv_conf: str
-    log_bytes: int
-
-
 class Sandboxes:
-    """Implements ``ports.engine.Sandboxes``. ``away`` returns members that are away."""
+    """Implements ``ports.engine.Sandboxes``. ``gateway`` is the address of the bridge on each member."""
 
     def __init__(
         self,
+        options: EngineOptions,
+        gateway: str,
+        resolv_conf: str,
         instances: Instances,
         disks: Disks,
         layers: Layers,
-        files: AppFiles,
         routes: Routes,
         lost: LostParts,
-        away: Callable[[], Collection[str]],
+        members: Members,
     ) -> None:
         self._client = instances.client
+        self._options = options
+        self.gateway = gateway
+        self._resolv_conf = resolv_conf
         self._lost = lost
         self._routes = routes
+        self._members = members
         self._instances = instances
         self._disks = disks
         self._layers = layers
-        self._files = files
         self._freezer = Freezer(instances)
         self._ends = Ends(instances)
         self._processes = Processes(instances.client)
         self.events = Events(instances.client, self.unreported_ends)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
-        ports, usage = Ports(instances.client, self.running), Usage(instances, self.running, away)
+        ports, usage = Ports(instances.client, self.running), Usage(instances, self.running, members.away_names)
         self.watch_port, self.listening = ports.watch, ports.listening
         self.usage, self.usages = usage.read, usage.read_many
 
     @property
-    def gateway(self) -> str:
-        return self._files.gateway
-
-    @property
     def further_address(self) -> str:
-        return self._files.service_address()
+        """Return the address at which apps on other members reach the service; "" without others."""
+        own = self._members.own
+        return next((one.address for one in self._members.all() if own and one.name == own), "")
+
+    async def _url_on(self, member: str) -> str:
+        """Return the URL at which apps of a member reach the service."""
+        own = self._members.own
+        # A member without an IPv4 address has none for apps of others: they find nothing at their own gateway.
+        host = await self._members.address(own) if own and member != own else ""
+        return f"http://{host or self.gateway}:{self._options.inside_port}"
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation is Isolation.STANDARD else _NO_VM
@@ -116,56 +112,35 @@ class Sandboxes:
             return await self._start(spec)
 
     async def _start(self, spec: SandboxSpec) -> SandboxReport:
-        found, disk = await asyncio.gather(self._find(spec.id), self._disks.find(spec.disk))
+        found, disk = await asyncio.gather(self._instances.find(name_of(spec.id)), self._disks.find(spec.disk))
+        if found and is_sandbox(found) and await self._has_order(found):
+            return await self._report(found)
         if found:
-            if await self._has_order(found):
-                return await self._report(found)
+            # Left by a start that broke off, or kept for the log of a trial that is repeated.
+            self._ordered.discard(found["name"])
             await self._abandon(found)
         if disk is None:
             raise NotFound(f"There is no disk {spec.disk}.")
         await self.refuse_users(spec.disk, users_of(disk))
-        await self._prune(spec.builder_id)
+        # The oldest instances that are kept for their logs.
+        for name in (await self._instances.kept(spec.builder_id))[:-KEPT_LOGS]:
+            await self._instances.delete_ended(name)
         member = str(disk.get("location") or "")
         instance = await self._instance(spec, member)
-        name = instance.name
-        address = await self._make(spec, instance, member)
-        own = {**instance.own, "ip": address}
+        name, address = instance.name, await self._make(spec, instance, member)
         code, output = await run_to_end(self._client, name, image.DELIVER, await self._order(spec, address, member))
         # An app that ends at once ends its instance, and with it the program that delivered its order.
-        if code and not await self._got_order(name):
+        if code and not ((found := await self._instances.find(name)) and await self._has_order(found)):
             raise unless_full(output, "The app could not be started")
         self._ordered.add(name)
         # An app that has ended by now is reported by its next observation.
-        made = {
-            "name": name,
-            "location": member,
-            "status": "Running",
-            "config": {f"{OWN}{key}": value for key, value in own.items()},
-        }
-        return make_report(made)
-
-    async def _drop_removed(self, name: str) -> bool:
-        """Delete an instance that is kept for its log; return whether there was one."""
-        found = await self._instances.find(name)
-        if found is None or "removed" not in own_of(found):
-            return False
-        self._ordered.discard(name)
-        await self._instances.delete(name)
-        return True
-
-    async def _create(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
-        """Make the instance. A sandbox that is started another time, as a repeated trial, replaces its removed one."""
-        try:
-            return await self._instances.create(instance, member, egress=spec.egress)
-        except IncusConflict:
-            if not await self._drop_removed(instance.name):
-                raise
-        return await self._instances.create(instance, member, egress=spec.egress)
+        config = {f"{OWN}{key}": value for key, value in {**instance.own, "ip": address}.items()}
+        return make_report({"name": name, "location": member, "status": "Running", "config": config})
 
     async def _make(self, spec: SandboxSpec, instance: Instance, member: str) -> str:
         """Make the instance and the way to it, and return its address; nothing of it is left where that fails."""
         try:
-            address = await self._create(spec, instance, member)
+            address = await self._instances.create(instance, member, egress=spec.egress)
             await self._routes.add(address, member)
         except IncusConflict as error:
             raise InvalidState(f"The sandbox {spec.id} is being started already.") from error
@@ -217,20 +192,15 @@ class Sandboxes:
         files = {
             "/etc/hosts": make_hosts(address, spec.hostname),
             "/etc/hostname": f"{spec.hostname}\n",
-            "/etc/resolv.conf": self._files.resolv_conf,
+            "/etc/resolv.conf": self._resolv_conf,
         }
         argv = ("/bin/sh", "-c", WAIT + spec.entrypoint)
-        env = app_env(spec, await self._files.url_on(member))
-        return image.order(argv, env, files, spec.secret_files, self._files.log_bytes, app_folder(spec.root))
-
-    async def _prune(self, builder: BuilderId) -> None:
-        """Remove the oldest instances that are kept for their logs."""
-        for name in (await self._instances.kept(builder))[:-KEPT_LOGS]:
-            await self._instances.delete_ended(name)
+        env = app_env(spec, await self._url_on(member))
+        return image.order(argv, env, files, spec.secret_files, self._options.log_limit, app_folder(spec.root))
 
     async def refuse_while_used(self, disk: DiskId) -> None:
         """Raise ``InvalidState`` while a sandbox runs on the disk, ``NotFound`` without the disk."""
-        await self.refuse_users(disk, await self._disks.users(disk))
+        await self.refuse_users(disk, users_of(await self._disks.existing(disk)))
 
     async def refuse_users(self, disk: DiskId, users: Collection[str]) -> None:
         """Raise ``InvalidState`` while a sandbox runs in one of these instances, which have the disk."""
@@ -240,10 +210,6 @@ class Sandboxes:
                 await self._lost.end(user["name"])
                 return
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
-
-    async def user(self, disk: DiskId) -> Json | None:
-        """Return the instance of the running sandbox of this disk, or None."""
-        return await self._running_of(await self._disks.users(disk))
 
     async def _running_of(self, users: Collection[str]) -> Json | None:
         for name in users:
@@ -267,10 +233,6 @@ class Sandboxes:
         found = await self._find(sandbox)
         return found if found and _runs(found) and await self._has_order(found) else None
 
-    async def _got_order(self, name: str) -> bool:
-        found = await self._instances.find(name)
-        return found is not None and await self._has_order(found)
-
     async def _has_order(self, found: Json) -> bool:
         """Return True if the instance got its order; one without was left by an interrupted start."""
         name = found["name"]
@@ -286,11 +248,13 @@ class Sandboxes:
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         found = await self._instances.find(name_of(sandbox)) if sandbox.isalnum() else None
-        if found and self._lost.has(found["name"]):
+        if found is None or not is_sandbox(found):
+            return missing_report(sandbox)
+        if self._lost.has(found["name"]):
             return ended_report(found, EndCause.STOPPED)
-        if found and is_sandbox(found) and await self._is_written_off(found):
+        if await self._is_written_off(found):
             return ended_report(found, EndCause.HOST_RESTARTED)
-        return await self._report(found) if found and is_sandbox(found) else missing_report(sandbox)
+        return await self._report(found)
 
     async def _is_written_off(self, found: Json) -> bool:
         """Return True if its disk is; of an instance whose member is away, Incus shows the name alone."""
@@ -351,7 +315,7 @@ class Sandboxes:
 
     async def frozen_meanwhile(self, disk: DiskId) -> AbstractAsyncContextManager[None]:
         """Return a context in which the disk's sandbox is frozen, if one runs."""
-        user = await self.user(disk)
+        user = await self._running_of(users_of(await self._disks.existing(disk)))
         return self._freezer.frozen_meanwhile(user["name"]) if user else nullcontext()
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
@@ -373,22 +337,15 @@ class Sandboxes:
         if found["status"] == "Frozen":
             with suppress(IncusError):
                 await self._freezer.unfreeze(name)
-        if not await self._stop(name, grace_seconds):
-            await self._instances.kill(name)
-            return await self.report(sandbox)
-        ended = {**found, "status": "Stopped", "config": {**found["config"], f"{OWN}stopping": now}}
-        return await self._report(ended)
-
-    async def _stop(self, name: str, grace_seconds: float) -> bool:
-        """Have an instance end by itself; return whether it did in time."""
-        if grace_seconds <= 0:
-            return False
-        body = {"action": "stop", "timeout": max(math.ceil(grace_seconds), 1), "force": False}
-        try:
-            await self._client.call("PUT", f"/instances/{name}/state", body)
-        except IncusError:
-            return False
-        return True
+        if grace_seconds > 0:
+            body = {"action": "stop", "timeout": math.ceil(grace_seconds), "force": False}
+            with suppress(IncusError):
+                await self._client.call("PUT", f"/instances/{name}/state", body)
+                return await self._report(
+                    {**found, "status": "Stopped", "config": {**found["config"], f"{OWN}stopping": now}}
+                )
+        await self._instances.kill(name)
+        return await self.report(sandbox)
 
     async def remove(self, sandbox: SandboxId) -> None:
         """Take the disk and the layer from an ended sandbox; its instance stays for its log."""

@@ -11,7 +11,6 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import cluster, network
-from builderd.adapters.engines.incus import instances as module
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError
 from builderd.adapters.engines.incus.instances import Freezer
 from builderd.domain.errors import EngineUnavailable
@@ -179,8 +178,6 @@ async def test_disk_of_an_app_that_ends_before_the_freeze_is_copied() -> None:
 async def test_app_that_was_not_thawed_after_a_copy_is_thawed_once_incus_answers_again(
     members_answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_THAW_SECONDS", 0.1)
     monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.001)
 
     async def ip(*_: str) -> str:

@@ -142,22 +142,11 @@ async def test_volumes_of_a_layer_that_is_made_stay(ip: list[str], compiles: boo
     assert not machine.layers.own
 
 
-async def test_volumes_of_a_running_task_stay_attached(ip: list[str]) -> None:
-    incus = ScriptedIncus()
-    machine = machine_on(incus)
-    helper = machine.helper("node2")
-    incus.has_instance(helper.name, volumes=["disk-left"])
-    helper._ready = True
-    async with helper._using(["disk-1"]):
-        await machine.on_arrival([NODE2])
-        assert incus.attached(helper.name) == {"disk-1"}
-
-
 async def test_apps_get_a_whole_url_also_where_the_services_member_has_no_ipv4_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = machine_on(ScriptedIncus())
-    url_on = machine.sandboxes._files.url_on
+    url_on = machine.sandboxes._url_on
     assert await url_on("node2") == "http://10.0.0.1:1"
     machine.members._seen = {"node1": Member("node1", "", online=True)}
     assert await url_on("node2") == await url_on("node1")

@@ -196,28 +196,6 @@ async def test_refusal_ends_although_a_look_failed_in_a_way_that_nobody_expected
             await asyncio.sleep(0.001)
 
 
-async def test_members_are_looked_at_while_others_are_prepared() -> None:
-    cluster, arrivals = ScriptedCluster(node1=True), Arrivals()
-    done = asyncio.Event()
-
-    async def on_arrival(found: Sequence[Member]) -> None:
-        await arrivals.note(found)
-        await done.wait()
-
-    async with watched(cluster, on_arrival) as members:
-        cluster.online["node2"] = True
-        assert await arrivals.names.get() == ["node2"]
-        cluster.online["node2"] = False
-        while "node2" not in members.away_names():
-            await asyncio.sleep(0.001)
-        cluster.online["node2"] = True
-        await looks(cluster, 2)
-        # One at a time; what happened meanwhile is prepared after it.
-        assert arrivals.names.empty()
-        done.set()
-        assert await arrivals.names.get() == ["node2"]
-
-
 async def test_own_member_is_prepared_again_once_another_one_is_removed() -> None:
     cluster, arrivals = ScriptedCluster(node1=True, node2=True, node3=True), Arrivals()
     async with watched(cluster, arrivals.note):

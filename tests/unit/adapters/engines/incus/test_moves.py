@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,9 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import disks as module
 from builderd.adapters.engines.incus.client import IncusError, IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disks import Disks, Moves
+from builderd.adapters.engines.incus.disks import Disks, Files, Moves
 from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.files import Condition
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import Capacity
 
@@ -76,9 +78,19 @@ class Scene:
         async def detach(name: str) -> None:
             assert name == "disk-one"
 
-        volumes, helper = self.volumes, SimpleNamespace(detach=detach)
+        self.uses = False
+
+        @asynccontextmanager
+        async def task(*_: object) -> AsyncIterator[None]:
+            yield
+
+        volumes, uses = self.volumes, lambda _: self.uses
+        helper: Any = SimpleNamespace(detach=detach, is_using=uses, task=task)
         self.disks = Disks(volumes, lambda _: helper, self.place)  # type: ignore[arg-type, return-value]
-        self.moves = Moves(volumes, self.disks, self.place, lambda: self.leaving)  # type: ignore[arg-type]
+        self.helper = helper
+        self.moves = Moves(
+            *(volumes, self.disks, lambda _: helper, self.place, lambda: self.leaving)  # type: ignore[arg-type]
+        )
         self.disks.is_leaving = self.moves.is_due
 
     async def place(self) -> str:
@@ -133,20 +145,19 @@ async def test_copy_is_the_disk_once_its_original_is_gone_after_an_error(scene: 
 
 
 async def test_no_file_is_written_while_its_disk_moves_and_no_disk_moves_while_one_is(scene: Scene) -> None:
-    with scene.moves.writing(ONE):
-        assert await scene.move() == "node1"
+    scene.uses = True
+    assert await scene.move() == "node1"
     assert await scene.report() == ("node1", "b1", False)
-    copy = scene.volumes.copy
+    scene.uses, copy = False, scene.volumes.copy
+    files = Files(scene.disks, scene.moves, lambda _: scene.helper)
 
     async def copy_and_write(*given: Any) -> None:
-        with pytest.raises(EngineUnavailable, match="try again"), scene.moves.writing(ONE):
-            pass
+        with pytest.raises(EngineUnavailable, match="try again"):
+            await files.delete_file(ONE, "a", Condition())
         await copy(*given)
 
     scene.volumes.copy = copy_and_write  # type: ignore[assignment, method-assign]
     assert await scene.move() == "node2"
-    with scene.moves.writing(ONE):
-        pass
 
 
 async def test_original_stays_after_a_move_that_an_earlier_service_left(scene: Scene) -> None:

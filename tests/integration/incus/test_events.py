@@ -88,14 +88,14 @@ async def test_end_during_a_silent_loss_of_the_connection_is_reported(
     async with cable_to("10.98.0.11") as cable:
         client = IncusClient(await trusted(engine, cluster, tmp_path, cable.port))
         events = Events(client, here.sandboxes.unreported_ends)
-        ends = events.subscribe()
         try:
-            await events.open()
-            cable.cut = True
-            await here.instances.kill(f"s-{spec.id}")
-            async with asyncio.timeout(20):
-                while await ends.get() != spec.id:
-                    pass
+            with events.subscribed() as ends:
+                await events.open()
+                cable.cut = True
+                await here.instances.kill(f"s-{spec.id}")
+                async with asyncio.timeout(20):
+                    while await ends.get() != spec.id:
+                        pass
         finally:
             await events.close()
             await client.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.incus import IncusCluster, running_cluster
 
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.instance import Instance, document
+from builderd.adapters.engines.incus.instance import document
 from builderd.domain.files import Condition
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.resources import GB
@@ -52,9 +53,8 @@ async def test_volumes_that_another_service_left_attached_are_detached_at_start(
     engine: IncusEngine, cluster: IncusCluster, data_dir: Path
 ) -> None:
     disk, here = await written_disk(engine), engine._here
-    old = Instance(
-        "helper-of-an-earlier-release", here.image.name, here.instances.pool, 1, GB, 100, here.instances.root()
-    )
+    limits = here.instances.template(cpu=1, memory_bytes=GB, processes=100)
+    old = replace(limits, name="helper-of-an-earlier-release")
     body = document(old, here.client.project) | {"start": False}
     body["devices"]["v-1"] = {"type": "disk", "pool": old.pool, "source": volume_of(disk), "path": "/mnt/x"}
     await here.client.call("POST", "/instances", body)

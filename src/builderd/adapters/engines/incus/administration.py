@@ -73,12 +73,10 @@ class Administration:
 
     def form(self, name: str, address: str, pool: Pool) -> None:
         """Make this server the first member of a cluster, with the storage pool."""
+        pools = [{"name": self._options.pool, "driver": "btrfs", "config": dict(pool.config)}]
+        cluster = {"enabled": True, "server_name": name}
         self._preseed(
-            {
-                "config": {"core.https_address": f"{address}:{PORT}"},
-                "cluster": {"enabled": True, "server_name": name},
-                "storage_pools": [{"name": self._options.pool, "driver": "btrfs", "config": dict(pool.config)}],
-            }
+            {"config": {"core.https_address": f"{address}:{PORT}"}, "cluster": cluster, "storage_pools": pools}
         )
 
     def invite(self, name: str) -> str:
@@ -148,14 +146,9 @@ class Administration:
             # Incus calls a member online for some seconds after it was killed.
             return replace(shown, status=f"{status}, does not answer")
         memory, space = state["sysinfo"], state["storage_pools"].get(self._options.pool, {}).get("space", {})
-        total, used = space.get("total", 0), space.get("used", 0)
-        return replace(
-            shown,
-            pool_free=(total - used) / GB,
-            pool_total=total / GB,
-            memory_free=(memory["free_ram"] + memory["buffered_ram"]) / GB,
-            memory_total=memory["total_ram"] / GB,
-        )
+        total, used = space.get("total", 0) / GB, space.get("used", 0) / GB
+        free, most = (memory["free_ram"] + memory["buffered_ram"]) / GB, memory["total_ram"] / GB
+        return replace(shown, pool_free=total - used, pool_total=total, memory_free=free, memory_total=most)
 
     async def _member(self, name: str) -> Json:
         try:
@@ -221,19 +214,17 @@ class Administration:
                 f"{len(left)} disks of builders lie on {name}: builderd cluster evacuate {name} moves them first. With "
                 "--force they are lost; builders with backups get those."
             )
-        if not force:
-            await self._remove_own_parts(name)
-        query = {"force": "1"} if force else {}
-        await self._client.call("DELETE", f"/cluster/members/{name}", None, **query)
-
-    async def _remove_own_parts(self, name: str) -> None:
-        """Remove what the service made on a member besides disks: helper, layers, ended instances with their logs."""
+        if force:
+            await self._client.call("DELETE", f"/cluster/members/{name}", None, force="1")
+            return
+        # What the service made there besides disks: helper, layers, ended instances with their logs.
         for instance in await self._own(self._instances):
             if instance["location"] == name:
                 await self._instances.delete(instance["name"])
         for volume in await self._own(self._volumes):
             if volume["location"] == name:
                 await self._volumes.delete(volume["name"], name)
+        await self._client.call("DELETE", f"/cluster/members/{name}")
 
 
 def read_token(token: str) -> Json:

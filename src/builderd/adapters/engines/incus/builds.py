@@ -41,19 +41,7 @@ _MAX_LINE = 1 << 16
 _LOOK_SECONDS = 5.0
 #: Limit of a folder that is brought back.
 MAX_BYTES = 1 << 30
-#: Limits of one tool: vCPU, bytes of memory, processes, bytes of its root.
-_CPU, _MEMORY, _PROCESSES, _ROOT_BYTES = 2, 2 * GB, 256, 2 * GB
-#: Folder whose content makes a tool faster and may be missing: it goes to no other member.
-_CACHE = "cache"
-
-
-@dataclass(frozen=True, slots=True)
-class BuildExit:
-    """Exit of a build. ``exit_code`` is not 0 when it ran out of memory or time."""
-
-    exit_code: int
-    out_of_memory: bool = False
-    timed_out: bool = False
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +76,7 @@ class Runner:
 
     async def run(
         self, instance: Instance, program: Program, member: str, output: Progress, *, network: bool
-    ) -> BuildExit:
+    ) -> ToolExit:
         name = f"{PREFIX}{secrets.token_hex(8)}"
         named = replace(instance, name=name, hostname=instance.hostname or "build")
         self.own.add(name)
@@ -97,32 +85,25 @@ class Runner:
                 await self._instances.create(named, member, egress=True)
             else:
                 await self._client.call("POST", "/instances", document(named, self._client.project), target=member)
-            await self._send(name, program)
+            if program.files or program.folders:
+                content = await asyncio.to_thread(packed, program)
+                code, told = await run_to_end(self._client, name, ("tar", "-xpf", "-", "-C", "/"), content)
+                if code:
+                    raise unless_full(told, "The program's files could not be sent")
             ended = await self._follow(name, program, output)
             for path, folder in program.folders.items():
                 if folder:
                     await self._bring_back(name, path, folder)
             return ended
         finally:
-            await asyncio.shield(self._delete(name, member))
-
-    async def _delete(self, name: str, member: str) -> None:
-        try:
-            await self._instances.delete(name)
-        except BaseException:
-            # It would run on, and keep its volumes from being deleted.
-            self._instances.on_left(member)
-            raise
-        finally:
-            self.own.discard(name)
-
-    async def _send(self, name: str, program: Program) -> None:
-        if not program.files and not program.folders:
-            return
-        content = await asyncio.to_thread(packed, program)
-        code, output = await run_to_end(self._client, name, ("tar", "-xpf", "-", "-C", "/"), content)
-        if code:
-            raise unless_full(output, "The program's files could not be sent")
+            try:
+                await asyncio.shield(self._instances.delete(name))
+            except BaseException:
+                # It would run on, and keep its volumes from being deleted.
+                self._instances.on_left(member)
+                raise
+            finally:
+                self.own.discard(name)
 
     async def _bring_back(self, name: str, path: str, folder: Path) -> None:
         """Write what is in the instance's folder into this one."""
@@ -141,7 +122,7 @@ class Runner:
         finally:
             await session.close()
 
-    async def _follow(self, name: str, program: Program, output: Progress) -> BuildExit:
+    async def _follow(self, name: str, program: Program, output: Progress) -> ToolExit:
         session = await ExecSession.open(self._client, name, root_argv(user=program.user, kept=program.kept))
         try:
             await session.write(specified(program.argv, program.env, program.cwd))
@@ -151,8 +132,8 @@ class Runner:
                     await _pass_lines(session, output)
                     code = await session.wait()
             except TimeoutError:
-                return BuildExit(137, timed_out=True)
-            return BuildExit(code, out_of_memory=code != 0 and await self._was_killed(name))
+                return ToolExit(137, timed_out=True)
+            return ToolExit(code, out_of_memory=code != 0 and await self._was_killed(name))
         finally:
             await session.close()
 
@@ -259,32 +240,25 @@ class Tools:
             if folder.lstat().st_uid != APP_UID:
                 os.chown(folder, APP_UID, APP_UID)
         volumes = (Volume(volume_of(tool.disk), HELD, read_only=not tool.writable),) if tool.disk else ()
-        instance = Instance(
-            name="",
-            image=self._instances.image,
-            pool=self._instances.pool,
-            cpu=_CPU,
-            memory_bytes=_MEMORY,
-            processes=_PROCESSES,
-            root_bytes=self._instances.root(_ROOT_BYTES),
+        instance = replace(
+            self._instances.template(cpu=2, memory_bytes=2 * GB, processes=256, own_bytes=2 * GB),
             volumes=volumes,
             binds=((f"{HELD}/app", "/disk"),) if tool.disk else (),
             hidden=("/mnt",),
             hostname=tool.hostname,
             folders={f"/{name}": str(folder) for name, folder in tool.folders.items()} if is_here else {},
         )
-        env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
+        # A cache makes a tool faster and may be missing: it goes to no other member.
+        sent = {f"/{name}": None if name == "cache" else folder for name, folder in tool.folders.items()}
         program = Program(
             tool.argv,
-            {**env, "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},
+            {**ENVIRONMENT, "HOME": "/tmp", **tool.env},  # noqa: S108
             "/tmp",  # noqa: S108
             tool.timeout_seconds,
             user=APP_UID,
             kept="+dac_read_search" if tool.reads_all else "",
             files=self._files,
-            folders={}
-            if is_here
-            else {f"/{name}": None if name == _CACHE else folder for name, folder in tool.folders.items()},
+            folders={} if is_here else sent,
         )
         is_full = False
 
@@ -295,5 +269,4 @@ class Tools:
             output(line)
 
         ended = await self._runner.run(instance, program, member, read, network=tool.network)
-        is_full &= bool(ended.exit_code) and tool.disk is not None
-        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full=is_full)
+        return replace(ended, store_full=is_full and bool(ended.exit_code) and tool.disk is not None)

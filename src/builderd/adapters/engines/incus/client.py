@@ -99,7 +99,8 @@ class IncusClient:
     async def call(self, method: str, path: str, body: object = None, **query: str) -> Any:
         """Return the metadata of the answer; of an asynchronous one the operation, once it has ended well."""
         begun = await self._answer(method, path, body, query)
-        return await self.wait(begun, f"{method} {path}") if _is_operation(begun) else begun
+        is_operation = isinstance(begun, dict) and "may_cancel" in begun and "status_code" in begun
+        return await self.wait(begun, f"{method} {path}") if is_operation else begun
 
     async def begin(self, method: str, path: str, body: object = None, **query: str) -> Json:
         """Begin an operation and return it."""
@@ -158,7 +159,7 @@ class IncusClient:
         try:
             return await self._http.request(method, self._path(path, query), timeout=timeout, **parts)
         except (httpx.TransportError, OSError) as error:
-            raise unreachable(self._options.place, _words(error)) from error
+            raise unreachable(self._options.place, error) from error
 
     def _path(self, path: str, query: Mapping[str, str]) -> str:
         named = {"project": self.project, **{name: value for name, value in query.items() if value}}
@@ -193,7 +194,7 @@ class IncusClient:
                 return await connect(f"{url}{target}", ssl=self._tls, proxy=None, **common)
             return await unix_connect(str(self._options.socket), f"ws://incus{target}", **common)
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
-            raise unreachable(self._options.place, _words(error)) from error
+            raise unreachable(self._options.place, error) from error
 
 
 def _tls(options: IncusOptions) -> ssl.SSLContext | None:
@@ -213,10 +214,6 @@ def _tls(options: IncusOptions) -> ssl.SSLContext | None:
     return context
 
 
-def _is_operation(answer: object) -> bool:
-    return isinstance(answer, dict) and "may_cancel" in answer and "status_code" in answer
-
-
 def _metadata(response: httpx.Response, action: str) -> Any:
     try:
         answer = response.json()
@@ -225,10 +222,6 @@ def _metadata(response: httpx.Response, action: str) -> Any:
     if answer.get("error"):
         raise error_of(answer.get("error_code", response.status_code), answer["error"], action)
     return answer["metadata"]
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 #: Seconds after which a call is worth another try.
@@ -307,12 +300,8 @@ def names_full_pool(text: str) -> bool:
 
 def unless_full(output: bytes, what: str) -> BuilderdError:
     """Return the error for a program of the service's own that failed, by its output; ``PoolFull`` where it says so."""
-    told = output.decode(errors="replace")
-    return (
-        pool_full(NO_SPACE)
-        if names_full_pool(told)
-        else EngineUnavailable(f"{what}: {told}", retry_after=RETRY_SECONDS)
-    )
+    text = output.decode(errors="replace")
+    return pool_full(NO_SPACE) if names_full_pool(text) else EngineUnavailable(f"{what}: {text}", retry_after=5)
 
 
 def member_away(member: str) -> MemberAway:
@@ -329,10 +318,11 @@ def state_unknown(instance: str) -> EngineUnavailable:
     )
 
 
-def unreachable(place: str, why: object) -> EngineUnavailable:
+def unreachable(place: str, error: BaseException) -> EngineUnavailable:
     """Return the error for a server that does not answer."""
     return EngineUnavailable(
-        f"Incus does not answer at {place}: {why}. Check it by: incus cluster list, or builderd doctor.",
+        f"Incus does not answer at {place}: {str(error) or type(error).__name__}. Check it by: incus cluster list, or "
+        "builderd doctor.",
         retry_after=RETRY_SECONDS,
     )
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network
-from typing import Any
+from ipaddress import IPv4Address
 
 from builderd.adapters.engines.incus.client import (
     IncusClient,
@@ -28,7 +26,7 @@ from builderd.adapters.engines.incus.network import access_list, network_config,
 from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB, Capacity
-from builderd.ports.engine import Progress
+from builderd.ports.engine import EngineOptions, Progress
 
 log = logging.getLogger(__name__)
 
@@ -112,13 +110,11 @@ class Cluster:
         with suppress(IncusConflict):
             await self._client.call("POST", "/projects", body, project="default")
 
-    async def ensure_network(
-        self, inside_port: int, allow: Sequence[IPv4Network], deny: Sequence[IPv4Network], resolvers: Sequence[str]
-    ) -> None:
-        """Create or update the access list and the network."""
+    async def ensure_network(self, options: EngineOptions, resolvers: Sequence[str]) -> None:
+        """Create or update the network and its access list, which names all members."""
         members = await self.members()
         name, addresses = self._options.network, [member.address for member in members if member.address]
-        rules = access_list(self._options, inside_port, allow, deny, resolvers, addresses)
+        rules = access_list(self._options, options.inside_port, options.allow, options.deny, resolvers, addresses)
         await self._ensure_list(name, rules, [member.name for member in members if member.leaving])
         config = network_config(self._options)
         try:
@@ -152,11 +148,10 @@ class Cluster:
             ) from error
 
     async def _create_network(self, name: str, config: Json, members: Sequence[Member]) -> None:
-        body: dict[str, Any] = {"name": name, "type": "bridge", "config": {}}
-        if self.clustered:
-            for member in members:
-                with suppress(IncusConflict):
-                    await self._client.call("POST", "/networks", body, target=member.name)
+        body: Json = {"name": name, "type": "bridge", "config": {}}
+        for member in members if self.clustered else ():
+            with suppress(IncusConflict):
+                await self._client.call("POST", "/networks", body, target=member.name)
         try:
             await self._client.call("POST", "/networks", {**body, "config": config})
         except IncusConflict:
@@ -189,14 +184,12 @@ class Cluster:
 
     async def capacities(self, overcommit: float) -> Mapping[str, Capacity]:
         """Return what each member has that is online."""
-        online = [member.name for member in await self.members() if member.online]
-        found = await asyncio.gather(*(self._capacity(name, overcommit) for name in online))
-        return dict(zip(online, found, strict=True))
-
-    async def _capacity(self, member: str, overcommit: float) -> Capacity:
-        have, space = await asyncio.gather(self._client.get("/resources", target=member), self._space(member))
-        disk = space["total"] / GB * overcommit
-        return Capacity(have["cpu"]["total"], have["memory"]["total"] / GB, disk)
+        found: dict[str, Capacity] = {}
+        for name in [member.name for member in await self.members() if member.online]:
+            have, space = await asyncio.gather(self._client.get("/resources", target=name), self._space(name))
+            disk = space["total"] / GB * overcommit
+            found[name] = Capacity(have["cpu"]["total"], have["memory"]["total"] / GB, disk)
+        return found
 
     async def _space(self, member: str) -> Json:
         """Return used and total bytes of the pool on a member."""
@@ -248,17 +241,11 @@ def _part(name: str) -> bytes:
 def _member(found: Json) -> Member:
     status = found["status"]
     leaving = status == "Evacuated" or bool((found.get("config") or {}).get(EVACUATE))
-    return Member(found["server_name"], _host(found["url"]), online=status in _ANSWERS, leaving=leaving)
-
-
-def _host(url: str) -> str:
-    """Return the address in ``https://address:8443``; "" where it is a name."""
-    host = url.partition("://")[2].rpartition(":")[0].strip("[]")
-    try:
-        socket.inet_aton(host)
-    except OSError:
-        return ""
-    return host
+    # https://address:8443, or a name, or an IPv6 address.
+    host = found["url"].partition("://")[2].rpartition(":")[0]
+    with suppress(ValueError):
+        return Member(found["server_name"], str(IPv4Address(host)), online=status in _ANSWERS, leaving=leaving)
+    return Member(found["server_name"], "", online=status in _ANSWERS, leaving=leaving)
 
 
 #: Seconds between two lists, and after one that failed.

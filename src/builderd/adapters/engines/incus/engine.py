@@ -183,7 +183,9 @@ class IncusEngine:
         ended = await asyncio.gather(*map(stop, alive), return_exceptions=True)
         failed = [error for error in ended if isinstance(error, Exception)]
         with suppress(BuilderdError) if failed else nullcontext():
-            await machine.remove_own_instances()
+            for found in await machine.instances.all():
+                if found["name"].startswith((BUILD, HELPER)):
+                    await machine.instances.delete(found["name"])
         if failed:
             raise EngineUnavailable(
                 f"{len(failed)} of {len(alive)} sandboxes could not be stopped: run builderd down again. "
@@ -203,7 +205,9 @@ class EngineDisks:
 
     def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
         """Refuse a disk that no pool has room for; a volume of Incus takes its space as it is written."""
-        if size_bytes > (pool := self._here.pool_bytes):
+        # A disk lies on one member.
+        largest = max((one.disk for one in self._here.capacities.values()), default=0.0)
+        if size_bytes > (pool := int(largest * GB / self._here.options.store.overcommit)):
             raise NoCapacity(
                 f"The storage pool of Incus has {pool / GB:.1f} GB on a member, and a disk of {size_bytes / GB:.1f} GB "
                 "is asked for: ask for a smaller one, or enlarge the pool."
@@ -296,12 +300,6 @@ class Machine:
         have = [one for name, one in self.capacities.items() if name not in leaving]
         return Capacity(sum(one.cpu for one in have), sum(one.memory for one in have), sum(one.disk for one in have))
 
-    @property
-    def pool_bytes(self) -> int:
-        """Return the bytes of the largest pool: a disk lies on one member."""
-        largest = max((one.disk for one in self.capacities.values()), default=0.0)
-        return int(largest * GB / self.options.store.overcommit)
-
     async def measure(self) -> None:
         known = {name: one for name, one in self.capacities.items() if name in self.members.away_names()}
         self.capacities = {**known, **await self.cluster.capacities(self.options.store.overcommit)}
@@ -330,26 +328,37 @@ class Machine:
             elif origin:
                 await self.volumes.change(name, member, {MOVED_FROM: ""})
 
-    async def prepare_network(self) -> None:
-        """Make the network and its access list, which names all members."""
-        options = self.options
-        await self.cluster.ensure_network(options.inside_port, options.allow, options.deny, host_resolvers())
+    async def prepare(self, progress: Progress) -> None:
+        """Make what is missing in Incus, remove what an earlier service left, and watch the members from now on."""
+        cluster, members = self.cluster, self.members
+        await cluster.ensure_project()
+        await cluster.ensure_pool()
+        await cluster.ensure_network(self.options, host_resolvers())
+        await cluster.ensure_image(self.image, progress)
+        await members.look()
+        await self.remove_left_overs(members.online_names())
+        if cluster.own not in members.leaving_names():
+            # An evacuated member starts nothing, and has no disks.
+            progress("helper: starting the instance that works on files")
+            await self.helper(cluster.own).open()
+        await self.lost.load()
+        await self.lost.finish_on(members.online_names())
+        members.prepared()
+        await self.sandboxes.adopt()
+        await self.measure()
+        await self.sandboxes.events.open()
+        members.watch(self.on_arrival)
 
     async def on_arrival(self, arrived: Sequence[Member]) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
+        names = {member.name for member in arrived}
         await self.disks.take_back(self.members.away_names())
         # First: what was overtaken must not run beside what took its place.
-        await self.lost.finish_on({member.name for member in arrived})
-        await self.prepare_network()
-        await self.remove_left_overs({member.name for member in arrived})
-        await self.sandboxes.adopt_on({member.name for member in arrived})
+        await self.lost.finish_on(names)
+        await self.cluster.ensure_network(self.options, host_resolvers())
+        await self.remove_left_overs(names)
+        await self.sandboxes.adopt_on(names)
         await self.measure()
-
-    async def remove_own_instances(self) -> None:
-        """Remove helpers and builds: what is not an app's."""
-        for found in await self.instances.all():
-            if found["name"].startswith((BUILD, HELPER)):
-                await self.instances.delete(found["name"])
 
     async def close(self) -> None:
         await self.members.close()
@@ -368,32 +377,11 @@ async def open_machine(
         image = await run_to_completion(ensure_image, progress)
         machine = Machine(options, incus, client, cluster, image)
         if prepare:
-            await _prepare(machine, progress)
+            await machine.prepare(progress)
     except BaseException:
         await client.close()
         raise
     return machine
-
-
-async def _prepare(machine: Machine, progress: Progress) -> None:
-    cluster = machine.cluster
-    await cluster.ensure_project()
-    await cluster.ensure_pool()
-    await machine.prepare_network()
-    await cluster.ensure_image(machine.image, progress)
-    await machine.members.look()
-    await machine.remove_left_overs(machine.members.online_names())
-    if not any(one.name == cluster.own and one.leaving for one in machine.members.all()):
-        # An evacuated member starts nothing, and has no disks.
-        progress("helper: starting the instance that works on files")
-        await machine.helper(cluster.own).open()
-    await machine.lost.load()
-    await machine.lost.finish_on(machine.members.online_names())
-    machine.members.prepared()
-    await machine.sandboxes.adopt()
-    await machine.measure()
-    await machine.sandboxes.events.open()
-    machine.members.watch(machine.on_arrival)
 
 
 def own_resolv_conf() -> str:

@@ -16,6 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from builderd.adapters.engines.incus.client import (
     pool_full,
 )
 from builderd.adapters.engines.incus.helper_program import VOLUMES
-from builderd.adapters.engines.incus.instance import Instance, Volume, document, volume_device
+from builderd.adapters.engines.incus.instance import Volume, document, volume_device
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.process import ExecSession, run_to_end
 from builderd.domain import errors
@@ -113,10 +114,8 @@ class Helper:
             await self._instances.delete(self.name)
             found = None
         if found is None:
-            wanted = Instance(
-                self.name, self._instances.image, self._instances.pool, 2, GB, 512, self._instances.root()
-            )
-            body = document(wanted, self._client.project)
+            limits = self._instances.template(cpu=2, memory_bytes=GB, processes=512)
+            body = document(replace(limits, name=self.name), self._client.project)
             # Volumes are attached while it runs, by a mount that Incus shares with it.
             raw: str = body["config"]["raw.lxc"]
             body["config"]["raw.lxc"] = raw.replace("lxc.mount.auto =\n", "")

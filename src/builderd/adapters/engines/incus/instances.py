@@ -115,9 +115,9 @@ class Instances:
         """Return True if the instance is one of a member that is away."""
         return found["status"] == "Error" and found.get("location") in self._away()
 
-    def root(self, own_bytes: int = 256 << 20) -> int:
-        """Return the limit of a root: the image counts against it too."""
-        return self._image_bytes + own_bytes
+    def template(self, *, cpu: float, memory_bytes: int, processes: int, own_bytes: int = 256 << 20) -> Instance:
+        """Return an instance without a name; its root has room for ``own_bytes`` beside the image."""
+        return Instance("", self.image, self.pool, cpu, memory_bytes, processes, self._image_bytes + own_bytes)
 
     async def find(self, name: str) -> Json | None:
         away = self._away()

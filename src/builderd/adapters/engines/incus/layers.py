@@ -11,16 +11,16 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus.builds import BuildExit, Program, Runner
+from builderd.adapters.engines.incus.builds import ENVIRONMENT, Program, Runner
 from builderd.adapters.engines.incus.client import NO_SPACE, IncusConflict, Json, names_full_pool, pool_full
 from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, send_files
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
-from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.storage.builds import Transcript
 from builderd.adapters.engines.oci.storage.too_large import over_layer_limit, over_tenant_limit
 from builderd.domain.database_lease import MemberAway
@@ -40,13 +40,9 @@ from builderd.domain.layers import (
     StoredLayers,
 )
 from builderd.domain.resources import GB
-from builderd.ports.engine import Progress
+from builderd.ports.engine import Progress, ToolExit
 
 MAX_LAYER, MAX_CACHE = 10 * GB, 10 * GB
-#: Limits of one build: vCPU, bytes of memory, processes.
-_CPU, _MEMORY, _PROCESSES = 2, 2 * GB, 512
-_ROOT_BYTES = 2 * GB
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE)}
 NEW, _CACHE = "new-", "cache"
 #: Where a version's build has its volume, hidden but for what is bound to ``/app``.
 _BUILD = "/mnt/build"
@@ -99,15 +95,11 @@ class Layers:
                 # One that only members have that are away is made again.
                 with suppress(MemberAway):
                     if found := await self._volumes.find(name):
-                        await self._record_use(key, found)
+                        self._used[key] = now = time.time()
+                        if now - float(own_of(found).get("used", 0)) > _USED_SECONDS:
+                            await self._volumes.change(name, found.get("location") or "", {"used": str(int(now))})
                         return found
         return None
-
-    async def _record_use(self, key: str, found: Json) -> None:
-        now = time.time()
-        self._used[key] = now
-        if now - float(own_of(found).get("used", 0)) > _USED_SECONDS:
-            await self._volumes.change(found["name"], found.get("location") or "", {"used": _second(now)})
 
     async def volume(self, key: str, member: str) -> tuple[str, bool]:
         """Return the layer's volume on this member, copied there if need be; and True if it has Node packages."""
@@ -122,7 +114,7 @@ class Layers:
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for a running build of it."""
-        async with self._lock(plan.key):
+        async with self._locks.setdefault(plan.key, asyncio.Lock()):
             if await self.has_layer(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
             member = await self._place()
@@ -179,7 +171,7 @@ class Layers:
 
     async def _run_step(
         self, plan: LayerPlan, step: BuildStep, new: str, member: str, dependencies: str, transcript: Transcript
-    ) -> BuildExit:
+    ) -> ToolExit:
         async with self._cache(step.cache, member) as cache:
             instance = self._instance(plan, new, cache, dependencies)
             files = {f"{INPUT}/{path}": content for path, content in plan.inputs.items()}
@@ -203,14 +195,8 @@ class Layers:
             volumes, binds = [Volume(new, LAYER)], []
             if cache:
                 volumes.append(Volume(cache, CACHE))
-        return Instance(
-            name="",
-            image=self._instances.image,
-            pool=self._instances.pool,
-            cpu=_CPU,
-            memory_bytes=_MEMORY,
-            processes=_PROCESSES,
-            root_bytes=self._instances.root(_ROOT_BYTES),
+        return replace(
+            self._instances.template(cpu=2, memory_bytes=2 * GB, processes=512, own_bytes=2 * GB),
             volumes=tuple(volumes),
             binds=tuple(binds),
             hidden=("/mnt", LAYER_PATH) if plan.app else (),
@@ -245,15 +231,15 @@ class Layers:
             answer = await task.answer()
         if answer["error_line"]:
             transcript.add(answer["error_line"])
-            return _outcome(BuildExit(1), transcript, begun)
+            return _outcome(ToolExit(1), transcript, begun)
         if plan.limit_bytes is not None and answer["bytes"] > plan.limit_bytes:
             raise _over_limit(plan, answer["bytes"])
-        own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": _second(time.time())}
+        own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": str(int(time.time()))}
         await self._helper(member).detach(new)
         await self._volumes.change(new, member, own)
         await self._volumes.rename(new, _name(plan.key), member)
         self._used[plan.key] = time.time()
-        return _outcome(BuildExit(0), transcript, begun)
+        return _outcome(ToolExit(0), transcript, begun)
 
     async def _refuse_full(self, plan: LayerPlan, new: str, member: str, transcript: Transcript) -> None:
         """Raise ``InstallFailed`` where the tenant's limit ended the build, ``PoolFull`` where a full pool did.
@@ -267,13 +253,13 @@ class Layers:
 
     async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which replaces it for sandboxes started later. Runs once a layer."""
-        async with self._lock(key):
+        async with self._locks.setdefault(key, asyncio.Lock()):
             found = await self._find(key)
             if found is None:
                 raise NotFound(f"There is no layer {key}.")
             if found["name"].endswith("-2"):
                 return BuildOutcome(0, (), 0.0, reused=True)
-            begun, transcript, member = time.monotonic(), Transcript(_ignore_line), found.get("location") or ""
+            begun, transcript, member = time.monotonic(), Transcript(lambda line: None), found.get("location") or ""
             with self._new_name() as new:
                 await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
                 try:
@@ -293,7 +279,10 @@ class Layers:
             names = (name for key in keys for name in (_name(key), f"{_name(key)}-2"))
             asked = await asyncio.gather(*(self._volumes.find(name) for name in names))
             found = [volume for volume in asked if volume]
-        layers = {own["layer"]: _stored(own) for own in map(own_of, found)}
+        layers = {
+            own["layer"]: StoredLayer(int(own["bytes"]), TenantId(own["tenant"]) if own.get("tenant") else None)
+            for own in map(own_of, found)
+        }
         return StoredLayers(layers, self._total_bytes())
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
@@ -308,19 +297,13 @@ class Layers:
             for volume in await self._volumes.all():
                 if _is_layer(volume) and self._volumes.is_at_hand(volume):
                     volumes.setdefault(own_of(volume)["layer"], []).append(volume)
-            gone = []
-            for key, found in volumes.items():
-                if (
-                    key in keep
-                    or (only is not None and key not in only)
-                    or not self._is_unused(key, found, unused_seconds)
-                ):
-                    continue
-                for volume in found:
-                    member = volume.get("location") or ""
-                    await self._helper(member).detach(volume["name"])
-                    await self._volumes.delete(volume["name"], member)
-                gone.append(key)
+            gone = [
+                key
+                for key, found in volumes.items()
+                if key not in keep and (only is None or key in only) and self._is_unused(key, found, unused_seconds)
+            ]
+            for volume in (volume for key in gone for volume in volumes[key]):
+                await self._discard(volume["name"], volume.get("location") or "")
             return gone
 
     def _is_unused(self, key: str, found: Sequence[Json], unused_seconds: float) -> bool:
@@ -329,28 +312,16 @@ class Layers:
             return False
         return not any(not user.startswith(HELPER) for volume in found for user in users_of(volume))
 
-    def _lock(self, key: str) -> asyncio.Lock:
-        return self._locks.setdefault(key, asyncio.Lock())
-
 
 def _name(key: str) -> str:
     return f"layer-{key[:_NAME_LENGTH]}"
-
-
-def _second(now: float) -> str:
-    """Return the time in whole seconds, rounded down: a use must not lie in the future."""
-    return str(int(now))
 
 
 def _is_layer(volume: Json) -> bool:
     return str(volume["name"]).startswith("layer-")
 
 
-def _stored(own: dict[str, str]) -> StoredLayer:
-    return StoredLayer(int(own["bytes"]), TenantId(own["tenant"]) if own.get("tenant") else None)
-
-
-def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutcome:
+def _outcome(end: ToolExit, transcript: Transcript, begun: float) -> BuildOutcome:
     return BuildOutcome(
         exit_code=end.exit_code,
         output=tuple(transcript.last),
@@ -364,7 +335,3 @@ def _over_limit(plan: LayerPlan, size: int | None = None) -> InstallFailed:
     if plan.limit_bytes is None:
         return over_layer_limit(MAX_LAYER, is_app=plan.app is not None)
     return over_tenant_limit(plan.limit_bytes, plan.quota_bytes, is_app=plan.app is not None, size=size)
-
-
-def _ignore_line(line: str) -> None:
-    """Discard progress of background work."""

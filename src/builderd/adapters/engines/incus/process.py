@@ -224,7 +224,10 @@ class IncusProcess:
                 # A terminal shows what is sent before: ``begin`` asks once it does not any more.
                 received = await self._received(b"", lambda text: ASKING in text)
                 await self._session.write(wanted)
-                await self._read_report(received.partition(ASKING)[2])
+                received = received.partition(ASKING)[2]
+                received = await self._received(received, lambda text: b"\n" in text.partition(READY)[2])
+                line, _, self._first = received.partition(READY)[2].partition(b"\n")
+                self._pid = line.decode().strip()
         except TimeoutError as error:
             await self.end(0)
             raise EngineUnavailable(
@@ -233,11 +236,6 @@ class IncusProcess:
         except BaseException:
             await asyncio.shield(self.end(0))
             raise
-
-    async def _read_report(self, received: bytes) -> None:
-        received = await self._received(received, lambda text: b"\n" in text.partition(READY)[2])
-        line, _, self._first = received.partition(READY)[2].partition(b"\n")
-        self._pid = line.decode().strip()
 
     async def _received(self, received: bytes, is_whole: Callable[[bytes], bool]) -> bytes:
         """Return the wrapper's output up to what is awaited. Raises ``InvalidState`` when it does not come."""

@@ -10,8 +10,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
@@ -176,9 +176,9 @@ class Ends:
         for attempt in range(_BUSY_TRIES):
             try:
                 content = await self._client.file(name, path)
-            except IncusNotFound:
-                return None
-            except IncusError:
+            except IncusError as error:
+                if isinstance(error, IncusNotFound):
+                    return None
                 # Its root is being unmounted after its end.
                 if attempt == _BUSY_TRIES - 1:
                     raise
@@ -190,13 +190,12 @@ class Ends:
     async def _was_cut_off(self, name: str) -> bool:
         """Return True if Incus takes the instance for running: its machine restarted, or was shut down, under it."""
         deadline = time.monotonic() + _NOTE_SECONDS
-        while True:
+        while time.monotonic() < deadline:
             found = await self._instances.find(name)
             if found is None or found["config"].get("volatile.last_state.power") != "RUNNING":
                 return False
-            if time.monotonic() > deadline:
-                return True
             await asyncio.sleep(0.1)
+        return True
 
 
 log = logging.getLogger(__name__)
@@ -228,32 +227,31 @@ class Events:
             await asyncio.wait({self._following})
             self._following = None
 
-    def subscribe(self) -> asyncio.Queue[SandboxId]:
+    @contextmanager
+    def subscribed(self) -> Iterator[asyncio.Queue[SandboxId]]:
+        """Yield a queue that gets the sandboxes that end while the context lasts."""
         queue: asyncio.Queue[SandboxId] = asyncio.Queue()
         self._subscribers.add(queue)
-        return queue
-
-    def unsubscribe(self, queue: asyncio.Queue[SandboxId]) -> None:
-        self._subscribers.discard(queue)
+        try:
+            yield queue
+        finally:
+            self._subscribers.discard(queue)
 
     async def _follow(self) -> None:
         while True:
             try:
-                await self._follow_once()
+                async with self._client.websocket("/events", type="lifecycle") as connection:
+                    self._connected.set()
+                    for sandbox in await self._missed():
+                        self._publish(sandbox)
+                    async for message in connection:
+                        event = json.loads(message).get("metadata") or {}
+                        name = str(event.get("source", "")).partition("?")[0].rpartition("/")[2]
+                        if event.get("action") in _ENDED and name.startswith(PREFIX):
+                            self._publish(sandbox_of(name))
             except (BuilderdError, ConnectionClosed) as error:
                 log.warning("event stream of Incus lost retry_seconds=%.0f error=%s", _RETRY_SECONDS, error)
             await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _follow_once(self) -> None:
-        async with self._client.websocket("/events", type="lifecycle") as connection:
-            self._connected.set()
-            for sandbox in await self._missed():
-                self._publish(sandbox)
-            async for message in connection:
-                event = json.loads(message).get("metadata") or {}
-                name = str(event.get("source", "")).partition("?")[0].rpartition("/")[2]
-                if event.get("action") in _ENDED and name.startswith(PREFIX):
-                    self._publish(sandbox_of(name))
 
     def _publish(self, sandbox: SandboxId) -> None:
         for queue in self._subscribers:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 
 from builderd.adapters.engines.incus import image
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError, Json, unless_full
@@ -167,14 +168,10 @@ class Sandboxes:
             binds += LAYER_BINDS
             if has_packages and not brings_packages(spec.entrypoint):
                 binds += (mirror(spec.root),)
-        return Instance(
+        limits = spec.resources
+        return replace(
+            self._instances.template(cpu=limits.cpu, memory_bytes=limits.memory_bytes, processes=PIDS),
             name=name_of(spec.id),
-            image=self._instances.image,
-            pool=self._instances.pool,
-            cpu=spec.resources.cpu,
-            memory_bytes=spec.resources.memory_bytes,
-            processes=PIDS,
-            root_bytes=self._instances.root(),
             volumes=tuple(volumes),
             binds=binds,
             hidden=(DISK, LAYER_PATH) if spec.layer_key else (DISK,),
@@ -373,16 +370,13 @@ class Sandboxes:
                     await self._instances.strip(found, {})
 
     async def exits(self) -> AsyncIterator[SandboxId]:
-        queue = self.events.subscribe()
-        try:
+        with self.events.subscribed() as queue:
             while True:
                 sandbox = await queue.get()
                 with suppress(EngineUnavailable):
                     # Its end is written down, also when nobody asks for it.
                     await self.report(sandbox)
                 yield sandbox
-        finally:
-            self.events.unsubscribe(queue)
 
     @asynccontextmanager
     async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:

@@ -8,7 +8,7 @@ https://linuxcontainers.org/incus/docs/main/reference/provided_metrics/.
 from __future__ import annotations
 
 import asyncio
-import random
+import math
 import re
 import time
 from collections import defaultdict
@@ -36,13 +36,11 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import IPV6_ONLY, Listening, SandboxUsage
 
-#: Age of a disk's bytes at most. Each disk is read again at a time of its own between half of it and all; one without
-#: bytes sooner: btrfs counts those of a new volume when it writes them, within 30 s.
-MAX_AGE_SECONDS, EMPTY_SECONDS = 300.0, 30.0
-#: Disks that are read at once.
-AT_ONCE = 8
+#: Least age of a disk's bytes that are read again, and how many disks are read in one call, the oldest first.
+DISK_SECONDS, DISKS_AT_ONCE = 60.0, 8
 #: The last line of metrics; without it the text was cut off.
 _END = b"# EOF\n"
+_UNREAD = 0, -math.inf
 _KINDS = ("cpu_seconds", "memory_MemTotal", "memory_MemFree", "network_receive", "network_transmit", "procs")
 _LINE = (
     rb"^incus_(%b)(?:_bytes)?(?:_total)?"
@@ -66,15 +64,17 @@ class Usage:
         self._away = away
         #: Last metrics of each member, or the error of reading them, and when they were asked for (``time.monotonic``).
         self._metrics: dict[str, tuple[float, Metrics | BuilderdError]] = {}
-        #: Bytes of each disk, or the error of its first reading; and when it is due again (``time.monotonic``).
-        self._disks: dict[SandboxId, tuple[int | BuilderdError, float]] = {}
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        #: Bytes of each sandbox's disk, and when they were read (``time.monotonic``).
+        self._disks: dict[SandboxId, tuple[int, float]] = {}
 
     async def read(self, sandbox: SandboxId) -> SandboxUsage | None:
         """Return the use of a sandbox, None of one that does not run."""
         found = await self._running(sandbox)
-        state = await self._state(found["name"]) if found else None
-        if found is None or state is None:
+        if found is None:
+            return None
+        try:
+            state = await self._client.get(f"/instances/{found['name']}/state")
+        except (IncusNotFound, InstanceEnded):
             return None
         counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
         disk = volume_of(DiskId(own_of(found)["disk"]))
@@ -88,13 +88,6 @@ class Usage:
             network_out_bytes=counters.get("bytes_sent", 0),
             processes=max(state["processes"], 0),
         )
-
-    async def _state(self, name: str) -> Json | None:
-        """Return an instance's state; None if it has ended since it was listed."""
-        try:
-            return await self._client.get(f"/instances/{name}/state")  # type: ignore[no-any-return]
-        except (IncusNotFound, InstanceEnded):
-            return None
 
     async def read_many(
         self, sandboxes: Collection[SandboxId], max_age: float = 0
@@ -116,14 +109,11 @@ class Usage:
             elif (name := name_of(sandbox)) in metrics:
                 used = metrics[name]
                 found[sandbox] = replace(used, age_seconds=time.monotonic() - at) if used else state_unknown(name)
-        await self._read_disks([one for one, used in found.items() if isinstance(used, SandboxUsage)])
-        return {one: self._with_disk(one, used) for one, used in found.items()}
-
-    def _with_disk(self, sandbox: SandboxId, used: SandboxUsage | Exception) -> SandboxUsage | Exception:
-        if isinstance(used, Exception):
-            return used
-        size, _ = self._disks[sandbox]
-        return size if isinstance(size, BuilderdError) else replace(used, disk_bytes=size)
+        running = {one: used for one, used in found.items() if isinstance(used, SandboxUsage)}
+        await self._read_disks(running)
+        return found | {
+            one: replace(used, disk_bytes=self._disks.get(one, _UNREAD)[0]) for one, used in running.items()
+        }
 
     async def _read_member(self, member: str, max_age: float) -> None:
         begun = time.monotonic()
@@ -141,25 +131,16 @@ class Usage:
         self._metrics[member] = begun, read
 
     async def _read_disks(self, sandboxes: Collection[SandboxId]) -> None:
-        """Read the disks of those that are not known, or have not been read for long."""
+        """Read the disks that were read longest ago; one that cannot be read keeps its bytes."""
         now = time.monotonic()
-        # Nobody has asked for the others for long.
-        self._disks = {one: known for one, known in self._disks.items() if now < known[1] + MAX_AGE_SECONDS}
-        due = [one for one in sandboxes if one not in self._disks or self._disks[one][1] <= now]
-        await asyncio.gather(*map(self._read_disk, due))
-
-    async def _read_disk(self, sandbox: SandboxId) -> None:
-        last, _ = self._disks.get(sandbox, (None, 0.0))
-        before = last if isinstance(last, int) else None
-        try:
-            async with self._turns:
-                used = await self.read(sandbox)
-        except BuilderdError as error:
-            self._disks[sandbox] = (error if before is None else before), time.monotonic()
-            return
-        size = used.disk_bytes if used else 0
-        kept = MAX_AGE_SECONDS * random.uniform(0.5, 1) if size else EMPTY_SECONDS  # noqa: S311 (no secret)
-        self._disks[sandbox] = size or before or 0, time.monotonic() + kept
+        self._disks = {
+            one: known for one, known in self._disks.items() if self._instances.index.member(name_of(one)) is not None
+        }
+        due = [one for one in sandboxes if now - self._disks.get(one, _UNREAD)[1] > DISK_SECONDS]
+        due = sorted(due, key=lambda one: self._disks.get(one, _UNREAD)[1])[:DISKS_AT_ONCE]
+        for one, used in zip(due, await asyncio.gather(*map(self.read, due), return_exceptions=True), strict=True):
+            known = self._disks.get(one, _UNREAD)[0]
+            self._disks[one] = (used.disk_bytes if isinstance(used, SandboxUsage) else known), now
 
 
 def parse_metrics(text: bytes, project: str) -> Metrics:

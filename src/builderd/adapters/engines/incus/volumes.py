@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import parse_qs, unquote
@@ -18,8 +17,6 @@ from builderd.adapters.engines.incus.client import (
     member_away,
 )
 from builderd.adapters.engines.incus.instance import OWN
-
-log = logging.getLogger(__name__)
 
 _BUSY_TRIES, _BUSY_SECONDS = 50, 0.1
 
@@ -38,6 +35,7 @@ class Volumes:
 
     async def find(self, name: str, member: str = "") -> Json | None:
         """Return a volume, of any member unless one is given. Raises ``MemberAway``."""
+        path = f"{self._path}/{name}"
         if away := self._away():
             # Incus would wait for a member that is away; its list comes from the cluster's database.
             places = [member] if member else await self.places(name)
@@ -48,15 +46,12 @@ class Volumes:
                 raise member_away(places[0])
         with suppress(IncusNotFound):
             try:
-                return await self._get(name, member)
+                return await self._client.get(path, target=member)  # type: ignore[no-any-return]
             except IncusAmbiguous:
                 # A layer that was copied to another member.
-                return await self._get(name, min(await self.places(name), default=member))
+                member = min(await self.places(name), default=member)
+                return await self._client.get(path, target=member)  # type: ignore[no-any-return]
         return None
-
-    async def _get(self, name: str, member: str) -> Json:
-        found: Json = await self._client.get(f"{self._path}/{name}", target=member)
-        return found
 
     async def places(self, name: str) -> Sequence[str]:
         """Return the members that have a volume of this name, also those that are away."""
@@ -64,7 +59,13 @@ class Volumes:
 
     async def placed(self) -> Sequence[tuple[str, str]]:
         """Return name and member of all volumes. For more of them Incus looks through all instances for each."""
-        return [_place_of(url) for url in await self._client.get(self._path)]
+        found = []
+        for url in await self._client.get(self._path):
+            path, _, query = url.partition("?")
+            # A server without a cluster names no member.
+            member = parse_qs(query).get("target", [""])[0]
+            found.append((unquote(path.rpartition("/volumes/custom/")[2]), member))
+        return found
 
     async def all(self) -> Sequence[Json]:
         found: Sequence[Json] = await self._client.get(self._path, recursion="1")
@@ -81,13 +82,7 @@ class Volumes:
         )
 
     async def copy(
-        self,
-        source: str,
-        target: str,
-        size: int,
-        own: Mapping[str, str],
-        member: str,
-        from_member: str = "",
+        self, source: str, target: str, size: int, own: Mapping[str, str], member: str, from_member: str = ""
     ) -> None:
         """Copy a volume, on one member in no time. Raises ``IncusNotFound``, ``IncusConflict``."""
         origin: Json = {"type": "copy", "pool": self._pool, "name": source, "volume_only": True}
@@ -137,22 +132,14 @@ class Volumes:
         for attempt in range(_BUSY_TRIES):
             try:
                 await self._client.call("DELETE", f"{self._path}/{name}", target=member)
-            except IncusNotFound:
-                return
-            except IncusConflict:
-                raise
-            except IncusError:
-                if attempt == _BUSY_TRIES - 1:
+            except IncusError as error:
+                if isinstance(error, IncusNotFound):
+                    return
+                if attempt == _BUSY_TRIES - 1 or isinstance(error, IncusConflict):
                     raise
                 await asyncio.sleep(_BUSY_SECONDS)
             else:
                 return
-
-
-def _place_of(url: str) -> tuple[str, str]:
-    """Return name and member of the volume at this URL; a server without a cluster names no member."""
-    path, _, query = url.partition("?")
-    return unquote(path.rpartition("/volumes/custom/")[2]), parse_qs(query).get("target", [""])[0]
 
 
 def own_of(found: Json) -> dict[str, str]:

@@ -24,7 +24,7 @@ class Client:
 
     async def get(self, path: str, **query: str) -> Any:
         if path == "/cluster/members/node2/state" or query.get("target") == "node2":
-            raise unreachable("node2", "connection refused")
+            raise unreachable("node2", OSError("connection refused"))
         if path == "/cluster/members":
             return [
                 {"server_name": name, "url": f"https://10.0.0.{name[-1]}:8443", "status": "Online"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from builderd.adapters.engines.incus.client import IncusConflict, IncusError, In
 from builderd.adapters.engines.incus.cluster import EVACUATE, Cluster
 from builderd.adapters.engines.incus.network import network_config
 from builderd.domain.errors import EngineUnavailable
+from builderd.ports.engine import EngineOptions
 
 OPTIONS = IncusOptions()
 DENY = [IPv4Network("203.0.113.0/24")]
@@ -61,7 +63,7 @@ def cluster_on(lists: Lists, own: str = "node1") -> Cluster:
 
 
 async def ensure(cluster: Cluster, deny: Sequence[IPv4Network] = ()) -> None:
-    await cluster.ensure_network(8082, [], deny, ["9.9.9.9"])
+    await cluster.ensure_network(EngineOptions(Path("/none"), inside_port=8082, deny=tuple(deny)), ["9.9.9.9"])
 
 
 async def test_list_that_is_as_wanted_is_not_changed() -> None:

@@ -85,7 +85,7 @@ async def test_disks_are_taken_back_first_when_a_member_arrives() -> None:
     disks = disks_of(volumes)
     disks.written_off.add(ONE)
 
-    async def refuse() -> None:
+    async def refuse(*_: object) -> None:
         raise EngineUnavailable("not now")
 
     async def finish_on(_: object) -> None:
@@ -93,7 +93,8 @@ async def test_disks_are_taken_back_first_when_a_member_arrives() -> None:
 
     members = SimpleNamespace(away_names=frozenset)
     lost = SimpleNamespace(finish_on=finish_on)
-    machine: Any = SimpleNamespace(disks=disks, members=members, lost=lost, prepare_network=refuse)
+    cluster = SimpleNamespace(ensure_network=refuse)
+    machine: Any = SimpleNamespace(disks=disks, members=members, lost=lost, cluster=cluster, options=None)
     with pytest.raises(EngineUnavailable):
         await Machine.on_arrival(machine, [Member("node1", "10.0.0.1", True)])
     assert not disks.written_off

@@ -9,13 +9,14 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import cluster, network
-from builderd.adapters.engines.incus.builds import BuildExit, Program
+from builderd.adapters.engines.incus.builds import Program
 from builderd.adapters.engines.incus.client import IncusError
 from builderd.adapters.engines.incus.cluster import Member
 from builderd.adapters.engines.incus.engine import Machine
 from builderd.adapters.engines.incus.instance import Instance
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.layers import BuildStep, Cache, LayerPlan
+from builderd.ports.engine import ToolExit
 
 NODE2 = Member("node2", "10.0.0.2", online=True)
 KEY = "a" * 64
@@ -115,9 +116,9 @@ class LookingRunner:
         self.incus = incus
         self.seen: list[str] = []
 
-    async def run(self, *_: object, **__: object) -> BuildExit:
+    async def run(self, *_: object, **__: object) -> ToolExit:
         self.seen = [name for name in self.incus.volumes if name.startswith("new-")]
-        return BuildExit(1)
+        return ToolExit(1)
 
 
 @pytest.mark.parametrize("compiles", [False, True], ids=["build", "compile"])

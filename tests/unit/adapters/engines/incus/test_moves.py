@@ -86,7 +86,7 @@ class Scene:
 
         volumes, uses = self.volumes, lambda _: self.uses
         helper: Any = SimpleNamespace(detach=detach, is_using=uses, task=task)
-        self.disks = Disks(volumes, lambda _: helper, self.place)  # type: ignore[arg-type, return-value]
+        self.disks = Disks(volumes, lambda _: helper, self.place)  # type: ignore[arg-type]
         self.helper = helper
         self.moves = Moves(
             *(volumes, self.disks, lambda _: helper, self.place, lambda: self.leaving)  # type: ignore[arg-type]

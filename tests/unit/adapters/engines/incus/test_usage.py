@@ -14,9 +14,7 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import usage as module
-from builderd.adapters.engines.incus import usage as ports
 from builderd.adapters.engines.incus.client import error_of
-from builderd.adapters.engines.incus.engine import Machine
 from builderd.adapters.engines.incus.image import MOST_SOCKETS, PORTS
 from builderd.adapters.engines.incus.usage import parse_metrics
 from builderd.domain.database_lease import MemberAway
@@ -122,38 +120,25 @@ async def test_many_are_read_by_the_metrics_of_their_members(incus: MeteredIncus
     assert sorted(incus.paths) == ["/metrics node2", "/metrics node3"]
 
 
-async def test_used_bytes_of_a_disk_are_read_now_and_then(incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = machine_on(incus)
-    await machine.sandboxes.usages(MANY)
-    assert len(incus.asked("/state")) == len(MANY)
-    incus.used = 5
-    assert await disks_of(machine) == {3}
-    assert len(incus.asked("/state")) == len(MANY)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + module.MAX_AGE_SECONDS)
-    assert await disks_of(machine) == {5}
-
-
-async def test_disk_without_bytes_is_read_again_soon_and_keeps_its_last_ones(
+async def test_used_bytes_of_disks_are_read_now_and_then_some_at_a_time(
     incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new volume of btrfs has none until its first commit."""
+    monkeypatch.setattr(module, "DISKS_AT_ONCE", 5)
     machine = machine_on(incus)
-    incus.used = 0
-    assert await disks_of(machine) == {0}
-    incus.used = 3
-    assert await disks_of(machine) == {0}
+
+    async def bytes_of_disks() -> list[int]:
+        found = await machine.sandboxes.usages(MANY)
+        return [one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)]
+
+    assert await bytes_of_disks() == [3] * 5 + [0] * 3
+    assert await bytes_of_disks() == [3] * 8
+    incus.used = 5
+    assert await bytes_of_disks() == [3] * 8
+    assert len(incus.asked("/state")) == len(MANY)
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + module.EMPTY_SECONDS)
-    assert await disks_of(machine) == {3}
-    incus.used = 0
-    monkeypatch.setattr(time, "monotonic", lambda: now + module.EMPTY_SECONDS + module.MAX_AGE_SECONDS)
-    assert await disks_of(machine) == {3}
-
-
-async def disks_of(machine: Machine) -> set[int]:
-    found = await machine.sandboxes.usages(MANY)
-    return {one.disk_bytes for one in found.values() if isinstance(one, SandboxUsage)}
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * module.DISK_SECONDS)
+    assert await bytes_of_disks() == [5] * 5 + [3] * 3
+    assert await bytes_of_disks() == [5] * 8
 
 
 async def test_readings_that_are_young_enough_are_not_taken_again(
@@ -213,19 +198,6 @@ async def test_instance_that_cannot_be_read_is_the_error_of_its_sandbox_alone(
     found = await machine_on(incus).sandboxes.usages(MANY)
     assert type(found[MANY[0]]) is EngineUnavailable
     assert [found[one] for one in MANY[1:]] == [USED] * (len(MANY) - 1)
-
-
-async def test_app_that_is_started_has_its_disk_known(incus: MeteredIncus) -> None:
-    machine = machine_on(incus)
-    await machine.instances.load_index()
-    machine.instances.index.note(
-        {"name": "s-new", "location": "node2", "config": {"user.builderd.ip": "10.0.0.9", "user.builderd.disk": "d"}}
-    )
-    own = {"builder": "b", "disk": "d", "started": "1.0"}
-    incus.has_instance("s-new", "node2", volumes=["disk-d"], **own)
-    found = await machine.sandboxes.usages([*MANY, SandboxId("new")])
-    assert found[SandboxId("new")] == USED
-    assert incus.asked("s-new/state") == ["/instances/s-new/state"]
 
 
 def test_only_running_sandboxes_of_the_project_are_in_the_metrics() -> None:
@@ -297,8 +269,8 @@ async def test_ports_are_listed_where_the_apps_own_one_does_not_answer(
         assert (ip, port) == ("10.99.0.20", 8000)
         return is_open
 
-    monkeypatch.setattr(ports, "run_to_end", run)
-    monkeypatch.setattr(ports, "_answers", answers)
+    monkeypatch.setattr(module, "run_to_end", run)
+    monkeypatch.setattr(module, "_answers", answers)
     with machine.sandboxes.watch_port(MANY[0]) as may_listen:
         for _ in range(5):
             assert (await machine.sandboxes.listening(MANY[0])).sockets == {(IPV6_ONLY, 8000)}

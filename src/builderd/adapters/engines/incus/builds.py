@@ -100,7 +100,7 @@ class Runner:
                 await asyncio.shield(self._instances.delete(name))
             except BaseException:
                 # It would run on, and keep its volumes from being deleted.
-                self._instances.on_left(member)
+                self._instances.on_left()
                 raise
             finally:
                 self.own.discard(name)

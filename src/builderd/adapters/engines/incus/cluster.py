@@ -255,12 +255,9 @@ SLOW_SECONDS = 5.0
 #: Most seconds of a list: an Incus that is cut off from the others may take a minute.
 LIST_SECONDS = 20.0
 
-#: Called with the members that have come (joined or returned).
-OnArrival = Callable[[Sequence[Member]], Awaitable[None]]
-
 
 class Members:
-    """``on_arrival`` prepares members that joined or returned, and those of ``prepare_again``, until it succeeds."""
+    """Members as last listed. Without a cluster the only one is named ""."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -269,8 +266,8 @@ class Members:
         self._seen: Mapping[str, Member] = {}
         #: When a member was first seen away (``time.monotonic``).
         self._away: dict[str, float] = {}
-        #: Members that ``on_arrival`` has prepared, or prepares now.
-        self._prepared: set[str] = set()
+        #: Members as they were when ``on_change`` was last called.
+        self._prepared: Mapping[str, Member] = {}
         self._watching: asyncio.Task[None] | None = None
         #: Error of the last list, "" of one that succeeded.
         self._failure = ""
@@ -283,32 +280,25 @@ class Members:
         now = time.monotonic()
         for name, member in found.items():
             before = self._seen.get(name)
-            if before and before.leaving and not member.leaving:
-                # Restored: what Incus refused to change meanwhile is changed now.
-                self._prepared.discard(name)
             if member.online != (before is None or before.online):
                 log.warning("member of Incus changed member=%s online=%s", name, member.online)
         self._away = {name: self._away.get(name, now) for name, member in found.items() if not member.online}
-        self._prepared -= self._away.keys() | (self._prepared - found.keys())
-        if self._seen.keys() - found.keys():
-            # Removed: the access list no longer names it, and what Incus refused while it was evacuated is due.
-            self.prepare_again()
         self._seen = found
 
-    def prepared(self) -> None:
-        """Note that all members that are online are prepared."""
-        self._prepared = {name for name, member in self._seen.items() if member.online}
+    def prepare_again(self) -> None:
+        """Have ``on_change`` called although nothing has changed: something is to be cleaned up."""
+        self._prepared = {}
 
-    def prepare_again(self, member: str = "") -> None:
-        """Have a member prepared once more, without a name the service's own: something there is to be cleaned up."""
-        self._prepared.discard(member or self._cluster.own)
+    def watch(self, on_change: Callable[[], Awaitable[None]]) -> None:
+        """List the members every few seconds, until ``close``.
 
-    def watch(self, on_arrival: OnArrival) -> None:
-        """List the members every few seconds, until ``close``."""
+        ``on_change`` is called when one joined, went, returned, was restored or removed, until it succeeds.
+        """
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch(on_arrival))
+            self._prepared = self._seen
+            self._watching = asyncio.create_task(self._watch(on_change))
 
-    async def _watch(self, on_arrival: OnArrival) -> None:
+    async def _watch(self, on_change: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(min(AGAIN_SECONDS, WATCH_SECONDS) if self._failure else WATCH_SECONDS)
             begun = time.monotonic()
@@ -321,11 +311,18 @@ class Members:
             if self.unavailable_reason:
                 log.info("members of Incus answer again")
                 # Clean-ups were refused meanwhile: apps stayed frozen after a copy, builds and volumes were left.
-                self._prepared.clear()
+                self.prepare_again()
             self._failure = self.unavailable_reason = ""
-            arrived = [one for one in self._seen.values() if one.online and one.name not in self._prepared]
-            if arrived:
-                await self._prepare(on_arrival, arrived)
+            if self._seen == self._prepared:
+                continue
+            # Before the work: what happens meanwhile may have to be prepared again.
+            self._prepared = self._seen
+            try:
+                await on_change()
+            except Exception as error:
+                self.prepare_again()
+                is_known = isinstance(error, BuilderdError)
+                log.warning("preparation of members failed, retrying error=%s", error, exc_info=not is_known)
 
     def _note_failure(self, error: Exception, seconds: float) -> None:
         message = f"Incus does not list the cluster's members, its database may have no quorum: {error!r}."
@@ -337,20 +334,6 @@ class Members:
         if self._failure or seconds >= SLOW_SECONDS:
             self.unavailable_reason = message
         self._failure = message
-
-    async def _prepare(self, on_arrival: OnArrival, arrived: Sequence[Member]) -> None:
-        names = {member.name for member in arrived}
-        # Before the work: what happens meanwhile may have to be prepared again.
-        self._prepared |= names
-        try:
-            await on_arrival(arrived)
-        except Exception as error:
-            self._prepared -= names
-            log.warning(
-                "preparation of members failed retry_seconds=%.0f members=%s error=%s",
-                *(WATCH_SECONDS, ",".join(sorted(names)), error),
-                exc_info=not isinstance(error, BuilderdError),
-            )
 
     async def close(self) -> None:
         if self._watching:

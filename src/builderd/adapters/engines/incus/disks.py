@@ -93,16 +93,6 @@ class Disks:
             is_leaving=self.is_leaving(disk, str(found.get("location") or "")),
         )
 
-    async def take_back(self, away: Collection[str]) -> None:
-        """Forget that disks are written off, but for those that only members that are ``away`` have."""
-        if not self.written_off:
-            return
-        places: dict[str, set[str]] = {}
-        for name, member in await self._volumes.placed():
-            places.setdefault(name, set()).add(member)
-        lost = {name for name, members in places.items() if members <= set(away)}
-        self.written_off = {disk for disk in self.written_off if volume_of(disk) in lost}
-
     async def has_written_off(self, instance: str) -> bool:
         """Return True if the instance has a disk that is written off."""
         if not self.written_off:

@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner, Tools
 from builderd.adapters.engines.incus.client import RETRY_SECONDS, IncusClient, IncusOptions
-from builderd.adapters.engines.incus.cluster import Cluster, Member, Members
+from builderd.adapters.engines.incus.cluster import Cluster, Members
 from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, Moves
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.helper import Helper
@@ -343,16 +343,16 @@ class Machine:
             await self.helper(cluster.own).open()
         await self.lost.load()
         await self.lost.finish_on(members.online_names())
-        members.prepared()
         await self.sandboxes.adopt()
         await self.measure()
         await self.sandboxes.events.open()
-        members.watch(self.on_arrival)
+        members.watch(self.on_change)
 
-    async def on_arrival(self, arrived: Sequence[Member]) -> None:
+    async def on_change(self) -> None:
         """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
-        names = {member.name for member in arrived}
-        await self.disks.take_back(self.members.away_names())
+        names = self.members.online_names()
+        # Disks of members that are still away are written off again.
+        self.disks.written_off.clear()
         # First: what was overtaken must not run beside what took its place.
         await self.lost.finish_on(names)
         await self.cluster.ensure_network(self.options, host_resolvers())

@@ -106,8 +106,8 @@ class Instances:
         self.index = InstanceIndex()
         self._is_loaded = False
         self._loading = asyncio.Lock()
-        #: Called with the member of an instance that could not be deleted now; with "" where one could not be thawed.
-        self.on_left: Callable[[str], None] = lambda member: None
+        #: Called where an instance could not be deleted or thawed now.
+        self.on_left: Callable[[], None] = lambda: None
         #: Called with a member whose pool had no space left for an instance.
         self.on_full: Callable[[str], None] = lambda member: None
 
@@ -335,18 +335,21 @@ class Freezer:
             if found and found["status"] not in _DONE["freeze"]:
                 if ip := own_of(found).get("ip"):
                     await ending.enter_async_context(self._instances.pause_requests(ip))
-                # Also a freeze that is cancelled before Incus has answered is undone.
-                ending.push_async_callback(lambda: asyncio.shield(self._thaw(name)))
-                await self.freeze(name)
+                freezing = asyncio.ensure_future(self.freeze(name))
+                # Also after a cancellation: Incus refuses to thaw what it is about to freeze.
+                ending.push_async_callback(lambda: asyncio.shield(self._thaw(name, freezing)))
+                await asyncio.shield(freezing)
             yield
 
-    async def _thaw(self, name: str) -> None:
+    async def _thaw(self, name: str, freezing: asyncio.Future[None] | None = None) -> None:
         try:
+            if freezing:
+                await asyncio.wait({freezing})
             await self.unfreeze(name)
         except BuilderdError as error:
             # Without a quorum, or while Incus is still at work on the freeze.
             log.warning("app stays frozen after a copy, thawed once Incus answers instance=%s error=%s", name, error)
-            self._instances.on_left("")
+            self._instances.on_left()
 
     async def thaw_left(self, found: Json) -> None:
         """Thaw an instance that an earlier service, or a copy that broke off, left frozen."""

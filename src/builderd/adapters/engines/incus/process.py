@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
@@ -197,8 +196,6 @@ _HANG_UP_SECONDS = 1.0
 _KILL_SECONDS = 5.0
 #: Bytes before the wrapper's report: its line, and what a terminal adds.
 _MAX_READY_BYTES = 4096
-#: Open commands of one sandbox: each holds four connections to Incus.
-MAX_OPEN = 64
 
 
 class IncusProcess:
@@ -314,27 +311,3 @@ class IncusProcess:
                 await self.kill()
         finally:
             await session.close()
-
-
-class Processes:
-    """Open processes, at most ``MAX_OPEN`` in each instance."""
-
-    def __init__(self, client: IncusClient) -> None:
-        self._client = client
-        self._open: Counter[str] = Counter()
-
-    @asynccontextmanager
-    async def open(self, instance: str, spec: ProcessSpec) -> AsyncIterator[IncusProcess]:
-        if self._open[instance] >= MAX_OPEN:
-            raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
-        self._open[instance] += 1
-        process = IncusProcess(self._client, instance, spec)
-        try:
-            await process.begin()
-            try:
-                yield process
-            finally:
-                await asyncio.shield(process.end())
-        finally:
-            self._open[instance] -= 1
-            self._open += Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from builderd.adapters.engines.incus.instances import Freezer, Instances
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes
-from builderd.adapters.engines.incus.process import NotRunningError, Processes, run_to_end
+from builderd.adapters.engines.incus.process import IncusProcess, NotRunningError, run_to_end
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
     Ends,
@@ -47,6 +48,8 @@ from builderd.ports.processes import Process
 
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
+#: Open commands of one sandbox: each has four connections to Incus.
+MAX_OPEN = 64
 _NO_VM = (
     "Strong isolation needs virtual machines, which the engine incus does not start yet: leave isolation out, or use "
     "the engine oci with gVisor."
@@ -80,7 +83,8 @@ class Sandboxes:
         self._layers = layers
         self._freezer = Freezer(instances)
         self._ends = Ends(instances)
-        self._processes = Processes(instances.client)
+        #: Open processes in each instance.
+        self._open: Counter[str] = Counter()
         self.events = Events(instances.client, self.unreported_ends)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
@@ -385,8 +389,19 @@ class Sandboxes:
             raise NotRunningError
         if found["status"] == "Frozen":
             await self.thaw(sandbox)
-        async with self._processes.open(found["name"], spec) as process:
+        name = found["name"]
+        if self._open[name] >= MAX_OPEN:
+            raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
+        self._open[name] += 1
+        process = IncusProcess(self._client, name, spec)
+        try:
+            await process.begin()
             yield process
+        finally:
+            await asyncio.shield(process.end())
+            self._open[name] -= 1
+            # Without those that are 0.
+            self._open += Counter()
 
 
 def _runs(found: Json) -> bool:

@@ -62,8 +62,6 @@ class Usage:
         self._instances = instances
         self._running = running
         self._away = away
-        #: Last metrics of each member, or the error of reading them, and when they were asked for (``time.monotonic``).
-        self._metrics: dict[str, tuple[float, Metrics | BuilderdError]] = {}
         #: Bytes of each sandbox's disk, and when they were read (``time.monotonic``).
         self._disks: dict[SandboxId, tuple[int, float]] = {}
 
@@ -92,7 +90,7 @@ class Usage:
     async def read_many(
         self, sandboxes: Collection[SandboxId], max_age: float = 0
     ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        """Return the usage of those that run, or the error of reading it, from metrics of at most this age."""
+        """Return the usage of those that run, or the error of reading it. Incus makes metrics anew every 8 s."""
         try:
             await self._instances.load_index()
         except BuilderdError as error:
@@ -100,35 +98,29 @@ class Usage:
         members = {
             one: member for one in sandboxes if (member := self._instances.index.member(name_of(one))) is not None
         }
-        await asyncio.gather(*(self._read_member(member, max_age) for member in set(members.values())))
+        asked = sorted(set(members.values()))
+        read = dict(zip(asked, await asyncio.gather(*map(self._read_member, asked)), strict=True))
         found: dict[SandboxId, SandboxUsage | Exception] = {}
         for sandbox, member in members.items():
-            at, metrics = self._metrics[member]
+            metrics = read[member]
             if isinstance(metrics, BuilderdError):
                 found[sandbox] = metrics
             elif (name := name_of(sandbox)) in metrics:
-                used = metrics[name]
-                found[sandbox] = replace(used, age_seconds=time.monotonic() - at) if used else state_unknown(name)
+                found[sandbox] = metrics[name] or state_unknown(name)
         running = {one: used for one, used in found.items() if isinstance(used, SandboxUsage)}
         await self._read_disks(running)
         return found | {
             one: replace(used, disk_bytes=self._disks.get(one, _UNREAD)[0]) for one, used in running.items()
         }
 
-    async def _read_member(self, member: str, max_age: float) -> None:
-        begun = time.monotonic()
+    async def _read_member(self, member: str) -> Metrics | BuilderdError:
         if member in self._away():
-            self._metrics[member] = begun, member_away(member)
-            return
-        at, known = self._metrics.get(member, (begun - max_age, {}))
-        if begun - at < max_age and not isinstance(known, BuilderdError):
-            return
+            return member_away(member)
         try:
             text = await self._client.text("/metrics", target=member)
-            read: Metrics | BuilderdError = await asyncio.to_thread(parse_metrics, text, self._client.project)
+            return await asyncio.to_thread(parse_metrics, text, self._client.project)
         except BuilderdError as error:
-            read = error
-        self._metrics[member] = begun, read
+            return error
 
     async def _read_disks(self, sandboxes: Collection[SandboxId]) -> None:
         """Read the disks that were read longest ago; one that cannot be read keeps its bytes."""

@@ -41,7 +41,6 @@ async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that
     engine._machine, engine._readiness = machine, Readiness(True, "ready")
     cluster, members = machine.cluster, machine.members
     await members.look()
-    members.prepared()
     answer = cluster.members
     looks = 0
 
@@ -50,7 +49,7 @@ async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that
         looks += 1
         raise error_of(503, "no available cowsql leader server found", "GET /cluster/members")
 
-    async def arrive(_: object) -> None:
+    async def arrive() -> None:
         pass
 
     monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)

@@ -117,17 +117,20 @@ async def test_copy_that_is_cancelled_before_its_freeze_has_ended_leaves_the_app
     incus = ScriptedIncus()
     incus.has_instance(NAME)
     freezer = freezer_on(incus)
-    frozen = asyncio.Event()
+    frozen, ended = asyncio.Event(), asyncio.Event()
 
     async def hang_once(method: str, path: str) -> None:
         if not frozen.is_set():
             frozen.set()
-            await asyncio.Event().wait()
+            await ended.wait()
 
     incus.after = hang_once
     copying = asyncio.create_task(freezer.frozen_meanwhile(NAME).__aenter__())
     await frozen.wait()
     copying.cancel()
+    await asyncio.sleep(0)
+    assert incus.instances[NAME]["status"] == "Frozen"
+    ended.set()
     await asyncio.wait({copying})
     assert incus.instances[NAME]["status"] == "Running"
     async with freezer.frozen_meanwhile(NAME):
@@ -188,12 +191,11 @@ async def test_app_that_was_not_thawed_after_a_copy_is_thawed_once_incus_answers
     incus.has_instance(NAME, builder="b", ip="10.99.0.2")
     machine = machine_on(incus)
     await machine.members.look()
-    machine.members.prepared()
 
     async def fail(*_: object, **__: object) -> Any:
         raise EngineUnavailable("no quorum")
 
-    machine.members.watch(machine.on_arrival)
+    machine.members.watch(machine.on_change)
     try:
         async with asyncio.timeout(10):
             with monkeypatch.context() as lost:

@@ -7,13 +7,12 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 
 from builderd.adapters.engines.incus import image, network
 from builderd.adapters.engines.incus.client import IncusNotFound
-from builderd.adapters.engines.incus.cluster import FEATURES, Member
+from builderd.adapters.engines.incus.cluster import FEATURES
 from builderd.adapters.engines.incus.engine import Machine
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxState
 
 ONE = SandboxId("1")
-NODE2 = Member("node2", "10.0.0.2", online=True)
 OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}
 
 
@@ -57,8 +56,9 @@ async def test_stop_is_answered_at_once_and_carried_out_by_the_next_service() ->
     await machine.sandboxes.remove(ONE)
     again = machine_on(incus)
     await again.lost.load()
+    await again.members.look()
     let_return(incus, again)
-    await again.on_arrival([NODE2])
+    await again.on_change()
     assert incus.instances["s-1"]["status"] == "Stopped"
     assert incus.project_config == FEATURES
     ended = (await again.sandboxes.report(ONE)).end
@@ -72,7 +72,8 @@ async def test_disk_is_deleted_with_the_app_that_has_it() -> None:
     assert await machine.lost.delete_later(DiskId("d"), machine.members.away_names())
     assert not await machine.lost.delete_later(DiskId("other"), machine.members.away_names())
     let_return(incus, machine)
-    await machine.on_arrival([NODE2])
+    await machine.members.look()
+    await machine.on_change()
     assert (incus.instances, incus.volumes) == ({}, {})
 
 

@@ -36,6 +36,12 @@ def ip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return commands
 
 
+async def returned(machine: Machine) -> None:
+    """Have node2 answer again; the others are away."""
+    machine.members._seen = {"node2": NODE2}
+    await machine.on_change()
+
+
 async def test_only_what_an_earlier_service_left_on_the_member_is_removed(ip: list[str]) -> None:
     incus = ScriptedIncus()
     machine = machine_on(incus)
@@ -46,7 +52,7 @@ async def test_only_what_an_earlier_service_left_on_the_member_is_removed(ip: li
     incus.has_volume("new-left")
     incus.has_volume("new-elsewhere", "node1")
     incus.has_volume("disk-1")
-    await machine.on_arrival([NODE2])
+    await returned(machine)
     assert set(incus.instances) == {"build-elsewhere", "s-1"}
     assert set(incus.volumes) == {"new-elsewhere", "disk-1"}
 
@@ -57,7 +63,7 @@ def has_member_return(incus: ScriptedIncus, machine: Machine) -> list[list[str]]
 
     async def after(method: str, path: str) -> None:
         if method == "POST":
-            await machine.on_arrival([NODE2])
+            await returned(machine)
             left.append(list(incus.instances))
 
     incus.after = after
@@ -83,7 +89,6 @@ async def test_build_that_incus_did_not_delete_is_deleted_once_it_answers_again(
     incus = ScriptedIncus()
     machine = machine_on(incus)
     await machine.members.look()
-    machine.members.prepared()
     works, refused = incus.before, asyncio.Event()
 
     async def refuse(method: str, path: str) -> None:
@@ -93,7 +98,7 @@ async def test_build_that_incus_did_not_delete_is_deleted_once_it_answers_again(
 
     incus.before = refuse
     program, instance = Program(("true",), {}, "/", 10), Instance("", "base", "default", 1, 1, 1, 1)
-    machine.members.watch(machine.on_arrival)
+    machine.members.watch(machine.on_change)
     try:
         with pytest.raises(EngineUnavailable, match="no quorum"):
             await machine.runner.run(instance, program, "node2", lambda _: None, network=False)
@@ -161,7 +166,7 @@ async def test_route_of_an_app_that_starts_meanwhile_stays(ip: list[str]) -> Non
     # Of an app that the list of instances does not have yet.
     await machine.sandboxes._routes.add("10.99.0.30", "node2")
     ip.clear()
-    await machine.on_arrival([NODE2])
+    await returned(machine)
     assert ip == ["route replace 10.99.0.20/32 via 10.0.0.2 proto 152"]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from builderd.adapters.engines.incus import cluster as module
 from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.cluster import Member, Members, OnArrival
+from builderd.adapters.engines.incus.cluster import Member, Members
 from builderd.domain.errors import EngineUnavailable
 
 
@@ -23,13 +23,16 @@ class ScriptedCluster:
     def __init__(self, **online: bool) -> None:
         self.online = online
         self.errors: list[Exception] = []
+        self.leaving: set[str] = set()
         self.looks = 0
 
     async def members(self) -> Sequence[Member]:
         self.looks += 1
         if self.errors:
             raise self.errors.pop(0)
-        return [Member(name, f"10.0.0.{name[-1]}", online) for name, online in self.online.items()]
+        return [
+            Member(name, f"10.0.0.{name[-1]}", online, name in self.leaving) for name, online in self.online.items()
+        ]
 
 
 async def test_time_of_absence_counts_from_the_first_look_without_the_member() -> None:
@@ -59,35 +62,6 @@ async def test_unknown_member_is_asked_for() -> None:
     assert await members.address("node9") == ""
 
 
-async def test_joined_and_returned_members_are_prepared_until_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
-    cluster = ScriptedCluster(node1=True, node2=False)
-    members = Members(cluster)  # type: ignore[arg-type]
-    await members.look()
-    members.prepared()
-    calls: asyncio.Queue[list[str]] = asyncio.Queue()
-    fails = [True]
-
-    async def on_arrival(arrived: Sequence[Member]) -> None:
-        calls.put_nowait([member.name for member in arrived])
-        if fails:
-            fails.clear()
-            raise EngineUnavailable("not now")
-
-    members.watch(on_arrival)
-    try:
-        cluster.online |= {"node2": True, "node3": True}
-        assert await calls.get() == ["node2", "node3"]
-        assert await calls.get() == ["node2", "node3"]
-        cluster.online["node3"] = False
-        while "node3" not in members.away_names():
-            await asyncio.sleep(0.001)
-        cluster.online["node3"] = True
-        assert await calls.get() == ["node3"]
-    finally:
-        await members.close()
-
-
 async def test_work_without_a_disk_goes_elsewhere_while_the_own_member_starts_nothing() -> None:
     cluster = ScriptedCluster(node1=True, node2=False, node3=True)
     members = Members(cluster)  # type: ignore[arg-type]
@@ -100,50 +74,23 @@ async def test_work_without_a_disk_goes_elsewhere_while_the_own_member_starts_no
     assert members.taking_work() == "node1"
 
 
-async def test_restored_member_is_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = ScriptedCluster(node1=True, node2=True)
-    members = Members(cluster)  # type: ignore[arg-type]
-    await members.look()
-    members._seen = {**members._seen, "node2": Member("node2", "10.0.0.2", online=True, leaving=True)}
-    members.prepared()
-    arrived: asyncio.Queue[str] = asyncio.Queue()
-
-    async def arrive(found: Sequence[Member]) -> None:
-        for member in found:
-            arrived.put_nowait(member.name)
-
-    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
-    members.watch(arrive)
-    try:
-        async with asyncio.timeout(10):
-            assert await arrived.get() == "node2"
-    finally:
-        await members.close()
-    assert arrived.empty()
-
-
-class Arrivals:
-    """Notes the names that ``on_arrival`` is called with."""
-
-    def __init__(self) -> None:
-        self.names: asyncio.Queue[list[str]] = asyncio.Queue()
-
-    async def note(self, found: Sequence[Member]) -> None:
-        self.names.put_nowait([member.name for member in found])
-
-
 @asynccontextmanager
-async def watched(cluster: ScriptedCluster, on_arrival: OnArrival) -> AsyncIterator[Members]:
-    """Hold members that are watched, all prepared at first, for ten seconds at most."""
-    members = Members(cluster)  # type: ignore[arg-type]
+async def watched(cluster: ScriptedCluster, *errors: Exception) -> AsyncIterator[tuple[Members, asyncio.Queue[None]]]:
+    """Yield members that are watched for ten seconds at most, and the calls of ``on_change``, which raises these."""
+    members, calls, failing = Members(cluster), asyncio.Queue[None](), list(errors)  # type: ignore[arg-type]
     await members.look()
-    members.prepared()
+
+    async def on_change() -> None:
+        calls.put_nowait(None)
+        if failing:
+            raise failing.pop(0)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WATCH_SECONDS", 0.001)
-        members.watch(on_arrival)
+        members.watch(on_change)
         try:
             async with asyncio.timeout(10):
-                yield members
+                yield members, calls
         finally:
             await members.close()
 
@@ -155,22 +102,48 @@ async def looks(cluster: ScriptedCluster, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_all_members_are_prepared_again_once_the_cluster_answers_again() -> None:
-    cluster, arrivals = ScriptedCluster(node1=True, node2=True), Arrivals()
-    async with watched(cluster, arrivals.note) as members:
+async def test_each_change_is_prepared_until_that_succeeds() -> None:
+    cluster = ScriptedCluster(node1=True, node2=False)
+    async with watched(cluster, EngineUnavailable("not now")) as (members, calls):
         await looks(cluster, 2)
-        assert arrivals.names.empty()
+        assert calls.empty()
+        cluster.online |= {"node2": True, "node3": True}
+        await calls.get()
+        await calls.get()
+        cluster.online["node3"] = False
+        await calls.get()
+        assert members.away_names() == {"node3"}
+        del cluster.online["node3"]
+        await calls.get()
+        members.prepare_again()
+        await calls.get()
+        await looks(cluster, 2)
+        assert calls.empty()
+
+
+async def test_restored_member_is_prepared_again() -> None:
+    cluster = ScriptedCluster(node1=True, node2=True)
+    cluster.leaving = {"node2"}
+    async with watched(cluster) as (members, calls):
+        assert members.leaving_names() == {"node2"}
+        cluster.leaving = set()
+        await calls.get()
+
+
+async def test_members_are_prepared_again_once_the_cluster_answers_again() -> None:
+    cluster = ScriptedCluster(node1=True, node2=True)
+    async with watched(cluster) as (members, calls):
         cluster.errors = [EngineUnavailable("no quorum")] * 2
-        assert await arrivals.names.get() == ["node1", "node2"]
+        await calls.get()
         assert not members.unavailable_reason
         await looks(cluster, 2)
-        assert arrivals.names.empty()
+        assert calls.empty()
 
 
 async def test_single_look_that_fails_refuses_nothing_and_a_second_one_does() -> None:
     cluster = ScriptedCluster(node1=True)
     reasons: list[str] = []
-    async with watched(cluster, Arrivals().note) as members:
+    async with watched(cluster) as (members, _):
         answer = cluster.members
 
         async def note() -> Sequence[Member]:
@@ -187,31 +160,10 @@ async def test_single_look_that_fails_refuses_nothing_and_a_second_one_does() ->
 
 
 async def test_refusal_ends_although_a_look_failed_in_a_way_that_nobody_expected() -> None:
-    cluster, arrivals = ScriptedCluster(node1=True), Arrivals()
-    async with watched(cluster, arrivals.note) as members:
+    cluster = ScriptedCluster(node1=True)
+    async with watched(cluster) as (members, _):
         cluster.errors = [EngineUnavailable("no quorum"), KeyError("status"), KeyError("status")]
         while "KeyError('status')" not in members.unavailable_reason:
             await asyncio.sleep(0)
         while members.unavailable_reason:
             await asyncio.sleep(0.001)
-
-
-async def test_own_member_is_prepared_again_once_another_one_is_removed() -> None:
-    cluster, arrivals = ScriptedCluster(node1=True, node2=True, node3=True), Arrivals()
-    async with watched(cluster, arrivals.note):
-        del cluster.online["node2"]
-        assert await arrivals.names.get() == ["node1"]
-
-
-async def test_server_without_a_cluster_is_prepared_again() -> None:
-    cluster, arrivals = ScriptedCluster(), Arrivals()
-    cluster.online, cluster.own = {"": True}, ""
-
-    async def only() -> Sequence[Member]:
-        cluster.looks += 1
-        return [Member("", "", online=True)]
-
-    cluster.clustered, cluster.members = False, only  # type: ignore[method-assign]
-    async with watched(cluster, arrivals.note) as members:
-        members.prepare_again()
-        assert await arrivals.names.get() == [""]

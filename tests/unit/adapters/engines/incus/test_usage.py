@@ -141,21 +141,6 @@ async def test_used_bytes_of_disks_are_read_now_and_then_some_at_a_time(
     assert await bytes_of_disks() == [5] * 8
 
 
-async def test_readings_that_are_young_enough_are_not_taken_again(
-    incus: MeteredIncus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = machine_on(incus)
-    await machine.sandboxes.usages(MANY)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 10)
-    found = await machine.sandboxes.usages(MANY[1:], max_age=11)
-    assert len(incus.asked("/metrics")) == 2
-    assert all(isinstance(one, SandboxUsage) and 10 <= one.age_seconds < 11 for one in found.values())
-    found = await machine.sandboxes.usages(MANY[1:], max_age=9)
-    assert len(incus.asked("/metrics")) == 4
-    assert all(isinstance(one, SandboxUsage) and one.age_seconds < 1 for one in found.values())
-
-
 async def test_ended_apps_are_left_out_and_lost_members_are_named(incus: MeteredIncus) -> None:
     machine = machine_on(incus)
     away, noted, ended, removed, gone, *_ = (f"s-{sandbox}" for sandbox in MANY)

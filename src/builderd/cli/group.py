@@ -52,8 +52,8 @@ class TimeParam(click.ParamType[datetime]):
         try:
             if span is not None:
                 return datetime.now(UTC) + self.direction * timedelta(**{UNITS[span[2]]: int(span[1])})
-            moment = datetime.fromisoformat(text)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+            time = datetime.fromisoformat(text)
+            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, OverflowError):
             what = f"neither a span such as {self.example} nor a time such as 2026-01-31T12:00:00Z"
             self.fail(f"{text!r} is {what}", param, ctx)

@@ -87,7 +87,9 @@ def usage_lines(inventory: Inventory) -> Iterator[str]:
         yield from _tenant(tenant, list(users), inventory)
     if not inventory.users:
         yield "No builders."
-    yield from _bundles(inventory)
+    unused = inventory.unused_bundles()
+    size, idle = sum(inventory.bundles.values()), sum(unused.values())
+    yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(idle)}"
     if inventory.held is None:
         yield "The store is not mounted or not readable: start the service and run this as root to see sizes."
         return
@@ -101,37 +103,32 @@ def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> I
     sizes = f", disks {_gb(sum(disk.bytes for disk in own))} of {_gb(sum(disk.limit_bytes for disk in own))}"
     yield f"tenant {tenant}: {len(users)} builders{sizes if own else ''}"
     for user in users:
-        held = [disks[disk] for disk in user.disks if disk in disks]
-        size = "+".join(f"{_gb(disk.bytes)} of {_gb(disk.limit_bytes)}" for disk in held) or "-"
+        own_disks = [disks[disk] for disk in user.disks if disk in disks]
+        size = "+".join(f"{_gb(disk.bytes)} of {_gb(disk.limit_bytes)}" for disk in own_disks) or "-"
         layer = user.layer[:SHOWN_KEY] if user.layer else "none"
         versions = f"v{user.version} ({user.versions} kept)"
         yield f"  {user.name:<24} {user.status:<9} {versions:<12} disk {size:<22} layer {layer:<12} {user.id}"
 
 
-def _layers(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
-    yield f"layers: {len(held.layers)}, {_gb(sum(layer.bytes for layer in held.layers))}"
-    for layer in sorted(held.layers, key=lambda one: -one.bytes):
+def _layers(inventory: Inventory, stored: EngineInventory) -> Iterator[str]:
+    yield f"layers: {len(stored.layers)}, {_gb(sum(layer.bytes for layer in stored.layers))}"
+    for layer in sorted(stored.layers, key=lambda one: -one.bytes):
         users = ", ".join(sorted({f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key)}))
         seen = ", a sandbox runs on it" if layer.seen else ""
         asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
         yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'unused'}{seen}, {asked}"
 
 
-def _bundles(inventory: Inventory) -> Iterator[str]:
-    unused = inventory.unused_bundles()
-    size, idle = sum(inventory.bundles.values()), sum(unused.values())
-    yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(idle)}"
-
-
-def _rest(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
-    for base in held.bases:
-        use = ", ".join(word for word, holds in (("ours", base.own), ("sandboxes run on it", base.seen)) if holds)
+def _rest(inventory: Inventory, stored: EngineInventory) -> Iterator[str]:
+    for base in stored.bases:
+        use = ", ".join(word for word, is_so in (("ours", base.own), ("sandboxes run on it", base.seen)) if is_so)
         asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"
         yield f"base {base.name}: {_gb(base.bytes)}, {use or 'unused'}, {asked}"
     for disk in inventory.unclaimed_disks():
         yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
-    yield f"download cache: {_gb(held.cache_bytes)}; scratch of {held.scratch} sandboxes: {_gb(held.scratch_bytes)}"
-    yield f"store: {_gb(held.free_bytes)} free of {_gb(held.total_bytes)}"
+    scratch = f"scratch of {stored.scratch} sandboxes: {_gb(stored.scratch_bytes)}"
+    yield f"download cache: {_gb(stored.cache_bytes)}; {scratch}"
+    yield f"store: {_gb(stored.free_bytes)} free of {_gb(stored.total_bytes)}"
 
 
 def _gb(size: int) -> str:

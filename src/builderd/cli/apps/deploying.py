@@ -367,9 +367,9 @@ class _Deployment(Sending):
 
 def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> Start:
     """Return what starts the code: the given command, or the one that is found and confirmed."""
-    told = entrypoint or project.settings.get("entrypoint")
-    if told:
-        return Start(told, "it is given")
+    given = entrypoint or project.settings.get("entrypoint")
+    if given:
+        return Start(given, "it is given")
     found = detect(folder)
     if found is None:
         where = shlex.quote(str(project.root))

@@ -185,7 +185,7 @@ class State:
         self._sent = root / SENT
 
     def claim(self) -> IO[bytes] | None:
-        """Return a lock that this process holds until it closes it or ends; None while another one has it."""
+        """Return a lock that this process has until it closes it or ends; None while another one has it."""
         try:
             import fcntl  # noqa: PLC0415 (not on Windows)
         except ImportError:

@@ -210,7 +210,7 @@ def service_version(context: str | None) -> str:
         with suppress(Exception):
             found.append(client.health().version)
 
-    # A thread: the limit holds for the look-up of the name and the connection, too.
+    # A thread: the limit includes the look-up of the name and the connection, too.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(ASK_SECONDS)

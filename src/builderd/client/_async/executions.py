@@ -85,9 +85,9 @@ class AsyncTerminal:
                 if isinstance(message, BytesMessage):
                     return bytes(message.data)
                 if isinstance(message, TextMessage):
-                    told = json.loads(message.data)
-                    if told.get("type") == "exit":
-                        self.exit_code = told["exit_code"]
+                    ended = json.loads(message.data)
+                    if ended.get("type") == "exit":
+                        self.exit_code = ended["exit_code"]
         except WebSocketDisconnect as end:
             if self.exit_code is None:
                 raise NoAnswer(f"the terminal was closed: {end.reason or end.code}") from end

@@ -127,7 +127,7 @@ class AsyncHeldLease:
         await self._leases.end(self._id)
 
     async def renew(self, seconds: int | None = None) -> Lease:
-        """Renew it, for as long as it was taken unless told otherwise."""
+        """Renew it, for as long as it was taken by default."""
         return await self._leases.renew(self._id, seconds or self._seconds)
 
 

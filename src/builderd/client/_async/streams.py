@@ -93,7 +93,7 @@ async def follow(
 async def rows(
     transport: AsyncTransport, path: RequestPath, params: Mapping[str, Any], read: Callable[[Any], T]
 ) -> AsyncIterator[T]:
-    """Yield the rows of a long answer as they arrive; few of them are held in memory."""
+    """Yield the rows of a long answer as they arrive; few of them are kept in memory."""
     decoder, text = RowDecoder(), codecs.getincrementaldecoder("utf-8")()
     async with transport.stream("GET", path, params=params, read_seconds=ROWS_SECONDS) as response:
         async for piece in response.aiter_bytes():

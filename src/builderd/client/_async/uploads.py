@@ -89,8 +89,8 @@ class AsyncUploads(AsyncCalls):
                 passes = isinstance(error, NoAnswer | Conflict) or repeats_error(error, self._transport.timeout)
                 if attempt == ATTEMPTS or not passes:
                     raise
-                told = error.retry_after if isinstance(error, ApiError) else None
-                await async_sleep(told or min(RETRY_SECONDS * 2 ** (attempt - 1), MOST_SECONDS))
+                after = error.retry_after if isinstance(error, ApiError) else None
+                await async_sleep(after or min(RETRY_SECONDS * 2 ** (attempt - 1), MOST_SECONDS))
         return _parts(upload_url)[0]
 
     async def _send_part(self, upload_url: str, archive: IO[bytes], size: int, on_progress: OnProgress | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -13,10 +12,10 @@ from tests.previews.certificates import make_pem
 from tests.previews.http2 import Connection, Stream, request
 from tests.previews.proxy import App, Proxy, free_port, new_host
 from tests.previews.visitor import read_all
+from tests.proxied import build
 
 from builderd.api.server.limits import ConnectionLimits
 from builderd.domain.previews import API, DomainAlias
-from builderd.operations.proxy_header import SIGNATURE
 
 pytestmark = pytest.mark.haproxy
 CHALLENGE = "/.well-known/acme-challenge/"
@@ -51,8 +50,7 @@ def test_no_visitor_names_its_own_address(tls: Proxy) -> None:
 
 def test_a_proxy_header_of_a_visitor_is_no_request(tls: Proxy) -> None:
     """The header is only believed on the socket of the proxy, which adds its own before each connection."""
-    body = socket.inet_aton("6.6.6.6") + socket.inet_aton("6.6.6.6") + bytes(4)
-    forged = SIGNATURE + b"\x21\x11" + len(body).to_bytes(2) + body + get("/seen").encode()
+    forged = build("6.6.6.6") + get("/seen").encode()
 
     def visit() -> bytes:
         with connect(tls, HOST) as connection:

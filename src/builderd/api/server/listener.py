@@ -29,7 +29,6 @@ from websockets.server import ServerProtocol
 from builderd.api.server.answers import HEADER, PREFIX, failure
 from builderd.api.server.limits import CONNECTION, LimitedCalls, Limiter
 from builderd.domain.errors import BadRequest, BuilderdError, EngineUnavailable, TooLarge
-from builderd.operations import proxy_header
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
@@ -54,6 +53,10 @@ UNREAD_SECONDS = 120
 SEND_BUFFER = 128 << 10
 #: Connections that the kernel completes ahead.
 BACKLOG = 2048
+#: PROXY protocol, version 1, with the client's address and port, and the most bytes that a line of it takes:
+#: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, section 2.1.
+PROXY_HEADER = re.compile(rb"PROXY TCP[46] ([0-9A-Fa-f.:]{3,39}) [0-9A-Fa-f.:]{3,39} (\d{1,5}) \d{1,5}\r\n")
+MAX_PROXY_HEADER = 107
 #: How long calls that wait for an outcome may continue after SIGTERM, before they are cut off.
 GRACE_SECONDS = 5
 
@@ -216,7 +219,7 @@ class ProxiedProtocol(LimitedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # Not counted yet: the client is not known.
         HttpToolsProtocol.connection_made(self, transport)
-        self._received = bytearray()
+        self._received = b""
         self._arm(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
@@ -224,18 +227,16 @@ class ProxiedProtocol(LimitedProtocol):
             super().data_received(data)
             return
         self._received += data
-        try:
-            header = proxy_header.parse(self._received)
-        except ValueError:
-            self.transport.abort()
-            return
+        header = PROXY_HEADER.match(self._received)
         if header is not None:
             self._begun = True
-            self.client, self.scheme = header.client, "https"
+            self.client, self.scheme = (header[1].decode(), int(header[2])), "https"
             self.limiter.add(self)
-            if rest := bytes(self._received[header.size :]):
+            if rest := self._received[header.end() :]:
                 super().data_received(rest)
-            self._received.clear()
+            self._received = b""
+        elif b"\n" in self._received or len(self._received) > MAX_PROXY_HEADER:
+            self.transport.abort()
 
 
 class Socket(WebSocketsSansIOProtocol):

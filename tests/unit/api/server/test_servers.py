@@ -18,7 +18,6 @@ from builderd.api.server import listener
 from builderd.api.server.limits import Limiter
 from builderd.api.server.listener import Servers, bind
 from builderd.domain.errors import EngineUnavailable
-from builderd.operations.proxy_header import SIGNATURE
 
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:
@@ -105,8 +104,8 @@ async def test_header_of_a_proxy_is_believed_from_the_proxy_alone(tmp_path: Path
         await send({"type": "http.response.body"})
 
     request = b"GET / HTTP/1.1\r\nHost: builderd\r\nConnection: close\r\n\r\n"
-    body = socket.inet_aton("192.0.2.1") + socket.inet_aton("127.0.0.1") + (4711).to_bytes(2) + bytes(2)
-    claimed = SIGNATURE + b"\x21\x11" + len(body).to_bytes(2) + body + request
+
+    claimed = b"PROXY TCP4 192.0.2.1 127.0.0.1 4711 443\r\n" + request
     port, path = _port(), tmp_path / "api"
     async with Servers() as some:
         await some.add(app, "127.0.0.1", port, "port")

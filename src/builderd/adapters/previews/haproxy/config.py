@@ -389,6 +389,6 @@ def _api(options: ProxyOptions, files: ProxyFiles, form: Form, host: Host) -> st
         option http-server-close
         http-reuse never
         timeout queue 5s
-        server service {quoted(f"unix@{socket}")} send-proxy-v2 maxconn {min(_part(host, API_PART), API_MOST)}
+        server service {quoted(f"unix@{socket}")} send-proxy maxconn {min(_part(host, API_PART), API_MOST)}
         """,
     )

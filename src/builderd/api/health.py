@@ -47,7 +47,7 @@ async def _readiness(application: Application) -> Readiness:
         database=await _database(application.store),
         engine=Part(ready=engine.ready, message=engine.message),
         previews=Part(ready=previews, message="the proxy answers" if previews else "the proxy does not answer"),
-        vault=_vault(application.vault),
+        vault=_describe_vault(application.vault),
         public_url=await _public_url(application),
         clock=Part(ready=not fault, message=fault or "it was not set since the start"),
     )
@@ -66,7 +66,7 @@ async def _public_url(application: Application) -> Part:
     return Part(ready=ready, message=message)
 
 
-def _vault(vault: Vault) -> Part:
+def _describe_vault(vault: Vault) -> Part:
     try:
         vault.check()
     except EngineUnavailable as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,42 +12,11 @@ from pydantic.json_schema import models_json_schema
 
 from builderd import __version__
 from builderd.domain.resources import Resources
-from builderd.schemas.v1.account import NewCredential, NewSpendingCap, NewToken, NewWebhook
-from builderd.schemas.v1.builder_parts import (
-    NewBuilderOfBackup,
-    NewExecution,
-    NewLease,
-    NewRestore,
-    NewSshGrant,
-    RenewedLease,
-)
-from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.files import NewUpload
-from builderd.schemas.v1.reviews import NewAcceptance
 from builderd.schemas.v1.shape import Failure
-from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
 
 SCHEMAS = "#/components/schemas/"
-#: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
-REQUESTS: Sequence[type[BaseModel]] = (
-    NewAcceptance,
-    NewAutoStop,
-    NewBuilder,
-    NewBuilderOfBackup,
-    NewCredential,
-    NewExecution,
-    NewRollback,
-    NewSettings,
-    NewRestore,
-    NewLease,
-    NewSpendingCap,
-    NewSshGrant,
-    NewToken,
-    NewUpload,
-    NewVersion,
-    NewWebhook,
-    RenewedLease,
-)
+#: Shapes of requests, by name. The framework does not see them, since the bodies are read and limited apart from it.
+_REQUESTS: dict[str, type[BaseModel]] = {}
 
 FAILURES = {
     400: "`bad_request`: the body is not JSON, or not an object.",
@@ -148,6 +117,7 @@ def body_of(shape: type[BaseModel], example: Mapping[str, Any], *, required: boo
 
     The example is one that works as it stands.
     """
+    _REQUESTS[shape.__name__] = shape
     media = {"schema": {"$ref": f"{SCHEMAS}{shape.__name__}"}, "example": example}
     return {"requestBody": {"required": required, "content": {"application/json": media}}}
 
@@ -189,7 +159,7 @@ def _document(app: FastAPI, maximum: Resources) -> dict[str, Any]:
 
 
 def _request_schemas(maximum: Resources) -> Mapping[str, Any]:
-    pairs = [(shape, "validation") for shape in REQUESTS]
+    pairs = [(_REQUESTS[name], "validation") for name in sorted(_REQUESTS)]
     _, found = models_json_schema(pairs, ref_template=f"{SCHEMAS}{{model}}")  # type: ignore[arg-type]
     schemas: dict[str, Any] = found["$defs"]
     for name, field in schemas["Resources"]["properties"].items():

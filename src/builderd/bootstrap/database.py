@@ -105,10 +105,7 @@ def database_location(settings: Settings) -> str:
     """Return the database's URL without password, or its file relative to the data directory, which may be moved."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite":
-        return _file(Path(str(url.database)).resolve(), settings.data_dir.resolve())
+        file, data_dir = Path(str(url.database)).resolve(), settings.data_dir.resolve()
+        return str(file.relative_to(data_dir) if file.is_relative_to(data_dir) else file)
     query = {name: url.query[name] for name in _LOCATION_PARAMETERS if name in url.query}
     return str(URL.create("postgresql", url.username, None, url.host, url.port or 5432, url.database, query))
-
-
-def _file(file: Path, data_dir: Path) -> str:
-    return str(file.relative_to(data_dir) if file.is_relative_to(data_dir) else file)

@@ -91,7 +91,7 @@ class Standby:
             yield
         except BaseException:
             with suppress(StoreUnavailable):
-                await self._store.write(partial(_withdraw, service=self.membership.instance.member))
+                await self._store.write(lambda uow: uow.services.remove(self.membership.instance.member))
             raise
 
     async def _look(self) -> DatabaseLease | None:
@@ -114,7 +114,7 @@ class Standby:
                 return None
             raise DatabaseOwned(f"This service cannot stand by for {describe_owner(lease)}: {reason}; then start it.")
         self._was_fit = True
-        if differences := await self._newer_schema():
+        if differences := await self._store.schema_conflict():
             self._say(f"upgrade this service: {differences}")
             return None
         if view.own is None or view.own.known_in != lease.term:
@@ -160,10 +160,6 @@ class Standby:
             )
         self._say(f"{describe_owner(lease)} has not announced itself to the cluster")
 
-    async def _newer_schema(self) -> str:
-        """Return what a newer version has changed, "" if this one knows the schema."""
-        return await self._store.schema_conflict()
-
     def _say(self, reason: str) -> None:
         """Log what keeps this service from taking over, now and then."""
         said, at = self._said
@@ -172,10 +168,6 @@ class Standby:
             log.warning("cannot take the cluster over now reason=%s", reason)
             self._supervisor.status(f"standing by, cannot take over: {reason}")
             self._said = reason, time.monotonic()
-
-
-def _withdraw(uow: UnitOfWork, service: str) -> None:
-    uow.services.remove(service)
 
 
 def _announce(uow: UnitOfWork, own: ClusterService) -> View:

@@ -68,7 +68,8 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
         if passphrase is not None:
             secrets = _secrets(settings, unfinished / DATABASE, before)
             atomic_files.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, ASSOCIATED_DATA))
-        identity = _read_if_exists(settings.data_dir / IDENTITY_FILE)
+        file = settings.data_dir / IDENTITY_FILE
+        identity = file.read_text() if file.is_file() else ""
         now = SystemClock().now().isoformat()
         return folder.write_manifest(unfinished, now, __version__, revision, identity)
 
@@ -114,10 +115,6 @@ def _secrets(settings: Settings, database: Path, before: Sequence[Key]) -> bytes
     return json.dumps(Secrets(vault_keys=[key.text for key in keys], files=kept)).encode()
 
 
-def _read_if_exists(file: Path) -> str:
-    return file.read_text() if file.is_file() else ""
-
-
 # Restore
 
 
@@ -143,8 +140,8 @@ def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) 
 def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | None, say: Say) -> Manifest:
     if copies.holds_something(settings.database):
         raise InvalidState(
-            f"There is a database already ({_location(settings)}): restore into another data directory, or move it "
-            "away."
+            f"There is a database already ({copies.file_of(settings.database) or 'at database_url'}): restore into "
+            "another data directory, or move it away."
         )
     say("Reading the backup …")
     manifest = folder.check(source)
@@ -166,11 +163,6 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
-
-
-def _location(settings: Settings) -> str:
-    file = copies.file_of(settings.database)
-    return str(file) if file else "at database_url"
 
 
 def _open(keys: Path, passphrase: str | None) -> Secrets:

@@ -10,14 +10,15 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncssh
 
 from builderd.domain.errors import BuilderdError, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, Grant, ProcessSpec, Window
+from builderd.ports.processes import Process
 from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import session
@@ -93,34 +94,32 @@ class Gateway:
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHAcceptor:
         """Return a listener; each of its connections is closed when its grant ends."""
-        return await asyncssh.listen(host, port, **self._options())
-
-    def _options(self, address: str = "") -> dict[str, Any]:
-        """Return the options of a connection; ``address`` is the client's where the connection is not its own."""
-        return {
-            "server_factory": lambda: Login(self, address),
-            "server_host_keys": [self._key],
-            "server_version": "builderd",
-            "encoding": None,
-            "line_editor": False,
-            "agent_forwarding": False,
-            "x11_forwarding": False,
-            "allow_scp": False,
-            "compression_algs": None,
-            "login_timeout": LOGIN_SECONDS,
-            "keepalive_interval": KEEPALIVE_SECONDS,
-            "keepalive_count_max": KEEPALIVES,
-        }
+        return await asyncssh.listen(
+            host,
+            port,
+            server_factory=lambda: Login(self),
+            server_host_keys=[self._key],
+            server_version="builderd",
+            encoding=None,
+            line_editor=False,
+            agent_forwarding=False,
+            x11_forwarding=False,
+            allow_scp=False,
+            compression_algs=None,
+            login_timeout=LOGIN_SECONDS,
+            keepalive_interval=KEEPALIVE_SECONDS,
+            keepalive_count_max=KEEPALIVES,
+        )
 
 
 class Login(asyncssh.SSHServer):
     """One SSH connection: login, sessions, forwarded connections, disconnect."""
 
-    def __init__(self, gateway: Gateway, address: str = "") -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._app = gateway.application
         self._connection: asyncssh.SSHServerConnection | None = None
-        self._address = address
+        self._address = ""
         self._attempt: Attempt | None = None
         self._started = time.monotonic()
         self._watch_task: asyncio.Task[None] | None = None
@@ -131,7 +130,7 @@ class Login(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
-        self._address = self._address or str(conn.get_extra_info("peername")[0])
+        self._address = str(conn.get_extra_info("peername")[0])
         # A cipher is set once key exchange is done, which costs the client CPU time too.
         self._attempt = self._gateway.throttle.enter(
             self._address, conn.abort, lambda: bool(conn.get_extra_info("send_cipher"))
@@ -224,7 +223,8 @@ class Login(asyncssh.SSHServer):
         """Run a shell, a command or sftp to its end. Errors are caught: a raised one would close the whole login."""
         assert self.grant is not None, "begin_auth sets the grant"
         try:
-            code = await self._run_session(self.grant, channel)
+            async with self._open_process(_spec(channel)) as process:
+                code = await session.join(channel, process)
         except BuilderdError as error:
             _end_with(channel, error.message)
         except Exception:
@@ -233,14 +233,13 @@ class Login(asyncssh.SSHServer):
         else:
             channel.close() if code is None else channel.exit(code)
 
-    async def _run_session(self, grant: Grant, channel: asyncssh.SSHServerProcess[bytes]) -> int | None:
-        spec = _spec(channel)
-        sandbox = (await ssh.sandbox_of(self._app, grant)).id
-        async with (
-            wake.keep_awake(self._app, sandbox),
-            self._app.engine.sandboxes.open_process(sandbox, spec) as process,
-        ):
-            return await session.join(channel, process)
+    @asynccontextmanager
+    async def _open_process(self, spec: ProcessSpec) -> AsyncIterator[Process]:
+        assert self.grant is not None, "begin_auth sets the grant"
+        sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
+        sandboxes = self._app.engine.sandboxes
+        async with wake.keep_awake(self._app, sandbox), sandboxes.open_process(sandbox, spec) as process:
+            yield process
 
     def _count_channel(self) -> None:
         if self._channels >= MAX_CHANNELS:
@@ -272,30 +271,20 @@ class Login(asyncssh.SSHServer):
         self._count_channel()
 
         async def handle(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+            assert self.grant is not None, "begin_auth sets the grant"
             try:
-                await self._forward(ProcessSpec(program), reader, writer)
+                async with self._open_process(ProcessSpec(program)) as process:
+                    await session.forward(reader, writer, process)
+            except BuilderdError as error:
+                log.info("forwarded SSH connection refused grant=%s error=%s", self.grant.id, error.message)
+                writer.close()
+            except Exception:
+                log.exception("forwarded SSH connection failed grant=%s", self.grant.id)
+                writer.close()
             finally:
                 self._release_channel()
 
         return handle
-
-    async def _forward(
-        self, spec: ProcessSpec, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]
-    ) -> None:
-        assert self.grant is not None, "begin_auth sets the grant"
-        try:
-            sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
-            async with (
-                wake.keep_awake(self._app, sandbox),
-                self._app.engine.sandboxes.open_process(sandbox, spec) as process,
-            ):
-                await session.forward(reader, writer, process)
-        except BuilderdError as error:
-            log.info("forwarded SSH connection refused grant=%s error=%s", self.grant.id, error.message)
-            writer.close()
-        except Exception:
-            log.exception("forwarded SSH connection failed grant=%s", self.grant.id)
-            writer.close()
 
 
 def _end_with(channel: asyncssh.SSHServerProcess[bytes], message: str) -> None:

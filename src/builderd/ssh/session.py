@@ -96,11 +96,8 @@ Read = Callable[[], Awaitable[bytes]]
 
 async def join(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int | None:
     """Copy both directions until the process ends. Return its exit code, or None when the client left first."""
-    outputs: list[Coroutine[Any, Any, None]] = [_copy(process.read, channel.stdout)]
-    if channel.term_type is None:
-        outputs.append(_copy(process.read_errors, channel.stderr))
     feeding = asyncio.ensure_future(_feed(channel, process))
-    ending = asyncio.ensure_future(_wait_for_exit(outputs, process))
+    ending = asyncio.ensure_future(_copy_until_exit(channel, process))
     closed = asyncio.ensure_future(channel.channel.wait_closed())
     try:
         await asyncio.wait({ending, closed}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,8 +108,11 @@ async def join(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> i
         await asyncio.gather(feeding, ending, closed, return_exceptions=True)
 
 
-async def _wait_for_exit(outputs: list[Coroutine[Any, Any, None]], process: Process) -> int:
+async def _copy_until_exit(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int:
     """Return the exit code once all output is copied."""
+    outputs = [_copy(process.read, channel.stdout)]
+    if channel.term_type is None:
+        outputs.append(_copy(process.read_errors, channel.stderr))
     await asyncio.gather(*outputs)
     return await process.wait()
 

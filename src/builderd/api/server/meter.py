@@ -76,7 +76,9 @@ async def _look(application: Application) -> _Snapshot:
     today = application.clock.now()
     days = {host: (end - today).total_seconds() / 86_400 for host, end in ends[:MAX_SERIES]}
     members = await _members(application.engine) if ready else ()
-    code, busiest = await application.bundles.space(), _busiest(activity)
+    # Some of the others have no visitors any more.
+    busiest = dict(sorted(activity.items(), key=lambda one: one[1].requests, reverse=True)[:MAX_SERIES])
+    code = await application.bundles.space()
     return _Snapshot(
         builders, busiest, readings[:MAX_SERIES], ready, previews_ready, backups, days, failures, code, members
     )
@@ -90,12 +92,6 @@ async def _members(engine: Engine) -> Sequence[tuple[MemberReport, int]]:
     except EngineUnavailable:
         return ()
     return [(member, disks[member.name]) for member in members]
-
-
-def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
-    """Return the ``MAX_SERIES`` hosts with the most requests; some of the others have no visitors any more."""
-    hosts = sorted(activity, key=lambda host: activity[host].requests, reverse=True)
-    return {host: activity[host] for host in hosts[:MAX_SERIES]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,33 +110,18 @@ class _Snapshot(Collector):
     members: Sequence[tuple[MemberReport, int]] = ()
 
     def collect(self) -> Iterator[Metric]:
-        builders = GaugeMetricFamily("builderd_builders", "Builders that are not deleted.", labels=["status"])
-        for status in Status:
-            if status is not Status.DELETED:
-                builders.add_metric([status.value], self.builders.get(status, 0))
-        yield builders
+        counts = {status.value: self.builders.get(status, 0) for status in Status if status is not Status.DELETED}
+        yield _gauges("builderd_builders", "Builders that are not deleted.", "status", counts)
         yield GaugeMetricFamily(
             "builderd_engine_ready", "1 when sandboxes can be started.", value=float(self.engine_ready)
         )
         yield GaugeMetricFamily(
             "builderd_previews_ready", "1 when the proxy of the previews answers.", value=float(self.previews_ready)
         )
-        certificates = GaugeMetricFamily(
-            "builderd_domain_certificate_days",
-            "Days left of a certificate: of domains, of previews, of public_url.",
-            labels=["host"],
-        )
-        for host, days in self.certificates.items():
-            certificates.add_metric([host], days)
-        yield certificates
-        failures = GaugeMetricFamily(
-            "builderd_own_certificate_failures",
-            "Failed tries in a row to get a certificate: of previews, of public_url.",
-            labels=["host"],
-        )
-        for host, count in self.failures.items():
-            failures.add_metric([host], count)
-        yield failures
+        text = "Days left of a certificate: of domains, of previews, of public_url."
+        yield _gauges("builderd_domain_certificate_days", text, "host", self.certificates)
+        text = "Failed tries in a row to get a certificate: of previews, of public_url."
+        yield _gauges("builderd_own_certificate_failures", text, "host", self.failures)
         for name, text, value in (
             ("stored", "Bytes of the stored code of all builders.", self.code.used),
             ("free", "Bytes that are free for more code.", max(self.code.free, 0)),
@@ -155,28 +136,25 @@ class _Snapshot(Collector):
         """Yield the state of each member of a cluster."""
         if not self.members:
             return
-        online = GaugeMetricFamily("builderd_member_online", "1 when the member answers.", labels=["member"])
-        leaving = GaugeMetricFamily("builderd_member_evacuating", "1 when it is evacuated.", labels=["member"])
-        disks = GaugeMetricFamily("builderd_member_disks", "Disks on the member.", labels=["member"])
+        online = {member.name: member.away_since is None for member, _ in self.members}
+        yield _gauges("builderd_member_online", "1 when the member answers.", "member", online)
+        leaving = {member.name: member.evacuating for member, _ in self.members}
+        yield _gauges("builderd_member_evacuating", "1 when it is evacuated.", "member", leaving)
+        disks = {member.name: count for member, count in self.members}
+        yield _gauges("builderd_member_disks", "Disks on the member.", "member", disks)
         capacity = GaugeMetricFamily(
             "builderd_member_capacity", "vCPU, and GB of memory and disk.", labels=["member", "resource"]
         )
-        for member, count in self.members:
-            online.add_metric([member.name], float(member.away_since is None))
-            leaving.add_metric([member.name], float(member.evacuating))
-            disks.add_metric([member.name], count)
+        for member, _ in self.members:
             if has := member.capacity:
                 for name, value in (("cpu", has.cpu), ("memory", has.memory), ("disk", has.disk)):
                     capacity.add_metric([member.name, name], value)
-        yield from (online, leaving, disks, capacity)
+        yield capacity
 
     def _kept(self) -> Iterator[Metric]:
-        backups = GaugeMetricFamily(
-            "builderd_backups", "Backups that are kept; those that failed in the last week.", labels=["status"]
-        )
-        for status in BackupStatus:
-            backups.add_metric([status.value], self.backups.by_status.get(status, 0))
-        yield backups
+        counts = {status.value: self.backups.by_status.get(status, 0) for status in BackupStatus}
+        text = "Backups that are kept; those that failed in the last week."
+        yield _gauges("builderd_backups", text, "status", counts)
         for name, text, value in (
             ("failing_builders", "Builders that want backups and whose last one failed.", self.backups.failing),
             ("behind_seconds", "Age of the oldest of the last good backups.", self.backups.behind_seconds),
@@ -213,23 +191,26 @@ class _Snapshot(Collector):
 
     def _used(self) -> Iterator[Metric]:
         """Yield the usage of each running sandbox; counters restart with each new sandbox."""
-        labels = ["builder", "name", "tenant"]
-        cpu = CounterMetricFamily("builderd_builder_cpu_seconds", "CPU time of a sandbox.", labels=labels)
-        memory = GaugeMetricFamily("builderd_builder_memory_bytes", "Memory in use.", labels=labels)
-        disk = GaugeMetricFamily("builderd_builder_disk_bytes", "Disk in use.", labels=labels)
-        received = CounterMetricFamily("builderd_builder_received_bytes", "Over its network.", labels=labels)
-        sent = CounterMetricFamily("builderd_builder_sent_bytes", "Over its network.", labels=labels)
-        processes = GaugeMetricFamily("builderd_builder_processes", "Processes now.", labels=labels)
-        for reading in self.readings:
-            watched, used = reading.watched, reading.used
-            label = [watched.builder_id, watched.name, watched.tenant]
-            cpu.add_metric(label, used.cpu_seconds)
-            memory.add_metric(label, used.memory_bytes)
-            disk.add_metric(label, used.disk_bytes)
-            received.add_metric(label, used.network_in_bytes)
-            sent.add_metric(label, used.network_out_bytes)
-            processes.add_metric(label, used.processes)
-        yield from (cpu, memory, disk, received, sent, processes)
+        for kind, name, text, field in (
+            (CounterMetricFamily, "cpu_seconds", "CPU time of a sandbox.", "cpu_seconds"),
+            (GaugeMetricFamily, "memory_bytes", "Memory in use.", "memory_bytes"),
+            (GaugeMetricFamily, "disk_bytes", "Disk in use.", "disk_bytes"),
+            (CounterMetricFamily, "received_bytes", "Over its network.", "network_in_bytes"),
+            (CounterMetricFamily, "sent_bytes", "Over its network.", "network_out_bytes"),
+            (GaugeMetricFamily, "processes", "Processes now.", "processes"),
+        ):
+            family = kind(f"builderd_builder_{name}", text, labels=["builder", "name", "tenant"])
+            for reading in self.readings:
+                watched = reading.watched
+                family.add_metric([watched.builder_id, watched.name, watched.tenant], getattr(reading.used, field))
+            yield family
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
 
 
 def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:

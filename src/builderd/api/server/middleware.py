@@ -89,7 +89,8 @@ class RequestLog:
         path = _SECRET.sub(r"\1…", scope["raw_path"].decode("ascii", "replace")[:MAX_LOGGED_PATH])
         method = scope.get("method", "GET")
         logger.info("request method=%s path=%s status=%d ms=%.1f", method, path, status, seconds * 1000)
-        self._meter.count(method, _route_of(scope), status, seconds)
+        # The path with its parameters as names, so that counters stay few; empty where no route took the request.
+        self._meter.count(method, getattr(scope.get("route"), "path", ""), status, seconds)
 
 
 def _stamp(scope: Scope, message: Message) -> None:
@@ -99,11 +100,6 @@ def _stamp(scope: Scope, message: Message) -> None:
     headers.update(scope.get("state", {}).get("rate_limit", {}))
     for name, value in GUARDS.items():
         headers.setdefault(name, value)
-
-
-def _route_of(scope: Scope) -> str:
-    """The path with its parameters as names, so that counters stay few; empty where no route took the request."""
-    return getattr(scope.get("route"), "path", "")
 
 
 class HeadSent(Exception):
@@ -193,19 +189,16 @@ class _MaskedAnswer:
         headers = MutableHeaders(scope=message)
         self._type = headers.get("content-type", "")
         if not self._type.startswith(OPAQUE):
-            self._masker = await self._read_values()
+            self._masker = await self._make_masker()
         if self._masker:
             del headers["content-length"]
         await self._send(message)
 
-    async def _read_values(self) -> Masker:
-        tenant_id = self._scope.get("state", {}).get("tenant_id")
+    async def _make_masker(self) -> Masker:
+        tenant_id, vault = self._scope.get("state", {}).get("tenant_id"), self._application.vault
         if tenant_id is None:
             return Masker(())
-        application = self._application
-        return Masker(
-            await application.store.read(lambda uow: credentials.all_values(uow, application.vault, tenant_id))
-        )
+        return Masker(await self._application.store.read(lambda uow: credentials.all_values(uow, vault, tenant_id)))
 
     async def _pieces(self, *, last: bool) -> AsyncIterator[bytes]:
         if self._type.startswith(EVENTS):
@@ -221,14 +214,12 @@ class _MaskedAnswer:
                 yield masked
         if last and self._held:
             body, self._held = bytes(self._held), bytearray()
-            yield await asyncio.to_thread(self._whole, body)
+            mask = self._json if "json" in self._type else self._masker.data
+            yield await asyncio.to_thread(mask, body)
 
     def _line(self, line: bytes) -> bytes:
         field, colon, value = line.partition(b": ")
         return field + colon + self._json(value) if field == b"data" else line
-
-    def _whole(self, body: bytes) -> bytes:
-        return self._json(body) if "json" in self._type else self._masker.data(body)
 
     def _json(self, text: bytes) -> bytes:
         try:

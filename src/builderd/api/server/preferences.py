@@ -22,6 +22,8 @@ from builderd.operations.operations import Operations
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
+#: RFC 9110, 12.4.2.
+_WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 #: Header of an answer that followed the preference (RFC 7240).
 APPLIED = {"Preference-Applied": "respond-async"}
 
@@ -34,28 +36,14 @@ def wants_async(request: Request) -> bool:
 
 def wants_events(request: Request) -> bool:
     """Return whether the caller prefers an event stream to JSON (RFC 9110, 12.5.1): by weight, then by order."""
-    accepted = [_weight_and_type(part) for part in ",".join(request.headers.getlist("accept")).split(",")]
-    known = [(weight, kind) for weight, kind in accepted if kind in (EVENT_STREAM, JSON) and weight > 0]
-    if not known:
-        return False
-    _, kind = max(known, key=lambda pair: pair[0])
-    return kind == EVENT_STREAM
-
-
-def _weight_and_type(part: str) -> tuple[float, str]:
-    kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            return _weight(parameter[2:]), kind
-    return 1.0, kind
-
-
-def _weight(text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        return 0.0
-    return weight if 0 <= weight <= 1 else 0.0
+    best, preferred = 0.0, ""
+    for part in ",".join(request.headers.getlist("accept")).lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
+        weight = 1.0 if not weights else float(weights[0]) if _WEIGHT.fullmatch(weights[0]) else 0.0
+        if kind in (EVENT_STREAM, JSON) and weight > best:
+            best, preferred = weight, kind
+    return preferred == EVENT_STREAM
 
 
 T = TypeVar("T")

@@ -37,10 +37,8 @@ def install(app: FastAPI) -> None:
 def unexpected(error: Exception, request_id: str) -> Answer:
     """Answer 503 for a fault of the machine, else 500; the log has the exception under the same request id."""
     fault = machine_fault(error)
-    return failure(fault, request_id) if fault is not None else _internal_error(request_id)
-
-
-def _internal_error(request_id: str) -> Answer:
+    if fault is not None:
+        return failure(fault, request_id)
     message = f"Something went wrong in the service. Its log tells more under the request id {request_id}."
     body = Failure(code=BuilderdError.code, message=message)
     return Answer(500, body.model_dump(mode="json"))
@@ -72,12 +70,8 @@ async def _parameters(_: Request, error: Exception) -> Response:
 
 async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return _method_not_allowed(request)
-    return not_found().response()
-
-
-def _method_not_allowed(request: Request) -> Response:
+    if error.status_code != 405:
+        return not_found().response()
     methods = ", ".join(sorted(allowed_methods(request)))
     response = failure(MethodNotAllowed(f"{request.method} is not for this path, which takes {methods}.")).response()
     response.headers["Allow"] = methods

@@ -23,6 +23,8 @@ from builderd.services.deployments import Change
 
 #: Code of no more files and bytes is hashed at once, which takes less than a change of threads.
 FEW_FILES, SMALL_BYTES = 20, 50_000
+#: Kinds whose ``Procfile`` may name a release: those that it can start.
+RELEASING = frozenset({JobType.ALWAYS_ON, JobType.WORKER})
 
 
 async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuilder) -> Bundle:
@@ -41,29 +43,27 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
     removes an upload's code again.
     """
     async with bundles.dropped_on_error(application, bundle if new.source else None):
-        return await _new_builder(application, new, bundle)
-
-
-async def _new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
-    code = _code_in(bundle, new.root)
-    job_type = _job_type(new, code)
-    entrypoint = new.entrypoint or _command(code, job_type)
-    settings = new_settings(new, entrypoint, application.limits.default_isolation)
-    if new.build is None and job_type is not JobType.SANDBOX:
-        settings = replace(settings, build=find_build(code, entrypoint))
-    if new.env_file:
-        settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
-    if new.release is None and _reads_release(job_type):
-        settings = replace(settings, release=_release(code))
-    return builders.NewBuilder(
-        name=new.name,
-        bundle_hash=bundle.hash,
-        settings=settings,
-        job_type=job_type,
-        visibility=_visibility(new),
-        auto_stop_interval=new.auto_stop_interval,
-        backup_interval_hours=new.backup_interval_hours,
-    )
+        code = _code_in(bundle, new.root)
+        job_type = _job_type(new, code)
+        entrypoint = new.entrypoint or _command(code, job_type)
+        settings = new_settings(new, entrypoint, application.limits.default_isolation)
+        if new.build is None and job_type is not JobType.SANDBOX:
+            settings = replace(settings, build=find_build(code, entrypoint))
+        if new.env_file:
+            settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
+        if new.release is None and job_type in RELEASING:
+            settings = replace(settings, release=_release(code))
+        # A sandbox's preview is private unless the request says otherwise.
+        is_private = new.job_type is JobType.SANDBOX and "visibility" not in new.model_fields_set
+        return builders.NewBuilder(
+            name=new.name,
+            bundle_hash=bundle.hash,
+            settings=settings,
+            job_type=job_type,
+            visibility=Visibility.PRIVATE if is_private else new.visibility,
+            auto_stop_interval=new.auto_stop_interval,
+            backup_interval_hours=new.backup_interval_hours,
+        )
 
 
 def _code_in(bundle: Bundle, root: str) -> Bundle:
@@ -72,11 +72,6 @@ def _code_in(bundle: Bundle, root: str) -> Bundle:
     if root and not code.files:
         raise ValidationFailed({"root": [f"is no folder of the code: {root!r} has no files"]})
     return code
-
-
-def _reads_release(job_type: JobType) -> bool:
-    """Return True for kinds whose ``Procfile`` may name a release: those that it can start."""
-    return job_type in (JobType.ALWAYS_ON, JobType.WORKER)
 
 
 def _release(bundle: Bundle) -> str:
@@ -93,12 +88,6 @@ def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
         return new.job_type
     has_only_worker = web_command(bundle) is None and worker_command(bundle) is not None
     return JobType.WORKER if has_only_worker else new.job_type
-
-
-def _visibility(new: NewBuilder) -> Visibility:
-    """Return the visibility: a sandbox's preview is private unless the request says otherwise."""
-    is_private = new.job_type is JobType.SANDBOX and "visibility" not in new.model_fields_set
-    return Visibility.PRIVATE if is_private else new.visibility
 
 
 def _command(bundle: Bundle, job_type: JobType) -> str:
@@ -189,6 +178,6 @@ async def _kept_commands(
         if why := entrypoint_error(commands[process]):
             raise ValidationFailed({"entrypoint": [why]})
         kept["entrypoint"] = commands[process]
-    if _reads_release(builder.job_type) and settings.release == release_command(old):
+    if builder.job_type in RELEASING and settings.release == release_command(old):
         kept["release"] = _release(code)
     return kept

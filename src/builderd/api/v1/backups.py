@@ -16,7 +16,6 @@ from builderd.api.v1 import presenters as door
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import Listing, PageQuery, ThePage, listed, page_of
 from builderd.domain.backups import Backup, BackupStatus, Restore
-from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, NotFound
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1 import builder_parts as wire
@@ -146,15 +145,10 @@ async def _restored(application: Application, wanted: Restore) -> Answer:
             await outcomes.deployed(application, done.builder_id, done.number)
     except BuilderdError as error:
         return failure(error)
-    builder = await application.store.read(lambda uow: _served(uow, done))
-    return await door.started(application, builder)
-
-
-def _served(uow: UnitOfWork, done: Restore) -> Builder:
-    builder = uow.builders.get(done.made or done.builder_id)
+    builder = await application.store.read(lambda uow: uow.builders.get(done.made or done.builder_id))
     if builder is None:
         raise NotFound("The builder is gone.")
-    return builder
+    return await door.started(application, builder)
 
 
 @router.delete(

@@ -31,8 +31,6 @@ from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.errors import BuilderdError, machine_fault
 from builderd.domain.events import Event
 from builderd.domain.tokens import Scope
-from builderd.operations.idempotency import Retry
-from builderd.operations.operations import Operations
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name, NewBuilder
 from builderd.schemas.v1.shape import PageMeta, Parameters
 from builderd.services import backups, builders, outcomes
@@ -225,11 +223,16 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
     at_once = wants_async(request)
     with operations.hold(identity.token.tenant_id, retry, blocks=not at_once) as held:
         if first is None:
-            builder = await _create(operations, identity, body.value, retry)
+            bundle = await requests.bundle_of(operations.application, identity.token.tenant_id, body.value)
+            asked = await requests.new_builder(operations.application, body.value, bundle)
+            builder = await operations.create(identity.caller, asked, bundle, retry)
         else:
             builder = (await operations.begun(first)).builder
         body.release()
-        outcome = _outcome(operations.application, builder, at_once=at_once)
+        if at_once:
+            outcome = door.accepted(operations.application, builder, "created")
+        else:
+            outcome = door.started(operations.application, builder, 201, door.location(builder))
         answer = operations.follow(outcome, retry, held)
     if wants_events(request) and not at_once:
         events = outcomes.stages(operations.application, builder.id, builder.generation)
@@ -241,19 +244,6 @@ def check_gates(identity: Identity, new: NewBuilder) -> None:
     """Raise ``Forbidden`` when the request leaves a gate out and the token lacks the scope for it."""
     if new.skip_review or new.skip_qa:
         identity.require(Scope.SKIP_GATES, "Leaving a gate out (skip_review, skip_qa)")
-
-
-async def _create(operations: Operations, identity: Identity, new: NewBuilder, retry: Retry | None) -> Builder:
-    application = operations.application
-    bundle = await requests.bundle_of(application, identity.token.tenant_id, new)
-    asked = await requests.new_builder(application, new, bundle)
-    return await operations.create(identity.caller, asked, bundle, retry)
-
-
-async def _outcome(application: Application, builder: Builder, *, at_once: bool) -> Answer:
-    if at_once:
-        return await door.accepted(application, builder, "created")
-    return await door.started(application, builder, 201, door.location(builder))
 
 
 def in_form(request: Request, answer: Answer) -> Response:
@@ -272,7 +262,7 @@ async def progress_stream(events: AsyncIterator[Event], answer: asyncio.Task[Ans
     try:
         async for happened in events:
             if happened.type == "stage.finished":
-                yield _stage(happened)
+                yield event(happened.details["stage"], dict(happened.details), str(happened.id))
         last = await asyncio.shield(answer)
     except Exception as error:
         fault = error if isinstance(error, BuilderdError) else machine_fault(error)
@@ -280,10 +270,6 @@ async def progress_stream(events: AsyncIterator[Event], answer: asyncio.Task[Ans
             raise
         last = failure(fault)
     yield _final(last)
-
-
-def _stage(happened: Event) -> bytes:
-    return event(happened.details["stage"], dict(happened.details), str(happened.id))
 
 
 def _final(answer: Answer) -> bytes:

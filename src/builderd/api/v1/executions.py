@@ -37,7 +37,6 @@ from builderd.schemas.v1.builder_parts import (
 )
 from builderd.services import executions, ssh, tokens
 from builderd.services.application import Application
-from builderd.services.builders import Caller
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
@@ -45,8 +44,6 @@ router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 MAX_BODY_BYTES = 8_000_000
 #: So much of an output is made JSON at once.
 PIECE = 1 << 14
-#: An output up to here is answered whole, and not counted among the bytes that its tenant holds while it is sent.
-SHORT = 1 << 12
 
 Body = Annotated[Received[NewExecution], Depends(json_body(NewExecution, MAX_BODY_BYTES))]
 
@@ -62,11 +59,7 @@ STREAM = (
         200,
         ExecutionAnswer,
         "The command ended, or its timeout ended it.",
-        400,
-        404,
-        409,
-        413,
-        422,
+        *(400, 404, 409, 413, 422),
         content=openapi.events(STREAM),
     ),
     openapi_extra=openapi.body_of(NewExecution, {"command": "ls -l", "timeout": 60}),
@@ -80,51 +73,21 @@ async def run_command(
     ends the command.
     """
     new, caller, uuid = body.value, identity.caller, uuid.lower()
-    if not new.stream:
-        return await _run(request, application, caller, uuid, new)
-    sandbox = await executions.running(application, caller, uuid)
     held_bytes, encoding = operations_of(request).held_bytes, request.app.state.encoding
-    pieces = executions.follow(application, caller, sandbox, _command_of(new), held_bytes)
-    return stream(_events(pieces, encoding, caller.tenant_id, separate=new.separate))
-
-
-def _command_of(new: NewExecution) -> executions.Command:
-    return executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env, new.separate)
-
-
-async def _run(request: Request, application: Application, caller: Caller, uuid: str, new: NewExecution) -> Response:
-    held_bytes = operations_of(request).held_bytes
-    encoding: Turns = request.app.state.encoding
+    command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env, new.separate)
+    if new.stream:
+        sandbox = await executions.running(application, caller, uuid)
+        pieces = executions.follow(application, caller, sandbox, command, held_bytes)
+        return stream(_events(pieces, encoding, caller.tenant_id, separate=new.separate))
     async with AsyncExitStack() as stack:
-        running = executions.run(application, caller, uuid, _command_of(new), held_bytes)
-        ended = await stack.enter_async_context(running)
-        if ended.output.size <= SHORT:
-            return Response(_short_answer(ended), 200, media_type="application/json")
+        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, held_bytes))
         return ResourceStream(stack.pop_all(), _answer(ended, encoding, caller.tenant_id), 200, {}, "application/json")
-
-
-def _head(ended: executions.Ended) -> str:
-    """Return the beginning of an ``ExecutionAnswer``, up to the text of its output."""
-    message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
-    return f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
-
-
-def _tail(ended: executions.Ended) -> str:
-    return f',"truncated":{json.dumps(ended.output.truncated)},"hint":{json.dumps(ended.hint)}}}}}'
-
-
-def _short_answer(ended: executions.Ended) -> str:
-    """Return the whole ``ExecutionAnswer``."""
-    output, errors = (
-        json.dumps("".join(ended.output.pieces(SHORT, errors=is_error)), ensure_ascii=False)
-        for is_error in (False, True)
-    )
-    return f'{_head(ended)}{output[1:]},"stderr":{errors}{_tail(ended)}'
 
 
 async def _answer(ended: executions.Ended, encoding: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
     """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
-    text = _head(ended)
+    message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
+    text = f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
     for is_error in (False, True):
         for piece in ended.output.pieces(PIECE, errors=is_error):
             await encoding.wait(tenant_id)
@@ -133,7 +96,7 @@ async def _answer(ended: executions.Ended, encoding: Turns, tenant_id: TenantId)
                 yield text
                 text = ""
         text += '"' if is_error else '","stderr":"'
-    yield text + _tail(ended)
+    yield f'{text},"truncated":{json.dumps(ended.output.truncated)},"hint":{json.dumps(ended.hint)}}}}}'
 
 
 async def _events(

@@ -94,7 +94,7 @@ async def _encoded(listing: Listing) -> deque[bytes]:
     pieces: deque[bytes] = deque()
     collected, size, between = [listing.head], 0, ""
     for entry in listing.entries:
-        encoded = _encoded_entry(entry)
+        encoded = entry if isinstance(entry, str) else entry.model_dump_json()
         collected.append(between + encoded)
         size, between = size + len(encoded), ","
         if size >= PIECE:
@@ -103,10 +103,6 @@ async def _encoded(listing: Listing) -> deque[bytes]:
             await asyncio.sleep(0)
     pieces.append("".join([*collected, listing.tail]).encode())
     return pieces
-
-
-def _encoded_entry(entry: BaseModel | str) -> str:
-    return entry if isinstance(entry, str) else entry.model_dump_json()
 
 
 async def _sent(pieces: deque[bytes], holding: Holding) -> AsyncGenerator[bytes]:

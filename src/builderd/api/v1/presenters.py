@@ -103,6 +103,8 @@ async def started(
 ) -> Answer:
     """Wait for the outcome of the builder's present run: return the builder, or the failure of a stage.
 
+    ``seen`` is as ``wait_for_view`` takes it.
+
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
@@ -130,14 +132,11 @@ async def _shown(
     application: Application, view: BuilderView, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
     builder, data = view.builder, present_builder(view, with_token=True)
-    failed = await _qa_failure(application, builder, data.version) if data.qa_passed is False else ""
+    failed = ""
+    if data.qa_passed is False:
+        report = await application.store.read(lambda uow: uow.qa_reports.get(builder.id, data.version))
+        failed = gate_failure(report.gate) if report is not None else ""
     return success(BuilderAnswer(message=_message(builder, data.preview_url, failed), data=data), status, headers)
-
-
-async def _qa_failure(application: Application, builder: Builder, number: int) -> str:
-    """Return what the gate's failed checks say of the version."""
-    report = await application.store.read(lambda uow: uow.qa_reports.get(builder.id, number))
-    return gate_failure(report.gate) if report is not None else ""
 
 
 def _message(builder: Builder, url: str, qa_failure: str) -> str:

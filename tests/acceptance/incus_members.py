@@ -60,6 +60,14 @@ def events(service: LiveService, uuid: str) -> list[str]:
     return [one["type"] for one in found]
 
 
+def builderd(service: LiveService, *words: str) -> Any:
+    """Run ``builderd cluster`` with --json, as the operator does; its output."""
+    command = service.command("cluster", *words, "--json")
+    done = subprocess.run(command, env=service.environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def ask(cluster: IncusCluster, path: str, member: int = 1) -> Any:
     """Return the metadata of Incus's answer to a GET, asked of a member."""
     url = f"http://incus/1.0/{path}{'&' if '?' in path else '?'}project=builderd"

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from tests.acceptance import scenarios
 from tests.acceptance.incus_service import service_on
 from tests.acceptance.live_service import TINY_APP, LiveService, body
-from tests.acceptance.load import load
-from tests.acceptance.redeploy_app import put
-from tests.acceptance.slow_incus import SlowIncus, slow_incus
 from tests.acceptance.test_memory_pressure import CAP_SYS_RESOURCE, has_capability
 from tests.incus import IncusCluster, running_cluster
 
@@ -28,32 +23,10 @@ def cluster() -> Iterator[IncusCluster]:
 
 
 @pytest.fixture(scope="module")
-def incus(cluster: IncusCluster) -> Iterator[SlowIncus]:
-    # Short, because a Unix socket's path is.
-    with TemporaryDirectory(prefix="incus-") as folder, slow_incus(Path(folder) / "socket", cluster.socket()) as way:
-        yield way
-
-
-@pytest.fixture(scope="module")
-def service(cluster: IncusCluster, incus: SlowIncus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     data_dir = tmp_path_factory.mktemp("incus") / "data"
-    with service_on(cluster, data_dir, BUILDERD_INCUS__SOCKET=str(incus.path)) as service:
+    with service_on(cluster, data_dir) as service:
         yield service
-
-
-def test_no_visit_fails_while_the_disk_of_its_app_is_copied_slowly(service: LiveService, incus: SlowIncus) -> None:
-    # A frozen app accepts 16 connections, far fewer than come, and is dialled for two seconds.
-    app = TINY_APP.replace("HTTPServer((", "HTTPServer.request_queue_size = 16\nHTTPServer((")
-    with service.deployed("copied", {"main.py": app}, "python3 main.py", env={"GREETING": "v1"}) as data:
-        copies = len(incus.asked)
-        incus.seconds = 4.0
-        with load(service, data, 50) as visits:
-            put(service, data, env={"GREETING": "v2"})
-        incus.seconds = 0.0
-        assert len(incus.asked) - copies == 2, "one for the trial, and one for the take-over"
-        assert visits.failed == []
-        assert set(visits.seen) == {"v1", "v2"}
-        assert visits.longest > 4, "a visit waited for a copy"
 
 
 def test_apps_go_on_while_the_service_is_away(service: LiveService) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from tests.acceptance import scenarios
-from tests.acceptance.incus_members import WRITING_APP, Visitors, lines_of, runs_of, volumes
+from tests.acceptance.incus_members import WRITING_APP, Visitors, builderd, lines_of, runs_of, volumes
 from tests.acceptance.incus_service import service_on
 from tests.acceptance.live_service import LiveService
 from tests.incus import IncusCluster, running_cluster
@@ -29,14 +27,6 @@ def cluster() -> Iterator[IncusCluster]:
 def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     with service_on(cluster, tmp_path_factory.mktemp("e") / "data") as service:
         yield service
-
-
-def builderd(service: LiveService, *words: str) -> Any:
-    """Run a command of the operator with --json; its output."""
-    command = service.command("cluster", *words, "--json")
-    done = subprocess.run(command, env=service.environment(), capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 #: Reads its own builder from inside an app, and tries other ports of the service's member.

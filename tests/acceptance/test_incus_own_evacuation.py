@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from tests.acceptance import scenarios
-from tests.acceptance.incus_members import WRITING_APP, Visitors, volumes
+from tests.acceptance.incus_members import WRITING_APP, Visitors, builderd, volumes
 from tests.acceptance.incus_service import service_on
 from tests.acceptance.live_service import TINY_APP, LiveService, body
 from tests.backends import rest_server
@@ -42,14 +39,6 @@ def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> 
         more = {"BUILDERD_BACKUP__REPOSITORY": server.url, "BUILDERD_EGRESS__ALLOW": f"{address}/32"}
         with service_on(cluster, folder / "data", **more) as service:
             yield service
-
-
-def builderd(service: LiveService, *words: str) -> Any:
-    """Run a command of the operator with --json; its output."""
-    command = service.command("cluster", *words, "--json")
-    done = subprocess.run(command, env=service.environment(), capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_member_on_which_the_service_works_is_evacuated_and_restored(

@@ -203,9 +203,10 @@ class Cluster:
         return min((1 - space["used"] / space["total"] for space in spaces if space["total"]), default=0.0)
 
     async def place(self, disks: Sequence[str]) -> str:
-        """Return the online member with the fewest of these disks (their members). Raises ``NoCapacity``.
+        """Placement of a new disk: return the online member with the fewest of ``disks``, given by their members.
 
-        One whose pool was full a moment ago is taken where all were: space may have come back there.
+        One whose pool was full a moment ago is taken where all were: space may have come back there. Raises
+        ``NoCapacity``.
         """
         online = [member.name for member in await self.members() if member.online and not member.leaving]
         if not online:

@@ -1,4 +1,4 @@
-"""Placement of a bundle: its files are written into a folder that an app may have changed, others are removed.
+"""File copy: the files of a bundle are written into a folder that an app may have changed, others are removed.
 
 The app may have left links to anywhere in it. No link is followed: every folder is opened from its parent as a
 folder that is no link, and every file is written beside and renamed into place, over any present entry.

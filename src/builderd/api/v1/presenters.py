@@ -103,8 +103,6 @@ async def started(
 ) -> Answer:
     """Wait for the outcome of the builder's present run: return the builder, or the failure of a stage.
 
-    ``seen`` is as ``wait_for_view`` takes it.
-
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:

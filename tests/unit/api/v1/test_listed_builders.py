@@ -3,101 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
-from decimal import Decimal
 from typing import Any
 
 import httpx
-import pytest
 from tests.service import MINIMAL, Service
 from tests.statements import statements
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.builders import Builder
-from builderd.domain.ids import BackupId, BuilderId, new_id
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.tokens import Scope
+from builderd.domain.ids import BuilderId
 from builderd.schemas.v1 import builders as wire
 from builderd.store import UnitOfWork
 
 BUILDERS = "/api/v1/builders"
 ODD = 'h"ä\\\u2028</script>\U0001f600'
-PLAIN: dict[str, Any] = {}
-ALL: dict[str, Any] = {
-    "env": {"GREETING": ODD, "EMPTY": ""},
-    "files": {"main.py": "print('hello')", ".env": "FROM_FILE=1\n"},
-    "env_file": ".env",
-    "visibility": "private",
-    "backup_interval_hours": 3,
-    "auto_stop_interval": 7,
-    "resources": {"cpu": 0.25, "memory": 0.125, "disk": 1.5},
-    "require_qa": True,
-}
-
-
-def add_backups(*statuses: BackupStatus) -> Callable[[UnitOfWork, Builder], None]:
-    def add(uow: UnitOfWork, builder: Builder) -> None:
-        for hours, status in enumerate(statuses, start=1):
-            at = builder.created_at + timedelta(hours=hours)
-            made = (BackupId(new_id()), builder.tenant_id, builder.id, builder.name, 1, BackupKind.REQUESTED)
-            uow.backups.add(Backup(*made, status, "system", "me", at, error=ODD))
-
-    return add
-
-
-def add_costs(uow: UnitOfWork, builder: Builder) -> None:
-    begun = builder.created_at
-    segment = Segment(builder.tenant_id, builder.id, Billing.RUNNING, begun, None, Decimal("0.0123456789"))
-    for days in (95, 60, 31, 1):
-        at = begun - timedelta(days=days)
-        uow.ledger.open(replace(segment, start=at, end=at + timedelta(hours=7, microseconds=333)))
-
-
-def accept_a_finding(until: timedelta) -> Callable[[UnitOfWork, Builder], None]:
-    def accept(uow: UnitOfWork, builder: Builder) -> None:
-        version = uow.versions.get(builder.id, builder.version)
-        assert version is not None
-        uow.versions.save(replace(version, review_passed=True, review_until=builder.created_at + until))
-
-    return accept
 
 
 def move_to_another_member(uow: UnitOfWork, builder: Builder) -> None:
     uow.builders.save(replace(builder, location="node2"))
-
-
-@pytest.mark.parametrize("scope", [Scope.READ, Scope.WRITE])
-@pytest.mark.parametrize("settings", [PLAIN, ALL], ids=["defaults", "all settings"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        None,
-        add_backups(BackupStatus.DONE, BackupStatus.FAILED),
-        add_backups(BackupStatus.FAILED, BackupStatus.DONE),
-        add_backups(BackupStatus.PLANNED),
-        add_costs,
-        accept_a_finding(timedelta(days=-1)),
-        accept_a_finding(timedelta(days=1)),
-        move_to_another_member,
-    ],
-    ids=[
-        *("new", "failed backup", "good backup", "planned backup", "costs", "finding not accepted any more"),
-        *("accepted", "on another member"),
-    ],
-)
-async def test_entry_is_the_builder(
-    service: Service, change: Callable[[UnitOfWork, Builder], None] | None, settings: dict[str, Any], scope: Scope
-) -> None:
-    uuid = await created(service, **settings)
-    if change is not None:
-        await service.store.write(lambda uow: change(uow, _builder(uow, uuid)))
-    client = service.client(await service.token("acme", scope))
-    alone, listed = await client.get(f"{BUILDERS}/{uuid}"), await client.get(BUILDERS)
-    assert listed.status_code == 200
-    assert [_without_growth(one) for one in listed.json()["data"]] == [_without_growth(alone.json()["data"])]
-    assert listed.json()["meta"] == {"page": 1, "per_page": 25, "total": 1}
 
 
 async def test_entries_of_several_builders_have_the_keys_and_values_of_each(service: Service) -> None:

@@ -1,11 +1,17 @@
-"""Rate limits: so many calls a token, so many wrong tokens an address, and nobody pays for another."""
+"""Limits of calls: rates, things at the same time, and the calls that are counted of each token."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from builderd.domain.errors import RateLimited
-from builderd.operations import rates
+from builderd.domain.ids import TenantId, TokenId
+from builderd.domain.tokens import NO_CALLS
+from builderd.operations import last_uses, rates
+from builderd.operations.last_uses import TokenCalls
+from builderd.operations.operations import ConcurrencyLimit
 from builderd.operations.rates import Buckets, RateLimitStatus, Rates
 
 
@@ -104,3 +110,48 @@ def test_zero_limit_counts_nothing(now: Time) -> None:
         free.failed("192.0.2.1", "bad")
     assert free.admit("bad") is None
     assert free.count("good") is None
+
+
+NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+
+
+def test_calls_are_taken_once_each_in_its_hour() -> None:
+    calls = TokenCalls()
+    for hours in (0, 0, 2):
+        calls.count(TokenId("a"), NOW + timedelta(hours=hours))
+    pending = calls.pending(TokenId("a"))
+    assert pending.counts == (2, 0, 1)
+    assert (calls.take(TokenId("a")), calls.take(TokenId("a"))) == (pending, NO_CALLS)
+
+
+def test_counters_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_uses, "MAX_TOKENS", 2)
+    calls = TokenCalls()
+    for name in "abac":
+        calls.count(TokenId(name), NOW)
+    assert [calls.pending(TokenId(name)).of_day(NOW) for name in "abc"] == [2, 0, 1]
+
+
+ACME, OTHER = TenantId("acme"), TenantId("other")
+
+
+def test_a_tenant_has_so_many_at_a_time_and_leaves_the_rest_to_others() -> None:
+    limit = ConcurrencyLimit(2, "archives of yours are being sent already.")
+    with limit.acquire(ACME):
+        with limit.acquire(ACME):
+            with pytest.raises(RateLimited, match=r"2 archives of yours") as refused, limit.acquire(ACME):
+                pass
+            assert refused.value.retry_after == 10
+            with limit.acquire(OTHER):
+                assert limit.total() == 3
+        with limit.acquire(ACME):
+            assert limit.total() == 2
+    assert limit.total() == 0
+
+
+def test_failed_call_releases_its_slot() -> None:
+    limit = ConcurrencyLimit(1, "files.")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broken"), limit.acquire(ACME):
+            raise ValueError("broken")
+    assert limit.total() == 0

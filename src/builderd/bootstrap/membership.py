@@ -16,7 +16,7 @@ from builderd.bootstrap.data_directory import DATABASE_NOTE, proxy_files
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys
-from builderd.domain.database_lease import WITNESS_SECONDS, ClusterService, Instance, describe_owner
+from builderd.domain.database_lease import CLAIM_SECONDS, ClusterService, Instance, describe_owner
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable, ValidationFailed
 from builderd.ports.engine import ClusterProvider
 from builderd.settings import Settings
@@ -26,7 +26,7 @@ from builderd.store import Store
 
 @dataclass(slots=True)
 class Membership:
-    """One service in its cluster. ``provider`` is asked within ``WITNESS_SECONDS``, or counts as unavailable."""
+    """One service in its cluster. ``provider`` is asked within ``CLAIM_SECONDS``, or counts as unavailable."""
 
     settings: Settings
     instance: Instance
@@ -106,10 +106,10 @@ def _readable_keys() -> Iterator[None]:
 @asynccontextmanager
 async def _in_time() -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(WITNESS_SECONDS):
+        async with asyncio.timeout(CLAIM_SECONDS):
             yield
     except TimeoutError:
-        raise EngineUnavailable(f"The cluster did not answer within {WITNESS_SECONDS:g} s.", retry_after=5) from None
+        raise EngineUnavailable(f"The cluster did not answer within {CLAIM_SECONDS:g} s.", retry_after=5) from None
 
 
 async def owner_elsewhere(settings: Settings) -> str | None:

@@ -108,7 +108,7 @@ FENCE_AFTER = 15.0
 #: two seconds for the fence to look and two to act.
 TAKE_AFTER_CLAIM = FENCE_AFTER + 4.0
 #: How long the owner waits for a renewal, and then for the cluster's answer, in seconds.
-RENEWAL_SECONDS, WITNESS_SECONDS = 2.0, 3.0
+RENEWAL_SECONDS, CLAIM_SECONDS = 2.0, 3.0
 #: A service that announced itself within so many seconds stands by.
 ALIVE_SECONDS = 3 * RENEW_INTERVAL
 #: Services that were not seen for so long are forgotten, in seconds.

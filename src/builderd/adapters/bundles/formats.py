@@ -167,18 +167,7 @@ def _reporting_damage(counted: _Counted) -> Iterator[None]:
 
 
 def _zip_entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
-    _check_count(archive, limits)
-    try:
-        infos = zipfile.ZipFile(archive).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError, EOFError) as error:
-        raise ArchiveRejected("", f"cannot be read as a zip: {error}") from None
-    _check_overlap(archive, infos)
-    for info in infos:
-        yield _zip_entry(archive, info)
-
-
-def _check_count(archive: BinaryIO, limits: ArchiveLimits) -> None:
-    """Refuse too many entries by the count in the end record; a false count runs into the memory limit."""
+    # Too many entries are refused by the count in the end record; a false count runs into the memory limit.
     archive.seek(0, io.SEEK_END)
     archive.seek(max(archive.tell() - 65_557 - _END64.size - 20, 0))
     tail = archive.read()
@@ -188,6 +177,13 @@ def _check_count(archive: BinaryIO, limits: ArchiveLimits) -> None:
         count = _END64.unpack_from(tail, end64)[7]
     if count > 2 * limits.max_files:
         raise ArchiveRejected("", f"has {count} entries: the limit is {limits.max_files} files", too_large=True)
+    try:
+        infos = zipfile.ZipFile(archive).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError, EOFError) as error:
+        raise ArchiveRejected("", f"cannot be read as a zip: {error}") from None
+    _check_overlap(archive, infos)
+    for info in infos:
+        yield _zip_entry(archive, info)
 
 
 def _check_overlap(archive: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:

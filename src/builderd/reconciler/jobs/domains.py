@@ -52,7 +52,11 @@ class DomainJob:
             return
         store = self._app.store
         try:
-            await self._resume()
+            tls, now = self._app.authority is not None, self._app.clock.now()
+            try:
+                await self._app.store.write(lambda uow: domains.resume(uow, tls=tls, now=now))
+            except StoreUnavailable as error:
+                log.warning("domains in work not resumed, their lease ends by itself error=%s", error.message)
             while True:
                 seen = store.writes(Kind.DOMAINS)
                 try:
@@ -66,13 +70,6 @@ class DomainJob:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _resume(self) -> None:
-        tls, now = self._app.authority is not None, self._app.clock.now()
-        try:
-            await self._app.store.write(lambda uow: domains.resume(uow, tls=tls, now=now))
-        except StoreUnavailable as error:
-            log.warning("domains in work not resumed, their lease ends by itself error=%s", error.message)
 
     async def poll(self) -> None:
         """Bring the proxy up to date, and begin work on due domains. Reads what is due, by an index."""

@@ -44,18 +44,15 @@ class OwnCertificate:
         if current.next_try_at <= now:
             current = await self._renewed(current)
             await self._app.store.write(lambda uow: uow.wildcard_certificates.put(current))
-        self._warn(current, now)
-        if current.certificate is None:
-            return None
-        return self._app.vault.open(current.certificate, current.associated_data).decode()
-
-    def _warn(self, current: WildcardCertificate, now: datetime) -> None:
-        """Log a certificate that could not be renewed 20, 10 and 5 days before its end: it has no tenant for events."""
+        # Logged 20, 10 and 5 days before the end: the certificate has no tenant for events.
         reached = current.warning(now)
         if reached is not None and reached != self._warned and current.expires_at is not None:
             left = (current.expires_at - now).total_seconds() / 86_400
             log.warning("own certificate ends name=%s days_left=%.1f error=%s", self._name, left, current.reason)
         self._warned = reached
+        if current.certificate is None:
+            return None
+        return self._app.vault.open(current.certificate, current.associated_data).decode()
 
     async def _renewed(self, current: WildcardCertificate) -> WildcardCertificate:
         now = self._app.clock.now()
@@ -72,18 +69,6 @@ class OwnCertificate:
         except BuilderdError as error:
             return current.failed(error.message, now, most=LAST_CHECK_PAUSE)
         log.info("own certificate issued name=%s end=%s", self._name, certificate.end.isoformat())
-        return self._sealed(certificate, now)
-
-    async def _due(self, current: WildcardCertificate, now: datetime) -> datetime:
-        """Return when the certificate is to be renewed: ``now`` if it is missing or could not be renewed."""
-        authority = self._app.authority
-        sealed, begin, end = current.certificate, current.ordered_at, current.expires_at
-        if authority is None or sealed is None or begin is None or end is None or current.failures:
-            return now
-        suggested = await authority.suggested_renewal(self._app.vault.open(sealed, current.associated_data).decode())
-        return renewal_time(begin, end, suggested)
-
-    def _sealed(self, certificate: Certificate, now: datetime) -> WildcardCertificate:
         look = min(now + timedelta(hours=12), renewal_time(certificate.begin, certificate.end, certificate.renew_at))
         made = WildcardCertificate(self._name, look)
         return replace(
@@ -93,3 +78,12 @@ class OwnCertificate:
             ordered_at=certificate.begin,
             expires_at=certificate.end,
         )
+
+    async def _due(self, current: WildcardCertificate, now: datetime) -> datetime:
+        """Return when the certificate is to be renewed: ``now`` if it is missing or could not be renewed."""
+        authority = self._app.authority
+        sealed, begin, end = current.certificate, current.ordered_at, current.expires_at
+        if authority is None or sealed is None or begin is None or end is None or current.failures:
+            return now
+        suggested = await authority.suggested_renewal(self._app.vault.open(sealed, current.associated_data).decode())
+        return renewal_time(begin, end, suggested)

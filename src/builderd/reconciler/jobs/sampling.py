@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from builderd.domain.database_lease import MemberAway
@@ -78,7 +78,8 @@ class Sampling:
         self._steps += [
             UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()
         ]
-        self._show([one for sandbox, one in self._last.items() if sandbox not in errors])
+        readings = [one for sandbox, one in self._last.items() if sandbox not in errors]
+        self._app.usage.replace(readings)
 
     async def _visits(self) -> Mapping[str, PreviewActivity]:
         try:
@@ -103,9 +104,6 @@ class Sampling:
         seen = last.visited if last else first
         seconds = max((now - since).total_seconds(), 0)
         return UsageSample(watched, now, used, visited, usage_between(used, before, visited, seen, seconds))
-
-    def _show(self, readings: Sequence[UsageSample]) -> None:
-        self._app.usage.replace(readings)
 
     async def flush(self) -> None:
         """Store the samples; after a failure they are kept for the next call."""

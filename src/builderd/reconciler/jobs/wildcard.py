@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from builderd.ports.domains import Certificate, DnsUpdates, OrderFailed
+from builderd.ports.domains import Certificate, OrderFailed
 from builderd.reconciler.core.loops import every
 from builderd.reconciler.jobs.own_certificates import INTERVAL, OwnCertificate
 from builderd.services import domains
@@ -52,7 +52,11 @@ class WildcardJob:
             return await authority.issue_by_dns(account, (self._domain, f"*.{self._domain}"), publish)
         finally:
             for name, value in published:
-                await _withdraw(updates, name, value)
+                # A record that stays proves nothing any more, and costs no certificate.
+                try:
+                    await updates.remove_text(name, value)
+                except OrderFailed as failure:
+                    log.warning("challenge record not removed name=%s error=%s", name, failure.reason)
 
     async def _wait_until_visible(self, name: str, value: str) -> None:
         """Wait until the resolvers have the record: secondary name servers get it some time later."""
@@ -64,11 +68,3 @@ class WildcardJob:
             await asyncio.sleep(VISIBLE_INTERVAL)
         seconds = VISIBLE_TRIES * VISIBLE_INTERVAL
         raise OrderFailed(f"the resolvers do not have the TXT record {name} {seconds:g} s after its update")
-
-
-async def _withdraw(updates: DnsUpdates, name: str, value: str) -> None:
-    """Remove a record. A failure leaves a record that proves nothing any more, and costs no certificate."""
-    try:
-        await updates.remove_text(name, value)
-    except OrderFailed as failure:
-        log.warning("challenge record not removed name=%s error=%s", name, failure.reason)

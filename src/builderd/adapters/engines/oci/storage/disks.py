@@ -74,7 +74,11 @@ class Disks:
             if path.name.startswith(_UNFINISHED):
                 self._store.quota.delete(path)
             elif is_subvolume(path):
-                self._count(path)
+                quota = self._store.quota
+                group = quota.group(path)
+                self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+                if is_subvolume(scratch := self._store.scratch / path.name):
+                    self._count_scratch(scratch)
                 _remove_leftovers(path)
                 self._empty_trash(path)
                 self._store.deferred_sync.adopt(path)
@@ -87,13 +91,6 @@ class Disks:
     def _empty_trash(self, path: Path) -> None:
         if (path / TRASH).exists():
             self._background.add(path / TRASH)
-
-    def _count(self, path: Path) -> None:
-        quota = self._store.quota
-        group = quota.group(path)
-        self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
-        if is_subvolume(scratch := self._store.scratch / path.name):
-            self._count_scratch(scratch)
 
     def _count_scratch(self, scratch: Path) -> None:
         self._store.reservations.count_scratch(scratch.name, self._store.quota.group(scratch))

@@ -139,7 +139,11 @@ class Store:
             # The data directory was replaced while an earlier service's store was mounted.
             _unmount(self.root)
         try:
-            _share(self.root)
+            # Bound to itself and shared: each sandbox starts with a copy of all mounts of the host, and a copy of
+            # the store follows its unmounting only where the mount below is shared. Made private in between, so that
+            # it shares with its own copies only.
+            for options in (["--bind", str(self.root)], ["--make-private"], ["--make-shared"]):
+                subprocess.run(["mount", *options, self.root], check=True, capture_output=True)
             backing.mount(self.root)
             claim_for(self.root, self._instance, backing.location)
         except BaseException:
@@ -175,17 +179,6 @@ class Store:
         if is_mounted(self.root):
             _unmount(self.root)
         self.release()
-
-
-def _share(target: Path) -> None:
-    """Bind the folder to itself, so that what is mounted on it is unmounted everywhere at once.
-
-    Sandboxes, also those of other services, start with a copy of all mounts of the host. A copy follows the original
-    only where the mount below is shared; otherwise it would keep the file system in use for as long as it lives. Made
-    private in between, it shares with its own copies and not with the mount that it was taken from.
-    """
-    for options in (["--bind", str(target)], ["--make-private"], ["--make-shared"]):
-        subprocess.run(["mount", *options, target], check=True, capture_output=True)
 
 
 def _unmount(target: Path) -> None:

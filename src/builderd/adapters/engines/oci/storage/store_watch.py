@@ -90,18 +90,16 @@ class StoreWatch:
     def check(self) -> None:
         """Check the store and its host, and adapt the limit."""
         writable = self._device.writable()
-        self._note(find_failure(self._device))
-        if not self._device.is_read_only():
-            self._limit(writable)
-            self._allocate()
-
-    def _note(self, failure_reason: str | None) -> None:
+        failure_reason = find_failure(self._device)
         if failure_reason != self._failure_reason:
             if failure_reason:
                 log.error("apps cannot write to the store reason=%s", failure_reason)
             else:
                 log.info("apps can write to the store again")
         self._failure_reason = failure_reason
+        if not self._device.is_read_only():
+            self._limit(writable)
+            self._allocate()
 
     def _limit(self, writable: int) -> None:
         """Limit all apps to what can be written, when that is less than what is reserved."""

@@ -238,7 +238,12 @@ def delete(
         if present.kind is not FileKind.FOLDER and _unlink(folder, name):
             return False
         if not recursive:
-            _remove_empty(folder, name, path)
+            try:
+                os.rmdir(name, dir_fd=folder)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                raise bad_path(f"{path} {NOT_EMPTY}") from None
             return False
         with staging() as away:
             _move_away(folder, name, away)
@@ -252,15 +257,6 @@ def _unlink(folder: int, name: str) -> bool:
     except IsADirectoryError:
         return False
     return True
-
-
-def _remove_empty(folder: int, name: str, path: str) -> None:
-    try:
-        os.rmdir(name, dir_fd=folder)
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        raise bad_path(f"{path} {NOT_EMPTY}") from None
 
 
 def _move_away(folder: int, name: str, staging: int) -> None:

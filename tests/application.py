@@ -34,7 +34,7 @@ from builderd.domain.sandboxes import LogLine, Sandbox
 from builderd.domain.tokens import Tenant
 from builderd.domain.versions import Version, VersionSettings
 from builderd.reconciler.core.loops import FaultPoint, no_fault
-from builderd.reconciler.jobs import copies
+from builderd.reconciler.jobs import inspection
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.stages import health_check
@@ -69,7 +69,7 @@ def look_once(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.Event().wait()
         return HealthCheck(True, listening, None, 0.0)
 
-    for module in (health_check, copies):
+    for module in (health_check, inspection):
         monkeypatch.setattr(module, "wait_until_listening", look)
 
 

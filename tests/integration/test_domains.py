@@ -34,7 +34,7 @@ from builderd.domain.domains import Domain, DomainRules, DomainStatus
 from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.ports.domains import DnsRecords, OrderFailed
 from builderd.reconciler.jobs.domains import DomainJob
-from builderd.reconciler.jobs.wildcard import WildcardJob
+from builderd.reconciler.jobs.own_certificates import WildcardJob
 from builderd.services import domains
 
 pytestmark = [

@@ -28,7 +28,7 @@ from builderd.api.health import _public_url
 from builderd.domain.domains import DomainRules
 from builderd.domain.previews import DomainAlias, Route, RouteState
 from builderd.reconciler.jobs.domains import DomainJob
-from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
+from builderd.reconciler.jobs.own_certificates import PublicCertificateJob
 
 pytestmark = [
     pytest.mark.haproxy,

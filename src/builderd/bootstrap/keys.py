@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from builderd.adapters.vaults.keys import ConfiguredKeys, Key, KeyFile
-from builderd.adapters.vaults.sodium import SodiumVault, key_id
+from builderd.adapters.vaults.sodium import ConfiguredKeys, Key, KeyFile, SodiumVault, key_id
 from builderd.bootstrap.database import existing_store
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.services import vault

@@ -28,18 +28,17 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.reconciler.backups.adopting import adopt
+from builderd.reconciler.backups.checking import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.loops import every, kill_at, no_fault, race
-from builderd.reconciler.jobs import waking
+from builderd.reconciler.jobs import visits
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness
-from builderd.reconciler.jobs.public_certificate import PublicCertificateJob
+from builderd.reconciler.jobs.own_certificates import PublicCertificateJob, WildcardJob
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
 from builderd.reconciler.jobs.webhooks import WebhookJob
-from builderd.reconciler.jobs.wildcard import WildcardJob
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services import lost_routes
 from builderd.services.application import Application
@@ -137,7 +136,7 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
         group.create_task(_warm_up(app))
         group.create_task(Reconciler(app, fault).run())
         group.create_task(Idleness(app).watch())
-        group.create_task(waking.watch(app))
+        group.create_task(visits.watch(app))
         group.create_task(WebhookJob(app).run())
         group.create_task(DomainJob(app, fault).run())
         group.create_task(WildcardJob(app).run())

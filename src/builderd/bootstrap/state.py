@@ -18,8 +18,8 @@ from builderd import __version__
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
-from builderd.adapters.vaults import passphrases
-from builderd.adapters.vaults.keys import Key, KeyFile
+from builderd.adapters.vaults import sodium
+from builderd.adapters.vaults.sodium import Key, KeyFile
 from builderd.bootstrap.backup_repository import make_location
 from builderd.bootstrap.bundles import download_bundles
 from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, lock, make
@@ -59,7 +59,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
     ``ValidationFailed`` for a passphrase that is too short.
     """
     if passphrase is not None:
-        passphrases.check_length(passphrase)
+        sodium.check_length(passphrase)
     refuse_another_database(settings)
     with folder.create(target) as unfinished:
         before = make_keys(settings).existing() if passphrase is not None else ()
@@ -67,7 +67,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
         revision = _copy(settings, unfinished)
         if passphrase is not None:
             secrets = _secrets(settings, unfinished / DATABASE, before)
-            atomic_files.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, ASSOCIATED_DATA))
+            atomic_files.write(unfinished / KEYS, sodium.seal(secrets, passphrase, ASSOCIATED_DATA))
         file = settings.data_dir / IDENTITY_FILE
         identity = file.read_text() if file.is_file() else ""
         now = SystemClock().now().isoformat()
@@ -170,7 +170,7 @@ def _open(keys: Path, passphrase: str | None) -> Secrets:
         return {"vault_keys": [], "files": {}}
     if not keys.is_file():
         raise ValidationFailed({"passphrase": ["this backup was made without keys: bring back the vault's key first"]})
-    found: Secrets = json.loads(passphrases.unseal(keys.read_bytes(), passphrase, ASSOCIATED_DATA))
+    found: Secrets = json.loads(sodium.unseal(keys.read_bytes(), passphrase, ASSOCIATED_DATA))
     return found
 
 

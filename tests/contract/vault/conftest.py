@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.vaults.keys import KeyFile
-from builderd.adapters.vaults.sodium import SodiumVault, in_memory
+from builderd.adapters.vaults.sodium import KeyFile, SodiumVault, in_memory
 from builderd.ports.vault import Vault
 
 

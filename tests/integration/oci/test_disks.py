@@ -399,7 +399,7 @@ def test_after_a_crash_of_the_machine_only_a_bundle_that_was_safe_by_then_counts
     disks.put_bundle(ONE, BUNDLE)
     store.deferred_sync.sync()
     disks.put_bundle(TWO, BUNDLE)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.store.boot_id", lambda: "another boot")
     reports = {disk: disks.report(disk) for disk in (ONE, TWO)}
     assert [report and report.bundle_hash for report in reports.values()] == [BUNDLE.hash, None]
     disks.put_bundle(TWO, BUNDLE)
@@ -412,7 +412,7 @@ def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.Monk
     disks.create(ONE, GB)
     disks.put_bundle(ONE, BUNDLE)
     disks.clone(ONE, TWO, GB)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.store.boot_id", lambda: "another boot")
     report = disks.report(TWO)
     assert report
     assert report.bundle_hash == BUNDLE.hash

@@ -26,8 +26,7 @@ from builderd.adapters.engines.oci.storage import builds as transcript
 from builderd.adapters.engines.oci.storage import layers as module
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
-from builderd.adapters.engines.oci.storage.layer_store import LayerStore
+from builderd.adapters.engines.oci.storage.layer_store import LayerCache, LayerStore
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
@@ -278,7 +277,7 @@ async def test_the_store_is_changed_beside_the_loop(
 
     for owner, name in changes:
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_cache.HIGH_WATER", -1)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_store.HIGH_WATER", -1)
     assert (await layers.build_layer(plan(), print)).ok
     assert len(changers) == len(changes)
     assert threading.main_thread() not in changers
@@ -522,7 +521,7 @@ async def test_the_cache_is_emptied_when_it_has_grown_and_layers_keep_what_they_
     runner.action = clone
     await layers.build_layer(plan(), print)
     content = (layers.lower(KEY) / "venv/wheel").read_bytes()
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_cache.HIGH_WATER", 1e-9)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_store.HIGH_WATER", 1e-9)
     runner.action = install
     await layers.build_layer(plan(OTHER), print)
     assert list((store.root / "cache").iterdir()) == []
@@ -636,7 +635,7 @@ async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_agai
     await layers.build_layer(plan(), print)
     store.deferred_sync.sync()
     await layers.build_layer(plan(OTHER), print)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.store.boot_id", lambda: "another boot")
     layers.open()
     assert layers.has(KEY), "it was safe on the disk"
     assert not layers.has(OTHER)

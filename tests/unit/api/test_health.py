@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.adapters.vaults.keys import KeyFile
+from builderd.adapters.vaults.sodium import KeyFile
 from builderd.api.app import create_app, metrics_app
 from builderd.api.server.meter import Meter
 from builderd.domain.database_lease import MemberReport

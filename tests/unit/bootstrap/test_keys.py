@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from tests.contract.store.samples import NOW, TENANT
 
-from builderd.adapters.vaults.keys import Key, KeyFile
+from builderd.adapters.vaults.sodium import Key, KeyFile
 from builderd.bootstrap import keys
 from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault, rotate_vault

@@ -22,8 +22,8 @@ from pydantic import SecretStr
 from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
 from tests.stores import open_store, write_database
 
-from builderd.adapters.vaults import passphrases
-from builderd.adapters.vaults.keys import Key, KeyFile
+from builderd.adapters.vaults import sodium
+from builderd.adapters.vaults.sodium import Key, KeyFile
 from builderd.bootstrap import state
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.data_directory import RESTORING, lock
@@ -96,8 +96,8 @@ async def _read(settings: Settings) -> tuple[Builder | None, dict[str, str], int
 @pytest.fixture(autouse=True)
 def cheap_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seal at the least cost: the real one is 0.7 s of CPU and 256 MiB each time."""
-    monkeypatch.setattr(passphrases, "_OPERATIONS", argon2id.OPSLIMIT_MIN)
-    monkeypatch.setattr(passphrases, "_MEMORY", argon2id.MEMLIMIT_MIN)
+    monkeypatch.setattr(sodium, "_OPERATIONS", argon2id.OPSLIMIT_MIN)
+    monkeypatch.setattr(sodium, "_MEMORY", argon2id.MEMLIMIT_MIN)
 
 
 @pytest.fixture
@@ -376,10 +376,10 @@ from builderd.linux import atomic_files
 from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.store import copies
-from builderd.adapters.vaults import passphrases
+from builderd.adapters.vaults import sodium
 from builderd.settings import Settings
 
-passphrases._OPERATIONS, passphrases._MEMORY = {costs}
+sodium._OPERATIONS, sodium._MEMORY = {costs}
 data, kept, passphrase, where = sys.argv[1:]
 def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
 def after(module, name):
@@ -414,7 +414,7 @@ OFTEN = ("state _restore_keys after", "copies restore_copy after")
 def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
     home: Settings, kept: Path, where: str
 ) -> None:
-    script = KILLED_RESTORE.replace("{costs}", str((passphrases._OPERATIONS, passphrases._MEMORY)))
+    script = KILLED_RESTORE.replace("{costs}", str((sodium._OPERATIONS, sodium._MEMORY)))
     _killed(script, str(home.data_dir), str(kept), PASSPHRASE, where)
     if where != "folder copy_to before":
         assert (home.data_dir / "builderd.db").exists() == (where == "copies restore_copy after")

@@ -17,7 +17,7 @@ from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
 from builderd.domain.previews import Address, Route, RouteState, closed_route
 from builderd.domain.prices import Billing, Segment, month_of, next_month
-from builderd.reconciler.jobs.storage_events import StorageEvents
+from builderd.reconciler.jobs.retention import StorageEvents
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import builders, caps, lost_routes, metrics, spending

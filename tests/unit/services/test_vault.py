@@ -7,8 +7,7 @@ from pathlib import Path
 from tests.contract.store.samples import NOW, TENANT
 from tests.stores import memory_store
 
-from builderd.adapters.vaults.keys import Key, KeyFile
-from builderd.adapters.vaults.sodium import SodiumVault
+from builderd.adapters.vaults.sodium import Key, KeyFile, SodiumVault
 from builderd.services import credentials, vault
 
 

@@ -1,4 +1,4 @@
-"""Restoring a backup: fill a new disk and compare every file, then let the builder, or a new one, have it."""
+"""Restores: fill a new disk and compare every file, then let the builder, a new one, a drill or a recovery use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from builderd.domain.backups import (
     external_cause_of,
     failure_of,
 )
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Desired, JobType
 from builderd.domain.errors import (
     BackupFailed,
     EngineUnavailable,
@@ -24,13 +24,22 @@ from builderd.domain.errors import (
     NoCapacity,
     StoreUnavailable,
 )
+from builderd.domain.failures import exited_early, not_listening
+from builderd.domain.ids import BuilderId, SandboxId, new_secret
+from builderd.domain.prices import Prices
+from builderd.domain.qa import gate_failure, gate_passed
+from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.reconciler.backups import checking
 from builderd.reconciler.backups.context import BackupContext, reason_of
-from builderd.reconciler.backups.drilling import run_drill
-from builderd.reconciler.backups.recovering import attach_restored_disk, give_up, is_lost
-from builderd.services import backups, builders, deployments, restores
+from builderd.reconciler.core import transitions
+from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.core.transitions import Transition
+from builderd.reconciler.stages.health_check import wait_until_up
+from builderd.reconciler.stages.install import LayerInstalls
+from builderd.reconciler.stages.starting import last_lines, make_spec
+from builderd.services import backups, builders, deployments, qa, restores
 from builderd.services.builders import Caller, NewBuilder
 from builderd.store import UnitOfWork
 
@@ -271,3 +280,133 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
         context.app.signals.desired_changed(restore.builder_id)
     if is_marked:
         await checking.check_one(context, restore.tenant_id)
+
+
+async def run_drill(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
+    """Verify the restored disk by starting it; return the fault, or None.
+
+    Jobs are skipped: a run would repeat their work.
+    """
+    if builder.job_type is JobType.ONE_TIME:
+        return None
+    app, sandbox_id = context.app, _sandbox_id(restore)
+    layer = (await LayerInstalls(app).install(WorkItem(builder, version))).layer_key
+    app.scratch.add(sandbox_id)
+    try:
+        await _clear(context, restore)
+        sandbox = Sandbox(
+            id=sandbox_id,
+            builder_id=builder.id,
+            version=version.number,
+            generation=1,
+            attempt=1,
+            created_at=app.clock.now(),
+            disk=restore.disk,
+            trial=True,
+        )
+        item = WorkItem(builder, replace(version, layer_key=layer))
+        return await _judge(context, item, await _start(context, restore, item, sandbox))
+    finally:
+        await _clear(context, restore)
+        app.scratch.discard(sandbox_id)
+
+
+async def _start(context: BackupContext, restore: Restore, item: WorkItem, sandbox: Sandbox) -> Sandbox:
+    spec = await make_spec(context.app, item, sandbox)
+    # Only the serving app may have the builder's service token, so the drill gets another one, and a log of its own.
+    env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
+    report = await context.app.engine.sandboxes.start(replace(spec, builder_id=_drill_builder_id(restore), env=env))
+    return replace(sandbox, started_at=report.started_at)
+
+
+def _sandbox_id(restore: Restore) -> SandboxId:
+    """Return the drill's sandbox id, constant for a restore, so that a retry finds what an earlier attempt left."""
+    return SandboxId(restore.id.replace("-", "")[:16])
+
+
+async def _clear(context: BackupContext, restore: Restore) -> None:
+    sandbox_id = _sandbox_id(restore)
+    await context.app.engine.sandboxes.stop(sandbox_id, 0)
+    await context.app.engine.sandboxes.remove(sandbox_id)
+    await context.app.engine.logs.delete_logs(_drill_builder_id(restore))
+
+
+def _drill_builder_id(restore: Restore) -> BuilderId:
+    """Return the builder id that a drill runs under, which keeps its log apart from the builder's."""
+    return BuilderId(restore.id)
+
+
+async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> str | None:
+    app, settings = context.app, item.version.settings
+    wait = await wait_until_up(app, item, sandbox, app.limits.start_seconds(settings))
+    if wait.reachable:
+        checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
+        return None if gate_passed(checks) else _failed_start(gate_failure(checks))
+    lines = await last_lines(app, sandbox)
+    if wait.ended is None or wait.ended.end is None:
+        return _failed_start(not_listening(wait.listening, settings.port, wait.seconds, lines))
+    port = settings.port if item.builder.job_type.must_listen else None
+    return _failed_start(exited_early(wait.ended.end, settings.resources, port, lines))
+
+
+def _failed_start(reason: str) -> str:
+    """Return the message for files that are complete while the app does not start with them."""
+    return f"The files are whole, but the app did not come up with them: {reason}"
+
+
+async def attach_restored_disk(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:
+    """Put the restored disk in the place of the missing one; the reconciler continues from there."""
+    app, now = context.app, context.app.clock.now()
+    if await app.engine.disks.disk(known.disk) is not None:
+        raise BackupFailed("The builder has a disk again.")
+
+    def record(uow: UnitOfWork) -> Builder:
+        builder = uow.builders.get(restore.builder_id, lock=True)
+        if builder is None or builder.desired is Desired.DELETED or builder.disk != known.disk:
+            raise BackupFailed("The builder was deleted, or has another disk by now.")
+        reason = f"its disk was gone: the backup of {backups.when(backup)} is back"
+        saved = replace(
+            builder,
+            disk=restore.disk,
+            disk_is_made=True,
+            # On a member that is away it still is, and is deleted when that returns.
+            spare_disks=(*builder.spare_disks, known.disk),
+            location="",
+            cause=replace(builder.cause, reason=reason),
+            status_reason=reason,
+            updated_at=now,
+        )
+        uow.builders.save(saved)
+        version = uow.versions.get(builder.id, builder.to_run[0])
+        if version is not None and version.released and version.number != backup.version:
+            # The release has prepared the disk that is gone; this one is an older version's.
+            uow.versions.save(replace(version, released=False))
+        uow.builders.make_due(builder.id, now)
+        uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
+        details = {"backup": backup.id, "version": backup.version}
+        backups.notify(uow, restore, "restore.finished", now, reason=reason, details=details)
+        return saved
+
+    await app.commit(record)
+
+
+async def is_lost(context: BackupContext, restore: Restore) -> bool:
+    """Return whether the engine still has no disk for the restore's builder."""
+    builder = await context.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
+    return builder is not None and await context.app.engine.disks.disk(builder.disk) is None
+
+
+def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now: datetime) -> None:
+    """Fail the builder with the reason, unless it was stopped or deleted meanwhile."""
+    builder = uow.builders.get(restore.builder_id, lock=True)
+    if builder is None or builder.desired is not Desired.RUNNING:
+        return
+    version = uow.versions.get(builder.id, builder.to_run[0])
+    assert version is not None, "a builder's versions are always stored"
+    words = (
+        f"Its disk is gone, and the newest backup of it could not be brought back: {reason} "
+        "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."
+    )
+    transition = Transition(uow, builder, prices, now)
+    transitions.failed(transition, version, code=BackupFailed.code, reason=words)
+    uow.builders.make_due(builder.id, now)

@@ -26,7 +26,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.reconciler.core.loops import every
-from builderd.reconciler.jobs import activity
+from builderd.reconciler.jobs import visits
 from builderd.services.application import Application
 from builderd.services.wake import used
 from builderd.store import UnitOfWork
@@ -83,7 +83,7 @@ class Idleness:
         """Run one check: visits are read first, so that a visited builder is not idle."""
         begun = self._app.clock.passed()
         within = begun - self._noted_at + MARGIN if self._noted_at is not None else inf
-        await activity.note(self._app, within)
+        await visits.note(self._app, within)
         self._noted_at = begun
         candidates = await self._app.store.read(lambda uow: uow.builders.idle_candidates())
         await self._take_readings(candidates)

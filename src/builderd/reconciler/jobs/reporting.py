@@ -23,8 +23,7 @@ from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.linux.processes import children_seconds
 from builderd.reconciler.core.loops import FaultPoint, race
-from builderd.reconciler.jobs.copies import Copy, remove_disk
-from builderd.reconciler.jobs.inspection import Findings, Inspection
+from builderd.reconciler.jobs.inspection import Copy, Findings, Inspection, remove_disk
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import caps
 from builderd.services.application import Application

@@ -1,7 +1,7 @@
 """Retention: remove unused layers and old records periodically, and sooner when space runs out.
 
 Nothing in use is removed: layers of versions that a builder may still run are kept, and the engine keeps layers that a
-sandbox has mounted or a caller just asked for. ``services/bundles`` removes bundles, whose lock is held between storing
+sandbox has mounted or a caller just asked for. ``services/bundles`` removes bundles, whose lock is kept between storing
 one and referring to it. Records are removed a few at a time, so that they do not block the store's one writer.
 """
 
@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from builderd.domain.errors import BuilderdError
+from builderd.domain.events import SYSTEM, Event
 from builderd.reconciler.core.loops import every
-from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.services import deployments
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
@@ -111,3 +111,39 @@ class RetentionJob:
         while removed >= BATCH:
             removed = await self._app.store.write(expire)
             await asyncio.sleep(PAUSE)
+
+
+UNAVAILABLE, AVAILABLE = "storage.unavailable", "storage.available"
+_REASONS = {
+    UNAVAILABLE: "The machine's storage is full or read-only: apps cannot write until its operator makes room.",
+    AVAILABLE: "Apps can write to the machine's storage again.",
+}
+
+
+class StorageEvents:
+    """Remembers what was reported last; after a restart of the service a fault that continues is reported again."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._reported = AVAILABLE
+
+    async def check(self) -> None:
+        """Write an event for each tenant with builders, where the state has changed."""
+        readiness = self._app.engine.readiness()
+        if readiness.engine_unreachable:
+            # Its storage cannot be seen: what was reported last holds.
+            return
+        state = AVAILABLE if readiness.ready else UNAVAILABLE
+        if state == self._reported:
+            return
+        if readiness.ready:
+            log.info("storage available again")
+        else:
+            log.error("storage unavailable error=%s", readiness.message)
+        await self._app.store.write(lambda uow: self._add(uow, state))
+        self._reported = state
+
+    def _add(self, uow: UnitOfWork, state: str) -> None:
+        now = self._app.clock.now()
+        for tenant in uow.builders.tenants():
+            uow.events.add(Event(tenant, None, now, state, SYSTEM, _REASONS[state]))

@@ -18,8 +18,7 @@ from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
 from builderd.reconciler.jobs.compilation import BytecodeCompilation
-from builderd.reconciler.jobs.evacuation import Evacuation
-from builderd.reconciler.jobs.lost_members import LostMembers
+from builderd.reconciler.jobs.members import Evacuation, LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep

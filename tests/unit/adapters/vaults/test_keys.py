@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.vaults.keys import ConfiguredKeys, Key, KeyFile
-from builderd.adapters.vaults.sodium import SodiumVault
+from builderd.adapters.vaults.sodium import ConfiguredKeys, Key, KeyFile, SodiumVault
 from builderd.domain.errors import EngineUnavailable, ValidationFailed
 
 

@@ -15,8 +15,8 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import SandboxReport
 from builderd.ports.engine import DiskReport
-from builderd.reconciler.jobs import lost_members as module
-from builderd.reconciler.jobs.lost_members import LostMembers
+from builderd.reconciler.jobs import members as module
+from builderd.reconciler.jobs.members import LostMembers
 from builderd.reconciler.loop import reconciler
 from builderd.services import builders
 from builderd.store import Store, UnitOfWork

@@ -14,7 +14,7 @@ from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import DiskId
 from builderd.domain.previews import RouteState
-from builderd.reconciler.jobs.evacuation import Evacuation
+from builderd.reconciler.jobs.members import Evacuation
 from builderd.reconciler.loop import reconciler
 from builderd.services import builders
 

@@ -22,8 +22,7 @@ from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.ports.testers import Target
 from builderd.reconciler.jobs import reporting
-from builderd.reconciler.jobs.copies import DUMMY
-from builderd.reconciler.jobs.inspection import FILES, NETWORK
+from builderd.reconciler.jobs.inspection import DUMMY, FILES, NETWORK
 from builderd.reconciler.stages import build_charges
 from builderd.services import builders, qa
 

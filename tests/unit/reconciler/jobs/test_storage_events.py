@@ -6,7 +6,7 @@ import pytest
 from tests.application import MAIN, fake_world
 
 from builderd.ports.engine import Readiness
-from builderd.reconciler.jobs.storage_events import StorageEvents
+from builderd.reconciler.jobs.retention import StorageEvents
 from builderd.store.events import EventQuery
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.backup_repositories.restic import output, runs
+from builderd.adapters.backup_repositories.restic import runs
 from builderd.adapters.backup_repositories.restic.runs import (
     KEPT_LINES,
     LONG,
@@ -87,7 +87,7 @@ class ResticRepository:
             messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
         except ParentLost:
             messages = await run(*argv, "--force", timeout=LONG)  # reads all files, without a parent
-        summary = output.find(messages, "summary")
+        summary = runs.find(messages, "summary")
         if summary is None:
             raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
         added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
@@ -139,7 +139,7 @@ class ResticRepository:
         messages: Sequence[Mapping[str, Any]] = ()
         with _missing_only_if_new(repository):
             messages = await Run(self._context, repository)("snapshots", "--no-lock", timeout=QUICK)
-        found = output.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
+        found = runs.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
         records = (_record(one) for one in found)
         return {one.summary.snapshot: one for one in records if one is not None}
 
@@ -157,7 +157,7 @@ class ResticRepository:
         damage: list[Mapping[str, Any]] = []
 
         def note_damage(message: Mapping[str, Any]) -> None:
-            if len(damage) < KEPT_LINES and output.needs_repair(message):
+            if len(damage) < KEPT_LINES and runs.needs_repair(message):
                 damage.append(message)
 
         run = Run(self._context, repository, on_message=note_damage)
@@ -169,7 +169,7 @@ class ResticRepository:
                 if damage:
                     raise RepositoryDamaged(f"The repository of backups is damaged: {run.explain(damage)}.") from error
                 # Data is lost, or the repository is unreachable, which fails this as well.
-                short = output.IncompleteSnapshots()
+                short = runs.IncompleteSnapshots()
                 read = Run(self._context, repository, on_message=short.read)
                 await read("repair", "snapshots", "--dry-run", timeout=LONG)
                 return [one for one in await self.snapshots(repository) if one[:8] in short.found]
@@ -204,7 +204,7 @@ class ResticRepository:
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         tool = Tool(argv, disk=disk, reads_all=True, folders={"work": work}, timeout_seconds=LONG)
         ended = await self._context.tools().run_tool(tool, lines.append)
-        answer = output.parse(lines[-1]) if lines else {}
+        answer = runs.parse(lines[-1]) if lines else {}
         if "too_much" in answer:
             raise BackupFailed(
                 f"The files claim to hold far more than the disk's size, the last of them {answer['too_much']!r}: "

@@ -21,7 +21,7 @@ from builderd.adapters.engines.incus.instance import HELD, Instance, Volume, doc
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.process import ExecSession, run_to_end
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
-from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.base import APP_UID
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB

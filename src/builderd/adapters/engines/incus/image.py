@@ -27,8 +27,7 @@ from uv import find_uv_bin
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE, HOME
 from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE
 from builderd.adapters.engines.oci.runtime.creation import relative_secret
-from builderd.adapters.engines.oci.storage.base import HOST_HOME, Base, ensure_base
-from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.base import APP_UID, HOST_HOME, Base, ensure_base
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import SEARCH_PATH
 from builderd.domain.layers import APP

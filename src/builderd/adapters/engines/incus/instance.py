@@ -10,7 +10,7 @@ from typing import Any
 from builderd.adapters.engines.incus.image import INIT
 from builderd.adapters.engines.incus.network import mac
 from builderd.adapters.engines.oci.runtime.bundle import MASKED, OOM_SCORE
-from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.base import APP_UID
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.layers import APP, NODE_MODULES, app_folder
 

@@ -22,7 +22,7 @@ from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, In
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.storage.builds import Transcript
-from builderd.adapters.engines.oci.storage.too_large import over_layer_limit, over_tenant_limit
+from builderd.adapters.engines.oci.storage.store import over_layer_limit, over_tenant_limit
 from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import InstallFailed, NotFound
 from builderd.domain.ids import TenantId

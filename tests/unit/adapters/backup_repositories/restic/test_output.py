@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.backup_repositories.restic.output import explain, is_full, parse
+from builderd.adapters.backup_repositories.restic.runs import explain, is_full, parse
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from builderd.adapters.engines.oci.runtime.host_limits import SOCKET_POOLS, leas
 from builderd.adapters.engines.oci.runtime.runs import swaps_to_zram
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
 from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
-from builderd.adapters.engines.oci.storage.space_reservations import StorageDevice
-from builderd.adapters.engines.oci.storage.store_watch import find_failure
+from builderd.adapters.engines.oci.storage.space_reservations import StorageDevice, find_failure
 from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
 from builderd.domain.resources import GB
 

@@ -13,7 +13,7 @@ from builderd.adapters.engines.oci.runtime.execute import Executions
 from builderd.adapters.engines.oci.runtime.records import Record, make_report, missing_report, oom_cause
 from builderd.adapters.engines.oci.runtime.run import Root, app_root, brings_packages, make_run
 from builderd.adapters.engines.oci.storage.quotas import DiskSpace
-from builderd.adapters.engines.oci.storage.too_large import full_store_named
+from builderd.adapters.engines.oci.storage.store import full_store_named
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import DiskId, SandboxId

@@ -16,7 +16,7 @@ from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.records import Heartbeat, Records
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.base import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace

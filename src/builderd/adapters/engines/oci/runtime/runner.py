@@ -22,7 +22,7 @@ from builderd.adapters.engines.oci.runtime.records import Record, oom_cause
 from builderd.adapters.engines.oci.runtime.run import INIT, Root, Run
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.base import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER, DISK_UID, Disks
 from builderd.domain.errors import EngineUnavailable

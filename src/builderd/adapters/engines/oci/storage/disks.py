@@ -26,12 +26,10 @@ from pathlib import Path
 from builderd.adapters.engines.oci.storage import home_in_backup, space_reservations
 from builderd.adapters.engines.oci.storage.app_builds import FinishedBuild, read_built, write_version
 from builderd.adapters.engines.oci.storage.backing import mounted_roots
-from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
-from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
+from builderd.adapters.engines.oci.storage.base import APP_UID
 from builderd.adapters.engines.oci.storage.quotas import DiskSpace
-from builderd.adapters.engines.oci.storage.store import Store
+from builderd.adapters.engines.oci.storage.store import SYNC_MARK, Store, is_damaged, store_full
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
-from builderd.adapters.engines.oci.storage.too_large import store_full
 from builderd.adapters.engines.oci.storage.tree import clear, make_empty_folder
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, NoCapacity, NotFound, TooLarge
@@ -123,7 +121,7 @@ class Disks:
             if is_damaged(origin):
                 (unfinished / "bundle").unlink(missing_ok=True)
             # Taking the snapshot made the kernel write everything out.
-            (unfinished / MARK).unlink(missing_ok=True)
+            (unfinished / SYNC_MARK).unlink(missing_ok=True)
             _remove_leftovers(unfinished)
             if for_backup:
                 home_in_backup.put_in(unfinished)

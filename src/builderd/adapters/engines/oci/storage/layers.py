@@ -30,11 +30,9 @@ from builderd.adapters.engines.oci.storage.app_builds import (
 )
 from builderd.adapters.engines.oci.storage.backing import total_bytes
 from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, BuildRunner, Transcript
-from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
-from builderd.adapters.engines.oci.storage.layer_store import LayerStore
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
-from builderd.adapters.engines.oci.storage.too_large import (
+from builderd.adapters.engines.oci.storage.layer_store import LayerCache, LayerStore
+from builderd.adapters.engines.oci.storage.store import (
+    Store,
     full_store_named,
     little_room,
     names_quota,
@@ -42,6 +40,7 @@ from builderd.adapters.engines.oci.storage.too_large import (
     over_tenant_limit,
     store_full,
 )
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
 from builderd.domain.errors import BuilderdError, MachineFault, NotFound, helper_died
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import (

@@ -1,15 +1,20 @@
 """Store: the one btrfs file system on which disks, layers and builds lie, mounted for this service.
 
-It stays mounted when the service ends, since sandboxes continue running on it, and is adopted by the next one.
+It stays mounted when the service ends, since sandboxes continue running on it, and is adopted by the next one. Its
+deferred sync makes written folders durable a few seconds later, while the app that waits for them starts.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +28,19 @@ from builderd.adapters.engines.oci.storage.backing import (
     image_of,
     is_mounted,
 )
-from builderd.adapters.engines.oci.storage.deferred_sync import DeferredSync
 from builderd.adapters.engines.oci.storage.quotas import FULL, Quota, enable_quota
-from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations, StorageDevice
-from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
-from builderd.domain.errors import EngineUnavailable
-from builderd.linux.json_files import read_json, write_json
+from builderd.adapters.engines.oci.storage.space_reservations import (
+    READ_ONLY,
+    SpaceReservations,
+    StorageDevice,
+    StoreWatch,
+)
+from builderd.adapters.engines.oci.storage.subvolumes import folder
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InstallFailed, NoCapacity
+from builderd.domain.resources import GB
+from builderd.linux.json_files import read_if_there, read_json, write_json
+from builderd.linux.processes import boot_id
+from builderd.linux.syscalls import sync_file_system
 from builderd.ports.engine import Readiness, StoreOptions
 
 Progress = Callable[[str], None]
@@ -82,8 +94,8 @@ class Store:
         backing.grow(self.root, progress)
         # Only root makes mounts; no other user of the host may read tenants' files.
         set_mode(self.root, 0o700)
-        for folder in (self.disks, self.scratch, self.layers, self.builds):
-            folder.mkdir(mode=0o711, exist_ok=True)
+        for made in (self.disks, self.scratch, self.layers, self.builds):
+            made.mkdir(mode=0o711, exist_ok=True)
         self._quota = enable_quota(self.root, int(self._instance, 16))
         image = backing.location if isinstance(backing, ImageBacking) else None
         self._device = StorageDevice(self.root, image, options.floor_bytes)
@@ -250,3 +262,157 @@ def claim_for(root: Path, instance: str, location: Path) -> None:
             f"{location} is the store of another service ({found['id']}; this one is {instance}). Name another one. If "
             f"that service is gone for good and this one is to have it, mount it and remove {MARK} from its root."
         )
+
+
+log = logging.getLogger(__name__)
+
+SYNC_MARK = "boot"
+#: One sync covers a burst of deployments, and runs after their apps have started.
+DELAY_SECONDS = 5.0
+
+
+class DeferredSync:
+    """Sync of the file system that ``root`` lies on, for folders marked since the last one. Thread-safe."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._marked: set[Path] = set()
+        self._timer: threading.Timer | None = None
+
+    def mark(self, filled: Path) -> None:
+        """Mark a filled folder as not yet durable. Call it before its content gets its final name."""
+        with self._lock:
+            (filled / SYNC_MARK).write_text(boot_id())
+            self._sync_later(filled)
+
+    def adopt(self, filled: Path) -> bool:
+        """Take over a folder of an earlier service; return False when a crash of the machine may have damaged it."""
+        if is_damaged(filled):
+            return False
+        if (filled / SYNC_MARK).exists():
+            with self._lock:
+                self._sync_later(filled)
+        return True
+
+    def _sync_later(self, filled: Path) -> None:
+        self._marked.add(filled)
+        if self._timer is None:
+            self._timer = threading.Timer(DELAY_SECONDS, self._try)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _try(self) -> None:
+        """Sync; on failure the marks stay, which only costs some work after a crash of the machine."""
+        try:
+            self.sync()
+        except OSError as error:
+            log.warning("store sync failed root=%s error=%s", self._root, error)
+
+    def sync(self) -> None:
+        """Sync the file system and remove the marks set before. Waits for everything that is still to be written."""
+        with self._lock:
+            synced, self._marked, self._timer = self._marked, set(), None
+        with folder(self._root) as root:
+            sync_file_system(root)
+        with self._lock:
+            for filled in synced - self._marked:
+                (filled / SYNC_MARK).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave the marked folders to the next service."""
+        with self._lock:
+            if self._timer:
+                self._timer.cancel()
+            self._timer = None
+
+
+def is_damaged(filled: Path) -> bool:
+    """Return True when the machine went down after the folder was filled and before it was synced."""
+    mark = read_if_there(filled / SYNC_MARK)
+    return mark is not None and mark.strip() != boot_id()
+
+
+#: Words by which programs name EDQUOT: the message of libc, and the code as Node.js and others have it.
+_QUOTA_WORDS = ("disk quota exceeded", "edquot")
+
+
+def over_tenant_limit(left: int, whole: int | None, *, is_app: bool, size: int | None = None) -> InstallFailed:
+    """Return the error of a layer that its tenant has no room for. ``size`` is None if it was stopped at the limit."""
+    subject = ("This build makes", "Have it make less") if is_app else ("These dependencies take", "Leave out packages")
+    takes = f"more than {_gb(left)}" if size is None else _gb(size)
+    of_all = "" if whole is None else f" of {_gb(whole)}"
+    return InstallFailed(
+        f"{subject[0]} {takes}, and {_gb(left)} is left of your limit for layers{of_all}. {subject[1]}, or delete "
+        "builders that you no longer need (their layers go with them); the operator sets the limit (tenant.layers)."
+    )
+
+
+def over_layer_limit(most: int, *, is_app: bool) -> InstallFailed:
+    """Return the error of a layer that is larger than any layer may be here."""
+    subject, cure = (
+        ("This build makes", "have it make less, or write what is large at run time onto the disk")
+        if is_app
+        else (
+            "These dependencies take",
+            "leave out what the app does not need (of torch, the wheels for the CPU alone)",
+        )
+    )
+    return InstallFailed(
+        f"{subject} more than {_gb(most)}, the most that a layer may have here (a quarter of the store, at most 10 "
+        f"GB): {cure}."
+    )
+
+
+def little_room(size: int, most: int, *, is_app: bool) -> NoCapacity:
+    """Return the error of a layer that the store has no room for now, though it is no larger than layers may be."""
+    subject = "this build, which makes" if is_app else "these dependencies, which take"
+    return NoCapacity(
+        f"The machine's store has only {_gb(size)} for {subject} more (a layer may have {_gb(most)}). {_CURE}",
+        retry_after=60,
+    )
+
+
+_CURE = (
+    "Delete a builder that is not needed: stopping one frees nothing. Or its operator frees space (builderd doctor) or "
+    "enlarges the store (store.size). Then try again."
+)
+
+
+def store_full(store: Store) -> BuilderdError:
+    """Return the error of a write that the store of all disks and layers has no room for, or takes no more."""
+    reason = store.failure_reason()
+    if reason is None:
+        return NoCapacity(f"The machine's store for apps and layers is full. {_CURE}", retry_after=60)
+    return NoCapacity(reason, retry_after=60) if store.is_full() else EngineUnavailable(reason, retry_after=60)
+
+
+@contextmanager
+def full_store_named(store: Store) -> Iterator[None]:
+    """Raise ``NoCapacity`` where the store itself had no room for a write of the service.
+
+    Errors of other file systems pass: a full one beside the store is a machine fault.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and _is_in(store, error):
+            raise store_full(store) from error
+        raise
+
+
+def _is_in(store: Store, error: OSError) -> bool:
+    """Return True if the write was to the store; a write to an open file names no path."""
+    if isinstance(error.filename, str | bytes):
+        path = error.filename if isinstance(error.filename, str) else error.filename.decode(errors="replace")
+        return path.startswith(f"{store.root}/")
+    return error.errno == errno.EDQUOT or store.is_full()
+
+
+def names_quota(lines: Iterable[str]) -> bool:
+    """Return True if a program's output says that a quota ended it: it may have removed what it had written since."""
+    return any(word in line.lower() for line in lines for word in _QUOTA_WORDS)
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f} GB"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from builderd.adapters.engines.oci.storage.base_recipe import (
+from builderd.adapters.engines.oci.storage.base import (
     DEFAULT_SOURCES,
     FINISH,
     MOUNT_FILES,

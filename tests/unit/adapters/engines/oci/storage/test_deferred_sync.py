@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import deferred_sync as module
-from builderd.adapters.engines.oci.storage.deferred_sync import MARK, DeferredSync, is_damaged
+from builderd.adapters.engines.oci.storage import store as module
+from builderd.adapters.engines.oci.storage.store import SYNC_MARK, DeferredSync, is_damaged
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_synced_folder_survives_a_crash(sync: DeferredSync, filled: Path, monk
 
 
 def test_a_mark_whose_text_was_lost_in_the_crash_counts_as_damage(filled: Path) -> None:
-    (filled / MARK).touch()
+    (filled / SYNC_MARK).touch()
     assert is_damaged(filled)
 
 
@@ -56,9 +56,9 @@ def test_the_sync_runs_after_a_delay(sync: DeferredSync, filled: Path, monkeypat
     monkeypatch.setattr(module, "DELAY_SECONDS", 0.01)
     sync.mark(filled)
     deadline = time.monotonic() + 30
-    while (filled / MARK).exists() and time.monotonic() < deadline:
+    while (filled / SYNC_MARK).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not (filled / MARK).exists()
+    assert not (filled / SYNC_MARK).exists()
 
 
 def test_the_next_service_syncs_the_folders_marked_by_a_killed_one(
@@ -69,7 +69,7 @@ def test_the_next_service_syncs_the_folders_marked_by_a_killed_one(
     following = DeferredSync(tmp_path)
     assert following.adopt(filled)
     following.sync()
-    assert not (filled / MARK).exists()
+    assert not (filled / SYNC_MARK).exists()
 
 
 def test_a_folder_filled_again_during_the_sync_keeps_its_mark(
@@ -78,12 +78,12 @@ def test_a_folder_filled_again_during_the_sync_keeps_its_mark(
     sync.mark(filled)
     monkeypatch.setattr(module, "sync_file_system", lambda inside: sync.mark(filled))
     sync.sync()
-    assert (filled / MARK).exists()
+    assert (filled / SYNC_MARK).exists()
     sync.close()
 
 
 def test_a_folder_deleted_before_the_sync_is_ignored(sync: DeferredSync, filled: Path) -> None:
     sync.mark(filled)
-    (filled / MARK).unlink()
+    (filled / SYNC_MARK).unlink()
     filled.rmdir()
     sync.sync()

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.too_large import store_full
+from builderd.adapters.engines.oci.storage.store import Store, store_full
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.ports.engine import StoreOptions
 

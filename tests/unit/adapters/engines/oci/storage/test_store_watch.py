@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
-from builderd.adapters.engines.oci.storage.store_watch import StoreWatch
+from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations, StoreWatch
 
 MB = 1 << 20
 CULPRIT, CULPRIT_SCRATCH, NEIGHBOUR, NEIGHBOUR_SCRATCH, TOTAL = range(1, 6)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 from tests.acceptance.conftest import ServiceOfModule
-from tests.acceptance.crash_cases import crash_cases, delete_builders
 from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.idling import COUNTING_APP, eventually, make_idle, until_frozen, until_idled
 from tests.acceptance.live_service import PATIENCE, LiveService
 from tests.acceptance.on_engines import OnIncus, OwnEngine
+from tests.acceptance.test_crash_matrix import crash_cases, delete_builders
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 

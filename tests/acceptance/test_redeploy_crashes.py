@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 from tests.acceptance.conftest import ServiceOfModule
-from tests.acceptance.crash_cases import crash_cases, delete_builders
 from tests.acceptance.host_traces import assert_traces, settled_traces, traces, traces_at_rest
 from tests.acceptance.live_service import PATIENCE, LiveService, body
 from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.redeploy_app import APP, FILES, SHY
+from tests.acceptance.test_crash_matrix import crash_cases, delete_builders
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
-from tests.acceptance.broken_apps import BROKEN
+from tests.acceptance.test_broken_apps import BROKEN
 
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller

@@ -11,9 +11,8 @@ import pytest
 from tests.application import MAIN, World
 
 from builderd.domain.bundles import Bundle, BundleFile
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.ports.engine import Progress
-from builderd.reconciler.stages import install
 from builderd.services import reviews
 
 CREATES = 12
@@ -98,34 +97,3 @@ async def test_a_review_that_waits_for_its_turn_keeps_no_bundle(world: World, al
         world.scanner.open.set()
         for builder in asked:
             await world.outcome(builder)
-
-
-async def test_a_build_that_waits_for_its_turn_keeps_no_bundle(
-    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go_on = hold_builds(world, monkeypatch)
-    async with world.reconciling():
-        files = [(MAIN, BundleFile("page.html", b"%d" % number)) for number in range(CREATES)]
-        asked = [await world.ask(*one, name=f"app{number}", build="make page.html") for number, one in enumerate(files)]
-        await world.until(lambda: world.called("has_layer") >= CREATES)
-        await until_few(world, alive, install.MAX_OF_TENANT)
-        go_on.set()
-        for builder in asked:
-            await world.outcome(builder)
-
-
-async def test_a_compilation_keeps_no_bundle(
-    world: World, alive: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiling = asyncio.Event()
-
-    async def compile_for_ever(key: str, step: BuildStep) -> BuildOutcome:
-        compiling.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    monkeypatch.setattr(world.engine, "compile_layer", compile_for_ever)
-    async with world.reconciling():
-        await world.create(*own_layer(1))
-        await world.until(compiling.is_set)
-        await until_few(world, alive, 0)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
-from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.domain.builders import Status, Visibility
@@ -119,30 +117,7 @@ async def test_an_engine_whose_clock_is_behind_makes_no_time_paid_twice(world: W
         assert earlier.start <= earlier.end <= later.start
 
 
-async def test_an_app_may_take_its_time_to_listen(world: World) -> None:
-    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=50))
-    async with world.reconciling():
-        assert (await world.create()).status is Status.RUNNING
-
-
-async def test_many_builders_come_up_at_once(world: World) -> None:
-    async with world.reconciling():
-        made = await asyncio.gather(*(world.create(name=f"app-{number}") for number in range(30)))
-    assert {builder.status for builder in made} == {Status.RUNNING}
-    assert len(world.running) == 30
-
-
 # Layers
-
-
-async def test_equal_dependencies_are_installed_once(world: World) -> None:
-    async with world.reconciling():
-        first = await world.create(MAIN, REQUIREMENTS, name="first")
-        second = await world.create(MAIN, REQUIREMENTS, name="second")
-    assert world.called("build_layer") == 1
-    assert (await world.version(first)).layer_key == (await world.version(second)).layer_key
-    assert [line.text for line in await world.build_log(first)] == ["Installing"]
-    assert [line.text for line in await world.build_log(second)] == [REUSED]
 
 
 async def test_layer_is_compiled_once_its_app_is_up(world: World) -> None:
@@ -162,21 +137,6 @@ async def test_layer_that_fails_to_compile_is_kept(world: World) -> None:
         await world.until(lambda: world.called("compile_layer") == 1)
         other = await world.create(MAIN, REQUIREMENTS, name="second")
         assert other.status is Status.RUNNING
-
-
-async def test_package_without_wheels_is_built_from_source(world: World) -> None:
-    world.installer.has_fallback = True
-    world.engine.build_outcomes.extend([BuildOutcome(1, ("no wheel",), 1), BuildOutcome(0, (), 2)])
-    async with world.reconciling():
-        builder = await world.create(MAIN, REQUIREMENTS)
-        key = (await world.version(builder)).layer_key
-        assert key
-        await world.until(lambda: world.engine.known_layers[key] == 2)  # its own layer is compiled
-    assert [line.text for line in await world.build_log(builder)] == [
-        "Installing",
-        "No wheels for everything: building from source in a sandbox of its own.",
-        "Building",
-    ]
 
 
 async def test_source_build_is_reused_without_trying_wheels(world: World) -> None:

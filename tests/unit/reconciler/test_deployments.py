@@ -480,18 +480,6 @@ async def test_settings_of_a_builder_that_rests_are_those_of_its_next_start(worl
         assert world.engine.known_disks[now.disk].size_bytes == Resources(1, 1, 5).disk_bytes
 
 
-async def test_an_old_version_comes_back_as_a_new_one(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create()
-        await world.deploy(builder, NEW, entrypoint=OTHER)
-        await world.roll_back(builder, 1)
-        now = await serves(world, builder, 3)
-        version = await world.version(now)
-        assert (version.rolled_back_to, version.settings.entrypoint) == (1, ENTRYPOINT)
-        assert world.engine.known_disks[now.disk].files["main.py"] == MAIN.content
-        assert now.status_reason == "version 3 rolled back to version 1 by token acme"
-
-
 async def test_rollback_target_must_have_been_up(world: World) -> None:
     world.engine.behave(OTHER, HASTY)
     async with world.reconciling():
@@ -765,20 +753,6 @@ async def test_file_change_during_a_disk_copy_is_refused(world: World) -> None:
                 Condition(),
             )
         await serves(world, builder, 2)
-
-
-async def test_a_new_service_token_reaches_the_app(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create()
-        now = world.clock.now()
-        renewed = await world.application.commit(
-            lambda uow: deployments.renew_service_token(uow, world.application, world.caller, builder.id, now)
-        )
-        await world.outcome(renewed)
-        now_served = await serves(world, builder, 1)
-        (sandbox,) = world.running
-        assert sandbox.spec.env["SERVICE_TOKEN"] == now_served.service_token != builder.service_token
-        assert now_served.disk == builder.disk
 
 
 async def test_a_disk_that_grows_while_the_app_is_being_stopped_is_paid_from_its_end(

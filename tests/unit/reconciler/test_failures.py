@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, World
@@ -46,15 +45,6 @@ async def test_an_app_that_does_not_start_says_why_and_leaves_nothing_running(wo
     assert world.engine.known == {}
     assert (await world.version(builder)).status is VersionStatus.FAILED
     await check_ledger(world, builder)
-
-
-async def test_an_app_that_listens_elsewhere_first_is_given_a_moment(world: World) -> None:
-    async with world.reconciling():
-        world.engine.behave(ENTRYPOINT, Behaviour(port=5000))
-        begun = world.clock.now()
-        with pytest.raises(StartFailed):
-            await world.create()
-    assert timedelta(seconds=5) <= world.clock.now() - begun < timedelta(seconds=10)
 
 
 async def test_a_failed_builder_can_be_started_when_the_cause_is_gone(world: World) -> None:

@@ -10,7 +10,6 @@ from tests.application import World
 from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.builders import Builder, Status
-from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import QaFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.previews import Address, RouteState
@@ -35,7 +34,6 @@ from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.testers import Target
 from builderd.services import builders, qa
 
-OTHER = BundleFile("main.py", b"print('other')\n")
 BROKEN = Visit(500, 0.02, excerpt="Internal Server Error")
 
 
@@ -292,16 +290,3 @@ async def test_a_server_whose_workers_are_not_loaded_yet_is_asked_again(world: W
     async with world.reconciling():
         builder = await world.create()
     assert (await version_of(world, builder)).qa_passed is True
-
-
-async def test_a_slow_first_answer_has_the_time_that_the_start_may_take(world: World) -> None:
-    timeouts: list[float] = []
-
-    async def slow(target: object, path: str, timeout_seconds: float) -> Visit:
-        timeouts.append(timeout_seconds)
-        return Visit(200, 40.0)
-
-    world.testers.visit = slow  # type: ignore[method-assign]
-    async with world.reconciling():
-        await world.create()
-    assert timeouts[0] > 50

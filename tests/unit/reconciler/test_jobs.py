@@ -1,4 +1,4 @@
-"""One-time jobs: they run to their end, and cost nothing afterwards."""
+"""One-time jobs run to their end and cost nothing afterwards; workers run on without a port or visitors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Status
+from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.errors import NoCapacity, ValidationFailed
 from builderd.domain.previews import RouteState
+from builderd.domain.qa import CheckName, Outcome, ReportStatus
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
-from builderd.services import builders
+from builderd.services import builders, qa
 
 
 async def test_a_job_is_created_once_its_command_has_started(world: World) -> None:
@@ -118,3 +119,34 @@ async def test_a_job_that_never_started_costs_nothing(world: World) -> None:
         with pytest.raises(NoCapacity):
             await world.outcome(builder)
         await check_ledger(world, builder)
+
+
+WORKS = Behaviour(listens_at=None)
+
+
+async def worker(world: World) -> Builder:
+    return await world.outcome(await world.ask(job_type=JobType.WORKER))
+
+
+async def test_worker_gate_judges_that_it_lives_and_makes_no_report(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, WORKS)
+    async with world.reconciling():
+        builder = await worker(world)
+        view = await world.application.store.read(lambda uow: qa.get(uow, builder.tenant_id, builder.id))
+    assert [(check.name, check.outcome) for check in view.report.gate] == [
+        (CheckName.ALIVE, Outcome.PASSED),
+        (CheckName.MEMORY, Outcome.PASSED),
+    ]
+    assert (view.version.qa_passed, view.report.status) == (True, ReportStatus.NONE)
+    assert not world.testers.calls
+
+
+async def test_worker_cannot_be_stopped_as_idle(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, WORKS)
+    with pytest.raises(ValidationFailed) as refused:
+        await world.ask(job_type=JobType.WORKER, auto_stop_interval=15)
+    assert "nothing would wake it" in refused.value.errors["auto_stop_interval"][0]
+    async with world.reconciling():
+        builder = await worker(world)
+        with pytest.raises(ValidationFailed):
+            await world.configure(builder, auto_stop_interval=15)

@@ -13,14 +13,12 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import (
     Forbidden,
-    InstallFailed,
     InvalidState,
     MachineFault,
     NotFound,
     ValidationFailed,
     helper_died,
 )
-from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import RouteState
 from builderd.domain.reviews import ReviewFailed
 from builderd.domain.versions import VersionStatus
@@ -102,15 +100,6 @@ async def test_nothing_is_installed_before_the_review_has_passed(world: World) -
         with pytest.raises(ReviewFailed):
             await world.outcome(builder)
     assert world.called("build_layer") == 0
-
-
-async def test_failed_install_is_reported_after_the_review(world: World) -> None:
-    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1))
-    async with world.reconciling():
-        builder = await world.ask(MAIN, REQUIREMENTS)
-        with pytest.raises(InstallFailed, match="no such package"):
-            await world.outcome(builder)
-    assert (await world.version(builder)).review_passed is True
 
 
 async def test_a_scanner_that_fails_lets_nothing_pass_and_is_asked_again(world: World) -> None:
@@ -200,23 +189,6 @@ async def test_broken_code_and_warnings_cannot_be_accepted(world: World) -> None
         new = NewAcceptance("0" * 32, "why", None, as_admin=True)
         with pytest.raises(NotFound, match="fingerprint"):
             await verdicts.accept(world.application, world.caller, warned.id, new, world.clock.now())
-
-
-async def test_a_redeploy_that_blocks_leaves_the_old_version_serving(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create(MAIN)
-        number = await world.put(builder, EVIL)
-        with pytest.raises(ReviewFailed, match="MAL-reverse-shell"):
-            await world.deployed(builder, number)
-        now = await world.builder(builder)
-    assert (now.status, now.version, now.candidate) == (Status.RUNNING, 1, None)
-    assert world.called("start") == 1
-    failed = await world.read(lambda uow: uow.versions.get(builder.id, number))
-    assert failed is not None
-    assert (failed.status, failed.review_passed) == (VersionStatus.FAILED, False)
-    assert "main.py:2" in failed.status_reason
-    assert (await report(world, builder)).version.number == 1
-    assert not (await report(world, builder, number)).verdict.passed
 
 
 async def test_other_settings_for_the_same_code_need_no_other_review(world: World) -> None:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 
-import pytest
 from tests.application import World
 from tests.contract.store.samples import make_builder, make_sandbox, make_version
 from tests.statements import statements
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus, Retention
+from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.files import Upload
 from builderd.domain.ids import BackupId, BuilderId, UploadId, new_id
 from builderd.domain.previews import PreviewActivity
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
-from builderd.reconciler.backups.schedule import BATCH, BackupSchedule
+from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.jobs import visits
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import backups, bundles
 from builderd.store import UnitOfWork
 
 FEW, MANY = 5, 500
-HOUR = timedelta(hours=1)
 VISIT = PreviewActivity(1, 0, 0, open_connections=0, failures=0, requests_per_minute=1, idle_seconds=0)
 
 
@@ -90,33 +87,3 @@ async def test_periodic_jobs_take_as_many_statements_with_many_builders(world: W
         await add(world, number)
         counts.append({name: await count(world, loop) for name, loop in LOOPS.items()})
     assert counts[0] == counts[1]
-
-
-async def test_planning_looks_at_each_builder_once_in_batches(world: World) -> None:
-    await add(world, 2 * BATCH + 1)
-    schedule = BackupSchedule(world.application)
-    with statements(world.application.store) as seen:
-        await schedule.plan()
-    of_batches = len(seen)
-    assert of_batches < 60
-    with statements(world.application.store) as seen:
-        await schedule.plan()
-    assert len(seen) < of_batches / 3
-    world.clock.move(7 * 3600)
-    await schedule.plan()
-    planned = await world.read(lambda uow: uow.backups.open(world.application.instance))
-    assert len(planned) == 2 * BATCH + 1
-
-
-async def test_upkeep_looks_at_all_builders_in_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "BATCH", 2)
-    rules = replace(world.application.backup_rules, retention=Retention(1, 0, 0))
-    app = replace(world.application, backup_rules=rules)
-    await add(world, FEW)
-    now = world.clock.now()
-    ids = await world.read(lambda uow: uow.backups.builders("", 100))
-    for builder in ids:
-        old = _backup(builder, world, now - HOUR)
-        await app.store.write(lambda uow, old=old: uow.backups.add(old))  # type: ignore[misc]
-    await upkeep.clean_up(BackupContext(app))
-    assert sum(map(len, (await world.read(lambda uow: uow.backups.of_builders(ids))).values())) == FEW

@@ -151,10 +151,6 @@ async def test_stop_records_its_first_caller(world: World) -> None:
     assert await world.want(builders.stop, builder) == stopped
 
 
-async def test_a_creation_can_be_called_off(world: World) -> None:
-    assert (await world.want(builders.stop, await world.ask())).desired is Desired.STOPPED
-
-
 async def test_starting_what_is_stopped_is_a_new_run(world: World) -> None:
     builder = await world.change(
         await world.ask(), status=Status.STOPPED, desired=Desired.STOPPED, observed_generation=1
@@ -199,16 +195,6 @@ async def test_builder_in_creation_cannot_be_restarted(world: World) -> None:
     assert await world.builder(builder) == builder
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status is not Status.DELETED])
-async def test_a_builder_can_be_deleted_from_every_state_once(world: World, status: Status) -> None:
-    builder = await world.change(await world.ask(), status=status)
-    assert (await world.want(builders.delete, builder)).desired is Desired.DELETED
-    for command in (builders.delete, builders.start, builders.stop, builders.restart):
-        with pytest.raises(NotFound):
-            await world.want(command, builder)
-    assert [event.type for event in await world.events(builder)] == ["builder.created", "builder.deleted"]
-
-
 async def test_desired_state_change_makes_the_builder_due_and_signals(world: World) -> None:
     builder = await world.ask()
     signals, now = world.application.signals, world.clock.now()
@@ -246,12 +232,6 @@ async def test_a_builder_is_shown_with_its_version_url_and_cost(world: World) ->
     assert view.version.number == 1
     assert (view.cost.currency, view.cost.hourly_rate) == ("EUR", Decimal("0.1965"))
     assert (view.cost.runtime_hours, view.cost.cost) == (Decimal("2.0000"), Decimal("0.39"))
-
-
-async def test_a_builder_without_a_ledger_has_cost_nothing(world: World) -> None:
-    builder = await world.ask()
-    view = await world.read(lambda uow: builders.view(uow, world.application, builder, world.clock.now()))
-    assert view.cost.runtime_hours == view.cost.cost == 0
 
 
 async def test_create_is_refused_before_anything_is_stored_when_the_store_has_no_room(world: World) -> None:

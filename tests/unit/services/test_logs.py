@@ -14,7 +14,7 @@ from tests.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import EngineUnavailable, NotFound
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.sandboxes import LogLine, LogMatch, LogPiece, LogStream
+from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.services import builders, logs
 from builderd.services.logs import FollowedLine, LogFilter
 
@@ -222,17 +222,6 @@ async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
         assert await read(world, builder, since=times[60], stream=LogStream.STDERR) == ["70", "83", "96"]
 
 
-async def test_search_looks_at_each_line_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world.reconciling():
-        builder = await world.create()
-        world.engine.print(newest(world), *(f"{number} {'Hit' * (number % 5_000 == 7)}" for number in range(20_000)))
-        taken, looked = Taken(world, monkeypatch), looked_at(world, monkeypatch)
-        assert await read(world, builder, search="hit") == [f"{number} Hit" for number in (7, 5_007, 10_007, 15_007)]
-        assert sum(looked) == 20_000
-        assert max(looked) <= logs.MAX_PIECE
-        assert sum(taken.pages) == 0
-
-
 async def test_lines_beyond_what_a_reader_keeps_are_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "KEPT_LINES", 10)
     async with world.reconciling():
@@ -255,29 +244,6 @@ class Taken:
         page = await self._real(sandbox, cursor, **options)
         self.pages.append(len(page[0]))
         return page
-
-
-def looked_at(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the number of lines of each piece that is searched."""
-    looked: list[int] = []
-    real = world.engine.search_log
-
-    async def search_log(sandbox: SandboxId, match: LogMatch, before: str = "", *, count: int) -> LogPiece:
-        piece = await real(sandbox, match, before, count=count)
-        looked.append(int(before or piece.end or 0) - int(piece.begin or 0))
-        return piece
-
-    monkeypatch.setattr(world.engine, "search_log", search_log)
-    return looked
-
-
-async def test_recent_lines_are_read_from_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world.reconciling():
-        builder = await world.create()
-        world.engine.print(newest(world), *(str(number) for number in range(20_000)))
-        taken, looked = Taken(world, monkeypatch), looked_at(world, monkeypatch)
-        assert len(await read(world, builder, stream=LogStream.STDOUT)) == 200
-        assert sum(looked) + sum(taken.pages) <= 200 + logs.LOOK_BACK
 
 
 async def test_a_follower_reads_each_line_of_an_installer_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

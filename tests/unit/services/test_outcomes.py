@@ -13,17 +13,11 @@ from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
-from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
+from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, NoCapacity, NotFound, StartFailed
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
-from builderd.domain.layers import BuildOutcome
 from builderd.ports.engine import Readiness
 from builderd.services import builders, outcomes, wake
 from builderd.store import UnitOfWork
-
-
-async def test_a_run_that_comes_up_is_answered_with_the_builder(world: World) -> None:
-    async with world.reconciling():
-        assert (await world.create()).status is Status.RUNNING
 
 
 async def test_waiting_begins_before_anything_is_done(world: World) -> None:
@@ -43,13 +37,6 @@ async def test_a_failed_stage_is_raised_with_the_builders_uuid(world: World) -> 
             await world.outcome(builder)
         assert failed.value.data == {"uuid": builder.id, "version": 1}
         assert failed.value.message == (await world.builder(builder)).status_reason
-
-
-async def test_failed_installation_raises_install_failed(world: World) -> None:
-    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1.0))
-    async with world.reconciling():
-        with pytest.raises(InstallFailed, match="no such package"):
-            await world.create(MAIN, REQUIREMENTS)
 
 
 @pytest.mark.parametrize("error", [NoCapacity("There is no room."), EngineUnavailable("It is gone.")])

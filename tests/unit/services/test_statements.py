@@ -17,7 +17,6 @@ from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
 from builderd.domain.previews import Address, Route, RouteState, closed_route
 from builderd.domain.prices import Billing, Segment, month_of, next_month
-from builderd.reconciler.jobs.retention import StorageEvents
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import builders, caps, lost_routes, metrics, spending
@@ -166,13 +165,6 @@ async def test_reconciler_starts_and_sweeps_by_as_many_statements(world: World) 
         counts.append(len(seen))
     assert counts[0] == counts[1]
     assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == []
-
-
-async def test_event_about_storage_reads_no_builder(world: World) -> None:
-    await stop_many(world, MANY)
-    with statements(world.application.store) as seen:
-        await world.application.store.write(lambda uow: StorageEvents(world.application)._add(uow, "storage.available"))
-    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,18 @@ import pytest
 from tests.application import PATIENCE, World, fake_world
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import Builder, Cause, Desired, Status, StopKind
-from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.builders import MAX_LEASES, Builder, Cause, Desired, Status, StopKind
+from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.resources import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
-from builderd.services import builders, executions, outcomes, wake
+from builderd.services import builders, executions, leases, outcomes, wake
 from builderd.services.executions import Command, HeldBytes
 from builderd.services.limits import TenantLimit
 from builderd.services.wake import User
+from builderd.store import UnitOfWork
 
 
 async def asleep(world: World) -> Builder:
@@ -245,3 +246,87 @@ async def test_builder_without_auto_stop_is_woken(world: World) -> None:
         await world.until(lambda: not world.running[0].frozen)
         reason = (await world.builder(builder)).cause.reason
     assert reason == "woken by token acme: it is to idle no more"
+
+
+async def test_short_outage_of_the_database_does_not_end_the_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fake_world(freeze_after=0.03) as world:
+        async with world.reconciling():
+            builder = await world.create()
+        store, failures = world.application.store, 3
+        write = store.write
+
+        async def faulty(work):  # type: ignore[no-untyped-def]
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise StoreUnavailable("The database does not answer.")
+            return await write(work)
+
+        monkeypatch.setattr(store, "write", faulty)
+        world.clock.move(1000)
+        (sandbox,) = world.running
+        async with wake.keep_awake(world.application, sandbox.spec.id):
+            await world.until(lambda: failures < 0)
+            await world.until(lambda: _used_now(world, builder.id))
+    assert "use not recorded" in caplog.text
+
+
+async def _used_now(world: World, builder_id: BuilderId) -> bool:
+    def look(uow: UnitOfWork) -> bool:
+        builder = uow.builders.get(builder_id)
+        return builder is not None and builder.last_active_at == world.clock.now()
+
+    return await world.read(look)
+
+
+async def take(world: World, builder: Builder, count: int, seconds: int = 1) -> None:
+    now, caller = world.clock.now(), world.caller
+
+    def write(uow: UnitOfWork) -> None:
+        locked = builders.get(uow, caller.tenant_id, builder.id, lock=True)
+        new = leases.NewLease(caller.actor, seconds, "an import")
+        for _ in range(count):
+            leases.take(uow, world.application, locked, new, now)
+
+    await world.application.store.write(write)
+
+
+async def kept(world: World, builder: Builder) -> int:
+    return len(await world.read(lambda uow: uow.leases.of_builder(builder.id)))
+
+
+async def test_expired_leases_are_deleted(world: World) -> None:
+    builder = await world.ask(auto_stop_interval=0)
+    for _ in range(3):
+        await take(world, builder, MAX_LEASES)
+        world.clock.move(2)
+    assert await kept(world, builder) == MAX_LEASES
+    await take(world, builder, 1)
+    assert await kept(world, builder) == 1
+
+
+async def test_expired_lease_counts_as_use(world: World) -> None:
+    builder = await world.ask()
+    await take(world, builder, 1)
+    world.clock.move(2)
+    await take(world, builder, 1)
+    assert (await world.builder(builder)).last_active_at == world.clock.now()
+
+
+async def test_refused_lease_changes_nothing(world: World) -> None:
+    builder = await world.ask()
+    await take(world, builder, 1)
+    world.clock.move(2)
+    with pytest.raises(InvalidState, match="100 leases"):
+        await take(world, builder, MAX_LEASES + 1)
+    assert await kept(world, builder) == 1
+
+
+async def test_a_deleted_builder_has_none(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await take(world, builder, 2, seconds=3600)
+        await world.reached(builders.delete, builder)
+    assert await kept(world, builder) == 0

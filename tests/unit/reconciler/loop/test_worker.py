@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 import pytest
@@ -15,7 +14,6 @@ from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
-from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
@@ -427,13 +425,6 @@ async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
     assert failures == 0
 
 
-async def test_a_wish_for_a_builder_that_is_unknown_is_nothing(world: World) -> None:
-    async with world.reconciling() as reconciler:
-        world.application.signals.desired_changed(BuilderId(new_id()))
-        assert (await world.create()).status is Status.RUNNING
-        await world.until(lambda: not reconciler._workers)
-
-
 async def test_exits_are_watched_again_after_the_watch_broke(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciling, "RETRY_INTERVAL", 0.001)
     exits = world.engine.exits
@@ -477,7 +468,3 @@ async def test_exit_is_noticed_that_comes_while_the_store_does_not_answer(
         await world.until(lambda: lost)
         is_away = False
         await world.until(lambda: world.called("start") == 2)
-
-
-async def test_how_long_a_claim_lasts_leaves_room_for_renewals() -> None:
-    assert timedelta(seconds=2 * claiming.RENEW_INTERVAL) < LEASE

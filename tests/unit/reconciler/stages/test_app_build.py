@@ -309,65 +309,11 @@ async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_h
     assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == [60]
 
 
-@pytest.mark.parametrize(
-    ("outcome", "charged_seconds"),
-    [(BuildOutcome(2, (), 60.0), [60]), (BuildOutcome(0, (), 60.0), [60])],
-)
-async def test_end_of_a_build_that_the_store_refused_is_known_after_a_kill_of_the_service(
-    world: World, monkeypatch: pytest.MonkeyPatch, outcome: BuildOutcome | Exception, charged_seconds: list[int]
-) -> None:
-    monkeypatch.setattr(build_charges, "SEEN_INTERVAL", 0.01)
-    builder, write = await world.ask(MAIN), world.application.store.write
-
-    async def full(work: Callable[[UnitOfWork], Any]) -> Any:
-        raise StoreUnavailable("The disk is full.")
-
-    async def build() -> BuildOutcome:
-        world.clock.move(60)
-        while not await world.read(lambda uow: [one for one in uow.open_builds.all() if one.seen_at > one.started_at]):
-            await asyncio.sleep(0.01)
-        monkeypatch.setattr(world.application.store, "write", full)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    charges = build_charges.BuildCharges(world.application)
-    await asyncio.gather(charges.charged(builder, build), return_exceptions=True)
-    for retry in charges._unwritten:
-        retry.cancel()  # a kill of the service ends them
-    monkeypatch.setattr(world.application.store, "write", write)
-    for _ in range(2):
-        await build_charges.close_cut_builds(world.application)
-        assert [one.seconds(world.clock.now()) for one in await world.trials(builder)] == charged_seconds
-        assert await world.read(lambda uow: uow.open_builds.all()) == []
-
-
 async def _nothing_open(world: World) -> None:
     async def is_closed() -> bool:
         return await world.read(lambda uow: uow.open_builds.all()) == []
 
     await world.until(is_closed)
-
-
-async def test_build_stops_with_its_builder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = asyncio.Event()
-    begun = asyncio.Event()
-
-    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        begun.set()
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            ended.set()
-        return BuildOutcome(0, (), 0.0)
-
-    monkeypatch.setattr(world.engine, "build_layer", build)
-    async with world.reconciling():
-        builder = await world.ask(MAIN, build="endless")
-        await begun.wait()
-        await world.want(builders.delete, builder)
-        async with asyncio.timeout(20):
-            await ended.wait()
 
 
 async def test_results_count_for_the_limit_of_layers(world: World) -> None:

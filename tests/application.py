@@ -40,7 +40,7 @@ from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.stages import health_check
 from builderd.reconciler.stages.health_check import HealthCheck
 from builderd.services import builders, bundles, deployments, outcomes
-from builderd.services.application import Application, LatestUsage, ScratchSandboxes
+from builderd.services.application import Application, LatestUsage
 from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Change
@@ -322,7 +322,7 @@ class World:
             signals=Signals(),
             instance=f"{self.application.instance}-{self._instances}",
             usage=LatestUsage(),
-            scratch=ScratchSandboxes(),
+            scratch=set(),
             stalled=StalledEnds(),
         )
         return replace(self, application=application)

@@ -29,7 +29,7 @@ from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import processes
 from builderd.domain.tokens import ClaimRules
-from builderd.services.application import Application, LatestUsage, ScratchSandboxes
+from builderd.services.application import Application, LatestUsage
 from builderd.services.code_space import CodeSpace
 from builderd.services.signals import Signals
 from builderd.settings import OpenIdSettings, Settings
@@ -81,7 +81,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             backup_rules=settings.backup.to_rules(),
             retention=settings.to_retention_policy(),
             usage=LatestUsage(),
-            scratch=ScratchSandboxes(),
+            scratch=set(),
         )
     finally:
         keeping.cancel()

@@ -52,27 +52,6 @@ class LatestUsage:
         return list(self._samples.values())
 
 
-class ScratchSandboxes:
-    """Scratch sandboxes of this process. Those of an earlier process are swept away."""
-
-    def __init__(self) -> None:
-        self._running: set[SandboxId] = set()
-
-    def add(self, sandbox: SandboxId) -> None:
-        """Add it before it is started."""
-        self._running.add(sandbox)
-
-    def discard(self, sandbox: SandboxId) -> None:
-        """Discard it after it is removed. Idempotent."""
-        self._running.discard(sandbox)
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def __contains__(self, sandbox: SandboxId) -> bool:
-        return sandbox in self._running
-
-
 class OfBuilder(Protocol):
     """Result of a change to a builder."""
 
@@ -111,7 +90,8 @@ class Application:
     backup_repository: BackupRepository
     uploads: Uploads
     usage: LatestUsage
-    scratch: ScratchSandboxes
+    #: Sandboxes for a report or a drill, in no row of the database; those of an earlier process are swept away.
+    scratch: set[SandboxId]
     stalled: StalledEnds = field(default_factory=StalledEnds)
     code_space: CodeSpace = field(default_factory=CodeSpace)
     member: str = ""

@@ -204,7 +204,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
     stopped = replace(_with_desired(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
         stopped = replace(stopped, status_reason=stopped.cause.reason)
-    return _save_due(uow, stopped, now)
+    return save_due(uow, stopped, now)
 
 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
@@ -223,7 +223,7 @@ def _delete(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     why = f"the builder was deleted by {caller.actor}"
     candidates.give_up_restore(uow, builder, why, NotFound)
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
-    wanted = _save_due(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
+    wanted = save_due(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
     candidates.release_all(uow, wanted, now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
@@ -356,7 +356,7 @@ def want_run(
     wanted = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
         wanted = candidates.change(uow, wanted, Status.STOPPED, wanted.cause.reason, now)
-    return _save_due(uow, wanted, now)
+    return save_due(uow, wanted, now)
 
 
 def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:
@@ -364,7 +364,7 @@ def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller)
     return replace(builder, desired=desired, cause=Cause(caller.actor, f"{verb} by {caller.actor}"))
 
 
-def _save_due(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
+def save_due(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
     """Save the builder, and have the reconciler look at it."""
     saved = replace(builder, updated_at=now)
     uow.builders.save(saved)

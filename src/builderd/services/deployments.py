@@ -26,6 +26,7 @@ from builderd.services.builders import (
     check_job_type,
     check_settings,
     get,
+    save_due,
     want_run,
 )
 from builderd.services.code_space import old_versions
@@ -91,7 +92,8 @@ def deploy(
     ``InvalidState`` while a version takes over or the first one is being created, ``ValidationFailed``,
     ``EngineUnavailable``, ``QuotaExceeded`` and ``NoCapacity``.
     """
-    builder, base = _changeable(uow, application, caller, builder_id)
+    builder = changeable(uow, application, caller, builder_id)
+    base = _base(uow, builder)
     _check_identity(builder, change)
     settings = _settings(base.settings, change)
     check_job_type(builder.job_type, settings)
@@ -116,7 +118,7 @@ def configure(
     base = _base(uow, builder)
     settings = _settings(base.settings, change)
     if settings == base.settings.with_gates:
-        return Deployed(_save(uow, _at_once(builder, caller, change), now), None)
+        return Deployed(save_due(uow, _at_once(builder, caller, change), now), None)
     _check_changeable(application, builder)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
@@ -137,7 +139,8 @@ def roll_back(
 
     Raises as ``deploy`` does, and ``InvalidState`` for a version that never was up.
     """
-    builder, base = _changeable(uow, application, caller, builder_id)
+    builder = changeable(uow, application, caller, builder_id)
+    base = _base(uow, builder)
     old = uow.versions.get(builder.id, number)
     if old is None or old.status is VersionStatus.DROPPED:
         raise NotFound(f"There is no version {number}: GET /api/v1/builders/{builder.id}/versions lists them.")
@@ -182,7 +185,7 @@ def renew_service_token(
         reason = f"started again with a new service token by {caller.actor}"
         renewed = replace(renewed, generation=builder.generation + 1, cause=Cause(caller.actor, reason))
         renewed = replace(renewed, handover=Handover.AGAIN, asleep_since=None)
-    return _save(uow, renewed, now)
+    return save_due(uow, renewed, now)
 
 
 def list_of(uow: UnitOfWork, caller: Caller, builder_id: str) -> Sequence[Version]:
@@ -209,11 +212,6 @@ def _check_changeable(application: Application, builder: Builder) -> None:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
     if builder.handover is not None:
         raise candidates.TakesOver("Another version takes over at this moment: try again.", retry_after=RETRY_AFTER)
-
-
-def _changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> tuple[Builder, Version]:
-    builder = changeable(uow, application, caller, builder_id)
-    return builder, _base(uow, builder)
 
 
 def _base(uow: UnitOfWork, builder: Builder) -> Version:
@@ -251,16 +249,13 @@ def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
     return replace(settings.with_gates, resources=resources, **given)
 
 
-def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(change, name)) is not None}
-
-
 def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
     """Return the builder with the fields that take effect at once.
 
     A builder that must not idle any more is woken, since nobody may visit it.
     """
-    changed = replace(builder, **_given(change, AT_ONCE))
+    given: dict[str, Any] = {name: value for name in AT_ONCE if (value := getattr(change, name)) is not None}
+    changed = replace(builder, **given)
     check_auto_stop(changed.job_type, changed.auto_stop_interval)
     if change.visibility is not None:
         changed = _closed(changed)
@@ -340,7 +335,7 @@ def _launch(
         why = f"version {version.number} came after it"
         builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     beside = replace(builder, candidate=Candidate(version.number, disk, opens))
-    return Deployed(_save(uow, beside, now), version.number)
+    return Deployed(save_due(uow, beside, now), version.number)
 
 
 def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> None:
@@ -366,14 +361,7 @@ def _adopt(
     uow.versions.add(version)
     uow.events.add(_created(builder, caller, version, now))
     _drop_old(uow, application, builder)
-    return Deployed(_save(uow, adopted, now), None)
-
-
-def _save(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
-    saved = replace(builder, updated_at=now)
-    uow.builders.save(saved)
-    uow.builders.make_due(saved.id, now)
-    return saved
+    return Deployed(save_due(uow, adopted, now), None)
 
 
 def _created(builder: Builder, caller: Caller, version: Version, now: datetime) -> Event:

@@ -334,7 +334,7 @@ class Follower:
         """Yield the lines read so far, ordered by time, until another page of a log is needed to know the next one."""
         logs = self._logs()
         while holding := [log for log in logs if log.held]:
-            log = min(holding, key=_next_time)
+            log = min(holding, key=lambda log: log.held[0].line.time)
             yield log.held.popleft()
             if log.more and not log.held:
                 return
@@ -352,7 +352,7 @@ class _Log:
         self.more = False
 
     def hold(self, lines: Iterable[VersionedLine]) -> None:
-        self.held.extend(sorted(lines, key=_time))
+        self.held.extend(sorted(lines, key=lambda one: one.line.time))
 
     @property
     def last(self) -> datetime | None:
@@ -363,14 +363,6 @@ class _Log:
 def _with_stream(sandbox: Sandbox, lines: Sequence[LogLine]) -> Sequence[LogLine]:
     """Return the lines with the stream that callers see: those of a release have one of their own."""
     return [replace(line, stream=LogStream.RELEASE) for line in lines] if sandbox.release else lines
-
-
-def _time(line: VersionedLine) -> datetime:
-    return line.line.time
-
-
-def _next_time(log: _Log) -> datetime:
-    return log.held[0].line.time
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from builderd.domain import backups
 from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
@@ -146,16 +145,16 @@ async def _with_findings(
     application: Application, failure: BuilderdError, builder: Builder, number: int
 ) -> BuilderdError:
     """Return the error of a failed review with its findings."""
+
+    def find(uow: UnitOfWork) -> tuple[Report, Verdict] | None:
+        version = uow.versions.get(builder.id, number)
+        report = uow.reviews.get(builder.tenant_id, version.review_key) if version and version.review_key else None
+        accepted = uow.acceptances.of_builder(builder.id)
+        return (report, judge(report, accepted, application.clock.now())) if report else None
+
     if isinstance(failure, ReviewFailed):
-        now = application.clock.now()
-        failure.found = await application.store.read(lambda uow: _found(uow, builder, number, now))
+        failure.found = await application.store.read(find)
     return failure
-
-
-def _found(uow: UnitOfWork, builder: Builder, number: int, now: datetime) -> tuple[Report, Verdict] | None:
-    version = uow.versions.get(builder.id, number)
-    report = uow.reviews.get(builder.tenant_id, version.review_key) if version and version.review_key else None
-    return (report, judge(report, uow.acceptances.of_builder(builder.id), now)) if report else None
 
 
 async def deployed(application: Application, builder_id: BuilderId, number: int) -> Builder:
@@ -223,46 +222,40 @@ async def _is_shown(application: Application, builder: Builder) -> bool:
     return route is None or (route.token_hash, route.owner_hash) == (wanted.token_hash, wanted.owner_hash)
 
 
-async def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:
+def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:
     """Yield the stage events of this version as they are recorded, until it has an outcome."""
-    after, begun = 0, False
+    return _stages(application, builder_id, lambda uow: _is_deployed(*_get_version(uow, builder_id, number)), number)
+
+
+def stages(application: Application, builder_id: BuilderId, generation: int) -> AsyncIterator[Event]:
+    """Yield the stage events as they are recorded, until the generation has an outcome."""
+    return _stages(application, builder_id, lambda uow: is_over(_get(uow, builder_id), generation))
+
+
+async def _stages(
+    application: Application,
+    builder_id: BuilderId,
+    has_outcome: Callable[[UnitOfWork], bool],
+    number: int | None = None,
+) -> AsyncIterator[Event]:
+    """Yield stage events until there is an outcome; with ``number``, those after the event of its creation."""
+    after, begun = 0, number is None
+
+    def look(uow: UnitOfWork) -> tuple[Sequence[Event], bool]:
+        return tuple(uow.events.of_builder(builder_id, after=after)), has_outcome(uow)
+
     while True:
         seen = application.signals.count(builder_id)
-        read = await application.store.read(partial(_read, builder_id=builder_id, after=after))
-        builder, version = await application.store.read(lambda uow: _get_version(uow, builder_id, number))
-        for event in read.events:
+        events, is_done = await application.store.read(look)
+        for event in events:
             after = event.id
             begun = begun or (event.type == "version.created" and event.details.get("version") == number)
             if begun and event.type.startswith("stage."):
                 yield event
-        if not read.events and _is_deployed(builder, version):
+        if is_done and not events:
             return
-        if not read.events:
+        if not events:
             await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
-
-
-async def stages(application: Application, builder_id: BuilderId, generation: int) -> AsyncIterator[Event]:
-    """Yield the stage events as they are recorded, until the generation has an outcome."""
-    after = 0
-    while True:
-        seen = application.signals.count(builder_id)
-        read = await application.store.read(partial(_read, builder_id=builder_id, after=after))
-        for event in read.events:
-            after = event.id
-            if event.type.startswith("stage."):
-                yield event
-        if is_over(read.builder, generation):
-            return
-        await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
-
-
-class _Read(NamedTuple):
-    builder: Builder
-    events: tuple[Event, ...]
-
-
-def _read(uow: UnitOfWork, builder_id: BuilderId, after: int) -> _Read:
-    return _Read(_get(uow, builder_id), tuple(uow.events.of_builder(builder_id, after=after)))
 
 
 def _get(uow: UnitOfWork, builder_id: BuilderId) -> Builder:

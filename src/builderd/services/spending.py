@@ -165,16 +165,6 @@ def bill(
     uow.tenants.make_spending_due(builder.tenant_id, at)
 
 
-def freeze(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
-    """Bill the builder as frozen from ``at`` on; do nothing unless it is billed as running."""
-    _turn(uow, prices, builder, Billing.RUNNING, Billing.FROZEN, at)
-
-
-def thaw(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
-    """Bill the builder as running from ``at`` on; do nothing unless it is billed as frozen."""
-    _turn(uow, prices, builder, Billing.FROZEN, Billing.RUNNING, at)
-
-
 def bill_trial(
     uow: UnitOfWork,
     prices: Prices,
@@ -189,10 +179,12 @@ def bill_trial(
     uow.tenants.make_spending_due(builder.tenant_id, end)
 
 
-def _turn(uow: UnitOfWork, prices: Prices, builder: Builder, before: Billing, after: Billing, at: datetime) -> None:
+def turn(uow: UnitOfWork, prices: Prices, builder: Builder, before: Billing, after: Billing, at: datetime) -> bool:
+    """Bill the builder as ``after`` from ``at`` on if it is billed as ``before``; return True if it was."""
     current = uow.ledger.current(builder.id)
     if current is None or current.billing is not before:
-        return
+        return False
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     bill(uow, prices, builder, version.settings.resources, after, at)
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -75,9 +74,10 @@ def record(uow: UnitOfWork, builder: Builder, number: int, report: Report, by: s
     verdict = _judge(uow, builder, replace(version, review_key=report.key), report, now)
     kind = "review.passed" if verdict.passed else "review.failed"
     reason = f"the review of version {number} {'passed' if verdict.passed else 'found what must not run'}"
-    uow.events.add(
-        Event(builder.tenant_id, builder.id, now, kind, by, reason, {"version": number, **_counts(report, verdict)})
-    )
+    counts = {f"{severity.value}s": sum(f.severity is severity for f in report.findings) for severity in Severity}
+    unaccepted = len(verdict.open) + verdict.untold
+    details = {"version": number, **counts, "open": unaccepted, "content_hash": report.content_hash}
+    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, by, reason, details))
     return verdict
 
 
@@ -89,29 +89,17 @@ def _judge(uow: UnitOfWork, builder: Builder, version: Version, report: Report, 
     return verdict
 
 
-def _counts(report: Report, verdict: Verdict) -> dict[str, object]:
-    counts = {f"{severity.value}s": sum(f.severity is severity for f in report.findings) for severity in Severity}
-    return {**counts, "open": len(verdict.open) + verdict.untold, "content_hash": report.content_hash}
-
-
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime, number: int | None = None) -> ReviewView:
     """Return the review of a version, by default of the current one, or of the last one before it.
 
     Raises ``NotFound``.
     """
     builder = builders.get(uow, tenant_id, builder_id)
-    for version in _wanted(uow, builder, number):
-        report = _report(uow, builder, version)
-        if report is not None:
+    for version in uow.versions.list(builder.id):  # newest first
+        is_wanted = version.number <= builder.version if number is None else version.number == number
+        if is_wanted and (report := _report(uow, builder, version)) is not None:
             return _view(uow, builder, version, report, now)
     raise NotFound(_no_review(uow, builder, number))
-
-
-def _wanted(uow: UnitOfWork, builder: Builder, number: int | None) -> Sequence[Version]:
-    newest_first = uow.versions.list(builder.id)
-    if number is not None:
-        return [one for one in newest_first if one.number == number]
-    return [one for one in newest_first if one.number <= builder.version]
 
 
 def _report(uow: UnitOfWork, builder: Builder, version: Version) -> Report | None:

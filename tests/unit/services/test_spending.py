@@ -126,7 +126,7 @@ async def test_a_tenant_does_not_see_what_others_spend(world: World) -> None:
 SMALL = Resources(1, 1, 3)
 
 
-async def write(world: World, builder: Builder, work: Callable[[UnitOfWork, Builder], None]) -> None:
+async def write(world: World, builder: Builder, work: Callable[[UnitOfWork, Builder], object]) -> None:
     def locked(uow: UnitOfWork) -> None:
         found = uow.builders.get(builder.id, lock=True)
         assert found is not None
@@ -142,12 +142,16 @@ async def bill(world: World, builder: Builder, billing: Billing, seconds: float 
 
 async def freeze(world: World, builder: Builder) -> None:
     at, prices = world.clock.now(), world.application.prices
-    await write(world, builder, lambda uow, found: spending.freeze(uow, prices, found, at))
+    await write(
+        world, builder, lambda uow, found: spending.turn(uow, prices, found, Billing.RUNNING, Billing.FROZEN, at)
+    )
 
 
 async def thaw(world: World, builder: Builder) -> None:
     at, prices = world.clock.now(), world.application.prices
-    await write(world, builder, lambda uow, found: spending.thaw(uow, prices, found, at))
+    await write(
+        world, builder, lambda uow, found: spending.turn(uow, prices, found, Billing.FROZEN, Billing.RUNNING, at)
+    )
 
 
 async def spans(world: World, builder: Builder) -> list[tuple[Billing, float | None]]:

@@ -109,10 +109,6 @@ def as_stored(uow: UnitOfWork, version: Version) -> Version:
     return found
 
 
-def stage_started(transition: Transition, stage: str) -> None:
-    add_event(transition, "stage.started", reason=stage, details={"stage": stage})
-
-
 def installed(transition: Transition, version: Version, layer: Installed) -> None:
     """The version's layer is there. The build log says so also where nothing had to be built."""
     uow, now = transition.uow, transition.now
@@ -262,26 +258,20 @@ def caught_up(transition: Transition, sandbox: Sandbox, report: SandboxReport | 
 
 def frozen(transition: Transition, sandbox: Sandbox, at: datetime) -> None:
     """Record a freeze: from then on only memory and disk are billed."""
-    _record_billing(transition, sandbox, "sandbox.frozen", spending.freeze, at)
+    _turn(transition, sandbox, "sandbox.frozen", Billing.RUNNING, Billing.FROZEN, at)
 
 
 def thawed(transition: Transition, sandbox: Sandbox, at: datetime) -> None:
     """Record a thaw: from then on running time is billed again."""
-    _record_billing(transition, sandbox, "sandbox.thawed", spending.thaw, at)
+    _turn(transition, sandbox, "sandbox.thawed", Billing.FROZEN, Billing.RUNNING, at)
 
 
-def _record_billing(
-    transition: Transition, sandbox: Sandbox, kind: str, change_billing: Callable[..., None], at: datetime
-) -> None:
+def _turn(transition: Transition, sandbox: Sandbox, kind: str, before: Billing, after: Billing, at: datetime) -> None:
     """Record the event only if the ledger changed too: a repeated step records none."""
     uow, builder = transition.uow, transition.builder
-    before = uow.ledger.current(builder.id)
-    change_billing(uow, transition.prices, builder, at)
-    if uow.ledger.current(builder.id) != before:
-        details = {"sandbox": sandbox.id, "version": sandbox.version}
-        uow.events.add(
-            Event(builder.tenant_id, builder.id, at, kind, builder.cause.actor, builder.cause.reason, details)
-        )
+    if spending.turn(uow, transition.prices, builder, before, after, at):
+        by, details = builder.cause, {"sandbox": sandbox.id, "version": sandbox.version}
+        uow.events.add(Event(builder.tenant_id, builder.id, at, kind, by.actor, by.reason, details))
 
 
 def abort_freeze(transition: Transition) -> None:

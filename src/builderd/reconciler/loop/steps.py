@@ -58,7 +58,8 @@ class Steps:
             case domain.RecordLoss():
                 return await self._record_loss(item)
             case domain.RecoverDisk():
-                return self._recover_disk(item)
+                disk = item.builder.disk  # the backups' schedule restores it; this only asks for that
+                return Result(lambda record: restores.recover(record.uow, self._app, record.builder, disk, record.now))
             case domain.PutBundle():
                 await put_bundle(self._app, item, item.disk)
                 return Result()
@@ -155,11 +156,6 @@ class Steps:
         is_own = await self._app.engine.disks.disk(item.builder.disk) is None
         return Result(lambda transition: transitions.disk_lost(transition, item, is_own=is_own), quiet=True)
 
-    def _recover_disk(self, item: WorkItem) -> Result:
-        """The backups' schedule restores it; this only asks for that."""
-        disk = item.builder.disk
-        return Result(lambda record: restores.recover(record.uow, self._app, record.builder, disk, record.now))
-
     def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
         def record(transition: Transition) -> None:
             if not transitions.same_generation(transition.builder, item.builder):
@@ -167,7 +163,8 @@ class Steps:
             sandbox = new_sandbox(transition.uow, item, item.disk, transition.now)
             transition.uow.sandboxes.add(replace(sandbox, release=step.release))
             if step.release or step.attempt == 1:
-                transitions.stage_started(transition, "release" if step.release else "start")
+                stage = "release" if step.release else "start"
+                transitions.add_event(transition, "stage.started", reason=stage, details={"stage": stage})
 
         return Result(record)
 
@@ -218,23 +215,19 @@ class Steps:
         sandbox, port = _open(observation), item.version.settings.port
         wait = await wait_until_up(self._app, item, sandbox, await self._time_limit(item))
         if wait.reachable:
-            return self._listens(item, sandbox)
+
+            def record(transition: Transition) -> None:
+                transition.uow.sandboxes.save(replace(sandbox, listening_at=transition.now))
+                if transitions.same_generation(transition.builder, item.builder) and not transition.builder.settled:
+                    seconds = (transition.now - sandbox.created_at).total_seconds()
+                    transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
+
+            return Result(record, quiet=True)
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await last_lines(self._app, sandbox)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
-
-    def _listens(self, item: WorkItem, sandbox: Sandbox) -> Result:
-        """Return the record of a sandbox that can be reached."""
-
-        def record(transition: Transition) -> None:
-            transition.uow.sandboxes.save(replace(sandbox, listening_at=transition.now))
-            if transitions.same_generation(transition.builder, item.builder) and not transition.builder.settled:
-                seconds = (transition.now - sandbox.created_at).total_seconds()
-                transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
-
-        return Result(record, quiet=True)
 
     async def _settle(self, item: WorkItem, observation: Observation, status: Status) -> Result:
         """Return the record of the outcome of the present run."""

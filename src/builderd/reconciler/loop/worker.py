@@ -137,7 +137,11 @@ class Worker:
                         self._context.settled(stored.item)
                         return until
                     step = side_step
-                self._check_progress(step)
+                self._repeats = self._repeats + 1 if step == self._last else 0
+                self._last = step
+                if self._repeats >= MAX_REPEATS:
+                    self._repeats = 0
+                    raise RuntimeError(f"nothing comes of {type(step).__name__}")  # noqa: TRY301 -- counts as a failure
                 stored = await self._take(stored, observation, step, until)
             except ClaimLost:
                 raise
@@ -153,20 +157,14 @@ class Worker:
         try:
             return await self._app.store.read(lambda uow: read(uow, self._id))
         except RecordDamaged:
-            return await self._app.store.write(self._read_deleted)
 
-    def _read_deleted(self, uow: UnitOfWork) -> StoredState | None:
-        if uow.builders.owner_of_live(self._id) is not None:
-            return None
-        uow.builders.replace_undecodable(self._id, self._app.clock.now())
-        return read(uow, self._id)
+            def read_deleted(uow: UnitOfWork) -> StoredState | None:
+                if uow.builders.owner_of_live(self._id) is not None:
+                    return None
+                uow.builders.replace_undecodable(self._id, self._app.clock.now())
+                return read(uow, self._id)
 
-    def _check_progress(self, step: Step) -> None:
-        self._repeats = self._repeats + 1 if step == self._last else 0
-        self._last = step
-        if self._repeats >= MAX_REPEATS:
-            self._repeats = 0
-            raise RuntimeError(f"nothing comes of {type(step).__name__}")
+            return await self._app.store.write(read_deleted)
 
     async def _take(
         self, stored: StoredState, observation: Observation, step: Step, until: datetime | None
@@ -185,19 +183,14 @@ class Worker:
         if result.record is not None:
             after = await transitions.apply(self._app, self._id, result.record)
             if not result.quiet:
-                self._signal(after)
+                # Those who wait for its outcome are woken once it has one.
+                settled = after is None or after.item.builder.settled
+                (self._app.signals.change if settled else self._app.signals.progress)(self._id)
                 # Those who wait go on before the next look at the builder.
                 await asyncio.sleep(0)
         self._context.fault(f"{name}.recorded")
         await result.afterwards()
         return after
-
-    def _signal(self, after: StoredState | None) -> None:
-        """Wake those who wait for the builder; those who wait for its outcome once it has one."""
-        if after is not None and not after.item.builder.settled:
-            self._app.signals.progress(self._id)
-        else:
-            self._app.signals.change(self._id)
 
     async def _perform(
         self, item: WorkItem, observation: Observation, step: Step, until: datetime | None

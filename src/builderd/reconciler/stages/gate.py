@@ -44,8 +44,10 @@ class Gate:
         is_quick = item.builder.job_type.must_listen and not item.version.settings.require_qa
         alive_after = QUICK_ALIVE_SECONDS if is_quick else ALIVE_SECONDS
         gate = await qa.judge(self._app, item.builder, item.version, sandbox, alive_after=alive_after)
-        if not gate_passed(gate) and await self._ended_by_machine(sandbox):
-            return Result()  # the machine's fault: the next look restarts the app, and it is judged then
+        if not gate_passed(gate):
+            end = (await self._app.engine.sandboxes.report(sandbox.id)).end
+            if end is not None and end.cause in MACHINE_CAUSES:
+                return Result()  # the next look restarts the app, and it is judged then
         seconds = (self._app.clock.now() - begun).total_seconds()
 
         def record(transition: Transition) -> None:
@@ -59,10 +61,6 @@ class Gate:
         if is_quick and gate_passed(gate):
             return Result(record, partial(self._start_watch, item, sandbox, gate))
         return Result(record)
-
-    async def _ended_by_machine(self, sandbox: Sandbox) -> bool:
-        end = (await self._app.engine.sandboxes.report(sandbox.id)).end
-        return end is not None and end.cause in MACHINE_CAUSES
 
     async def _start_watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
         watch = asyncio.create_task(self._watch(item, sandbox, gate))

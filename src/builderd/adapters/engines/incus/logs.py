@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from heapq import merge
@@ -96,19 +96,17 @@ class Logs:
         first = max(after, _stamp(since) if since else "")
         found: deque[Sequence[Stamped]] = deque()
         count = 0
-        async for lines in self._newest_first(instance, name, files):
+        for file in reversed(files):
+            # Rotated or removed since it was listed.
+            content: object = None
+            with suppress(IncusNotFound, IncusError):
+                content = await self._client.file(instance, f"{LOG}/{name}/{file}")
+            lines = parse(name, content) if isinstance(content, bytes) else ()
             found.appendleft(lines)
             count += len(lines)
             if (tail is not None and not first and count > tail) or (first and lines and lines[0].time < first):
                 break
         return [line for lines in found for line in lines]
-
-    async def _newest_first(self, instance: str, name: str, files: Sequence[str]) -> AsyncIterator[Sequence[Stamped]]:
-        for file in reversed(files):
-            # Rotated or removed since it was listed.
-            with suppress(IncusNotFound, IncusError):
-                content = await self._client.file(instance, f"{LOG}/{name}/{file}")
-                yield parse(name, content) if isinstance(content, bytes) else []
 
 
 def parse(stream: str, content: bytes) -> Sequence[Stamped]:

@@ -78,7 +78,12 @@ class IncusProvider:
                 members = [PreflightCheck("members", True, "no cluster: one server", "", False)]
                 if cluster.clustered:
                     members = [_check_member(one) for one in await self._members()]
-                pool, network = await _check_pool(cluster, self._incus.pool), await _check_network(client, self._incus)
+                try:
+                    await cluster.ensure_pool()
+                    pool = PreflightCheck("storage pool", True, self._incus.pool, "", True)
+                except BuilderdError as error:
+                    pool = PreflightCheck("storage pool", False, error.message, "there is nowhere to keep disks", True)
+                network = await _check_network(client, self._incus)
         except BuilderdError as error:
             return [PreflightCheck("Incus", False, error.message, _NO_INCUS, True)]
         return [_check_version(server), *members, pool, network]
@@ -157,14 +162,6 @@ def _check_member(member: MemberState) -> PreflightCheck:
     )
     tight = member.pool_free < TIGHT * member.pool_total
     return PreflightCheck(name, not tight, detail, "new disks there may not fit: enlarge its pool", False)
-
-
-async def _check_pool(cluster: Cluster, pool: str) -> PreflightCheck:
-    try:
-        await cluster.ensure_pool()
-    except BuilderdError as error:
-        return PreflightCheck("storage pool", False, error.message, "there is nowhere to keep disks", True)
-    return PreflightCheck("storage pool", True, pool, "", True)
 
 
 async def _check_network(client: IncusClient, options: IncusOptions) -> PreflightCheck:

@@ -1,11 +1,13 @@
-"""The helper's program runs with the modules that are sent, and nothing else; volumes that are deleted are detached."""
+"""The program of a helper has all modules that it needs; volumes are detached; folders come back as they were."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.adapters.engines.incus import helper as module
+from builderd.adapters.engines.incus.builds import Program, packed, unpack
 from builderd.adapters.engines.incus.helper import packed_program
 
 
@@ -51,3 +54,55 @@ async def test_uses_are_counted_on_after_the_helper_was_looked_for_again(monkeyp
         await helper.open()
         assert helper._attached == {"disk-1": 1}
     assert helper._attached == {"disk-1": 0}
+
+
+def test_folder_comes_back_as_it_was(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep/list").write_bytes(b"content")
+    (source / "link").symlink_to("/etc/passwd")
+    target.mkdir()
+    folders = {"/work": source, "/cache": None}
+    sent = packed(Program((), {}, "/", 1, user=1000, files={"/etc/hosts": b"x"}, folders=folders))
+    with tarfile.open(fileobj=io.BytesIO(sent)) as tar:
+        owners = {entry.name: entry.uid for entry in tar}
+    assert owners == {"etc/hosts": 0, **dict.fromkeys(("work", "work/deep", "work/deep/list", "cache"), 1000)}
+    unpack(io.BytesIO(sent), target)
+    assert (target / "work/deep/list").read_bytes() == b"content"
+    assert (target / "work/deep/list").stat().st_uid == os.getuid()
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
+def test_path_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    (tmp_path / "inside").mkdir()
+    content.seek(0)
+    with pytest.raises(tarfile.FilterError):
+        unpack(content, tmp_path / "inside")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_absolute_path_is_one_below_the_folder(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("/etc/outside"))
+    content.seek(0)
+    unpack(content, tmp_path)
+    assert (tmp_path / "etc/outside").exists()
+    assert not Path("/etc/outside").exists()
+
+
+def test_links_and_devices_are_left_out(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for kind, name in ((tarfile.SYMTYPE, "link"), (tarfile.LNKTYPE, "hard"), (tarfile.CHRTYPE, "device")):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            tar.addfile(entry)
+    content.seek(0)
+    unpack(content, tmp_path)
+    assert list(tmp_path.iterdir()) == []

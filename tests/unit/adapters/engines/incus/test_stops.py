@@ -1,4 +1,4 @@
-"""Stops of sandboxes and deletions of kept logs: they ask Incus for no more than a caller must wait for."""
+"""Starts and stops of sandboxes, and deletions of kept logs: they ask Incus for what a caller must wait for alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import image
+from builderd.adapters.engines.incus import image, network
 from builderd.adapters.engines.incus.client import IncusError, IncusNotFound
-from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.sandboxes import EndCause, SandboxReport
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
+from builderd.domain.versions import Isolation
 
 ONE = SandboxId("1")
 OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}
@@ -108,3 +110,23 @@ async def test_instances_kept_for_logs_are_deleted_without_a_kill_unless_they_ru
     assert set(incus.instances) == {"s-3"}
     assert [body["force"] for body in incus.stops] == [True]
     assert await machine.instances.kept("b") == []
+
+
+SPEC = SandboxSpec(
+    SandboxId("1"), BuilderId("b"), DiskId("d"), "h", "python3 main.py", 8000, {}, Resources(), Isolation.STANDARD
+)
+
+
+async def test_removed_sandbox_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: str) -> str:
+        return ""
+
+    monkeypatch.setattr(network, "_ip", nothing)
+    incus = ScriptedIncus()
+    incus.has_volume("disk-d")
+    incus.has_instance("s-1", status="Stopped", builder="b", removed="1", end="ended")
+    with pytest.raises(IncusError, match="Nothing is started"):
+        await machine_on(incus).sandboxes.start(SPEC)
+    config = incus.instances["s-1"]["config"]
+    assert "user.builderd.removed" not in config
+    assert config["user.builderd.ip"]

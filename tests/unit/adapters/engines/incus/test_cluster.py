@@ -1,17 +1,21 @@
-"""The access list while a member is evacuated, when Incus changes none."""
+"""Members over time: who is away, who has to be prepared, and the access list while one is evacuated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from copy import deepcopy
+from datetime import datetime, timedelta
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builderd.adapters.engines.incus import cluster as module
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError, IncusOptions
-from builderd.adapters.engines.incus.cluster import EVACUATE, Cluster
+from builderd.adapters.engines.incus.cluster import EVACUATE, Cluster, Member, Members
 from builderd.adapters.engines.incus.network import network_config
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import EngineOptions
@@ -92,3 +96,157 @@ async def test_rule_of_the_operator_that_cannot_be_set_is_an_error_in_words() ->
         await ensure(cluster_on(lists), DENY)
     lists.evacuated = []
     await ensure(cluster_on(lists), DENY)
+
+
+class ScriptedCluster:
+    """Answers with the members that a test sets, or fails with its ``errors`` one after the other."""
+
+    clustered, own = True, "node1"
+
+    def __init__(self, **online: bool) -> None:
+        self.online = online
+        self.errors: list[Exception] = []
+        self.leaving: set[str] = set()
+        self.looks = 0
+
+    async def members(self) -> Sequence[Member]:
+        self.looks += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return [
+            Member(name, f"10.0.0.{name[-1]}", online, name in self.leaving) for name, online in self.online.items()
+        ]
+
+
+async def test_time_of_absence_counts_from_the_first_look_without_the_member() -> None:
+    cluster = ScriptedCluster(node1=True, node2=True)
+    members = Members(cluster)  # type: ignore[arg-type]
+
+    async def away_since() -> datetime | None:
+        await members.look()
+        return members.reports(IncusOptions(), {})[1].away_since
+
+    assert await away_since() is None
+    cluster.online["node2"] = False
+    first, second = await away_since(), await away_since()
+    assert first
+    assert second
+    assert abs(second - first) < timedelta(seconds=1)
+    cluster.online["node2"] = True
+    assert await away_since() is None
+
+
+async def test_unknown_member_is_asked_for() -> None:
+    cluster = ScriptedCluster(node1=True)
+    members = Members(cluster)  # type: ignore[arg-type]
+    await members.look()
+    cluster.online["node2"] = True
+    assert await members.address("node2") == "10.0.0.2"
+    assert await members.address("node9") == ""
+
+
+async def test_work_without_a_disk_goes_elsewhere_while_the_own_member_starts_nothing() -> None:
+    cluster = ScriptedCluster(node1=True, node2=False, node3=True)
+    members = Members(cluster)  # type: ignore[arg-type]
+    assert members.taking_work() == "node1"
+    await members.look()
+    assert members.taking_work() == "node1"
+    members._seen = {**members._seen, "node1": Member("node1", "10.0.0.1", online=True, leaving=True)}
+    assert members.taking_work() == "node3"
+    members._seen = {"node1": members._seen["node1"], "node2": members._seen["node2"]}
+    assert members.taking_work() == "node1"
+
+
+@asynccontextmanager
+async def watched(cluster: ScriptedCluster, *errors: Exception) -> AsyncIterator[tuple[Members, asyncio.Queue[None]]]:
+    """Yield members that are watched for ten seconds at most, and the calls of ``on_change``, which raises these."""
+    members, calls, failing = Members(cluster), asyncio.Queue[None](), list(errors)  # type: ignore[arg-type]
+    await members.look()
+
+    async def on_change() -> None:
+        calls.put_nowait(None)
+        if failing:
+            raise failing.pop(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WATCH_SECONDS", 0.001)
+        members.watch(on_change)
+        try:
+            async with asyncio.timeout(10):
+                yield members, calls
+        finally:
+            await members.close()
+
+
+async def looks(cluster: ScriptedCluster, count: int) -> None:
+    """Wait until so many more looks have begun, the last but one of which has ended."""
+    end = cluster.looks + count
+    while cluster.looks < end:
+        await asyncio.sleep(0.001)
+
+
+async def test_each_change_is_prepared_until_that_succeeds() -> None:
+    cluster = ScriptedCluster(node1=True, node2=False)
+    async with watched(cluster, EngineUnavailable("not now")) as (members, calls):
+        await looks(cluster, 2)
+        assert calls.empty()
+        cluster.online |= {"node2": True, "node3": True}
+        await calls.get()
+        await calls.get()
+        cluster.online["node3"] = False
+        await calls.get()
+        assert members.away_names() == {"node3"}
+        del cluster.online["node3"]
+        await calls.get()
+        members.prepare_again()
+        await calls.get()
+        await looks(cluster, 2)
+        assert calls.empty()
+
+
+async def test_restored_member_is_prepared_again() -> None:
+    cluster = ScriptedCluster(node1=True, node2=True)
+    cluster.leaving = {"node2"}
+    async with watched(cluster) as (members, calls):
+        assert members.leaving_names() == {"node2"}
+        cluster.leaving = set()
+        await calls.get()
+
+
+async def test_members_are_prepared_again_once_the_cluster_answers_again() -> None:
+    cluster = ScriptedCluster(node1=True, node2=True)
+    async with watched(cluster) as (members, calls):
+        cluster.errors = [EngineUnavailable("no quorum")] * 2
+        await calls.get()
+        assert not members.unavailable_reason
+        await looks(cluster, 2)
+        assert calls.empty()
+
+
+async def test_single_look_that_fails_refuses_nothing_and_a_second_one_does() -> None:
+    cluster = ScriptedCluster(node1=True)
+    reasons: list[str] = []
+    async with watched(cluster) as (members, _):
+        answer = cluster.members
+
+        async def note() -> Sequence[Member]:
+            reasons.append(members.unavailable_reason)
+            return await answer()
+
+        cluster.members = note  # type: ignore[method-assign]
+        cluster.errors = [EngineUnavailable("database is locked")]
+        await looks(cluster, 3)
+        assert set(reasons) == {""}
+        cluster.errors = [EngineUnavailable("no quorum")] * 2
+        await looks(cluster, 5)
+    assert reasons.count("no quorum") == 1
+
+
+async def test_refusal_ends_although_a_look_failed_in_a_way_that_nobody_expected() -> None:
+    cluster = ScriptedCluster(node1=True)
+    async with watched(cluster) as (members, _):
+        cluster.errors = [EngineUnavailable("no quorum"), KeyError("status"), KeyError("status")]
+        while "KeyError('status')" not in members.unavailable_reason:
+            await asyncio.sleep(0)
+        while members.unavailable_reason:
+            await asyncio.sleep(0.001)

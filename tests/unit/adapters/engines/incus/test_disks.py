@@ -1,4 +1,4 @@
-"""Disks while members are away: written off until their member answers again, and no longer."""
+"""While members are away: disks are written off until theirs answers, and what is to be done is done on its return."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
+from builderd.adapters.engines.incus import image, network
+from builderd.adapters.engines.incus.client import IncusNotFound
+from builderd.adapters.engines.incus.cluster import FEATURES
 from builderd.adapters.engines.incus.disks import Disks
+from builderd.adapters.engines.incus.engine import Machine
 from builderd.domain.database_lease import MemberAway
-from builderd.domain.ids import DiskId
+from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxState
 
 ONE, TWO = DiskId("one"), DiskId("two")
 
@@ -58,3 +64,77 @@ async def test_members_of_disks_are_known_also_while_they_are_away() -> None:
     volumes.members["layer-x"] = "node1"
     volumes.away = {"node2"}
     assert await disks_of(volumes).members() == {ONE: "node1", TWO: "node2"}
+
+
+SANDBOX = SandboxId("1")
+OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}
+
+
+class Incus(ScriptedIncus):
+    async def file(self, instance: str, path: str) -> bytes:
+        if path != image.ORDERED:
+            raise IncusNotFound(404, path)
+        return b""
+
+
+@pytest.fixture(autouse=True)
+def ip(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: str) -> str:
+        return ""
+
+    monkeypatch.setattr(network, "_ip", nothing)
+
+
+def lost(incus: Incus) -> Machine:
+    """Return the parts of a service that has lost node2, which has an app."""
+    incus.has_volume("disk-d")
+    incus.volumes["disk-d"]["used_by"] = ["/1.0/instances/s-1?project=builderd"]
+    incus.has_instance("s-1", status="Error")
+    machine = machine_on(incus)
+    machine.members._away = {"node2": 0.0}
+    return machine
+
+
+def let_return(incus: Incus, machine: Machine) -> None:
+    machine.members._away = {}
+    incus.has_instance("s-1", **OWN)
+
+
+async def test_stop_is_answered_at_once_and_carried_out_by_the_next_service() -> None:
+    incus = Incus()
+    machine = lost(incus)
+    stopped = await machine.sandboxes.stop(SANDBOX, 10)
+    assert stopped.end
+    assert stopped.end.cause is EndCause.STOPPED
+    assert (await machine.sandboxes.report(SANDBOX)).state is SandboxState.EXITED
+    await machine.sandboxes.remove(SANDBOX)
+    again = machine_on(incus)
+    await again.lost.load()
+    await again.members.look()
+    let_return(incus, again)
+    await again.on_change()
+    assert incus.instances["s-1"]["status"] == "Stopped"
+    assert incus.project_config == FEATURES
+    ended = (await again.sandboxes.report(SANDBOX)).end
+    assert ended
+    assert ended.cause is EndCause.STOPPED
+
+
+async def test_disk_is_deleted_with_the_app_that_has_it() -> None:
+    incus = Incus()
+    machine = lost(incus)
+    assert await machine.lost.delete_later(DiskId("d"), machine.members.away_names())
+    assert not await machine.lost.delete_later(DiskId("other"), machine.members.away_names())
+    let_return(incus, machine)
+    await machine.members.look()
+    await machine.on_change()
+    assert (incus.instances, incus.volumes) == ({}, {})
+
+
+async def test_start_on_the_disk_of_an_app_that_is_to_end_ends_it_first() -> None:
+    incus = Incus()
+    machine = lost(incus)
+    await machine.sandboxes.stop(SANDBOX, 10)
+    let_return(incus, machine)
+    await machine.sandboxes.refuse_users(DiskId("d"), ["s-1"])
+    assert incus.instances["s-1"]["status"] == "Stopped"

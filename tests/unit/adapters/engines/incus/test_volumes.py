@@ -1,14 +1,157 @@
-"""Volumes of several members, and while a member is away: one that only it has is not reported as gone."""
+"""Volumes: of a pool without space, of several members, and of a member that is away (not reported as gone)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus.client import error_of
+from builderd.adapters.engines.incus.client import IncusOptions, PoolFull, error_of
+from builderd.adapters.engines.incus.cluster import FULL_SECONDS, Cluster
+from builderd.adapters.engines.incus.helper import _error_of
+from builderd.adapters.engines.incus.instance import Instance
+from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.volumes import Volumes
+from builderd.adapters.engines.oci.storage.builds import Transcript
 from builderd.domain.database_lease import MemberAway
+from builderd.domain.errors import NoCapacity
+from builderd.domain.layers import LayerPlan
+
+#: Words of Incus 6.0 for a change that it has recorded, and for one that it has not.
+COPY = "Failed to write backup file: Failed to create file: no space left on device"
+FIRST = "Failed to mount: no space left on device"
+
+
+def refuse(incus: ScriptedIncus, words: str) -> Callable[[str, str], Any]:
+    """Return a hook that refuses changes of instances, as a member with a full pool does."""
+
+    async def hook(method: str, path: str) -> None:
+        if path.startswith("/instances") and method in ("PUT", "PATCH"):
+            for found in incus.instances.values():
+                # As Incus does.
+                found["config"] = {name: value for name, value in found["config"].items() if value}
+            raise error_of(500, words, f"{method} {path}")
+
+    return hook
+
+
+def stopped_app() -> ScriptedIncus:
+    incus = ScriptedIncus()
+    incus.has_instance("s-a", status="Stopped", volumes=["disk-d"], builder="b", disk="d", started="1", end="{}")
+    return incus
+
+
+async def test_recorded_change_holds_where_its_copy_has_no_space() -> None:
+    incus = stopped_app()
+    instances = machine_on(incus).instances
+    incus.after = refuse(incus, COPY)
+    await instances.mark("s-a", {"frozen": "2"})
+    found = await incus.get("/instances/s-a")
+    assert found["config"]["user.builderd.frozen"] == "2"
+    await instances.strip(found, {"removed": "3", "ip": ""})
+    assert incus.attached("s-a") == set(), "its disk can be deleted"
+    assert await instances.kept("b") == ["s-a"], "it is deleted with its builder"
+
+
+async def test_change_that_was_not_recorded_is_no_capacity() -> None:
+    incus = stopped_app()
+    instances = machine_on(incus).instances
+    incus.before = refuse(incus, FIRST)
+    with pytest.raises(PoolFull, match="no space left on device"):
+        await instances.mark("s-a", {"frozen": "2"})
+    with pytest.raises(PoolFull):
+        await instances.strip(await incus.get("/instances/s-a"), {})
+    assert incus.attached("s-a") == {"disk-d"}
+
+
+async def test_disk_is_let_go_by_a_helper_of_a_full_pool() -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    helper = machine.helper("node2")
+    incus.has_instance(helper.name, volumes=["disk-d"])
+    helper._attached["disk-d"] = 0
+    incus.after = refuse(incus, COPY)
+    await helper.detach("disk-d")
+    assert incus.attached(helper.name) == set()
+    incus.before, incus.after = refuse(incus, FIRST), incus.before
+    helper._attached["disk-d"] = 0
+    incus.has_instance(helper.name, volumes=["disk-d"])
+    with pytest.raises(PoolFull):
+        await helper.detach("disk-d")
+
+
+def test_write_without_space_is_the_pools_fault_and_one_beyond_a_limit_is_not() -> None:
+    full = _error_of({"error": "OSError", "errno": 28, "message": "write: /mnt/secret"}, "node2")
+    assert isinstance(full, PoolFull)
+    assert full.retry_after
+    assert "storage pool of Incus on the member node2 is full" in full.message
+    assert "/mnt" not in full.message
+    assert isinstance(_error_of({"error": "OSError", "errno": 122, "message": ""}, "node2"), OSError)
+
+
+class Members:
+    """An Incus of three members."""
+
+    def __init__(self, *online: str) -> None:
+        self.online = online
+
+    async def get(self, path: str, **query: str) -> Any:
+        assert path == "/cluster/members"
+        return [
+            {"server_name": name, "url": "https://10.0.0.1:8443", "status": "Online" if name in self.online else "Off"}
+            for name in ("node1", "node2", "node3")
+        ]
+
+
+async def test_new_disks_go_to_members_whose_pool_has_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("builderd.adapters.engines.incus.cluster.time.monotonic", lambda: now)
+    members = Members("node1", "node2", "node3")
+    cluster = Cluster(members, IncusOptions())  # type: ignore[arg-type]
+    cluster.clustered, cluster.own = True, "node1"
+    assert await cluster.place([]) == "node1"
+    cluster.note_full("node1")
+    assert await cluster.place([]) == "node2"
+    assert await cluster.place(["node2", "node2", "node3"]) == "node3"
+    members.online = ("node1",)
+    assert await cluster.place([]) == "node1", "space may have come back"
+    members.online = ("node1", "node2")
+    now += FULL_SECONDS
+    assert await cluster.place([]) == "node1"
+    members.online = ()
+    with pytest.raises(NoCapacity):
+        await cluster.place([])
+
+
+async def test_member_is_noted_that_has_no_space_for_an_instance() -> None:
+    incus = ScriptedIncus()
+    machine = machine_on(incus)
+    full: list[str] = []
+    machine.instances.on_full = full.append
+
+    async def no_space(method: str, path: str) -> None:
+        raise error_of(500, COPY, f"{method} {path}")
+
+    incus.before = no_space
+    instance = Instance("s-b", "image", "default", 1, 1, 1, 1)
+    with pytest.raises(PoolFull, match="on the member node2 is full"):
+        await machine.instances.create(instance, "node2", egress=True)
+    assert full == ["node2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "full"), [("OSError: [Errno 28] No space left on device", True), ("SyntaxError", False)]
+)
+async def test_build_without_space_is_the_pools_fault(line: str, full: bool) -> None:
+    layers = Layers(None, None, None, None, None, dict)  # type: ignore[arg-type]
+    transcript = Transcript(lambda _: None)
+    transcript.add(line)
+    plan = LayerPlan("key", {}, (), runs_foreign_code=False)
+    with pytest.raises(PoolFull, match="member node2") if full else nullcontext():
+        await layers._refuse_full(plan, "new-1", "node2", transcript)
 
 
 class ScriptedClient:

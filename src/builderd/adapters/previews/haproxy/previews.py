@@ -33,7 +33,7 @@ class HaproxyPreviews:
     """Implements ``ports.previews.Previews`` with files in ``directory``. A call that needs a dead proxy restarts it.
 
     Routes and links are in the memory of the proxy, from which the next service reads them. Their files are written
-    before the proxy starts or reloads.
+    before the proxy starts or reloads, and emptied after it.
     """
 
     def __init__(self, directory: Path, options: ProxyOptions) -> None:
@@ -255,6 +255,9 @@ class HaproxyPreviews:
             await self._workers.sync(files.routes, routes.values())
             await self._workers.sync(files.links, self._links)
             await self._domains.sync()
+            # Emptied once read: a reload by hand ends in 404, and not at what has an old route's address by then.
+            _write_map(files.routes, {})
+            _write_map(files.links, {})
         except (ProxyGone, CommandRefused) as error:
             raise EngineUnavailable(f"the preview proxy does not work: {error}", retry_after=5) from error
         self._known = routes

@@ -297,6 +297,7 @@ def test_lost_host_network_is_created_again_at_start(backed_up: LiveService) -> 
             subprocess.run(["nft", "delete", "table", table["family"], table["name"]], check=True)
 
     service.start()
+    service.call("POST", f"/builders/{data['uuid']}/restart")
     service.wait_served(data)
     assert _hash(service, data) == note
 

@@ -53,9 +53,9 @@ class BodyParser:
         """The body as this shape. Raises as ``json_parsing.take``, and ``MachineFault`` when the process fails."""
         async with self._turn:
             self._pool = pool = self._pool or _make_pool()
-            content = await asyncio.to_thread(body.read)
+            file = await asyncio.to_thread(body.on_disk)
             try:
-                code, parsed = await asyncio.get_running_loop().run_in_executor(pool, _take, shape, content, context)
+                code, parsed = await asyncio.get_running_loop().run_in_executor(pool, _take, shape, file, context)
             except BrokenProcessPool as error:
                 self.close()
                 raise MachineFault(
@@ -88,10 +88,10 @@ def _begin() -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _take(shape: type[Shape], body: bytes, context: dict[str, Any]) -> tuple[str, object]:
+def _take(shape: type[Shape], file: Path, context: dict[str, Any]) -> tuple[str, object]:
     """Return "" and the parsed value, or the code of the error and its validation errors or message."""
     try:
-        return "", take(shape, body, context)
+        return "", take(shape, file.read_bytes(), context)
     except ValidationFailed as error:
         return error.code, error.errors
     except (BadRequest, TooLarge) as error:
@@ -227,6 +227,13 @@ class Body:
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+    def on_disk(self) -> Path:
+        """Put all bytes on the disk, and return the file by which another process of the service reads them."""
+        self._spill()
+        assert self._spool is not None
+        self._spool.flush()
+        return Path(f"/proc/{os.getpid()}/fd/{self._spool.fileno()}")
 
     def read(self) -> bytes:
         """Return all bytes."""

@@ -1,7 +1,7 @@
 """Allocations of the host: each service gets a subnet and blocks of uids of its own.
 
 Kept for the whole host in one file under a lock. A service that is gone, with its data directory and its bridge,
-releases what it had.
+releases what it had. There is no port allocation: each sandbox has an address of its own in the subnet.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_apps_are_killed_for_memory_before_what_serves_them(service: LiveService
 
 
 def test_creates_of_much_code_at_once_cost_the_service_little_memory(service: LiveService) -> None:
-    """Each has its code as text and as bytes until it is stored: 75 MB for 19 MB of them; it was 170 once."""
+    """Two of 19 MB grew it from 174 to 510 MB, and it kept 373."""
 
     def memory(field: str) -> int:
         assert service.process is not None
@@ -98,7 +98,7 @@ def test_creates_of_much_code_at_once_cost_the_service_little_memory(service: Li
     before = memory("VmRSS:")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(create, range(1, 5)))
-    assert memory("VmHWM:") < before + 200
+    assert memory("VmHWM:") < before + 60
 
 
 @contextlib.contextmanager

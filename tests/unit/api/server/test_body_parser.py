@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
-import os
-import subprocess
-import sys
-import time
+import random
+import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.patience import patience
 from tests.service import MINIMAL
 
 from builderd.api.server import body_parser
@@ -24,6 +20,7 @@ from builderd.domain.resources import Resources
 from builderd.schemas.v1.account import NewCredential
 from builderd.schemas.v1.builder_parts import NewExecution
 from builderd.schemas.v1.builders import NewBuilder
+from builderd.schemas.v1.files import bundle_files
 from builderd.schemas.v1.shape import Shape
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 
@@ -62,6 +59,35 @@ async def test_a_value_is_the_same_as_in_this_process(
     assert parsed.model_fields_set == body_parser.take(shape, body, CONTEXT).model_fields_set
 
 
+def most_memory(pid: int) -> int:
+    """Return the most bytes of memory that the process has had."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) << 10
+
+
+async def test_large_files_stay_on_the_disk(parser: BodyParser) -> None:
+    contents = {"a": random.Random(1).randbytes(8_000_000), "b": random.Random(2).randbytes(6_000_000), "c": b"small"}
+    files = {
+        name: {"content": base64.b64encode(content).decode(), "encoding": "base64"}
+        for name, content in contents.items()
+    }
+    await parser.take(NewExecution, Body(b'{"command": "ls"}'), CONTEXT)
+    assert parser._process
+    before = most_memory(parser._process.pid)
+    body = Body()
+    await body.add(json.dumps({**MINIMAL, "files": files}).encode())
+    tracemalloc.start()
+    parsed = await parser.take(NewBuilder, body, CONTEXT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4_000_000
+    assert most_memory(parser._process.pid) < before + 4_000_000, "what a body took ends with a child"
+    parts = bundle_files(parsed.files)
+    assert {file.path: file.content for file in parts} == contents
+    assert [type(file.source) is bytes for file in parts] == [False, False, True]
+    assert parts[0].source.read(7_999_990, 100) == contents["a"][-10:]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -82,44 +108,28 @@ async def test_an_error_is_the_same_as_in_this_process(
 
 
 async def test_a_process_that_was_killed_is_a_fault_of_the_machine_and_replaced(
-    monkeypatch: pytest.MonkeyPatch,
+    parser: BodyParser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parser, body = BodyParser(), json.dumps(LARGE).encode()
-    with monkeypatch.context() as patched:
-        patched.setattr(body_parser, "_make_pool", lambda: ProcessPoolExecutor(1, initializer=os.abort))
-        with pytest.raises(MachineFault) as fault:
-            await parser.take(NewBuilder, Body(body), CONTEXT)
+    body = json.dumps(LARGE).encode()
+    await parser.take(NewBuilder, Body(body), CONTEXT)
+    process = parser._process
+    assert process
+    process.kill()
+    monkeypatch.setattr(process, "poll", lambda: None)
+    with pytest.raises(MachineFault) as fault:
+        await parser.take(NewBuilder, Body(body), CONTEXT)
     assert fault.value.retry_after
     assert (await parser.take(NewBuilder, Body(body), CONTEXT)).name == MINIMAL["name"]
-    parser.close()
 
 
-SERVICE = """
-import asyncio, os, signal, sys
-from builderd.api.server.body_parser import BodyParser
-from builderd.api.server.body_parser import Body
-from builderd.schemas.v1.builder_parts import NewExecution
-async def main():
-    await BodyParser().take(NewExecution, Body(b'{"command": "ls"}'), {})
-    print(os.getpid(), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-
-def test_the_process_ends_when_the_service_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "service.py"
-    script.write_text(SERVICE)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout, done.stderr
-    deadline = time.monotonic() + patience(10)
-    while left := [one for one in Path("/proc").glob("[0-9]*") if str(script).encode() in _command_line(one)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
-
-
-def _command_line(process: Path) -> bytes:
-    with suppress(OSError):
-        return (process / "cmdline").read_bytes()
-    return b""
+async def test_the_process_ends_with_its_input_as_when_the_service_is_killed() -> None:
+    parser = BodyParser()
+    try:
+        await parser.take(NewExecution, Body(b'{"command": "ls"}'), CONTEXT)
+        process = parser._process
+        assert process
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(30) == 0
+    finally:
+        parser.close()

@@ -42,8 +42,11 @@ def open_store(folder: Path, options: StoreOptions = OPTIONS) -> Iterator[Store]
 
 
 def is_let_go(image: Path) -> bool:
-    """Return True when no loop device has it. An udevd may open it for some moments longer than the test does."""
-    deadline = time.monotonic() + 10
+    """Return True when no loop device has it. An udevd may open it for some moments longer than the test does.
+
+    A mount namespace that another test makes meanwhile has a copy of the mount until it ends.
+    """
+    deadline = time.monotonic() + 60
     while find_device(image) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
     return find_device(image) is None

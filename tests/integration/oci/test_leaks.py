@@ -71,7 +71,7 @@ def commands() -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.append(path.read_text().replace("\0", " "))
+            found.append(path.read_text(errors="replace").replace("\0", " "))
         except OSError:
             continue
     return found

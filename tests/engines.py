@@ -153,7 +153,7 @@ def processes_of(sandbox: SandboxId) -> list[str]:
                 sandbox in (folder / "cgroup").read_text()
                 and "Z" not in (folder / "stat").read_text().split(")")[1][:3]
             ):
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
+                found.append((folder / "cmdline").read_text(errors="replace").replace("\0", " "))
         except OSError:
             continue
     return found

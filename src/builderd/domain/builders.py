@@ -194,11 +194,6 @@ class Builder:
         return (self.disk, *candidate, *self.spare_disks)
 
     @property
-    def starts(self) -> bool:
-        """True while an app of the builder is being started or takes over."""
-        return self.desired is Desired.RUNNING and (not self.settled or self.handover is not None)
-
-    @property
     def wakes(self) -> bool:
         """True if a visitor starts it again: it was, or is being, stopped for idleness."""
         was_up = self.status in (Status.RUNNING, Status.STOPPED)

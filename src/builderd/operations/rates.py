@@ -46,10 +46,6 @@ class Buckets:
     def __contains__(self, key: str) -> bool:
         return key in self._levels
 
-    def peek(self, key: str) -> RateLimitStatus:
-        """Return the key's status without taking from its bucket."""
-        return self._status(self._level(key), wanted=1)
-
     def take(self, key: str) -> RateLimitStatus:
         """Take one call out of the key's bucket, if there is one, and return the status."""
         level = self._level(key)

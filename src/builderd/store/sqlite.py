@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ def open_sqlite(url: URL) -> Database:
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
+    describe = outage_reason if path is None else _DiskCheck(path).outage_reason
     return Database(
         writing=writing,
         reading=reading.execution_options(read_only=True),
@@ -48,8 +49,8 @@ def open_sqlite(url: URL) -> Database:
         readers=0 if path is None else READERS,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        outage_reason=outage_reason,
-        find_damage=list if path is None else partial(_find_damage, path),
+        outage_reason=describe,
+        find_damage=list if path is None else partial(_find_damage, path, describe),
     )
 
 
@@ -82,7 +83,38 @@ def outage_reason(error: Exception) -> str | None:
     return _OUTAGES.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
 
 
-def _find_damage(path: Path) -> Sequence[str] | None:
+class _DiskCheck:
+    """Tells a disk that cannot be read from a damaged file, since SQLite reports both as damage; once a minute."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._readable, self._until = True, 0.0
+
+    def outage_reason(self, error: Exception) -> str | None:
+        """Describe the fault as ``outage_reason``; that of the disk where it gives no bytes."""
+        reason = outage_reason(error)
+        if reason != _OUTAGES[sqlite3.SQLITE_CORRUPT]:
+            return reason
+        if time.monotonic() >= self._until:
+            self._readable, self._until = _is_readable(self._path), time.monotonic() + 60
+        return reason if self._readable else _OUTAGES[sqlite3.SQLITE_IOERR]
+
+
+def _is_readable(path: Path) -> bool:
+    """Return False where the disk refuses the database's bytes, True where it gave all or was not done in 5 seconds.
+
+    Another program reads them: closing a descriptor of the file here would drop SQLite's locks.
+    """
+    files = [file for file in (path, Path(f"{path}-wal")) if file.exists()]
+    process = subprocess.Popen(["cat", *files], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return process.wait(5) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()  # not awaited: the kernel may not let go of it
+        return True
+
+
+def _find_damage(path: Path, describe: Callable[[Exception], str | None]) -> Sequence[str] | None:
     """Return what ``PRAGMA quick_check`` finds, with the remedy; None when it did not end in ``CHECK_SECONDS``."""
     if not path.exists():
         return []
@@ -95,7 +127,7 @@ def _find_damage(path: Path) -> Sequence[str] | None:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_BUSY):
             log.info("database check not finished seconds=%g", CHECK_SECONDS)
             return None
-        reason = outage_reason(error)
+        reason = describe(error)
         return [f"it {reason}"] if reason else []
     if found == ["ok"]:
         return []

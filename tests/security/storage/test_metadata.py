@@ -17,6 +17,7 @@ from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_disks import MB, fill, soon
 
 from builderd.adapters.engines.oci.storage import backing, space_reservations
+from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.space_reservations import read_chunks
 from builderd.adapters.engines.oci.storage.store import Store
@@ -102,10 +103,12 @@ def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, 
     sync(store)
 
     disks.scratch(NEIGHBOUR)  # as at a restart
-    begun = time.monotonic()
+    before, begun = free_bytes(store.root), time.monotonic()
     disks.delete(CULPRIT)
     assert time.monotonic() - begun < 60
     assert soon(lambda: read_chunks(store.root, "metadata").used < 50 * MB), "what it held comes back"
+    assert soon(lambda: free_bytes(store.root) >= before + SIZE * 0.8)
+    disks.create(DiskId("next"), 10 * MB)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_a_minutes_worth_may_come_at_once_and_flows_back_evenly(now: Time) -> No
     now.seconds += 0.5
     assert buckets.take("a").retry_after is None
     now.seconds += 600
-    assert buckets.peek("a") == RateLimitStatus(6, remaining=6, reset=0)
+    assert buckets.take("a") == RateLimitStatus(6, remaining=5, reset=10)
 
 
 def test_call_after_retry_after_is_admitted(now: Time) -> None:

@@ -235,6 +235,8 @@ def _fill(target: Path, size: int, progress: Progress) -> None:
 
 def _mount_device(device: Path, target: Path) -> None:
     _run("mount", "--types", "btrfs", "--options", f"{MOUNT_OPTIONS},discard=async", str(device), str(target))
+    # In percent: the kernel empties chunks used less, so that who fills and empties a disk leaves others their space.
+    Path("/sys/fs/btrfs", file_system_uuid(target), "allocation/metadata/bg_reclaim_threshold").write_text("30")
 
 
 def is_mounted(target: Path) -> bool:

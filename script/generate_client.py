@@ -51,15 +51,16 @@ def generate() -> None:
     """Bring ``client/_sync`` to what the asynchronous client makes. Files change whole: checks and tests read them."""
     TARGET.mkdir(exist_ok=True)
     sources = sorted(SOURCE.glob("*.py"))
-    with tempfile.TemporaryDirectory(dir=CLIENT, prefix=".sync-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         rule = unasync.Rule(fromdir=f"{SOURCE}/", todir=f"{folder}/", additional_replacements=names())
         unasync.unasync_files([str(path) for path in sources], [rule])
         for made in Path(folder).glob("*.py"):
             text = HEAD + _without_docstring(made.read_text())
             target = TARGET / made.name
             if not target.exists() or target.read_text() != text:
-                made.write_text(text)
-                made.replace(target)
+                changed = target.with_suffix(".new")
+                changed.write_text(text)
+                changed.replace(target)
     for path in TARGET.glob("*.py"):
         if not (SOURCE / path.name).exists():
             path.unlink()

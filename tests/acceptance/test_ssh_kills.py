@@ -54,8 +54,8 @@ def test_a_sessions_processes_go_on_when_the_service_is_killed(box: Box) -> None
             process.wait()
         os.close(controller)
         box.service.start()
-    # The token is as valid as before.
-    assert box.run("pgrep -f '^sleep 3456'").returncode == 0
+    # The token is as valid as before. The port opens some time after the service answers.
+    until(lambda: box.run("pgrep -f '^sleep 3456'").returncode == 0)
     before = int(box.run("tail -n 1 /app/work.log").stdout)
     until(lambda: int(box.run("tail -n 1 /app/work.log").stdout) > before)
     assert box.run("pkill -f '[w]ork.log'; pkill -f '^sleep 3456'").returncode == 0

@@ -106,7 +106,7 @@ def test_interrupted_backup_is_finished_after_restart(
     assert _note(crashing, builder) == "before"
 
 
-@pytest.mark.parametrize("fault", often(RESTORING, "FillDisk.done"))
+@pytest.mark.parametrize("fault", often(RESTORING))
 def test_interrupted_restore_is_finished_after_restart(
     engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
@@ -123,7 +123,7 @@ def test_interrupted_restore_is_finished_after_restart(
     assert _note(crashing, builder) == "after"
 
 
-@pytest.mark.parametrize("fault", often(RECOVERING, "HandOver.recorded"))
+@pytest.mark.parametrize("fault", often(RECOVERING))
 def test_interrupted_recovery_is_finished_after_restart(
     engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:

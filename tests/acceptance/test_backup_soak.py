@@ -12,6 +12,8 @@ from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
 from tests.acceptance.test_backups import WRITER
 
+pytestmark = [pytest.mark.root, pytest.mark.engines, pytest.mark.slow]
+
 ROUNDS = int(os.environ.get("BUILDERD_BACKUP_ROUNDS", "50"))
 
 #: A file beside the database that changes in each round, of which the app's user makes and checks the hash.
@@ -28,13 +30,10 @@ def service(
         yield running
 
 
-@pytest.mark.root
-@pytest.mark.engines
-@pytest.mark.parametrize("rounds", [2, pytest.param(ROUNDS, marks=[pytest.mark.slow], id="soak")])
-def test_every_restore_is_complete_and_consistent(service: LiveService, rounds: int) -> None:
+def test_every_restore_is_complete_and_consistent(service: LiveService) -> None:
     data = service.create("writer", WRITER)
     path = f"/builders/{data['uuid']}/backups"
-    for number in range(rounds):
+    for number in range(ROUNDS):
         code, hashes = run(service, data["uuid"], CHANGE.format(number))
         assert code == 0, hashes
         before = _rows(service, data)

@@ -281,6 +281,7 @@ def test_lost_data_directory_is_restored_from_state_and_backups(
 # The parts of the machine's network
 
 
+@pytest.mark.slow
 def test_lost_host_network_is_created_again_at_start(backed_up: LiveService) -> None:
     service = backed_up
     data = service.create("writer", WRITER)
@@ -350,6 +351,7 @@ def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(
         _rows(service, data)
 
 
+@pytest.mark.slow
 def test_backup_after_damage_in_the_repository_can_be_restored(engine: OwnEngine | OnIncus, tmp_path: Path) -> None:
     with (
         engine.repository(tmp_path / "rest") as server,

@@ -51,12 +51,8 @@ STEPS = {
 #: Tried in every run: what leaves most on the host when it is cut off. script/soak tries the others; on fakes every
 #: step is tried in every run.
 OFTEN = {
-    "create-Review.done",
-    "create-CreateDisk.done",
     "create-StartSandbox.done",
-    "stop-StopSandbox.done",
     "start-StartSandbox.recorded",
-    "start-AwaitListening.done",
     "delete-StopSandbox.done",
 }
 CASES = crash_cases(STEPS, OFTEN)

@@ -151,6 +151,7 @@ def test_wake_socket_is_not_visible_in_sandboxes(idle: LiveService, napper: dict
     assert answer.json()["data"]["output"] == "0\n"
 
 
+@pytest.mark.slow
 def test_request_wakes_a_builder_after_a_restart_of_the_service(idle: LiveService, napper: dict[str, Any]) -> None:
     until_frozen(idle, napper)
     idle.kill()
@@ -173,6 +174,7 @@ def test_paused_request_gets_an_error_page_without_the_service(idle: LiveService
     assert "Cannot be started now" in page.text
 
 
+@pytest.mark.slow
 def test_no_request_is_404_while_the_service_starts_again(idle: LiveService) -> None:
     data = idle.create("steady")
     try:
@@ -208,6 +210,7 @@ def test_concurrent_requests_cause_one_thaw(idle: LiveService, crowded: dict[str
     assert len(events(idle, crowded, "sandbox.started")) == 1
 
 
+@pytest.mark.slow
 def test_concurrent_requests_cause_one_start(idle: LiveService, crowded: dict[str, Any]) -> None:
     until_idled(idle, crowded)
     assert crowd(idle, crowded) == [(200, b"2")] * VISITORS

@@ -17,6 +17,7 @@ http.createServer((_, answer) => answer.end(String(ms("2 days")))).listen(proces
 PACKAGE = json.dumps({"dependencies": {"ms": "2.1.3"}, "scripts": {"postinstall": "touch /app/marker"}})
 
 
+@pytest.mark.slow
 def test_node_packages_are_installed_once_and_imported(service: LiveService) -> None:
     files = {"main.js": APP, "package.json": PACKAGE, "Procfile": "web: node main.js\n"}
     with service.deployed("node", files, None) as data:
@@ -56,6 +57,7 @@ def test_project_is_built_once_and_its_next_version_again(service: LiveService) 
         assert service.visit(data).text == "1000"
 
 
+@pytest.mark.slow
 def test_python_and_node_packages_share_one_layer(service: LiveService) -> None:
     project = "[project]\nname = 'app'\ndependencies = ['idna']\n"
     script = "import idna, subprocess; print(idna.encode('ö.de'), flush=True); subprocess.run(['node', 'main.js'])"

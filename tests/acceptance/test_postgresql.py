@@ -35,10 +35,12 @@ def service(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
+@pytest.mark.slow
 def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service)
 
 
+@pytest.mark.slow
 def test_interrupted_creation_is_finished_after_restart(service: LiveService) -> None:
     service.terminate()
     service.start("StartSandbox.done")

@@ -169,6 +169,7 @@ def _pictures(service: LiveService, uuid: str, qa: dict[str, Any]) -> None:
     assert service.call("GET", f"/builders/{uuid}/qa/screenshots/other.png").status_code == 404
 
 
+@pytest.mark.slow
 def test_new_version_has_an_open_verdict(reporting: LiveService) -> None:
     data = reporting.create("qa-open")
     new = {"files": {"main.py": SLOW_HOME}}

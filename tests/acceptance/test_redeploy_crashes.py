@@ -34,12 +34,7 @@ STEPS = {
     "token": ("SetRoute", "StopSandbox", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
 }
 #: The others are for the soak; on fakes it is each of them every time.
-OFTEN = {
-    "redeploy-TryCandidate.done",
-    "redeploy-StartSandbox.done",
-    "rollback-CreateDisk.done",
-    "broken-GiveUp.recorded",
-}
+OFTEN = {"redeploy-TryCandidate.done"}
 CASES = crash_cases(STEPS, OFTEN)
 CALLS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "redeploy": ("PUT", "", {"files": {**FILES, "new.txt": "new"}, "env": {"GREETING": "new"}}),

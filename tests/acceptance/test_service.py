@@ -50,6 +50,7 @@ def test_down_removes_all_host_traces_and_serve_restarts_apps(engine: OwnEngine 
 
 
 @pytest.mark.engines
+@pytest.mark.slow
 def test_two_services_on_one_machine_are_independent(engine: OwnEngine | OnIncus, tmp_path: Path) -> None:
     with engine.running(tmp_path / "one") as one, engine.running(tmp_path / "two") as two:
         first = one.create("same-name", env={"GREETING": "one"})

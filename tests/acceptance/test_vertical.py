@@ -66,7 +66,9 @@ def test_finished_job_keeps_its_logs_and_files(service: LiveService, code: int, 
     scenarios.job(service, code, status)
 
 
-@pytest.mark.parametrize("failure", scenarios.FAILURES)
+@pytest.mark.parametrize(
+    "failure", [*(one for one in scenarios.FAILURES if one != "silent"), pytest.param("silent", marks=pytest.mark.slow)]
+)
 def test_app_that_does_not_start_reports_the_reason(failure: str, quick_to_give_up: LiveService) -> None:
     scenarios.failure_to_start(quick_to_give_up, failure)
 

@@ -81,7 +81,7 @@ async def test_large_outputs_leave_the_event_loop_to_others(service: Service, st
     assert await flood > 3 * 6 * 9_000_000
     assert answers
     assert longest < patience(0.15)
-    assert not service.app.state.operations.held_bytes._accounts
+    assert not service.app.state.operations.memory._accounts
 
 
 async def _read_all(url: str, head: str, count: int, body: str = "", times: int = 0, end: str = "") -> int:
@@ -108,12 +108,12 @@ async def test_large_bodies_are_parsed_apart_and_within_a_budget(service: Servic
         sending = asyncio.create_task(_read_all(url, head, 3, piece, times, end))
         while not sending.done():
             await asyncio.sleep(0.05)  # looking counts as the service's CPU time too
-            most = max(most, *(one.held for one in service.app.state.operations.held_bytes._accounts.values()), 0)
+            most = max(most, *(one.reserved for one in service.app.state.operations.memory._accounts.values()), 0)
         assert sending.result() > 0
         # Parsed in this process it is 1.2 s.
         assert time.process_time() - before < patience(0.9)
     assert length <= most <= LIMIT + length
-    assert not service.app.state.operations.held_bytes._accounts
+    assert not service.app.state.operations.memory._accounts
 
 
 async def _busiest_turn(flood: asyncio.Task[int], neighbour: httpx.AsyncClient) -> tuple[float, int]:
@@ -134,15 +134,15 @@ async def _busiest_turn(flood: asyncio.Task[int], neighbour: httpx.AsyncClient) 
 
 
 class Gate:
-    """Replaces an engine's method: counts the calls that are in it, and holds those of ``held`` until it is opened."""
+    """Replaces an engine's method: counts the calls in it, and blocks those that are ``blocked`` until it is opened."""
 
-    def __init__(self, real: Callable[..., Awaitable[Any]], held: Callable[[str], bool]) -> None:
-        self._real, self._held = real, held
+    def __init__(self, real: Callable[..., Awaitable[Any]], blocked: Callable[[str], bool]) -> None:
+        self._real, self._blocked = real, blocked
         self.inside = self.most = 0
         self.opened = asyncio.Event()
 
     async def __call__(self, subject: str, *words: Any, **options: Any) -> Any:
-        if not self._held(subject):
+        if not self._blocked(subject):
             return await self._real(subject, *words, **options)
         self.inside += 1
         self.most = max(self.most, self.inside)
@@ -178,7 +178,7 @@ async def test_one_list_of_a_tenant_is_made_at_a_time(service: Service, monkeypa
         gate.opened.set()
         assert {one.status_code for one in await asyncio.gather(*flood)} == {200}
     assert gate.most == 1
-    assert not service.app.state.operations.held_bytes._accounts
+    assert not service.app.state.operations.memory._accounts
 
 
 async def test_lists_beyond_those_that_may_wait_are_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,18 +233,18 @@ async def test_unread_lists_count_in_the_memory_budget_of_their_tenant(service: 
         most, queue = 0, service.app.state.operations.lists
         while most < LIMIT - 8_000_000:
             await asyncio.sleep(0.02)
-            most = max(most, *(one.held for one in service.app.state.operations.held_bytes._accounts.values()), 0)
+            most = max(most, *(one.reserved for one in service.app.state.operations.memory._accounts.values()), 0)
         async with service.client(service.other, url) as neighbour:
             assert (await neighbour.get(BUILDERS)).status_code == 200
         assert most <= LIMIT + 8_000_000
         for _, writer in unread:
             writer.close()
-        while service.app.state.operations.held_bytes._accounts or queue._calls:
+        while service.app.state.operations.memory._accounts or queue._calls:
             await asyncio.sleep(0.02)
 
 
 async def _open_small(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect with a small receive buffer: the kernel may take a whole list, and the service holds nothing of it."""
+    """Connect with a small receive buffer: the kernel may take a whole list, and the service keeps nothing of it."""
     return await asyncio.open_connection(sock=await _connect(host, port, 64 << 10))
 
 
@@ -285,7 +285,7 @@ async def test_unread_answers_take_a_bounded_part_of_the_kernels_memory(service:
 
 
 async def test_few_files_of_a_tenant_are_written_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that are still arriving keep no place: a slow client does not hold up the tenant's others."""
+    """Files that are still arriving keep no place: a slow client does not delay the tenant's others."""
     attacker, neighbour = await _two_builders(service)
     disk = await _disk_of(service, attacker["uuid"])
     written: list[str] = []

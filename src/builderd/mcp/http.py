@@ -59,8 +59,8 @@ class McpEndpoint:
         identity = await identity_of(request, _secret(request))
         identity.require(tokens.Scope.READ, "The MCP server")
         operations: Operations = self._app.state.operations
-        with operations.held_bytes.holding(identity.token.tenant_id) as holding:
-            body = await read_body(request, MAX_BODY_BYTES, holding)
+        with operations.memory.reserve(identity.token.tenant_id) as reservation:
+            body = await read_body(request, MAX_BODY_BYTES, reservation)
             manager = await self._ready()
             # RFC 9110, 5.5: white space around a value is no part of it. The HTTP parser leaves that behind it.
             headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]

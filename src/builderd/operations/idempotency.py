@@ -66,19 +66,19 @@ class KeptAnswer:
 
 
 class Retries:
-    """Retry keys, and those that this process holds because it is working on their first answer."""
+    """Retry keys, and those whose first call this process has in progress."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
-        self._held: set[tuple[TenantId, str]] = set()
+        self._in_progress: set[tuple[TenantId, str]] = set()
 
     async def first(self, retry: Retry) -> KeptAnswer | Begun | None:
         """Return the first call's answer, or what it began if it got none; None when this is the first call.
 
-        Unless there is an answer, the key is held from here on until ``release``. Raises ``Conflict`` when it
-        is held already, or was used for another request.
+        Unless there is an answer, the key is in progress from here on until ``release``. Raises ``Conflict`` when it
+        is in progress already, or was used for another request.
         """
-        self._hold(retry)
+        self._begin(retry)
         try:
             first = await self._look(retry)
         except BaseException:
@@ -98,15 +98,15 @@ class Retries:
             return Begun(record.builder_id, record.version) if record.builder_id else None
         return KeptAnswer(record.status, record.body or {}, record.headers or {})
 
-    def _hold(self, retry: Retry) -> None:
-        if (retry.tenant_id, retry.key) in self._held:
+    def _begin(self, retry: Retry) -> None:
+        if (retry.tenant_id, retry.key) in self._in_progress:
             raise _in_flight()
-        self._held.add((retry.tenant_id, retry.key))
+        self._in_progress.add((retry.tenant_id, retry.key))
 
     def release(self, retry: Retry | None) -> None:
         """Release the key: this process no longer works on its answer."""
         if retry is not None:
-            self._held.discard((retry.tenant_id, retry.key))
+            self._in_progress.discard((retry.tenant_id, retry.key))
 
     def record(self, uow: UnitOfWork, retry: Retry, deployed: Deployed, now: datetime) -> None:
         """Bind the key to the builder that is being created, or to a version of it.

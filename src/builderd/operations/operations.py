@@ -20,7 +20,7 @@ from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Deployed
-from builderd.services.executions import HeldBytes
+from builderd.services.executions import MemoryQuota
 from builderd.services.tenant_queue import PagedReads, TenantQueue
 from builderd.store import UnitOfWork
 
@@ -40,7 +40,7 @@ MAX_ARCHIVES = 2
 
 
 class Operations:
-    """One for all interfaces of a service, so that a limit holds over all of them."""
+    """One for all interfaces of a service, so that a limit applies across all of them."""
 
     def __init__(self, application: Application, rates: Rates | None = None) -> None:
         self.application = application
@@ -65,21 +65,21 @@ class Operations:
         self.paged_reads = PagedReads()
         self.token_calls = TokenCalls()
         self.last_uses = LastUses(application, self.token_calls)
-        #: Memory that the calls of each tenant hold.
-        self.held_bytes = HeldBytes()
+        #: Memory that the calls of each tenant have reserved.
+        self.memory = MemoryQuota()
         self._following: set[asyncio.Task[Any]] = set()
 
-    def hold(self, tenant_id: TenantId, retry: Retry | None, *, blocks: bool) -> ExitStack:
+    def begin(self, tenant_id: TenantId, retry: Retry | None, *, blocks: bool) -> ExitStack:
         """Return a stack that releases the retry key when closed, and counts the call as blocking if it ``blocks``.
 
         Call it before anything is written. Raises ``RateLimited`` when the tenant has too many blocking calls: each
         reads the store whenever its builder changes, and continues when its caller has hung up.
         """
-        with ExitStack() as held:
-            held.callback(self.retries.release, retry)
+        with ExitStack() as in_progress:
+            in_progress.callback(self.retries.release, retry)
             if blocks:
-                held.enter_context(self.blocking_calls.acquire(tenant_id))
-            return held.pop_all()
+                in_progress.enter_context(self.blocking_calls.acquire(tenant_id))
+            return in_progress.pop_all()
 
     async def create(self, caller: Caller, new: NewBuilder, bundle: Bundle, retry: Retry | None) -> Builder:
         """Create a builder whose code is ``bundle``. Raises as ``builders.create`` does."""
@@ -123,18 +123,18 @@ class Operations:
             raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
         return Deployed(builder, first.version)
 
-    def follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, held: ExitStack) -> asyncio.Task[A]:
+    def follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, in_progress: ExitStack) -> asyncio.Task[A]:
         """Start a task that waits for a call's outcome and keeps it for retries, whether or not its caller stays.
 
-        ``held`` is released at its end.
+        ``in_progress`` is released at its end.
         """
-        task = asyncio.create_task(self._follow(outcome, retry, held.pop_all()))
+        task = asyncio.create_task(self._follow(outcome, retry, in_progress.pop_all()))
         self._following.add(task)
         task.add_done_callback(self._following.discard)
         return task
 
-    async def _follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, held: ExitStack) -> A:
-        with held:
+    async def _follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, in_progress: ExitStack) -> A:
+        with in_progress:
             answer = await outcome
             if retry is not None:
                 await self.retries.keep(retry, answer)
@@ -164,7 +164,7 @@ class ConcurrencyLimit:
             raise RateLimited(f"{self.maximum} {self._too_many}", retry_after=10)
 
     @contextmanager
-    def hold(self, tenant_id: TenantId) -> Iterator[None]:
+    def slot(self, tenant_id: TenantId) -> Iterator[None]:
         """Count one more of the tenant while the context is open."""
         self._open[tenant_id] += 1
         try:
@@ -178,7 +178,7 @@ class ConcurrencyLimit:
     def acquire(self, tenant_id: TenantId) -> Iterator[None]:
         """Count one more of the tenant while the context is open. Raises ``RateLimited`` for one too many."""
         self.admit(tenant_id)
-        with self.hold(tenant_id):
+        with self.slot(tenant_id):
             yield
 
     def total(self) -> int:

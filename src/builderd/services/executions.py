@@ -71,16 +71,16 @@ async def run(
     caller: Caller,
     builder_id: str,
     command: Command,
-    held_bytes: HeldBytes,
+    memory: MemoryQuota,
 ) -> AsyncIterator[Ended]:
-    """Run the command and wait for it. Its output counts in the tenant's ``held_bytes`` while the context lasts.
+    """Run the command and wait for it. Its output counts in the tenant's ``memory`` while the context lasts.
 
     While the budget is used up, the command blocks on its full pipe, and its timeout continues. Raises ``NotFound``,
     ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
     """
     sandbox = await running(application, caller, builder_id)
-    with held_bytes.holding(caller.tenant_id) as holding:
-        output = Output(application.limits.exec_output, holding=holding)
+    with memory.reserve(caller.tenant_id) as reservation:
+        output = Output(application.limits.exec_output, reservation=reservation)
         async with wake.keep_awake(application, sandbox):
             code = await _capture(application.engine.sandboxes, sandbox, command, output)
         yield Ended(code, output, hint_of_command(code, output.end))
@@ -96,21 +96,21 @@ class Ended:
 
 
 async def follow(
-    application: Application, caller: Caller, sandbox: SandboxId, command: Command, held_bytes: HeldBytes
+    application: Application, caller: Caller, sandbox: SandboxId, command: Command, memory: MemoryQuota
 ) -> AsyncGenerator[Text | ExecResult]:
     """Yield output while the command runs, and finally how it ended, without output.
 
     Closing the generator early ends the command too.
     """
     pieces: asyncio.Queue[Piece] = asyncio.Queue(AHEAD)
-    with held_bytes.holding(caller.tenant_id) as holding:
-        output, end = Output(application.limits.exec_output, pieces.put, holding), ""
+    with memory.reserve(caller.tenant_id) as reservation:
+        output, end = Output(application.limits.exec_output, pieces.put, reservation), ""
         task = asyncio.ensure_future(_capture(application.engine.sandboxes, sandbox, command, output))
         decoders = {is_error: codecs.getincrementaldecoder("utf-8")("replace") for is_error in (False, True)}
         try:
             async with wake.keep_awake(application, sandbox):
                 async for piece in _until_done(pieces, task):
-                    holding.release(len(piece.content))
+                    reservation.release(len(piece.content))
                     if text := decoders[piece.is_error].decode(piece.content):
                         end = (end + text)[-TAIL:]
                         yield Text(text, piece.is_error)
@@ -207,14 +207,16 @@ async def _feed(process: Process, data: bytes) -> None:
 
 
 class Output:
-    """Output of a command, up to a limit in bytes for both streams; ``holding`` counts it in the tenant's budget."""
+    """Output of a command, up to a limit in bytes for both streams, counted in ``reservation``."""
 
-    def __init__(self, limit: int, on_output: OnOutput | None = None, holding: Holding | None = None) -> None:
+    def __init__(
+        self, limit: int, on_output: OnOutput | None = None, reservation: MemoryReservation | None = None
+    ) -> None:
         self.truncated = False
         self._left = limit
         self._kept = {False: bytearray(), True: bytearray()}
         self._on_output = on_output or self._keep
-        self._holding = holding
+        self._reservation = reservation
 
     async def take(self, process: Process, *, errors: bool, wait: bool = True) -> None:
         """Read all output, with ``errors`` that of the standard error too, if it is a stream of its own.
@@ -243,11 +245,11 @@ class Output:
                 await asyncio.sleep(DRAIN_SECONDS)
 
     async def _reserve(self, size: int, wait: bool) -> bool:
-        if self._holding is None or self._holding.try_reserve(size):
+        if self._reservation is None or self._reservation.try_reserve(size):
             return True
         try:
             if wait:
-                await self._holding.take(size)
+                await self._reservation.take(size)
                 return True
         except asyncio.CancelledError:
             self._cut()
@@ -297,7 +299,7 @@ class Output:
 LIMIT = 64_000_000
 
 
-class HeldBytes:
+class MemoryQuota:
     """Memory budgets of all tenants, in the memory of this process."""
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -305,45 +307,45 @@ class HeldBytes:
         self._accounts: dict[TenantId, _Account] = {}
 
     @contextmanager
-    def holding(self, tenant_id: TenantId) -> Iterator[Holding]:
-        """Return an empty holding of this tenant; its bytes are released at the end of the context."""
+    def reserve(self, tenant_id: TenantId) -> Iterator[MemoryReservation]:
+        """Return an empty reservation of this tenant; its bytes are released at the end of the context."""
         account = self._accounts.setdefault(tenant_id, _Account(self._limit))
-        holding = Holding(account)
-        account.holdings += 1
+        reservation = MemoryReservation(account)
+        account.reservations += 1
         try:
-            yield holding
+            yield reservation
         finally:
-            holding.close()
-            account.holdings -= 1
-            if not account.holdings:
+            reservation.close()
+            account.reservations -= 1
+            if not account.reservations:
                 del self._accounts[tenant_id]
 
-    def held(self, tenant_id: TenantId) -> int:
-        """Return the number of bytes that this tenant's calls hold now."""
+    def reserved(self, tenant_id: TenantId) -> int:
+        """Return the number of bytes that this tenant's calls have reserved now."""
         account = self._accounts.get(tenant_id)
-        return account.held if account else 0
+        return account.reserved if account else 0
 
 
 @dataclass(slots=True)
 class _Account:
     limit: int
-    held: int = 0
-    holdings: int = 0
-    #: The one holding that may exceed the limit.
-    exempt: Holding | None = None
+    reserved: int = 0
+    reservations: int = 0
+    #: The one reservation that may exceed the limit.
+    exempt: MemoryReservation | None = None
     #: Set, and replaced, whenever bytes are released.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fits(self, size: int) -> bool:
-        return self.held + size <= self.limit
+        return self.reserved + size <= self.limit
 
     def notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
 
-class Holding:
-    """Bytes that one call holds in its tenant's budget."""
+class MemoryReservation:
+    """Bytes that one call has reserved in its tenant's budget."""
 
     def __init__(self, account: _Account) -> None:
         self._account = account
@@ -361,13 +363,13 @@ class Holding:
             if account.exempt not in (None, self):
                 return False
             account.exempt = self
-        account.held += size
+        account.reserved += size
         self._size += size
         return True
 
     def release(self, size: int) -> None:
         """Count ``size`` fewer bytes."""
-        self._account.held -= size
+        self._account.reserved -= size
         self._size -= size
         self._account.notify()
 

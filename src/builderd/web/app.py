@@ -90,7 +90,7 @@ async def live(request: Request) -> Response:
 
 async def _changes(visit: Visit) -> AsyncGenerator[bytes]:
     application, operations, tenant, query = visit.application, visit.operations, visit.token.tenant_id, EventQuery()
-    with operations.live_pages.hold(tenant):
+    with operations.live_pages.slot(tenant):
         after = await events.start_after(application, tenant, query, None)
         # What happened between the page and its stream, or while the stream was broken.
         yield event("reset", {})

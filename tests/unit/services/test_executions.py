@@ -14,15 +14,15 @@ from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import TenantId
 from builderd.domain.sandboxes import EndCause, ExecResult
 from builderd.services import builders, executions, outcomes
-from builderd.services.executions import HeldBytes
+from builderd.services.executions import MemoryQuota
 from builderd.store import UnitOfWork
 
 
 async def run(
-    world: World, builder: Builder, command: str = "ls", timeout: float = 60, held_bytes: HeldBytes | None = None
+    world: World, builder: Builder, command: str = "ls", timeout: float = 60, memory: MemoryQuota | None = None
 ) -> ExecResult:
     wanted = executions.Command(command, timeout)
-    async with executions.run(world.application, world.caller, builder.id, wanted, held_bytes or HeldBytes()) as ended:
+    async with executions.run(world.application, world.caller, builder.id, wanted, memory or MemoryQuota()) as ended:
         return ExecResult(ended.exit_code, ended.output.text, ended.output.truncated)
 
 
@@ -41,34 +41,32 @@ async def test_a_long_output_is_cut_and_a_slow_command_killed(world: World) -> N
         assert len(result.output) == world.application.limits.exec_output
 
 
-async def test_output_is_held_until_it_was_taken_and_makes_the_next_command_wait(world: World) -> None:
-    held_bytes = HeldBytes(15)
+async def test_output_is_reserved_until_it_was_taken_and_makes_the_next_command_wait(world: World) -> None:
+    memory = MemoryQuota(15)
     world.engine.answer("ten", Answer(0, "x" * 10))
     async with world.reconciling():
         builder = await world.create()
         ten = executions.Command("ten")
         async with (
-            executions.run(world.application, world.caller, builder.id, ten, held_bytes) as first,
-            executions.run(world.application, world.caller, builder.id, ten, held_bytes) as second,
+            executions.run(world.application, world.caller, builder.id, ten, memory) as first,
+            executions.run(world.application, world.caller, builder.id, ten, memory) as second,
         ):
             assert (first.output.text, second.output.text) == ("x" * 10, "x" * 10)
-            assert held_bytes.held(world.caller.tenant_id) == 20
-            third = asyncio.create_task(run(world, builder, "ten", held_bytes=held_bytes))
+            assert memory.reserved(world.caller.tenant_id) == 20
+            third = asyncio.create_task(run(world, builder, "ten", memory=memory))
             done, _ = await asyncio.wait({third}, timeout=0.1)
             assert not done
         assert (await third).output == "x" * 10
-        assert held_bytes.held(world.caller.tenant_id) == 0
+        assert memory.reserved(world.caller.tenant_id) == 0
 
 
 async def test_a_command_whose_time_ends_while_it_waits_for_the_budget_is_cut(world: World) -> None:
-    held_bytes = HeldBytes(5)
+    memory = MemoryQuota(5)
     world.engine.answer("ten", Answer(0, "x" * 10))
     async with world.reconciling():
         builder = await world.create()
-        async with executions.run(world.application, world.caller, builder.id, executions.Command("ten"), held_bytes):
-            assert await run(world, builder, "ten", timeout=0.1, held_bytes=held_bytes) == ExecResult(
-                124, "", truncated=True
-            )
+        async with executions.run(world.application, world.caller, builder.id, executions.Command("ten"), memory):
+            assert await run(world, builder, "ten", timeout=0.1, memory=memory) == ExecResult(124, "", truncated=True)
 
 
 async def test_running_one_is_activity(world: World) -> None:
@@ -144,20 +142,20 @@ ACME, OTHER = TenantId("acme"), TenantId("other")
 
 
 async def test_bytes_are_counted_until_they_are_given_back() -> None:
-    held = HeldBytes(10)
-    with held.holding(ACME) as first, held.holding(ACME) as second:
+    quota = MemoryQuota(10)
+    with quota.reserve(ACME) as first, quota.reserve(ACME) as second:
         await first.take(4)
         await second.take(5)
         first.release(1)
-        assert held.held(ACME) == 8
-        assert held.held(OTHER) == 0
-    assert held.held(ACME) == 0
+        assert quota.reserved(ACME) == 8
+        assert quota.reserved(OTHER) == 0
+    assert quota.reserved(ACME) == 0
 
 
 async def test_one_call_may_exceed_the_budget_and_the_next_waits_for_it() -> None:
-    held = HeldBytes(10)
-    with held.holding(ACME) as second:
-        with held.holding(ACME) as first:
+    quota = MemoryQuota(10)
+    with quota.reserve(ACME) as second:
+        with quota.reserve(ACME) as first:
             await first.take(8)
             await first.take(100)
             assert not second.try_reserve(1)
@@ -165,19 +163,19 @@ async def test_one_call_may_exceed_the_budget_and_the_next_waits_for_it() -> Non
             done, _ = await asyncio.wait({taking}, timeout=0.05)
             assert not done
         await taking
-        assert held.held(ACME) == 1
+        assert quota.reserved(ACME) == 1
 
 
 async def test_calls_that_all_need_more_than_there_is_come_to_an_end_one_after_the_other() -> None:
-    held = HeldBytes(10)
+    quota = MemoryQuota(10)
     most = 0
 
     async def call() -> None:
         nonlocal most
-        with held.holding(ACME) as holding:
+        with quota.reserve(ACME) as reservation:
             for _ in range(4):
-                await holding.take(2)
-                most = max(most, held.held(ACME))
+                await reservation.take(2)
+                most = max(most, quota.reserved(ACME))
                 await asyncio.sleep(0)
 
     await asyncio.gather(*(call() for _ in range(20)))
@@ -185,7 +183,7 @@ async def test_calls_that_all_need_more_than_there_is_come_to_an_end_one_after_t
 
 
 async def test_other_tenants_have_budgets_of_their_own() -> None:
-    held = HeldBytes(10)
-    with held.holding(ACME) as first, held.holding(OTHER) as other:
+    quota = MemoryQuota(10)
+    with quota.reserve(ACME) as first, quota.reserve(OTHER) as other:
         await first.take(20)
         assert other.try_reserve(10)

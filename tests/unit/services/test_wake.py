@@ -19,7 +19,7 @@ from builderd.domain.previews import RouteState
 from builderd.domain.resources import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.services import builders, executions, leases, outcomes, wake
-from builderd.services.executions import Command, HeldBytes
+from builderd.services.executions import Command, MemoryQuota
 from builderd.services.limits import TenantLimit
 from builderd.services.wake import User
 from builderd.store import UnitOfWork
@@ -90,7 +90,7 @@ async def test_idled_builder_is_started(world: World) -> None:
 async def test_command_wakes_with_a_reason(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
-        async with executions.run(world.application, world.caller, builder.id, Command("ls"), HeldBytes()):
+        async with executions.run(world.application, world.caller, builder.id, Command("ls"), MemoryQuota()):
             pass
         assert (await world.builder(builder)).status_reason == "woken for a command by token acme"
 

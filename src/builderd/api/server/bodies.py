@@ -16,7 +16,7 @@ from builderd.api.server.body_parser import Body, BodyParser, take
 from builderd.domain.errors import BadRequest, RateLimited, TooLarge
 from builderd.schemas.v1.shape import Shape
 from builderd.services.application import Application
-from builderd.services.executions import LIMIT, Holding
+from builderd.services.executions import LIMIT, MemoryReservation
 
 S = TypeVar("S", bound=Shape)
 
@@ -37,13 +37,13 @@ class Received(Generic[S]):
 
     value: S
     sha256: str
-    holding: Holding | None = None
+    reservation: MemoryReservation | None = None
 
     def release(self) -> None:
         """Release the value's memory before the call waits; the value must not be read any more."""
         del self.value
-        if self.holding:
-            self.holding.close()
+        if self.reservation:
+            self.reservation.close()
 
 
 def json_body(shape: type[S], limit: int) -> Callable[..., AsyncGenerator[Received[S]]]:
@@ -52,21 +52,21 @@ def json_body(shape: type[S], limit: int) -> Callable[..., AsyncGenerator[Receiv
     async def receive_written(
         request: Request, application: TheApplication, identity: Writer
     ) -> AsyncGenerator[Received[S]]:
-        with operations_of(request).held_bytes.holding(identity.token.tenant_id) as holding:
-            yield await receive(request, application, shape, limit, holding)
+        with operations_of(request).memory.reserve(identity.token.tenant_id) as reservation:
+            yield await receive(request, application, shape, limit, reservation)
 
     return receive_written
 
 
 async def receive(
-    request: Request, application: Application, shape: type[S], limit: int, holding: Holding | None = None
+    request: Request, application: Application, shape: type[S], limit: int, reservation: MemoryReservation | None = None
 ) -> Received[S]:
     """The body as this shape, for a caller who is known to be allowed to send one.
 
     Raises ``RateLimited`` when the tenant's calls hold too much memory for too long.
     """
     check_media_type(request)
-    body = await read_body(request, limit, holding)
+    body = await read_body(request, limit, reservation)
     context = {"maximum": application.limits.maximum}
     if body.size <= TINY_BYTES:
         value = take(shape, body.read(), context)
@@ -75,7 +75,7 @@ async def receive(
     else:
         parser: BodyParser = request.app.state.body_parser
         value = await parser.take(shape, body, context)
-    return Received(value, body.sha256, holding)
+    return Received(value, body.sha256, reservation)
 
 
 def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
@@ -105,7 +105,7 @@ def check_media_type(request: Request) -> None:
         raise BadRequest("The body must not be compressed: leave Content-Encoding out.")
 
 
-async def read_body(request: Request, limit: int, holding: Holding | None = None) -> Body:
+async def read_body(request: Request, limit: int, reservation: MemoryReservation | None = None) -> Body:
     """Return the body, of at most ``limit`` bytes.
 
     Raises ``TooLarge``, at once where Content-Length tells, and ``BadRequest`` when it comes too slowly.
@@ -118,16 +118,16 @@ async def read_body(request: Request, limit: int, holding: Holding | None = None
         if body.size + len(piece) > limit:
             raise _too_large(limit)
         await body.add(piece)
-        if holding and body.size > SMALL_BYTES:
-            await _count(holding, body.size - counted)
+        if reservation and body.size > SMALL_BYTES:
+            await _count(reservation, body.size - counted)
             counted = body.size
     return body
 
 
-async def _count(holding: Holding, size: int) -> None:
+async def _count(reservation: MemoryReservation, size: int) -> None:
     try:
         async with asyncio.timeout(ROOM_SECONDS):
-            await holding.take(size)
+            await reservation.take(size)
     except TimeoutError:
         raise RateLimited(
             f"Your calls hold {LIMIT} bytes of memory already, in bodies and in answers that are not read: "

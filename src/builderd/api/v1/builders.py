@@ -221,7 +221,7 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
     if isinstance(first, Answer):
         return in_form(request, first)
     at_once = wants_async(request)
-    with operations.hold(identity.token.tenant_id, retry, blocks=not at_once) as held:
+    with operations.begin(identity.token.tenant_id, retry, blocks=not at_once) as in_progress:
         if first is None:
             bundle = await requests.bundle_of(operations.application, identity.token.tenant_id, body.value)
             asked = await requests.new_builder(operations.application, body.value, bundle)
@@ -233,7 +233,7 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
             outcome = door.accepted(operations.application, builder, "created")
         else:
             outcome = door.started(operations.application, builder, 201, door.location(builder))
-        answer = operations.follow(outcome, retry, held)
+        answer = operations.follow(outcome, retry, in_progress)
     if wants_events(request) and not at_once:
         events = outcomes.stages(operations.application, builder.id, builder.generation)
         return stream(progress_stream(events, answer), door.location(builder))

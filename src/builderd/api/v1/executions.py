@@ -73,14 +73,14 @@ async def run_command(
     ends the command.
     """
     new, caller, uuid = body.value, identity.caller, uuid.lower()
-    held_bytes, encoding = operations_of(request).held_bytes, request.app.state.encoding
+    memory, encoding = operations_of(request).memory, request.app.state.encoding
     command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env, new.separate)
     if new.stream:
         sandbox = await executions.running(application, caller, uuid)
-        pieces = executions.follow(application, caller, sandbox, command, held_bytes)
+        pieces = executions.follow(application, caller, sandbox, command, memory)
         return stream(_events(pieces, encoding, caller.tenant_id, separate=new.separate))
     async with AsyncExitStack() as stack:
-        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, held_bytes))
+        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, memory))
         return ResourceStream(stack.pop_all(), _answer(ended, encoding, caller.tenant_id), 200, {}, "application/json")
 
 

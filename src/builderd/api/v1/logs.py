@@ -176,7 +176,7 @@ async def _followed(
 ) -> AsyncGenerator[bytes]:
     wanted = replace(wanted, tail=None, since=after.time) if after else wanted
     lines = logs.follow(operations.application, tenant_id, uuid, wanted, operations.paged_reads)
-    with operations.log_streams.hold(tenant_id):
+    with operations.log_streams.slot(tenant_id):
         async with aclosing(lines):
             async for line in lines:
                 position = LogPosition(line.line.time, line.nth)
@@ -310,7 +310,7 @@ async def _followed_events(
     operations: Operations, tenant_id: TenantId, query: EventQuery, after: int
 ) -> AsyncGenerator[bytes]:
     pages = operations.paged_reads
-    with operations.event_streams.hold(tenant_id):
+    with operations.event_streams.slot(tenant_id):
         async with aclosing(events.follow(operations.application, tenant_id, query, after, pages)) as followed:
             async for one in followed:
                 yield event(one.type, present_event(one).model_dump_json(), str(one.id))

@@ -18,7 +18,7 @@ from builderd.api.server.streams import ResourceStream
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.shape import PageMeta, Parameters
-from builderd.services.executions import Holding
+from builderd.services.executions import MemoryReservation
 
 T = TypeVar("T")
 
@@ -79,15 +79,15 @@ async def listed(request: Request, tenant_id: TenantId, load: Callable[[], Await
     """
     operations = operations_of(request)
     async with AsyncExitStack() as stack:
-        holding = stack.enter_context(operations.held_bytes.holding(tenant_id))
+        reservation = stack.enter_context(operations.memory.reserve(tenant_id))
         async with operations.lists.one(tenant_id):
             pieces = await _encoded(await load())
             size = sum(map(len, pieces))
-            await holding.take(size)
+            await reservation.take(size)
         headers = {"Content-Length": str(size)}
         if size <= WHOLE:
             return Response(b"".join(pieces), 200, headers, "application/json")
-        return ResourceStream(stack.pop_all(), _sent(pieces, holding), 200, headers, "application/json")
+        return ResourceStream(stack.pop_all(), _sent(pieces, reservation), 200, headers, "application/json")
 
 
 async def _encoded(listing: Listing) -> deque[bytes]:
@@ -105,8 +105,8 @@ async def _encoded(listing: Listing) -> deque[bytes]:
     return pieces
 
 
-async def _sent(pieces: deque[bytes], holding: Holding) -> AsyncGenerator[bytes]:
+async def _sent(pieces: deque[bytes], reservation: MemoryReservation) -> AsyncGenerator[bytes]:
     while pieces:
         piece = pieces.popleft()
         yield piece
-        holding.release(len(piece))
+        reservation.release(len(piece))

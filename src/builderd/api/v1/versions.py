@@ -308,9 +308,9 @@ async def _answered(
     if isinstance(first, Answer):
         return in_form(request, first)
     application, at_once = operations.application, wants_async(request)
-    with operations.hold(identity.token.tenant_id, retry, blocks=not at_once) as held:
+    with operations.begin(identity.token.tenant_id, retry, blocks=not at_once) as in_progress:
         deployed = await (deploy(retry) if first is None else operations.begun(first))
-        answer = operations.follow(_outcome(application, deployed, at_once=at_once), retry, held)
+        answer = operations.follow(_outcome(application, deployed, at_once=at_once), retry, in_progress)
     if deployed.version is None:
         return in_form(request, await asyncio.shield(answer))
     if wants_events(request) and not at_once:

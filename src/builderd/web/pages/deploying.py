@@ -126,14 +126,14 @@ async def create_pasted(visit: Visit) -> Response:
 async def create_sent(visit: Visit) -> Response:
     """Create a builder, or deploy to one, as the page's script asks in JSON. Answer where to look."""
     application = visit.application
-    with visit.operations.held_bytes.holding(visit.token.tenant_id) as holding:
+    with visit.operations.memory.reserve(visit.token.tenant_id) as reservation:
         if "name" in visit.request.path_params:
             builder = await visit.find()
-            body = await receive(visit.request, application, NewVersion, MAX_BODY_BYTES, holding)
+            body = await receive(visit.request, application, NewVersion, MAX_BODY_BYTES, reservation)
             deployed = await commands.deploy(visit, builder, body.value)
             number_ = deployed.version or deployed.builder.version
             return JSONResponse({"location": f"/builders/{builder.name}/versions/{number_}"}, 202)
-        new = await receive(visit.request, application, NewBuilder, MAX_BODY_BYTES, holding)
+        new = await receive(visit.request, application, NewBuilder, MAX_BODY_BYTES, reservation)
         made = await commands.create(visit, new.value)
         return JSONResponse({"location": f"/builders/{made.name}/versions/1"}, 202)
 

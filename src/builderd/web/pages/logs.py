@@ -72,7 +72,7 @@ async def stream_logs(request: Request) -> Response:
     lines = _batches(visit, builder.id, (int(place[1]), int(place[2])) if place else None)
 
     async def counted() -> AsyncGenerator[bytes]:
-        with listeners.hold(visit.token.tenant_id):
+        with listeners.slot(visit.token.tenant_id):
             async with aclosing(lines):
                 async for batch in lines:
                     yield batch

@@ -362,6 +362,6 @@ async def test_a_creation_that_waits_holds_no_memory_for_its_files(client: httpx
     waiting = asyncio.create_task(client.post(BUILDERS, json=large))
     while not service.engine.known:
         await asyncio.sleep(0.005)
-    assert all(account.held == 0 for account in service.app.state.operations.held_bytes._accounts.values())
+    assert all(account.reserved == 0 for account in service.app.state.operations.memory._accounts.values())
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

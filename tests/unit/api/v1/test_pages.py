@@ -50,19 +50,19 @@ async def test_a_long_list_counts_in_the_budget_until_it_is_sent(
     env = {f"LARGE_{number}": "\u00e4" * 9_000 for number in range(5)}
     for number in range(3):
         await client.post(f"{API}/builders", json={**MINIMAL, "name": f"app-{number}", "env": env})
-    held_bytes, tenant, held = service.app.state.operations.held_bytes, await _tenant(service), list[int]()
+    memory, tenant, reserved = service.app.state.operations.memory, await _tenant(service), list[int]()
 
-    async def sent(pieces: Any, holding: Any) -> Any:
-        held.append(held_bytes.held(tenant))
-        async for piece in send(pieces, holding):
+    async def sent(pieces: Any, reservation: Any) -> Any:
+        reserved.append(memory.reserved(tenant))
+        async for piece in send(pieces, reservation):
             yield piece
 
     send = pages._sent
     monkeypatch.setattr(pages, "_sent", sent)
     response = await client.get(f"{API}/builders")
     assert [one["env"] for one in response.json()["data"]] == [env] * 3
-    assert held == [len(response.content)] == [int(response.headers["Content-Length"])]
-    assert held_bytes.held(tenant) == 0
+    assert reserved == [len(response.content)] == [int(response.headers["Content-Length"])]
+    assert memory.reserved(tenant) == 0
 
 
 async def test_one_tenant_reads_one_list_at_a_time_and_a_bounded_number_waits(

@@ -159,9 +159,8 @@ class Disks(Protocol):
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         """Make an independent copy with a limit of its own, instantly. Idempotent.
 
-        A sandbox that runs on the source is frozen meanwhile, for some milliseconds, so that the copy is consistent.
-        When the service dies in between, the next one thaws it. ``for_backup``: the user's home lies among the files,
-        where tools see it.
+        The copy is of one moment, as after a power cut; an engine may freeze a sandbox on the source for it, which the
+        next service thaws when this one dies. ``for_backup``: the user's home lies among the files, where tools see it.
         """
 
     async def delete_disk(self, disk: DiskId) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import make_spec, settings_in, until_listening, until_state
+from tests.engines import make_spec, settings_in, until_listening
 from tests.incus import IncusCluster, running_cluster
 
 from builderd.adapters.engines.incus.disks import volume_of
@@ -65,23 +65,6 @@ async def test_volumes_that_another_service_left_attached_are_detached_at_start(
         assert await other.disks.disk(disk) is None
     finally:
         await other.close()
-
-
-async def test_copy_of_a_disk_that_is_cancelled_leaves_the_app_running(
-    engine: IncusEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = await make_spec(engine, apps.SILENT)
-    await engine.sandboxes.start(spec)
-
-    async def endless(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(type(engine._here.disks), "clone", endless)
-    copying = asyncio.create_task(engine.disks.clone_disk(spec.disk, DiskId(new_id()), GB))
-    await until_state(engine, spec.id, SandboxState.FROZEN)
-    copying.cancel()
-    await asyncio.wait({copying})
-    assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 async def test_start_that_fails_leaves_neither_instance_nor_address(

@@ -65,21 +65,18 @@ class Program:
 class Runner:
     """Runner of programs in instances of their own. When ``run`` returns, raises or is cancelled, none is left.
 
-    One that Incus does not delete then is deleted once it answers (``Machine.remove_left_overs``).
+    One that Incus does not delete then is deleted at the next start of the service (``Machine.remove_left_overs``).
     """
 
     def __init__(self, client: IncusClient, instances: Instances) -> None:
         self._client = client
         self._instances = instances
-        #: Names of instances that this service runs now.
-        self.own: set[str] = set()
 
     async def run(
         self, instance: Instance, program: Program, member: str, output: Progress, *, network: bool
     ) -> ToolExit:
         name = f"{PREFIX}{secrets.token_hex(8)}"
         named = replace(instance, name=name, hostname=instance.hostname or "build")
-        self.own.add(name)
         try:
             if network:
                 await self._instances.create(named, member, egress=True)
@@ -96,14 +93,7 @@ class Runner:
                     await self._bring_back(name, path, folder)
             return ended
         finally:
-            try:
-                await asyncio.shield(self._instances.delete(name))
-            except BaseException:
-                # It would run on, and keep its volumes from being deleted.
-                self._instances.on_left()
-                raise
-            finally:
-                self.own.discard(name)
+            await asyncio.shield(self._instances.delete(name))
 
     async def _bring_back(self, name: str, path: str, folder: Path) -> None:
         """Write what is in the instance's folder into this one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,8 +31,8 @@ log = logging.getLogger(__name__)
 
 _BOUNDARY = "builderd-image-part"
 _PIECE_BYTES = 1 << 20
-#: For so long a member whose pool was full gets no new disks while others do.
-FULL_SECONDS = 60.0
+#: A member with less free space than this part of its pool gets no new disks while others have more.
+LEAST_FREE = 0.02
 #: Key of a member that is to be emptied, and states of one that answers.
 EVACUATE = f"{OWN}evacuate"
 _ANSWERS = ("Online", "Evacuated")
@@ -66,8 +65,6 @@ class Cluster:
         #: The member that answers at the socket.
         self.own = ""
         self.architecture = ""
-        #: When a member's pool was last found full, by the monotonic clock.
-        self._full: dict[str, float] = {}
 
     async def look(self) -> None:
         """Ask what this server is. Raises ``EngineUnavailable``, also when it does not trust the service."""
@@ -205,22 +202,21 @@ class Cluster:
     async def place(self, disks: Sequence[str]) -> str:
         """Placement of a new disk: return the online member with the fewest of ``disks``, given by their members.
 
-        One whose pool was full a moment ago is taken where all were: space may have come back there. Raises
-        ``NoCapacity``.
+        One whose pool is full is taken where all are: space may come back there. Raises ``NoCapacity``.
         """
         online = [member.name for member in await self.members() if member.online and not member.leaving]
         if not online:
             raise NoCapacity("No member of the cluster takes new disks: see builderd cluster status.")
-        return min(online, key=lambda name: (self._was_full(name), disks.count(name), name != self.own, name))
+        full = dict(zip(online, await asyncio.gather(*map(self._is_full, online)), strict=True))
+        return min(online, key=lambda name: (full[name], disks.count(name), name != self.own, name))
 
-    def note_full(self, member: str) -> None:
-        """Note that a member's pool has no space left: new disks go to others for a while."""
-        if not self._was_full(member):
-            log.warning("storage pool is full pool=%s member=%s", self._options.pool, member or "-")
-        self._full[member] = time.monotonic()
-
-    def _was_full(self, member: str) -> bool:
-        return time.monotonic() - self._full.get(member, -math.inf) < FULL_SECONDS
+    async def _is_full(self, member: str) -> bool:
+        """Return True also for a member that does not answer."""
+        try:
+            space = await self._space(member)
+        except EngineUnavailable:
+            return True
+        return bool(space["total"] - space["used"] < LEAST_FREE * space["total"])
 
 
 async def _image_parts(image: Image, architecture: str) -> AsyncIterator[bytes]:
@@ -286,10 +282,6 @@ class Members:
         self._away = {name: self._away.get(name, now) for name, member in found.items() if not member.online}
         self._seen = found
 
-    def prepare_again(self) -> None:
-        """Have ``on_change`` called although nothing has changed: something is to be cleaned up."""
-        self._prepared = {}
-
     def watch(self, on_change: Callable[[], Awaitable[None]]) -> None:
         """List the members every few seconds, until ``close``.
 
@@ -311,17 +303,14 @@ class Members:
                 continue
             if self.unavailable_reason:
                 log.info("members of Incus answer again")
-                # Clean-ups were refused meanwhile: apps stayed frozen after a copy, builds and volumes were left.
-                self.prepare_again()
             self._failure = self.unavailable_reason = ""
             if self._seen == self._prepared:
                 continue
-            # Before the work: what happens meanwhile may have to be prepared again.
             self._prepared = self._seen
             try:
                 await on_change()
             except Exception as error:
-                self.prepare_again()
+                self._prepared = {}
                 is_known = isinstance(error, BuilderdError)
                 log.warning("preparation of members failed, retrying error=%s", error, exc_info=not is_known)
 

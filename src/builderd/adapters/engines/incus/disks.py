@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus.client import IncusConflict, IncusNotFound, Json, PoolFull
+from builderd.adapters.engines.incus.client import IncusConflict, IncusNotFound, Json
 from builderd.adapters.engines.incus.helper import Helper, Task
 from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.domain.bundles import Bundle, BundleFile, changes
@@ -54,8 +54,6 @@ class Disks:
         self._place = place
         #: One lock a disk: nothing starts on a disk that is moved or deleted.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        #: Called with a member whose pool had no space left.
-        self.on_full: Callable[[str], None] = lambda member: None
         #: Returns True if a disk is to leave its member.
         self.is_leaving: Callable[[DiskId, str], bool] = lambda disk, member: False
         #: Disks that are reported as gone while their member is away.
@@ -154,9 +152,6 @@ class Disks:
             ) as task:
                 await send_files(task, sent)
                 await task.answer()
-        except PoolFull:
-            self.on_full(member)
-            raise
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -234,9 +229,8 @@ class Moves:
         """Return True if the disk is to leave its member before an app starts on it."""
         return member in self._leaving() and time.monotonic() >= self._retry_at.get(disk, 0.0)
 
-    def has(self, volume: str) -> bool:
-        """Return True for the volume of a disk that is being moved."""
-        return any(volume_of(disk) == volume for disk in self._moving)
+    def is_moving(self, disk: DiskId) -> bool:
+        return disk in self._moving
 
     async def move(self, disk: DiskId, found: Json) -> str:
         """Move a disk, as it was found, that no sandbox uses. Return its member: the same one where that failed."""
@@ -345,7 +339,7 @@ class Files:
         helper = self._helper(await self._disks.member(disk))
         async with helper.task(name, {"volume": volume, **request}, [volume]) as task:
             # Now that the helper uses the volume, no move begins.
-            if changes and self._moves.has(volume):
+            if changes and self._moves.is_moving(disk):
                 raise EngineUnavailable(
                     "The builder is being moved to another member of the cluster: try again.", retry_after=5
                 )

@@ -223,8 +223,8 @@ class EngineDisks:
         await self._disks.put_bundle(found, bundle, replaced, build_key, volume)
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
-        async with await self._here.sandboxes.frozen_meanwhile(source):
-            await self._disks.clone(source, target, size_bytes)
+        # A snapshot of one moment: what the app has synced is in it, as after a power cut.
+        await self._disks.clone(source, target, size_bytes)
         if for_backup:
             await self._disks.put_home_in(target)
 
@@ -257,11 +257,8 @@ class Machine:
         self.instances = instances = Instances(
             client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved
         )
-        instances.on_left = members.prepare_again
-        instances.pause_requests = options.pause_requests
         self.runner = Runner(client, instances)
         self.disks = disks = Disks(volumes, self.helper, self._place)
-        disks.on_full = instances.on_full = cluster.note_full
         self.moves = Moves(volumes, disks, self.helper, self._place, members.leaving_names)
         disks.is_leaving = self.moves.is_due
         self.layers = Layers(
@@ -304,26 +301,25 @@ class Machine:
         known = {name: one for name, one in self.capacities.items() if name in self.members.away_names()}
         self.capacities = {**known, **await self.cluster.capacities(self.options.store.overcommit)}
 
-    async def remove_left_overs(self, members: Collection[str]) -> None:
-        """Remove what an earlier service left on these members: builds, half-made layers, helpers of other releases.
+    async def remove_left_overs(self) -> None:
+        """Remove what an earlier service left: builds, half-made layers, helpers of other releases.
 
-        Builds, layers and copies of disks that this service makes meanwhile stay. Of a disk whose move was cut off, the
-        original stays while there is one.
+        Of a disk whose move was cut off, the original stays while there is one. What lies on a member that is away is
+        removed at a later start.
         """
+        away = self.members.away_names()
         for found in await self.instances.all():
             name, member = found["name"], found.get("location") or ""
-            if self.cluster.clustered and member not in members:
-                continue
-            if name.startswith((BUILD, HELPER)) and name not in (*self.runner.own, self.helper(member).name):
+            if member not in away and name.startswith((BUILD, HELPER)) and name != self.helper(member).name:
                 await self.instances.delete(name)
         volumes = await self.volumes.all()
         places = {(volume["name"], volume.get("location")) for volume in volumes}
         for volume in volumes:
             name, member = volume["name"], volume.get("location") or ""
-            if self.cluster.clustered and member not in members:
+            if member in away:
                 continue
-            origin = "" if self.moves.has(name) else own_of(volume).get(MOVED_FROM)
-            if (name.startswith(NEW) and name not in self.layers.own) or (name, origin) in places:
+            origin = own_of(volume).get(MOVED_FROM)
+            if name.startswith(NEW) or (name, origin) in places:
                 await self.volumes.delete(name, member)
             elif origin:
                 await self.volumes.change(name, member, {MOVED_FROM: ""})
@@ -336,7 +332,7 @@ class Machine:
         await cluster.ensure_network(self.options, host_resolvers())
         await cluster.ensure_image(self.image, progress)
         await members.look()
-        await self.remove_left_overs(members.online_names())
+        await self.remove_left_overs()
         if cluster.own not in members.leaving_names():
             # An evacuated member starts nothing, and has no disks.
             progress("helper: starting the instance that works on files")
@@ -349,14 +345,13 @@ class Machine:
         members.watch(self.on_change)
 
     async def on_change(self) -> None:
-        """Prepare members that joined or returned: their addresses are allowed, and what was left there is removed."""
+        """Prepare members that joined or returned: their addresses are allowed, what was overtaken there is removed."""
         names = self.members.online_names()
         # Disks of members that are still away are written off again.
         self.disks.written_off.clear()
         # First: what was overtaken must not run beside what took its place.
         await self.lost.finish_on(names)
         await self.cluster.ensure_network(self.options, host_resolvers())
-        await self.remove_left_overs(names)
         await self.sandboxes.adopt_on(names)
         await self.measure()
 

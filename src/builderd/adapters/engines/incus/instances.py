@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus.client import (
     NO_SPACE,
@@ -25,8 +24,7 @@ from builderd.adapters.engines.incus.client import (
 from builderd.adapters.engines.incus.instance import OWN, Instance, document
 from builderd.adapters.engines.incus.network import addresses, gateway
 from builderd.adapters.engines.incus.volumes import member_of, own_of
-from builderd.domain.errors import BuilderdError, NoCapacity
-from builderd.ports.engine import PauseRequests, pause_nothing
+from builderd.domain.errors import NoCapacity
 
 log = logging.getLogger(__name__)
 
@@ -100,16 +98,10 @@ class Instances:
         self.image, self._image_bytes = image
         self._away = away
         self._reserved = reserved
-        #: Keeps visitors of an address waiting.
-        self.pause_requests: PauseRequests = pause_nothing
         self.pool = options.pool
         self.index = InstanceIndex()
         self._is_loaded = False
         self._loading = asyncio.Lock()
-        #: Called where an instance could not be deleted or thawed now.
-        self.on_left: Callable[[], None] = lambda: None
-        #: Called with a member whose pool had no space left for an instance.
-        self.on_full: Callable[[str], None] = lambda member: None
 
     def is_away(self, found: Json) -> bool:
         """Return True if the instance is one of a member that is away."""
@@ -171,7 +163,6 @@ class Instances:
         try:
             await self._client.call("POST", "/instances", document(placed, self._client.project), target=member)
         except PoolFull as error:
-            self.on_full(member)
             raise pool_full(NO_SPACE, member) from error
         self.index.note(made)
         return address
@@ -291,79 +282,3 @@ def _holds(found: Json, wanted: Json, *, whole: bool) -> bool:
     devices = wanted.get("devices", {})
     has_devices = devices == found["devices"] if whole else devices.items() <= found["devices"].items()
     return bool(has_devices and all(found["config"].get(name, "") == value for name, value in config.items()))
-
-
-_STATE_SECONDS = 30
-#: Status of an instance that needs the action no more.
-_DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
-
-
-class Freezer:
-    def __init__(self, instances: Instances) -> None:
-        self._client = instances.client
-        self._instances = instances
-        #: One lock an instance: a copy of its disk, or one freeze or thaw.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def lock(self, name: str) -> asyncio.Lock:
-        """Return the lock that an instance is frozen or thawed under."""
-        return self._locks.setdefault(name, asyncio.Lock())
-
-    async def freeze(self, name: str) -> None:
-        await self._set_state(name, "freeze")
-
-    async def unfreeze(self, name: str) -> None:
-        await self._set_state(name, "unfreeze")
-
-    async def _set_state(self, name: str, action: str) -> None:
-        try:
-            await self._client.call("PUT", f"/instances/{name}/state", {"action": action, "timeout": _STATE_SECONDS})
-        except IncusError:
-            # It may have ended meanwhile, which Incus tells by words alone, or have this state.
-            found = await self._instances.find(name)
-            if found and found["status"] not in _DONE[action]:
-                raise
-
-    @asynccontextmanager
-    async def frozen_meanwhile(self, name: str) -> AsyncIterator[None]:
-        """Keep an instance frozen, and its visitors waiting, while the context lasts.
-
-        Raises ``IncusError`` where the freeze fails.
-        """
-        async with self.lock(name), AsyncExitStack() as ending:
-            found = await self._instances.find(name)
-            if found and found["status"] not in _DONE["freeze"]:
-                if ip := own_of(found).get("ip"):
-                    await ending.enter_async_context(self._instances.pause_requests(ip))
-                freezing = asyncio.ensure_future(self.freeze(name))
-                # Also after a cancellation: Incus refuses to thaw what it is about to freeze.
-                ending.push_async_callback(lambda: asyncio.shield(self._thaw(name, freezing)))
-                await asyncio.shield(freezing)
-            yield
-
-    async def _thaw(self, name: str, freezing: asyncio.Future[None] | None = None) -> None:
-        try:
-            if freezing:
-                await asyncio.wait({freezing})
-            await self.unfreeze(name)
-        except BuilderdError as error:
-            # Without a quorum, or while Incus is still at work on the freeze.
-            log.warning("app stays frozen after a copy, thawed once Incus answers instance=%s error=%s", name, error)
-            self._instances.on_left()
-
-    async def thaw_left(self, found: Json) -> None:
-        """Thaw an instance that an earlier service, or a copy that broke off, left frozen."""
-        lock = self.lock(found["name"])
-        if not _is_left(found) or lock.locked():
-            return
-        async with lock:
-            # Of an older list: it may sleep by now.
-            now = await self._instances.find(found["name"])
-            if now and _is_left(now):
-                await self._thaw(now["name"])
-
-
-def _is_left(found: Json) -> bool:
-    """Return True for an instance that is frozen and does not sleep."""
-    own = own_of(found)
-    return found["status"] == "Frozen" and float(own.get("frozen", 0)) <= float(own.get("thawed", 0))

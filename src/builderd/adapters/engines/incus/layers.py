@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -82,8 +82,6 @@ class Layers:
         #: Held while the shared cache is written, and while a collection decides.
         self._cache_lock = asyncio.Lock()
         self._collecting = asyncio.Lock()
-        #: Names of volumes that this service makes now.
-        self.own: set[str] = set()
 
     async def has_layer(self, key: str) -> bool:
         return await self._find(key) is not None
@@ -120,22 +118,12 @@ class Layers:
             member = await self._place()
             size = min(MAX_LAYER, plan.limit_bytes or MAX_LAYER)
             own = {"layer": plan.key, "tenant": plan.tenant or ""}
-            with self._new_name() as new:
-                await self._volumes.create(new, size, own, member, mode="0755")
-                try:
-                    return await self._build(plan, new, member, progress)
-                finally:
-                    await asyncio.shield(self._discard(new, member))
-
-    @contextmanager
-    def _new_name(self) -> Iterator[str]:
-        """Hold the name of a new volume in ``own`` while the context lasts."""
-        name = f"{NEW}{secrets.token_hex(8)}"
-        self.own.add(name)
-        try:
-            yield name
-        finally:
-            self.own.discard(name)
+            new = _new_name()
+            await self._volumes.create(new, size, own, member, mode="0755")
+            try:
+                return await self._build(plan, new, member, progress)
+            finally:
+                await asyncio.shield(self._discard(new, member))
 
     async def _discard(self, volume: str, member: str) -> None:
         await self._helper(member).detach(volume)
@@ -214,12 +202,12 @@ class Layers:
             async with self._cache_lock:
                 yield _CACHE
         else:
-            with self._new_name() as own:
-                await self._volumes.create(own, MAX_CACHE, {}, member, mode="0755")
-                try:
-                    yield own
-                finally:
-                    await asyncio.shield(self._volumes.delete(own, member))
+            own = _new_name()
+            await self._volumes.create(own, MAX_CACHE, {}, member, mode="0755")
+            try:
+                yield own
+            finally:
+                await asyncio.shield(self._volumes.delete(own, member))
 
     async def _finish(
         self, plan: LayerPlan, new: str, member: str, transcript: Transcript, begun: float
@@ -260,16 +248,16 @@ class Layers:
             if found["name"].endswith("-2"):
                 return BuildOutcome(0, (), 0.0, reused=True)
             begun, transcript, member = time.monotonic(), Transcript(lambda line: None), found.get("location") or ""
-            with self._new_name() as new:
-                await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
-                try:
-                    plan = LayerPlan(key, {}, (step,), runs_foreign_code=False)
-                    end = await self._run_step(plan, step, new, member, "", transcript)
-                    if end.exit_code == 0:
-                        await self._volumes.rename(new, f"{_name(key)}-2", member)
-                    return _outcome(end, transcript, begun)
-                finally:
-                    await asyncio.shield(self._discard(new, member))
+            new = _new_name()
+            await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
+            try:
+                plan = LayerPlan(key, {}, (step,), runs_foreign_code=False)
+                end = await self._run_step(plan, step, new, member, "", transcript)
+                if end.exit_code == 0:
+                    await self._volumes.rename(new, f"{_name(key)}-2", member)
+                return _outcome(end, transcript, begun)
+            finally:
+                await asyncio.shield(self._discard(new, member))
 
     async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
         """Return all layers, or those of these keys, which are asked for one by one."""
@@ -311,6 +299,10 @@ class Layers:
         if time.time() - used < unused_seconds:
             return False
         return not any(not user.startswith(HELPER) for volume in found for user in users_of(volume))
+
+
+def _new_name() -> str:
+    return f"{NEW}{secrets.token_hex(8)}"
 
 
 def _name(key: str) -> str:

@@ -7,15 +7,16 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.incus import image
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError, Json, unless_full
 from builderd.adapters.engines.incus.cluster import Members
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
-from builderd.adapters.engines.incus.instances import Freezer, Instances
+from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes
@@ -50,6 +51,9 @@ from builderd.ports.processes import Process
 KEPT_LOGS = 3
 #: Open commands of one sandbox: each has four connections to Incus.
 MAX_OPEN = 64
+_STATE_SECONDS = 30
+#: Status of an instance that needs the action no more.
+_DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
 _NO_VM = (
     "Strong isolation needs virtual machines, which the engine incus does not start yet: leave isolation out, or use "
     "the engine oci with gVisor."
@@ -81,7 +85,8 @@ class Sandboxes:
         self._instances = instances
         self._disks = disks
         self._layers = layers
-        self._freezer = Freezer(instances)
+        #: One lock an instance that is frozen or thawed.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._ends = Ends(instances)
         #: Open processes in each instance.
         self._open: Counter[str] = Counter()
@@ -274,20 +279,20 @@ class Sandboxes:
         return await asyncio.gather(*(self._report(one) for one in found))
 
     async def adopt(self) -> None:
-        """Route to what runs, and thaw what an earlier service, or a copy that broke off, left frozen."""
-        found = [one for one in await self._instances.all() if is_sandbox(one) and own_of(one).get("ip")]
-        await self._routes.sync({own_of(one)["ip"]: one["location"] for one in found})
-        for one in found:
-            await self._freezer.thaw_left(one)
+        """Have routes to what runs, and no others."""
+        await self._routes.sync(dict(await self._addresses()))
 
     async def adopt_on(self, members: Collection[str]) -> None:
-        """Do that on members that returned, while apps start and end."""
-        for one in await self._instances.all():
-            if is_sandbox(one) and (ip := own_of(one).get("ip")):
-                if one["location"] in members:
-                    # No route is removed: the list may be older than an app that has started.
-                    await self._routes.add(ip, one["location"])
-                await self._freezer.thaw_left(one)
+        """Route to what runs on members that returned, while apps start and end."""
+        for ip, member in await self._addresses():
+            if member in members:
+                # No route is removed: the list may be older than an app that has started.
+                await self._routes.add(ip, member)
+
+    async def _addresses(self) -> Sequence[tuple[str, str]]:
+        """Return address and member of each sandbox."""
+        found = [one for one in await self._instances.all() if is_sandbox(one)]
+        return [(ip, one["location"]) for one in found if (ip := own_of(one).get("ip"))]
 
     async def unreported_ends(self) -> list[SandboxId]:
         """Return sandboxes whose end nobody has seen yet."""
@@ -300,24 +305,31 @@ class Sandboxes:
     # Changes
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
-        async with self._freezer.lock(name_of(sandbox)):
+        async with self._lock(sandbox):
             if (found := await self.running(sandbox)) and found["status"] != "Frozen":
-                # Written first: an instance frozen without it was frozen for a copy of its disk.
                 await self._instances.mark(found["name"], {"frozen": f"{time.time():.6f}"})
-                await self._freezer.freeze(found["name"])
+                await self._set_state(found["name"], "freeze")
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
-        async with self._freezer.lock(name_of(sandbox)):
+        async with self._lock(sandbox):
             if (found := await self.running(sandbox)) and found["status"] == "Frozen":
-                await self._freezer.unfreeze(found["name"])
+                await self._set_state(found["name"], "unfreeze")
                 await self._instances.mark(found["name"], {"thawed": f"{time.time():.6f}"})
         return await self.report(sandbox)
 
-    async def frozen_meanwhile(self, disk: DiskId) -> AbstractAsyncContextManager[None]:
-        """Return a context in which the disk's sandbox is frozen, if one runs."""
-        user = await self._running_of(users_of(await self._disks.existing(disk)))
-        return self._freezer.frozen_meanwhile(user["name"]) if user else nullcontext()
+    def _lock(self, sandbox: SandboxId) -> asyncio.Lock:
+        return self._locks.setdefault(name_of(sandbox), asyncio.Lock())
+
+    async def _set_state(self, name: str, action: str) -> None:
+        try:
+            body = {"action": action, "timeout": _STATE_SECONDS}
+            await self._client.call("PUT", f"/instances/{name}/state", body)
+        except IncusError:
+            # It may have ended meanwhile, which Incus tells by words alone, or have this state.
+            found = await self._instances.find(name)
+            if found and found["status"] not in _DONE[action]:
+                raise
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         found = await self._find(sandbox)
@@ -337,7 +349,7 @@ class Sandboxes:
         await self._instances.mark(name, {"stopping": now})
         if found["status"] == "Frozen":
             with suppress(IncusError):
-                await self._freezer.unfreeze(name)
+                await self._set_state(name, "unfreeze")
         if grace_seconds > 0:
             body = {"action": "stop", "timeout": math.ceil(grace_seconds), "force": False}
             with suppress(IncusError):

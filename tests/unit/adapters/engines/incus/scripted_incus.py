@@ -139,9 +139,6 @@ class ScriptedCluster:
 
     clustered, own = True, "node1"
 
-    def __init__(self) -> None:
-        self.full: list[str] = []
-
     async def members(self) -> Sequence[Member]:
         return [Member(f"node{number}", f"10.0.0.{number}", online=True) for number in (1, 2, 3)]
 
@@ -153,9 +150,6 @@ class ScriptedCluster:
 
     async def place(self, _: Sequence[str]) -> str:
         return "node2"
-
-    def note_full(self, member: str) -> None:
-        self.full.append(member)
 
 
 def machine_on(incus: ScriptedIncus, **options: Any) -> Machine:

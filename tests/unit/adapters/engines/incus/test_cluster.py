@@ -198,8 +198,6 @@ async def test_each_change_is_prepared_until_that_succeeds() -> None:
         assert members.away_names() == {"node3"}
         del cluster.online["node3"]
         await calls.get()
-        members.prepare_again()
-        await calls.get()
         await looks(cluster, 2)
         assert calls.empty()
 
@@ -211,16 +209,6 @@ async def test_restored_member_is_prepared_again() -> None:
         assert members.leaving_names() == {"node2"}
         cluster.leaving = set()
         await calls.get()
-
-
-async def test_members_are_prepared_again_once_the_cluster_answers_again() -> None:
-    cluster = ScriptedCluster(node1=True, node2=True)
-    async with watched(cluster) as (members, calls):
-        cluster.errors = [EngineUnavailable("no quorum")] * 2
-        await calls.get()
-        assert not members.unavailable_reason
-        await looks(cluster, 2)
-        assert calls.empty()
 
 
 async def test_single_look_that_fails_refuses_nothing_and_a_second_one_does() -> None:

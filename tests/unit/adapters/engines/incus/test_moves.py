@@ -165,7 +165,7 @@ async def test_original_stays_after_a_move_that_an_earlier_service_left(scene: S
     assert await scene.report() == ("node1", "b1", True)
     machine = machine_on(ScriptedIncus())
     machine.volumes = scene.volumes  # type: ignore[assignment]
-    await machine.remove_left_overs({"node0", "node1"})
+    await machine.remove_left_overs()
     assert list(scene.volumes.found) == [("disk-one", "node1")]
 
 
@@ -175,27 +175,15 @@ async def test_copy_whose_original_an_earlier_service_deleted_is_the_disk(scene:
     assert await scene.report() == ("node2", "b1", False)
     machine = machine_on(ScriptedIncus())
     machine.volumes = scene.volumes  # type: ignore[assignment]
-    await machine.remove_left_overs({"node2"})
+    await machine.remove_left_overs()
     assert scene.volumes.found["disk-one", "node2"][MOVED_FROM] == ""
 
 
-async def test_copy_that_this_service_makes_is_no_left_over(scene: Scene) -> None:
-    machine = machine_on(ScriptedIncus())
-    machine.volumes, machine.moves = scene.volumes, scene.moves  # type: ignore[assignment]
-    copy = scene.volumes.copy
-
-    async def copy_and_clean(*given: Any) -> None:
-        await copy(*given)
-        await machine.remove_left_overs({"node1", "node2"})
-
-    scene.volumes.copy = copy_and_clean  # type: ignore[assignment, method-assign]
-    assert await scene.move() == "node2"
-    assert await scene.report() == ("node2", "b1", False)
-
-
-async def members_of(*found: Any) -> Cluster:
+async def members_of(*found: Any, full: Sequence[str] = ()) -> Cluster:
     class Client:
-        async def get(self, path: str, **_: str) -> Any:
+        async def get(self, path: str, **query: str) -> Any:
+            if path.endswith("/resources"):
+                return {"space": {"used": 99 if query["target"] in full else 1, "total": 100}}
             return [
                 {"server_name": name, "url": f"https://10.0.0.{name[-1]}:8443", "status": status, "config": config}
                 for name, status, config in found
@@ -207,11 +195,15 @@ async def members_of(*found: Any) -> Cluster:
     return cluster
 
 
-async def test_new_disks_avoid_members_that_are_evacuated() -> None:
+async def test_new_disks_avoid_members_that_are_evacuated_or_full() -> None:
     leaving = {"user.builderd.evacuate": "1"}
     cluster = await members_of(("node1", "Evacuated", {}), ("node2", "Online", leaving), ("node3", "Online", None))
     assert [(one.online, one.leaving) for one in await cluster.members()] == [(True, True), (True, True), (True, False)]
     assert await cluster.place(["node3", "node3"]) == "node3"
+    online: list[Any] = [(name, "Online", {}) for name in ("node1", "node2", "node3")]
+    cluster = await members_of(*online, full=["node1"])
+    assert await cluster.place(["node2"]) == "node3"
+    assert await (await members_of(*online, full=["node1", "node2", "node3"])).place(["node1"]) == "node2"
     cluster = await members_of(("node1", "Online", leaving), ("node2", "Offline", {}))
     with pytest.raises(NoCapacity, match="cluster status"):
         await cluster.place([])

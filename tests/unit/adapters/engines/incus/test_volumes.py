@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus.client import IncusOptions, PoolFull, error_of
-from builderd.adapters.engines.incus.cluster import FULL_SECONDS, Cluster
+from builderd.adapters.engines.incus.client import PoolFull, error_of
 from builderd.adapters.engines.incus.helper import _error_of
-from builderd.adapters.engines.incus.instance import Instance
 from builderd.adapters.engines.incus.layers import Layers
 from builderd.adapters.engines.incus.volumes import Volumes
 from builderd.adapters.engines.oci.storage.builds import Transcript
 from builderd.domain.database_lease import MemberAway
-from builderd.domain.errors import NoCapacity
 from builderd.domain.layers import LayerPlan
 
 #: Words of Incus 6.0 for a change that it has recorded, and for one that it has not.
@@ -90,56 +87,6 @@ def test_write_without_space_is_the_pools_fault_and_one_beyond_a_limit_is_not() 
     assert "storage pool of Incus on the member node2 is full" in full.message
     assert "/mnt" not in full.message
     assert isinstance(_error_of({"error": "OSError", "errno": 122, "message": ""}, "node2"), OSError)
-
-
-class Members:
-    """An Incus of three members."""
-
-    def __init__(self, *online: str) -> None:
-        self.online = online
-
-    async def get(self, path: str, **query: str) -> Any:
-        assert path == "/cluster/members"
-        return [
-            {"server_name": name, "url": "https://10.0.0.1:8443", "status": "Online" if name in self.online else "Off"}
-            for name in ("node1", "node2", "node3")
-        ]
-
-
-async def test_new_disks_go_to_members_whose_pool_has_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr("builderd.adapters.engines.incus.cluster.time.monotonic", lambda: now)
-    members = Members("node1", "node2", "node3")
-    cluster = Cluster(members, IncusOptions())  # type: ignore[arg-type]
-    cluster.clustered, cluster.own = True, "node1"
-    assert await cluster.place([]) == "node1"
-    cluster.note_full("node1")
-    assert await cluster.place([]) == "node2"
-    assert await cluster.place(["node2", "node2", "node3"]) == "node3"
-    members.online = ("node1",)
-    assert await cluster.place([]) == "node1", "space may have come back"
-    members.online = ("node1", "node2")
-    now += FULL_SECONDS
-    assert await cluster.place([]) == "node1"
-    members.online = ()
-    with pytest.raises(NoCapacity):
-        await cluster.place([])
-
-
-async def test_member_is_noted_that_has_no_space_for_an_instance() -> None:
-    incus = ScriptedIncus()
-    machine = machine_on(incus)
-    full: list[str] = []
-    machine.instances.on_full = full.append
-
-    async def no_space(method: str, path: str) -> None:
-        raise error_of(500, COPY, f"{method} {path}")
-
-    incus.before = no_space
-    instance = Instance("s-b", "image", "default", 1, 1, 1, 1)
-    with pytest.raises(PoolFull, match="on the member node2 is full"):
-        await machine.instances.create(instance, "node2", egress=True)
-    assert full == ["node2"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.acceptance.scenarios import run
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
-TAKING = [f"{step}.{moment}" for step in ("HoldCopy", "SaveCopy") for moment in ("begun", "done", "recorded")]
+TAKING = [f"{step}.{moment}" for step in ("CopyDisk", "SaveCopy") for moment in ("begun", "done", "recorded")]
 RESTORING = ["FillDisk.begun", "FillDisk.done", "FillDisk.recorded", "HandOver.begun", "HandOver.recorded"]
 RECOVERING = ["RecoverDisk.begun", "RecoverDisk.recorded", *RESTORING]
 

@@ -90,7 +90,7 @@ class FakeBackupRepository:
         files = dict(self._engine.known_disks[request.disk].files)
         size = sum(map(len, files.values()))
         if size > request.limit_bytes:
-            raise BackupFailed("The files claim to hold far more than the disk's size.")
+            raise BackupFailed("The files claim to have far more than the disk's size.")
         if repository.is_new:
             self.repositories.setdefault(repository.tenant_id, FakeRepository(repository.key))
         opened = self._open(repository)

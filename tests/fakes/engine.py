@@ -179,8 +179,8 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
     def is_tight(self) -> bool:
         return self.tight
 
-    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
-        self._called("hold_disk", disk)
+    def reserve_disk(self, disk: DiskId, size_bytes: int) -> None:
+        self._called("reserve_disk", disk)
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         self._called("create_disk", disk)

@@ -35,7 +35,7 @@ async def existing_store(settings: Settings) -> AsyncIterator[Store]:
     """Open a store that is in use already, migrated. Raises ``InvalidState`` where there is none; makes nothing."""
     refuse_half_restored(settings.data_dir)
     refuse_another_database(settings)
-    if not await holds_something(settings):
+    if not await has_content(settings):
         raise InvalidState(
             f"There is no builderd in {settings.data_dir}: its database, {database_location(settings)}, does not "
             "exist or is empty. Name the data directory of the service (--data-dir)."
@@ -71,9 +71,9 @@ async def _refuse_migration_below_owner(opened: Store, settings: Settings) -> No
         )
 
 
-async def holds_something(settings: Settings) -> bool:
+async def has_content(settings: Settings) -> bool:
     """Return True when the database exists and has tables in use."""
-    return await asyncio.to_thread(copies.holds_something, settings.database)
+    return await asyncio.to_thread(copies.has_content, settings.database)
 
 
 def note_database(settings: Settings) -> None:

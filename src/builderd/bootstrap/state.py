@@ -129,7 +129,7 @@ def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) 
     with lock(settings.data_dir):
         refuse_another_database(settings)
         staging = settings.data_dir / RESTORING
-        if (staging / _SWITCHING).exists() and copies.holds_something(settings.database):
+        if (staging / _SWITCHING).exists() and copies.has_content(settings.database):
             say("An earlier restore was complete but for its staging folder, which is removed now.")
             manifest = folder.read(staging)
             shutil.rmtree(staging)
@@ -138,7 +138,7 @@ def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) 
 
 
 def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | None, say: Say) -> Manifest:
-    if copies.holds_something(settings.database):
+    if copies.has_content(settings.database):
         raise InvalidState(
             f"There is a database already ({copies.file_of(settings.database) or 'at database_url'}): restore into "
             "another data directory, or move it away."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.bootstrap.database import database_location, existing_store, holds_something, store
+from builderd.bootstrap.database import database_location, existing_store, has_content, store
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Ended, Scope, Token
@@ -37,7 +37,7 @@ async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[st
     def create(uow: UnitOfWork) -> tuple[Token, str]:
         return tokens.create(uow, wanted.tenant, wanted.name, now, scopes=wanted.scopes, expires_at=wanted.expires_at)
 
-    was_there = await holds_something(settings)
+    was_there = await has_content(settings)
     async with store(settings) as opened:
         made = await opened.write(create)
     if not was_there:
@@ -48,7 +48,7 @@ async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[st
 async def make_link(settings: Settings, tenant: str, scopes: frozenset[Scope], say: Callable[[str], None]) -> str:
     """Return the code of a new one-time sign-in link. Makes tenant, data directory and database where missing."""
     now = SystemClock().now()
-    was_there = await holds_something(settings)
+    was_there = await has_content(settings)
     async with store(settings) as opened:
         code = await opened.write(lambda uow: sessions.make_link(uow, tenant, scopes, now))
     if not was_there:

@@ -57,8 +57,8 @@ class BackupKind(StrEnum):
 class BackupStatus(StrEnum):
     #: Its disk is about to be copied.
     PLANNED = "planned"
-    #: A copy of the disk is held and waits to be archived.
-    HELD = "held"
+    #: The disk is copied; the copy waits to be archived.
+    COPIED = "held"
     DONE = "done"
     FAILED = "failed"
 
@@ -103,7 +103,7 @@ class Backup:
     @property
     def is_open(self) -> bool:
         """True until it is done or failed."""
-        return self.status in (BackupStatus.PLANNED, BackupStatus.HELD)
+        return self.status in (BackupStatus.PLANNED, BackupStatus.COPIED)
 
     def is_kept(self, now: datetime) -> bool:
         """True until it expires or is removed."""

@@ -131,7 +131,7 @@ class DiskReport:
 
 
 class Disks(Protocol):
-    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+    def reserve_disk(self, disk: DiskId, size_bytes: int) -> None:
         """Reserve the space of a disk that is to be created within the hour, without waiting. Raises ``NoCapacity``."""
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:

@@ -89,10 +89,10 @@ def _expire_all(uow: UnitOfWork, builder: BuilderId, at: datetime) -> None:
 
 
 def keep_last(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
-    """Hold the disk of a builder that is deleted for a last backup, instead of removing it."""
+    """Keep the disk of a builder that is deleted for a last backup, instead of removing it."""
     backup = plan(uow, application, builder, BackupKind.DELETED, builder.cause.actor, now)
     expires = now + application.backup_rules.keep_deleted
-    uow.backups.save(replace(backup, status=BackupStatus.HELD, copy=builder.disk, expires_at=expires))
+    uow.backups.save(replace(backup, status=BackupStatus.COPIED, copy=builder.disk, expires_at=expires))
 
 
 def keep_idle(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
@@ -168,23 +168,17 @@ def notify(
 async def repository(application: Application, tenant_id: TenantId) -> TenantRepository:
     """Return the tenant's repository with its key, which the first backup makes.
 
+    It counts as new without finished backups. To begin a new one after losing one, a tenant removes its backups.
+
     Raises the vault's error when the vault's key is missing.
     """
     now = application.clock.now()
-    key, holds = await application.store.read(
-        lambda uow: (uow.backup_keys.get(tenant_id), holds_something(uow, tenant_id, now))
+    key, is_used = await application.store.read(
+        lambda uow: (uow.backup_keys.get(tenant_id), uow.backups.has_done(tenant_id, now))
     )
     if key is None:
         key = await _make_key(application, tenant_id)
-    return TenantRepository(tenant_id, application.vault.open(key.sealed, key.associated_data), is_new=not holds)
-
-
-def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool:
-    """Return whether the tenant's repository has finished backups that were not removed.
-
-    To begin a new repository after losing one, a tenant removes its backups; those do not count.
-    """
-    return uow.backups.has_done(tenant_id, now)
+    return TenantRepository(tenant_id, application.vault.open(key.sealed, key.associated_data), is_new=not is_used)
 
 
 async def make_keys(application: Application) -> None:

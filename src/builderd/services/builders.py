@@ -117,7 +117,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     # Last: what fails before leaves nothing held. The store counts what the sum of all disks does not, such as layers.
     # The space of a disk that a restore has filled is its own already, that of a replaced builder comes back soon.
     if new.disk is None and not has_replaced:
-        application.engine.disks.hold_disk(builder.disk, new.settings.resources.disk_bytes)
+        application.engine.disks.reserve_disk(builder.disk, new.settings.resources.disk_bytes)
     return builder
 
 
@@ -342,7 +342,7 @@ def want_run(
     if builder.disk_released_at is not None or not builder.disk_is_made:
         version = uow.versions.get(builder.id, builder.version)
         assert version is not None, "a builder's versions are always stored"
-        application.engine.disks.hold_disk(builder.disk, version.settings.resources.disk_bytes)  # unless it is still
+        application.engine.disks.reserve_disk(builder.disk, version.settings.resources.disk_bytes)  # unless it is still
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(
         builder,

@@ -123,7 +123,7 @@ def sealed_in(file: Path) -> Sequence[bytes]:
         return [sealed for question in questions for (sealed,) in connection.execute(question)]
 
 
-def holds_something(url: str) -> bool:
+def has_content(url: str) -> bool:
     """Return True when the database is in use: the SQLite file has tables, or PostgreSQL has at least one tenant."""
     source = file_of(url)
     if source is not None:

@@ -1,4 +1,4 @@
-"""The backup repositories that are held to the contract, each with the engine whose disks it saves."""
+"""The backup repositories that keep the contract, each with the engine whose disks it saves."""
 
 from __future__ import annotations
 

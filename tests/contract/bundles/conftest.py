@@ -1,4 +1,4 @@
-"""The bundle stores that are held to the contract."""
+"""The bundle stores that keep the contract."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ async def test_every_field_of_a_backup_is_stored(store: Store) -> None:
 
 async def test_open_backups_are_listed_by_owner_oldest_first(store: Store) -> None:
     builder = await _builder(store)
-    held = _backup(builder, status=BackupStatus.HELD, created_at=NOW + SECOND)
+    held = _backup(builder, status=BackupStatus.COPIED, created_at=NOW + SECOND)
     planned = _backup(builder, status=BackupStatus.PLANNED)
     await _add(store, held, planned, _backup(builder), replace(planned, id=BackupId(new_id()), owner="other"))
     assert await store.read(lambda uow: uow.backups.open(OWNER)) == [planned, held]
@@ -170,7 +170,7 @@ async def test_a_tenant_has_one_key(store: Store) -> None:
 async def test_bundle_of_a_backup_stays_in_use_after_delete(store: Store) -> None:
     builder = await _builder(store, desired=Desired.DELETED, status=Status.DELETED)
     assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
-    await _add(store, _backup(builder, status=BackupStatus.HELD))
+    await _add(store, _backup(builder, status=BackupStatus.COPIED))
     assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
 
 

@@ -299,7 +299,7 @@ def test_copying_again_keeps_the_first_copy(disks: Disks) -> None:
 
 
 @contextmanager
-def taking_apart_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def slow_delete(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing full is taken apart meanwhile; who waits for it waits for a while, and then no longer."""
     go_on, lift = threading.Event(), tree._lift
 
@@ -326,7 +326,7 @@ def test_a_copy_waits_for_nothing_that_was_deleted(disks: Disks, monkeypatch: py
     disks.create(ONE, GB)
     deleted = throw_away(disks, ONE)
     (disks.incoming(ONE) / "on-its-way").touch()
-    with taking_apart_held(monkeypatch):
+    with slow_delete(monkeypatch):
         disks.clone(ONE, TWO, GB)
         disks.create(DiskId("three"), GB)
         assert (disks.trash(TWO) / "deleted/deeper/file").exists()
@@ -342,7 +342,7 @@ def test_a_start_waits_for_nothing_that_was_deleted_and_it_goes(
     deleted = throw_away(disks, ONE)
     (disks.incoming(ONE) / "on-its-way").touch()
     next_disks = Disks(store)
-    with taking_apart_held(monkeypatch):
+    with slow_delete(monkeypatch):
         next_disks.open()
         assert (deleted / "deeper/file").exists()
         assert list(disks.incoming(ONE).iterdir()) == []
@@ -366,7 +366,7 @@ def test_a_disk_is_deleted_while_its_trash_is_emptied(
 ) -> None:
     disks.create(ONE, GB)
     throw_away(disks, ONE)
-    with taking_apart_held(monkeypatch):
+    with slow_delete(monkeypatch):
         disks.clone(ONE, TWO, GB)
         disks.delete(TWO)
         disks.clone(ONE, TWO, GB)

@@ -90,7 +90,7 @@ def test_read_only_store_is_remounted_when_unused(host: Path, store: Store) -> N
     (host / "filler").unlink()
 
     again = new_store(host, OPTIONS)
-    with (disks.app(ONE) / "held").open("rb"):
+    with (disks.app(ONE) / "opened").open("rb"):
         store.release()
         with pytest.raises(EngineUnavailable, match=r"is read-only.*builderd down"):
             again.open(quiet)
@@ -101,7 +101,7 @@ def test_read_only_store_is_remounted_when_unused(host: Path, store: Store) -> N
 
 def _fail_to_write(store: Store, disks: Disks) -> None:
     """Fail as a write without a watch does."""
-    (disks.app(ONE) / "held").touch()
+    (disks.app(ONE) / "opened").touch()
     for number in range(100_000):
         with suppress(OSError):
             (disks.app(ONE) / f"file{number}").write_bytes(os.urandom(20_000))

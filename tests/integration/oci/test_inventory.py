@@ -28,16 +28,16 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     await engine.sandboxes.start(spec)
     # The kernel counts what it has written out.
     await asyncio.to_thread(engine._here.store.deferred_sync.sync)
-    held = inventory.read_inventory(settings.data_dir)
-    assert held is not None
-    (layer,) = [one for one in held.layers if one.key == key]
+    found = inventory.read_inventory(settings.data_dir)
+    assert found is not None
+    (layer,) = [one for one in found.layers if one.key == key]
     assert layer.seen
     assert layer.bytes >= 3_000_000
-    (disk,) = [one for one in held.disks if one.id == spec.disk]
+    (disk,) = [one for one in found.disks if one.id == spec.disk]
     assert 0 < disk.bytes < disk.limit_bytes
-    assert [base.seen for base in held.bases if base.own] == [True]
-    assert held.scratch >= 1
-    assert 0 < held.free_bytes <= held.total_bytes
+    assert [base.seen for base in found.bases if base.own] == [True]
+    assert found.scratch >= 1
+    assert 0 < found.free_bytes <= found.total_bytes
     await engine.sandboxes.stop(spec.id, 0)
     await engine.sandboxes.remove(spec.id)
     after = inventory.read_inventory(settings.data_dir)

@@ -107,12 +107,12 @@ def test_a_mount_that_was_taken_away_while_something_still_holds_it_comes_back_a
     tmp_path: Path,
 ) -> None:
     with open_store(tmp_path) as store:
-        with (store.root / "open").open("w") as held:
+        with (store.root / "open").open("w") as file:
             subprocess.run(["umount", "--lazy", store.root], check=True)
             store.release()
             with opened(new_store(tmp_path)) as again:
-                held.write("still one file system")
-                held.flush()
+                file.write("still one file system")
+                file.flush()
                 assert (again.root / "open").read_text() == "still one file system"
 
 
@@ -181,11 +181,11 @@ def test_an_empty_block_device_is_used(tmp_path: Path, device: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", [["mkfs.ext4", "-q"], ["mkfs.btrfs", "-q", "-f"]], ids=["ext4", "btrfs-of-another"])
-def test_a_block_device_that_holds_something_else_is_not_touched(tmp_path: Path, device: Path, argv: list[str]) -> None:
+def test_a_block_device_that_has_done_else_is_not_touched(tmp_path: Path, device: Path, argv: list[str]) -> None:
     subprocess.run([*argv, device], check=True, capture_output=True)
     with device.open("rb") as file:
         before = file.read(1 << 20)
-    with pytest.raises(EngineUnavailable, match="holds something else"):
+    with pytest.raises(EngineUnavailable, match="contains something else"):
         new_store(tmp_path, StoreOptions(device=device)).open(quiet)
     with device.open("rb") as file:
         assert file.read(1 << 20) == before

@@ -1,4 +1,4 @@
-"""One tenant stores as much code as it can: others still deploy, and what the database may hold is never exceeded."""
+"""One tenant stores as much code as it can: others still deploy, and what the database may take is never exceeded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Metadata counts as what it takes: an app that writes nothing else fills its own disk, and no neighbour's.
 
-The store lies below every sandbox alike, so what holds here holds for either isolation.
+The store lies below every sandbox alike, so this is true for either isolation.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, 
     before, begun = free_bytes(store.root), time.monotonic()
     disks.delete(CULPRIT)
     assert time.monotonic() - begun < 60
-    assert soon(lambda: read_chunks(store.root, "metadata").used < 50 * MB), "what it held comes back"
+    assert soon(lambda: read_chunks(store.root, "metadata").used < 50 * MB), "its space comes back"
     assert soon(lambda: free_bytes(store.root) >= before + SIZE * 0.8)
     disks.create(DiskId("next"), 10 * MB)
 

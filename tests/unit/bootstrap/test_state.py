@@ -256,7 +256,7 @@ def test_a_directory_that_a_service_holds_is_left_alone(home: Settings, kept: Pa
         state.restore(home, kept, PASSPHRASE, print)
 
 
-def test_a_folder_that_holds_something_is_not_written_to(home: Settings, tmp_path: Path) -> None:
+def test_a_folder_that_has_done_is_not_written_to(home: Settings, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/mine").write_text("mine")
     with pytest.raises(InvalidState, match="not empty"):

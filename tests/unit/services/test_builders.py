@@ -235,7 +235,7 @@ async def test_a_builder_is_shown_with_its_version_url_and_cost(world: World) ->
 
 
 async def test_create_is_refused_before_anything_is_stored_when_the_store_has_no_room(world: World) -> None:
-    world.engine.fail_next("hold_disk", NoCapacity("The store has no room.", retry_after=60))
+    world.engine.fail_next("reserve_disk", NoCapacity("The store has no room.", retry_after=60))
     with pytest.raises(NoCapacity):
         await world.ask(MAIN, name="my-api")
     assert await world.read(lambda uow: uow.builders.by_name(world.caller.tenant_id, "my-api")) is None

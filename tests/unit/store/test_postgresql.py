@@ -218,7 +218,7 @@ async def test_server_that_takes_only_reads_serves_them_and_refuses_writes_with_
                 await store.write(lambda uow: uow.builders.ids())
         finally:
             await store.close()
-        assert await asyncio.to_thread(copies.holds_something, url)
+        assert await asyncio.to_thread(copies.has_content, url)
 
 
 async def test_a_server_that_is_not_there_is_a_coded_error_and_its_words_stay_in_the_log(

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 #: How the operator makes room.
 REMEDY = "Its operator can free space where the data directory is (df -h, builderd doctor)."
-#: Larger bundles are not held in memory.
+#: Larger bundles are not kept in memory.
 LARGE_BYTES = 1_000_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -282,21 +282,21 @@ class Pins:
     """Counts the pins of each bundle's hash; used by one event loop."""
 
     def __init__(self) -> None:
-        self._held: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def __contains__(self, bundle_hash: str) -> bool:
-        return bundle_hash in self._held
+        return bundle_hash in self._counts
 
     @contextmanager
     def pinned(self, bundle_hash: str) -> Iterator[None]:
         """Pin the bundle in the block."""
-        self._held[bundle_hash] += 1
+        self._counts[bundle_hash] += 1
         try:
             yield
         finally:
-            self._held[bundle_hash] -= 1
-            if not self._held[bundle_hash]:
-                del self._held[bundle_hash]
+            self._counts[bundle_hash] -= 1
+            if not self._counts[bundle_hash]:
+                del self._counts[bundle_hash]
 
 
 class StoredSizes:

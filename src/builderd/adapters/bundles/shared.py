@@ -81,16 +81,16 @@ class SharedBundles:
 
     async def upload_used(self) -> None:
         """Copy bundles of the folder that versions refer to into the database, where that lacks them."""
-        held = await self._local.hashes()
-        for bundle_hash in await self._store.read(partial(_used_but_not_stored, held=held)):
+        local = await self._local.hashes()
+        for bundle_hash in await self._store.read(partial(_used_but_not_stored, local=local)):
             await self._upload(bundle_hash)
             log.info("bundle copied into the database bundle=%s", bundle_hash)
 
     async def download_used(self) -> None:
         """Copy bundles that versions refer to into the folder, where that lacks them."""
-        held = frozenset(await self._local.hashes())
+        local = frozenset(await self._local.hashes())
         stored = await self._store.read(lambda uow: uow.stored_bundles.sizes())
-        lacking = sorted(stored.keys() - held)
+        lacking = sorted(stored.keys() - local)
         for bundle_hash in await self._store.read(lambda uow: uow.versions.used_bundles(lacking)):
             await self._download(bundle_hash)
 
@@ -126,8 +126,8 @@ class SharedBundles:
             yield content or b""
 
 
-def _used_but_not_stored(uow: UnitOfWork, held: Collection[str]) -> Collection[str]:
-    return frozenset(uow.versions.used_bundles(held)).difference(uow.stored_bundles.sizes())
+def _used_but_not_stored(uow: UnitOfWork, local: Collection[str]) -> Collection[str]:
+    return frozenset(uow.versions.used_bundles(local)).difference(uow.stored_bundles.sizes())
 
 
 def _put_chunk(uow: UnitOfWork, bundle_hash: str, number: int, content: bytes) -> None:

@@ -44,7 +44,7 @@ class LocalUploads:
 
     @contextmanager
     def _locked(self, upload: UploadId, flags: int = 0) -> Iterator[BinaryIO]:
-        """Open and lock the file. Raises ``Conflict`` while another request, of any process, holds it."""
+        """Open and lock the file. Raises ``Conflict`` while another request, of any process, has it."""
         while True:
             descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:

@@ -98,7 +98,7 @@ class KeyFile:
         self._stamp: tuple[int, int, int] | None = None
 
     def load(self) -> Sequence[Key]:
-        """Return the keys. Raises ``ValidationFailed`` if others may read the file, or it holds no keys."""
+        """Return the keys. Raises ``ValidationFailed`` if others may read the file, or it has no keys."""
         if keys := self.existing():
             return keys
         self._make([Key.new()], replacing=False)
@@ -117,7 +117,7 @@ class KeyFile:
         return self._keys
 
     def save(self, keys: Sequence[Key]) -> None:
-        """Replace all keys at once; after a crash the file holds the old or the new ones."""
+        """Replace all keys at once; after a crash the file has the old or the new ones."""
         self._make(keys, replacing=True)
 
     def _check(self, state: os.stat_result) -> None:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 
 from builderd.domain.backups import Backup, BackupKey, BackupKind, BackupStatus
 from builderd.domain.builders import Builder
@@ -15,7 +14,6 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.backup_repository import RepositoryDamaged, SnapshotRecord, TenantRepository
 from builderd.reconciler.backups.context import BackupContext, reason_of
-from builderd.services import backups
 from builderd.store import UnitOfWork
 
 #: Delay before a check that a machine fault interrupted is repeated.
@@ -30,13 +28,15 @@ log = logging.getLogger(__name__)
 
 async def check(context: BackupContext) -> None:
     """Check the repositories that are due. A fault becomes an event of the tenant and is stored with its key."""
-    now = context.app.clock.now()
-    for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
-        if now - key.checked_at < context.app.backup_rules.check_every:
-            continue
+    now, every = context.app.clock.now(), context.app.backup_rules.check_every
+
+    def due(uow: UnitOfWork) -> list[TenantId]:
+        keys = (key.tenant_id for key in uow.backup_keys.all() if now - key.checked_at >= every)
         # A tenant without backups has no repository either.
-        if await context.app.store.read(partial(backups.holds_something, tenant_id=key.tenant_id, now=now)):
-            await check_one(context, key.tenant_id)
+        return [one for one in keys if uow.backups.has_done(one, now)]
+
+    for tenant_id in await context.app.store.read(due):
+        await check_one(context, tenant_id)
 
 
 def mark(uow: UnitOfWork, context: BackupContext, tenant_id: TenantId, error: Exception) -> bool:

@@ -21,7 +21,7 @@ from builderd.store import UnitOfWork
 
 #: Interval between two saves of the progress, in seconds.
 PROGRESS_INTERVAL = 5.0
-#: So many repositories are worked on at the same time, and so many drills are held.
+#: So many repositories are worked on at the same time, and so many drills run.
 MAX_CONCURRENT = 2
 
 log = logging.getLogger(__name__)

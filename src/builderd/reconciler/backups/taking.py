@@ -30,7 +30,7 @@ async def take(context: BackupContext, backup: Backup) -> None:
         await checking.refuse_damaged(context, backup.tenant_id)
         async with context.repository(backup.tenant_id) as repository:
             if backup.status is BackupStatus.PLANNED:
-                backup = await _hold(context, backup)
+                backup = await _copy_disk(context, backup)
             await _save(context, backup, repository)
     except StoreUnavailable:
         raise
@@ -40,28 +40,28 @@ async def take(context: BackupContext, backup: Backup) -> None:
     await drop(context, backup.id, _copy_of(backup))
 
 
-async def _hold(context: BackupContext, backup: Backup) -> Backup:
+async def _copy_disk(context: BackupContext, backup: Backup) -> Backup:
     """Copy the disk, replacing a half-made or older copy."""
     builder, version = await context.app.store.read(lambda uow: _subject(uow, backup))
     copy = _copy_of(backup)
-    context.fault_point("HoldCopy.begun")
+    context.fault_point("CopyDisk.begun")
     await context.app.engine.disks.delete_disk(copy)
     if await context.app.engine.disks.disk(builder.disk) is None:
         raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
     now = context.app.clock.now()
     size = version.settings.resources.disk_bytes
     await context.app.engine.disks.clone_disk(builder.disk, copy, size, for_backup=True)
-    context.fault_point("HoldCopy.done")
+    context.fault_point("CopyDisk.done")
 
-    def hold(uow: UnitOfWork) -> Backup:
-        held = replace(_as_is(uow, backup), status=BackupStatus.HELD, created_at=now, version=version.number)
-        uow.backups.save(held)
-        backups.notify(uow, held, "backup.started", now, reason="backing up", details={"version": held.version})
-        return held
+    def record(uow: UnitOfWork) -> Backup:
+        copied = replace(_as_is(uow, backup), status=BackupStatus.COPIED, created_at=now, version=version.number)
+        uow.backups.save(copied)
+        backups.notify(uow, copied, "backup.started", now, reason="backing up", details={"version": copied.version})
+        return copied
 
-    held = await context.write(backup, hold)
-    context.fault_point("HoldCopy.recorded")
-    return held
+    copied = await context.write(backup, record)
+    context.fault_point("CopyDisk.recorded")
+    return copied
 
 
 def _as_is(uow: UnitOfWork, backup: Backup) -> Backup:
@@ -145,7 +145,7 @@ async def drop(context: BackupContext, backup_id: BackupId, copy: DiskId) -> Non
 async def _fail(context: BackupContext, backup: Backup, error: Exception) -> None:
     now, reason = context.app.clock.now(), reason_of(error)
     again = _again(backup, now)
-    status = BackupStatus.FAILED if again is None else BackupStatus.HELD
+    status = BackupStatus.FAILED if again is None else BackupStatus.COPIED
 
     def record(uow: UnitOfWork) -> None:
         found = _as_is(uow, backup)

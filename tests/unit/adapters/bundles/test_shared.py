@@ -1,4 +1,4 @@
-"""Services that share a database have each other's bundles, whatever their folders hold."""
+"""Services that share a database have each other's bundles, whatever lies in their folders."""
 
 from __future__ import annotations
 

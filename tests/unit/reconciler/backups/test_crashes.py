@@ -26,7 +26,7 @@ from builderd.store import Store, UnitOfWork
 
 T = TypeVar("T")
 
-TAKING = [f"{step}.{moment}" for step in ("HoldCopy", "SaveCopy") for moment in ("begun", "done", "recorded")]
+TAKING = [f"{step}.{moment}" for step in ("CopyDisk", "SaveCopy") for moment in ("begun", "done", "recorded")]
 RESTORING = ["FillDisk.begun", "FillDisk.done", "FillDisk.recorded", "HandOver.begun", "HandOver.recorded"]
 
 
@@ -189,8 +189,8 @@ async def _comes_back(scene: Scene, restore: Restore) -> None:
         serving = await scene.world.until_status(made, Status.RUNNING)
     assert serving.disk == done.disk
     assert scene.files(serving.disk)["note"] == b"before"
-    held = 2 if done.made else 1
-    await scene.world.until(lambda: len(scene.world.engine.known_disks) == held)
+    disks = 2 if done.made else 1
+    await scene.world.until(lambda: len(scene.world.engine.known_disks) == disks)
 
 
 in_place_or_new = pytest.mark.parametrize("name", ["", "second"], ids=["in place", "new"])
@@ -280,7 +280,7 @@ async def test_a_hand_over_that_is_committed_late_is_the_only_one(scene: Scene, 
     await _comes_back(scene, filled)
 
 
-async def test_a_drill_that_was_killed_between_its_disk_and_its_verdict_is_held_anew(
+async def test_a_drill_that_was_killed_between_its_disk_and_its_verdict_is_made_anew(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder = await scene.world.create()

@@ -124,7 +124,7 @@ async def test_last_backup_of_a_deleted_builder_is_retried(scene: Scene) -> None
     scene.backup_repository.fail_next("save", BackupFailed("no"), BackupFailed("no"))
     await scene.settle()
     (waiting,) = await scene.of(builder)
-    assert (waiting.status, waiting.error) == (BackupStatus.HELD, "no")
+    assert (waiting.status, waiting.error) == (BackupStatus.COPIED, "no")
     assert waiting.copy in scene.world.engine.known_disks
     await scene.pass_time(timedelta(minutes=11))
     await scene.pass_time(timedelta(minutes=30))
@@ -239,7 +239,7 @@ async def test_one_is_asked_for_at_a_time_also_while_its_copy_is_being_saved(
     first = await ask()
     await scene.schedule.begin_open()
     await begun.wait()
-    assert (await scene.backup(first)).status is BackupStatus.HELD
+    assert (await scene.backup(first)).status is BackupStatus.COPIED
     with pytest.raises(InvalidState, match="being taken"):
         await ask()
     go_on.set()

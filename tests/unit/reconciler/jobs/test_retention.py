@@ -232,7 +232,7 @@ async def test_released_disk_counts_again_when_it_is_to_start(world: World) -> N
     with pytest.raises(NoCapacity, match="0 of 6 GB of disk are allocated, and 7 more are requested"):
         await world.want(builders.start, broken)
     world.engine.has = replace(world.engine.has, disk=7.0)
-    world.engine.fail_next("hold_disk", NoCapacity("The store has no room."))
+    world.engine.fail_next("reserve_disk", NoCapacity("The store has no room."))
     with pytest.raises(NoCapacity, match="The store has no room"):
         await world.want(builders.start, broken)
     assert (await world.builder(broken)).disk_released_at is not None

@@ -51,7 +51,7 @@ PACKS = 4
 
 
 class ResticRepository:
-    """``root`` holds caches and manifests; ``name`` is the host name in locks, unique to this service.
+    """``root`` contains caches and manifests; ``name`` is the host name in locks, unique to this service.
 
     If the repositories are local, ``floor_bytes`` of their file system stay free, and the repository of one tenant
     gets at most ``tenant_share`` of its own size plus the free space above the floor.
@@ -207,7 +207,7 @@ class ResticRepository:
         answer = runs.parse(lines[-1]) if lines else {}
         if "too_much" in answer:
             raise BackupFailed(
-                f"The files claim to hold far more than the disk's size, the last of them {answer['too_much']!r}: "
+                f"The files claim to have far more than the disk's size, the last of them {answer['too_much']!r}: "
                 "remove large sparse files, or move them out of /app."
             )
         if "too_long" in answer:

@@ -34,7 +34,7 @@ _SSH_ARGUMENTS = (
 class RepositoryLocation:
     """The location of the repositories, one a tenant: ``base`` is a folder of this machine, or a back end of restic.
 
-    ``environment`` holds settings of the back end, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and ``ssh_hosts`` are
+    ``environment`` has settings of the back end, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and ``ssh_hosts`` are
     the contents of a private key and of a known_hosts file.
     """
 

@@ -203,7 +203,7 @@ class EngineDisks:
         self._disks = machine.disks
         self.disk, self.create_disk, self.mark_bundle = self._disks.report, self._disks.create, self._disks.mark_bundle
 
-    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
+    def reserve_disk(self, disk: DiskId, size_bytes: int) -> None:
         """Refuse a disk that no pool has room for; a volume of Incus takes its space as it is written."""
         # A disk lies on one member.
         largest = max((one.disk for one in self._here.capacities.values()), default=0.0)

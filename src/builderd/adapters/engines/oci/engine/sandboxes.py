@@ -200,8 +200,8 @@ class Disks:
         self._machine = machine
         self._disks = machine.disks
 
-    def hold_disk(self, disk: DiskId, size_bytes: int) -> None:
-        self._disks.hold(disk, size_bytes)
+    def reserve_disk(self, disk: DiskId, size_bytes: int) -> None:
+        self._disks.reserve(disk, size_bytes)
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
         with full_store_named(self._machine.store):

@@ -234,7 +234,7 @@ def _abort_connections(ip: str) -> None:
     """Abort the host's connections to a sandbox that is gone, such as the proxy's: its visitors would wait for an hour.
 
     The kernel closes those of a process that it runs. gVisor's own network stack dies without a word to its peers.
-    A connection that was closed may hold an answer that is to be read, so only open ones go. Blocks. A kernel without
+    A connection that was closed may have an answer that is to be read, so only open ones go. Blocks. A kernel without
     INET_DIAG_DESTROY aborts none.
     """
     words = ["ss", "--kill", "--tcp", "--no-header", "state", "established", "dst", ip]

@@ -1,6 +1,6 @@
 """Content of layers: the version's files placed before its build, what a build may leave, and its way onto a disk.
 
-A build's folder ``app`` holds the version's files, and ``node_modules`` as a mount point. The build may leave anything
+A build's folder ``app`` has the version's files, and ``node_modules`` as a mount point. The build may leave anything
 in there: links are kept as links and never followed, pipes and sockets are removed, and the folder is only read after
 the last process of the build has ended.
 
@@ -187,7 +187,7 @@ def measure(layer: Path) -> int:
 
 
 def layer_error(layer: Path) -> str | None:
-    """Check a layer's content: it lies below an app's root and may hold only what installers make.
+    """Check a layer's content: it lies below an app's root and may contain only what installers make.
 
     Of a great many names only the first few are checked: to leave millions costs a build little.
     """

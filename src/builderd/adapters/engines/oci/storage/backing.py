@@ -22,7 +22,7 @@ SMALLEST = 1 * GB
 #: The host never honours set-user-id programs or devices among user data.
 MOUNT_OPTIONS = "noatime,nosuid,nodev"
 LABEL = "builderd"
-#: Quotas count a byte of metadata once, so the disk must hold it once: with two copies (mkfs' default on one device) an
+#: Quotas count a byte of metadata once, so the disk must have it once: with two copies (mkfs' default on one device) an
 #: app fills a store with twice its limit.
 MKFS = ("mkfs.btrfs", "--quiet", "--label", LABEL, "--metadata", "single")
 
@@ -72,7 +72,7 @@ class FolderBacking:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBacking:
-    """Whole block device. One that holds anything else is never written to."""
+    """Whole block device. One with anything else on it is never written to."""
 
     location: Path
     kind: ClassVar = Kind.DEVICE
@@ -93,7 +93,7 @@ class DeviceBacking:
             _run(*MKFS, str(self.location))
         elif (kind, label) != ("btrfs", LABEL):
             raise EngineUnavailable(
-                f"store.device {self.location} holds something else ({kind or 'a partition table'}). "
+                f"store.device {self.location} contains something else ({kind or 'a partition table'}). "
                 f"Name another one, or empty it yourself: wipefs --all {self.location}"
             )
 

@@ -1,6 +1,6 @@
 """Base root file system of this host: made once, shared by all data directories, never changed.
 
-``<home>/bases/<hash of the recipe>/`` holds ``root/`` and ``base.json``. It is made beside and renamed into
+``<home>/bases/<hash of the recipe>/`` has ``root/`` and ``base.json``. It is made beside and renamed into
 place, under a lock that the program which makes it inherits: the next service waits for both.
 """
 

@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 class Disks:
     def __init__(self, store: Store) -> None:
         self._store = store
-        #: Held while the set of disks changes, a matter of milliseconds.
+        #: Taken for every change of the set of disks, for milliseconds.
         self._lock = threading.Lock()
         self._deleted = 0
         self._scratch_lock = threading.Lock()
@@ -93,9 +93,9 @@ class Disks:
     def _count_scratch(self, scratch: Path) -> None:
         self._store.reservations.count_scratch(scratch.name, self._store.quota.group(scratch))
 
-    def hold(self, disk: DiskId, size_bytes: int) -> None:
+    def reserve(self, disk: DiskId, size_bytes: int) -> None:
         """Reserve the space of a disk that will be created. Raises ``NoCapacity``. Needs no lock."""
-        self._store.reservations.hold(disk, size_bytes + SCRATCH_BYTES)
+        self._store.reservations.reserve(disk, size_bytes + SCRATCH_BYTES)
 
     def create(self, disk: DiskId, size_bytes: int) -> None:
         """Create an empty disk with a hard limit; an existing one gets the new limit. Raises ``NoCapacity``."""
@@ -360,7 +360,7 @@ def _remove_leftovers(disk: Path) -> None:
 
 
 class BackgroundDelete:
-    """Thread that empties large folders, which may hold millions of files, round robin. Thread-safe.
+    """Thread that empties large folders, which may have millions of files, round robin. Thread-safe.
 
     Each folder is emptied where it lies: on a full disk the kernel refuses a rename.
     """

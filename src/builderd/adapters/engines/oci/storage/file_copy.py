@@ -30,7 +30,7 @@ def write_files(files: Sequence[BundleFile], removed: Sequence[str], target: Pat
     a folder, or lies behind a link.
 
     A link or file where a folder must be is replaced. A folder with something in it where a file must be is moved
-    aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
+    aside to ``<name>.~1~``: the app may have written it. Other files stay as they are.
     """
     for path in (*removed, *(file.path for file in files)):
         if error := path_error(path):

@@ -31,9 +31,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PIECE_BYTES = 1 << 20
-#: Piece size of uploads, smaller: the pieces of many uploads are held while they wait for their turn.
+#: Piece size of uploads, smaller: the pieces of many uploads stay in memory while they wait for their turn.
 WRITE_BYTES = 1 << 18
-#: Piece size of downloads, smaller: unread pieces are held, and there may be many downloads.
+#: Piece size of downloads, smaller: unread pieces stay in memory, and there may be many downloads.
 READ_BYTES = 1 << 17
 #: Threads for listings: a folder of a million files delays no other work.
 THREADS = 16
@@ -59,7 +59,7 @@ class Files:
         self._disks = disks
         self._threads = ThreadPoolExecutor(THREADS, "files")
         self._archives = asyncio.Semaphore(ARCHIVES)
-        #: Held from the check of a condition until its change is made.
+        #: Locked from the check of a condition until its change is made.
         self._changing = threading.Lock()
         self._clearings = threading.Semaphore(CLEARINGS)
 

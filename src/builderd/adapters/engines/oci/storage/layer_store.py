@@ -129,7 +129,7 @@ class LayerStore:
 
 
 def lacks_bytecode(layer: Path) -> bool:
-    """Return True for the folder of a first generation that holds Python packages."""
+    """Return True for the folder of a first generation that contains Python packages."""
     return layer.name == "1" and (layer / "venv").is_dir()
 
 
@@ -159,7 +159,7 @@ class LayerCache:
         self.path = self._paths[0]
         self._size = 0
         self._users: Counter[Path] = Counter()
-        #: Held while a build gets its cache: the others wait while one is emptied.
+        #: Locked while a build gets its cache: the others wait while one is emptied.
         self._entering = asyncio.Lock()
         self._left = asyncio.Event()
 

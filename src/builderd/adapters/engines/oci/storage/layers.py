@@ -238,7 +238,7 @@ class Layers:
         shared: Path | None = None,
         plan: LayerPlan | None = None,
     ) -> AsyncIterator[Build]:
-        """Hold a build's folder and its claim on space; both are removed at the end."""
+        """Yield a build's folder, with a claim on its space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies

@@ -47,7 +47,7 @@ _RESERVED = ("rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc")
 _LEVEL = 1 << 48
 #: Level of the service's groups; an operator's own groups are usually lower.
 _OURS = 100 * _LEVEL
-#: Level of the groups that hold all limits of one service each.
+#: Level of the groups above all limits of one service each.
 _TOTALS = 101 * _LEVEL
 
 

@@ -32,8 +32,8 @@ from builderd.linux.syscalls import sync_file_system
 MAX_SHARE = 0.25
 #: Limit of an app's writes outside of its disk, in bytes: each disk claims it beside its own size.
 SCRATCH_BYTES = 256 << 20
-#: How long space is held for a disk whose code is still reviewed, installed and built, in seconds.
-HOLD_SECONDS = 3600.0
+#: How long space is reserved for a disk whose code is still reviewed, installed and built, in seconds.
+RESERVATION_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ class SpaceReservations:
             self._check(size_bytes - known.size)
             self._claims[name] = Claim(size_bytes, known.group, known.scratch)
 
-    def hold(self, name: str, size_bytes: int) -> None:
-        """Reserve space for what will be claimed under this name within ``HOLD_SECONDS``. Raises ``NoCapacity``."""
+    def reserve(self, name: str, size_bytes: int) -> None:
+        """Reserve space for what will be claimed under this name within an hour. Raises ``NoCapacity``."""
         with self._lock:
             if name not in self._claims:
                 self._check(size_bytes)
-                self._claims[name] = Claim(size_bytes, ends_at=time.monotonic() + HOLD_SECONDS)
+                self._claims[name] = Claim(size_bytes, ends_at=time.monotonic() + RESERVATION_SECONDS)
 
     def claim_some(self, name: str, least: int, most: int) -> int:
         """Reserve a share of the free space, ``least`` to ``most`` bytes; return its size. Raises ``NoCapacity``."""
@@ -264,7 +264,7 @@ class StorageDevice:
         return bool(os.statvfs(self.root).f_flag & os.ST_RDONLY)
 
     def total(self) -> int:
-        """Return the bytes that an empty store could hold above the floor."""
+        """Return the bytes that an empty store has above the floor."""
         return max(0, self.free() + self._used())
 
     def _used(self) -> int:

@@ -124,7 +124,7 @@ def open_file(root: int, path: str) -> int:
         kind = _kind(os.fstat(found).st_mode)
         if kind is not FileKind.FILE:
             raise bad_path(f"{path} {IS_FOLDER if kind is FileKind.FOLDER else IS_OTHER}")
-        # Non-blocking: an app holding a lease on the file would make us wait.
+        # Non-blocking: an app with a lease on the file would make us wait.
         return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 

@@ -25,7 +25,7 @@ def fill(path: Path, count: int) -> Path:
 
 
 def until(true: Callable[[], object]) -> bool:
-    """Wait up to 10 s for the condition; return whether it holds."""
+    """Wait up to 10 s for the condition; return whether it came true."""
     deadline = time.monotonic() + 10
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)

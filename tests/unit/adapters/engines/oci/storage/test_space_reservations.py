@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.space_reservations import HOLD_SECONDS, SpaceReservations
+from builderd.adapters.engines.oci.storage.space_reservations import RESERVATION_SECONDS, SpaceReservations
 from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import GB
 
@@ -32,19 +32,19 @@ def test_each_byte_is_reserved_only_once() -> None:
 
 def test_held_space_is_the_disk_s_own_and_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     reservations = reservations_of(10 * GB)
-    reservations.hold("one", 6 * GB)
-    reservations.hold("one", 6 * GB)
+    reservations.reserve("one", 6 * GB)
+    reservations.reserve("one", 6 * GB)
     with pytest.raises(NoCapacity, match="stopping one frees no disk") as refused:
-        reservations.hold("two", 5 * GB)
+        reservations.reserve("two", 5 * GB)
     assert refused.value.retry_after == 60
     assert "Ask for a disk of at most 3.7 GB" in refused.value.message
     with pytest.raises(NoCapacity, match=r"beside its size\)\. Delete a builder"):
-        reservations_of(1 * GB).hold("one", 2 * GB)
+        reservations_of(1 * GB).reserve("one", 2 * GB)
     reservations.claim("one", 6 * GB)
     now = time.monotonic()
-    reservations.hold("three", 4 * GB)
-    monkeypatch.setattr(time, "monotonic", lambda: now + HOLD_SECONDS + 60)
-    reservations.hold("four", 4 * GB)
+    reservations.reserve("three", 4 * GB)
+    monkeypatch.setattr(time, "monotonic", lambda: now + RESERVATION_SECONDS + 60)
+    reservations.reserve("four", 4 * GB)
     with pytest.raises(NoCapacity):
         reservations.claim("three", 4 * GB)
     reservations.release("four")

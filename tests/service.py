@@ -104,7 +104,7 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         service = await _make(store, Limits(**{"qa_report": False, **limits}))
         await service.engine.prepare(lambda _: None)
         await service.previews.start()
-        operations, parser = service.app.state.operations, service.app.state.body_parser
+        operations = service.app.state.operations
         working = [
             asyncio.create_task(work)
             for work in (Reconciler(service.application).run(), BackupSchedule(service.application).run())
@@ -114,7 +114,6 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         finally:
             await service.close()
             await operations.close()
-            parser.close()
             for task in working:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)

@@ -143,4 +143,3 @@ async def test_a_person_signs_in_through_a_browser(installed: Path) -> None:
             finally:
                 # Before the listener ends: it waits for the streams of open pages.
                 await browser.close()
-                web.state.body_parser.close()

@@ -127,7 +127,6 @@ async def opened(service: Service, playwright: Playwright, network: Network) -> 
         finally:
             # Before the listener ends: it waits for the streams of open pages.
             await browser.close()
-            web.state.body_parser.close()
 
 
 async def plant(service: Service) -> None:

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Response
 from builderd.api import docs_page, health, openapi
 from builderd.api.server import problems
 from builderd.api.server.answers import PREFIX
-from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.limits import TENANTS_AT_ONCE, Turns
 from builderd.api.server.meter import Meter
 from builderd.api.server.middleware import HeadAsGet, Masking, RequestLog
@@ -45,7 +44,6 @@ def create_app(operations: Operations, *, metrics_token: str | None = None, mete
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await operations.close()
-        app.state.body_parser.close()
 
     app = bare_app(operations.application, meter, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.operations = operations
@@ -99,7 +97,6 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.state.application = application
     app.state.meter = meter
     app.state.rates = Rates()
-    app.state.body_parser = BodyParser()
     app.add_middleware(Masking, application=application)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestLog, meter=meter)

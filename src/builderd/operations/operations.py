@@ -63,6 +63,8 @@ class Operations:
         self.pages = TenantQueue(2, "pages")
         self.file_writes = TenantQueue(4, "files")
         self.paged_reads = PagedReads()
+        #: Processes that parse a large body each.
+        self.large_bodies = asyncio.Semaphore(1)
         self.token_calls = TokenCalls()
         self.last_uses = LastUses(application, self.token_calls)
         #: Memory that the calls of each tenant have reserved.

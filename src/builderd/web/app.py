@@ -13,7 +13,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.meter import Meter
 from builderd.api.server.middleware import HeadAsGet, RequestLog
 from builderd.api.server.streams import event, stream
@@ -65,7 +64,6 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
     app.state.application = application
     app.state.operations = operations
     app.state.renderer = Renderer(application, assets)
-    app.state.body_parser = BodyParser()
     return app
 
 

@@ -59,4 +59,3 @@ async def pages() -> AsyncIterator[Pages]:
             assert answer.status_code == 303
             assert PLAIN_NAME in browser.cookies
             yield found
-        web.state.body_parser.close()

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 
 from builderd.api.server.auth import TheApplication, Writer, operations_of
-from builderd.api.server.body_parser import Body, BodyParser, take
+from builderd.api.server.body_parser import MEMORY_BYTES, Body, take, take_apart
 from builderd.domain.errors import BadRequest, RateLimited, TooLarge
 from builderd.schemas.v1.shape import Shape
 from builderd.services.application import Application
@@ -23,8 +23,8 @@ S = TypeVar("S", bound=Shape)
 #: Seconds that the next piece of a body may take, and the whole of it.
 PIECE_SECONDS = 20.0
 BODY_SECONDS = 300.0
-#: A body up to here is parsed in a thread, and is not counted among the bytes that its tenant holds.
-SMALL_BYTES = 1 << 17
+#: A body up to here is not counted in its tenant's memory quota.
+COUNTED_BYTES = 1 << 17
 #: A body up to here is parsed at once: changing to a thread and back takes longer.
 TINY_BYTES = 1 << 12
 #: How long a body may wait until other calls of its tenant need less memory, in seconds.
@@ -70,11 +70,11 @@ async def receive(
     context = {"maximum": application.limits.maximum}
     if body.size <= TINY_BYTES:
         value = take(shape, body.read(), context)
-    elif body.size <= SMALL_BYTES:
+    elif body.size <= MEMORY_BYTES:
         value = await asyncio.to_thread(take, shape, body.read(), context)
     else:
-        parser: BodyParser = request.app.state.body_parser
-        value = await parser.take(shape, body, context)
+        async with operations_of(request).large_bodies:
+            value = await take_apart(shape, body, context)
     return Received(value, body.sha256, reservation)
 
 
@@ -118,7 +118,7 @@ async def read_body(request: Request, limit: int, reservation: MemoryReservation
         if body.size + len(piece) > limit:
             raise _too_large(limit)
         await body.add(piece)
-        if reservation and body.size > SMALL_BYTES:
+        if reservation and body.size > COUNTED_BYTES:
             await _count(reservation, body.size - counted)
             counted = body.size
     return body

@@ -1,4 +1,4 @@
-"""The process that parses large bodies: a shape and a body come on its input, the value or an error goes out."""
+"""The process that parses a large body: the body on its input, the value or an error on its output."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 import pickle
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from builderd.api.server.body_parser import read_message, take, write_answer
+from builderd.api.server.body_parser import take, write_answer
 from builderd.domain.errors import BadRequest, TooLarge, ValidationFailed
 from builderd.linux.syscalls import die_with_parent
 from builderd.schemas.v1.shape import Shape
@@ -20,25 +19,13 @@ NICENESS = 5
 
 
 def main() -> None:
-    """Answer until the input ends. A child reads each request and answers it; the parent reads nothing."""
+    """Parse the body by the shape and the context in the first argument."""
+    die_with_parent(signal.SIGKILL)
     os.nice(NICENESS)
     # When memory runs out, the kernel ends this process before the service: its call alone is answered 503.
     Path("/proc/self/oom_score_adj").write_text("1000")
-    while (child := os.fork()) and os.waitpid(child, 0)[1] == 0:
-        pass
-    if not child:
-        die_with_parent(signal.SIGKILL)
-        os._exit(_answer_one())
-
-
-def _answer_one() -> int:
-    """Return the exit status, 0 once a request was answered."""
-    with suppress(EOFError, BrokenPipeError):
-        shape, context = pickle.loads(read_message(sys.stdin.buffer))  # noqa: S301 -- from the service
-        body = read_message(sys.stdin.buffer)
-        write_answer(sys.stdout.buffer, _answer(shape, body, context))
-        return 0
-    return 1
+    shape, context = pickle.loads(bytes.fromhex(sys.argv[1]))  # noqa: S301 -- from the service
+    write_answer(sys.stdout.buffer, _answer(shape, sys.stdin.buffer.read(), context))
 
 
 def _answer(shape: type[Shape], body: bytes, context: dict[str, Any]) -> tuple[str, object]:

@@ -23,6 +23,9 @@ class BuilderdError(Exception):
 
     _next: ClassVar[str] = ""
 
+    def __init_subclass__(cls, next_step: str | None = None) -> None:
+        cls._next = cls._next if next_step is None else next_step
+
     def __init__(self, message: str, *, request_id: str = "", builder: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -34,14 +37,17 @@ class BuilderdError(Exception):
         return self._next.format(builder=self.builder or "NAME")
 
 
-class NoAnswer(BuilderdError):
+class NoAnswer(BuilderdError, next_step="builderd doctor --client"):
     """No valid answer: no connection, one that broke off, or a server that is no builderd."""
-
-    _next = "builderd doctor --client"
 
 
 class TimedOut(NoAnswer):
     """The answer did not come within the call's ``timeout``. The service goes on with what it has begun."""
+
+
+#: Classes of the answers: by code, and by status for codes of later services.
+BY_CODE: dict[str, type[ApiError]] = {}
+BY_STATUS: dict[int, type[ApiError]] = {}
 
 
 class ApiError(BuilderdError):
@@ -52,6 +58,13 @@ class ApiError(BuilderdError):
     """
 
     status: int = 0
+
+    def __init_subclass__(cls, status: int | None = None, codes: str = "", next_step: str | None = None) -> None:
+        super().__init_subclass__(next_step)
+        BY_CODE.update(dict.fromkeys(codes.split(), cls))
+        if status is not None:
+            cls.status = status
+            BY_STATUS[status] = cls
 
     def __init__(
         self,
@@ -78,97 +91,68 @@ class ApiError(BuilderdError):
         return f"{self.code}: {self.message}{fields}"
 
 
-class BadRequest(ApiError):
+class BadRequest(ApiError, status=400, codes="bad_request"):
     """400: not what the API takes."""
 
-    status = 400
 
-
-class Unauthenticated(ApiError):
+class Unauthenticated(ApiError, status=401, codes="unauthenticated", next_step="builderd login"):
     """401: no valid token."""
 
-    status = 401
-    _next = "builderd login"
 
-
-class Forbidden(ApiError):
+class Forbidden(ApiError, status=403, codes="forbidden", next_step="builderd whoami"):
     """403: the token lacks the scope."""
 
-    status = 403
-    _next = "builderd whoami"
 
-
-class NotFound(ApiError):
+class NotFound(ApiError, status=404, codes="not_found", next_step="builderd ps"):
     """404: no such thing, or it belongs to another tenant."""
 
-    status = 404
-    _next = "builderd ps"
 
-
-class MethodNotAllowed(ApiError):
+class MethodNotAllowed(ApiError, status=405, codes="method_not_allowed", next_step="builderd doctor --client"):
     """405: the service does not have this call; it may be older than this client."""
 
-    status = 405
-    _next = "builderd doctor --client"
 
-
-class Conflict(ApiError):
+class Conflict(ApiError, status=409, codes="conflict", next_step="builderd status {builder}"):
     """409: the state of things does not allow it."""
 
-    status = 409
-    _next = "builderd status {builder}"
 
-
-class NameTaken(Conflict):
+class NameTaken(Conflict, codes="name_taken"):
     """409 ``name_taken``: ``builder`` is the one that has the name."""
 
 
-class InvalidState(Conflict):
+class InvalidState(Conflict, codes="invalid_state"):
     """409 ``invalid_state``: the builder is in a state that does not allow the call."""
 
 
-class PreconditionFailed(ApiError):
+class PreconditionFailed(ApiError, status=412, codes="precondition_failed"):
     """412: the file has changed since."""
 
-    status = 412
 
-
-class TooLarge(ApiError):
+class TooLarge(ApiError, status=413, codes="too_large"):
     """413: the message names the limit."""
 
-    status = 413
 
-
-class RangeNotSatisfiable(ApiError):
+class RangeNotSatisfiable(ApiError, status=416, codes="range_not_satisfiable"):
     """416: the file is shorter."""
 
-    status = 416
 
-
-class Unprocessable(ApiError):
+class Unprocessable(ApiError, status=422):
     """422: a rule is broken, or a stage has failed."""
 
-    status = 422
 
-
-class ValidationFailed(Unprocessable):
+class ValidationFailed(Unprocessable, codes="validation_error"):
     """422 ``validation_error``: ``errors`` has the reasons by dotted path. Nothing was stored."""
 
 
-class DeploymentFailed(Unprocessable):
+class DeploymentFailed(Unprocessable, next_step="builderd logs {builder}"):
     """422: a stage of a deployment has failed. ``log_tail`` has the log's last lines, where they could be read."""
-
-    _next = "builderd logs {builder}"
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
         super().__init__(code, message, **details)
         self.log_tail: list[str] = []
 
 
-class ReviewFailed(DeploymentFailed):
+class ReviewFailed(DeploymentFailed, codes="review_failed", next_step="builderd review {builder}"):
     """422 ``review_failed``: ``findings`` are the review's, as ``models.Finding`` has them."""
-
-    _next = "builderd review {builder}"
 
     @property
     def findings(self) -> list[dict[str, Any]]:
@@ -176,107 +160,61 @@ class ReviewFailed(DeploymentFailed):
         return list(review.get("findings", [])) if isinstance(review, dict) else []
 
 
-class InstallFailed(DeploymentFailed):
+class InstallFailed(DeploymentFailed, codes="install_failed", next_step="builderd logs {builder} --stream build"):
     """422 ``install_failed``: the dependencies could not be installed; ``log_tail`` has the installer's last lines."""
 
-    _next = "builderd logs {builder} --stream build"
 
-
-class BuildFailed(DeploymentFailed):
+class BuildFailed(DeploymentFailed, codes="build_failed", next_step="builderd logs {builder} --stream build"):
     """422 ``build_failed``: the build command failed; ``log_tail`` has its last lines."""
 
-    _next = "builderd logs {builder} --stream build"
 
-
-class ReleaseFailed(DeploymentFailed):
+class ReleaseFailed(DeploymentFailed, codes="release_failed", next_step="builderd logs {builder} --stream release"):
     """422 ``release_failed``: the release command failed; ``log_tail`` has its last lines."""
 
-    _next = "builderd logs {builder} --stream release"
 
-
-class StartFailed(DeploymentFailed):
+class StartFailed(DeploymentFailed, codes="start_failed"):
     """422 ``start_failed``: the app ended, or did not listen on its port."""
 
 
-class QaFailed(DeploymentFailed):
+class QaFailed(DeploymentFailed, codes="qa_failed", next_step="builderd qa {builder}"):
     """422 ``qa_failed``: ``report`` has the checks, where it could be read."""
-
-    _next = "builderd qa {builder}"
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
         super().__init__(code, message, **details)
         self.report: Qa | None = None
 
 
-class TooManyRequests(ApiError):
+class TooManyRequests(ApiError, status=429):
     """429: too much, for now."""
 
-    status = 429
 
-
-class RateLimited(TooManyRequests):
+class RateLimited(TooManyRequests, codes="rate_limited"):
     """429 ``rate_limited``: too many calls, or too many that wait; ``retry_after`` says for how long."""
 
 
-class QuotaExceeded(TooManyRequests):
+class QuotaExceeded(TooManyRequests, codes="quota_exceeded", next_step="builderd spending"):
     """429 ``quota_exceeded``: ``limits`` has the details of the limits that are reached."""
-
-    _next = "builderd spending"
 
     @property
     def limits(self) -> Mapping[str, Any]:
         return self.data
 
 
-class InternalError(ApiError):
+class InternalError(ApiError, status=500, codes="internal_error"):
     """500: a fault of the service, whose log has the ``request_id``."""
 
-    status = 500
 
-
-class Unavailable(ApiError):
+class Unavailable(
+    ApiError,
+    status=503,
+    codes="machine_fault engine_unavailable bundle_lost store_unavailable backup_failed",
+    next_step="builderd doctor --client",
+):
     """503: a fault of the machine, or the service is not ready; ``retry_after`` says when to try again."""
 
-    status = 503
-    _next = "builderd doctor --client"
 
-
-class NoCapacity(Unavailable):
+class NoCapacity(Unavailable, codes="no_capacity", next_step="builderd ps"):
     """503 ``no_capacity``: the machine has no room; the message says what is missing and what frees it."""
-
-    _next = "builderd ps"
-
-
-BY_CODE: dict[str, type[ApiError]] = {
-    "name_taken": NameTaken,
-    "invalid_state": InvalidState,
-    "validation_error": ValidationFailed,
-    "review_failed": ReviewFailed,
-    "install_failed": InstallFailed,
-    "build_failed": BuildFailed,
-    "release_failed": ReleaseFailed,
-    "start_failed": StartFailed,
-    "qa_failed": QaFailed,
-    "rate_limited": RateLimited,
-    "quota_exceeded": QuotaExceeded,
-    "no_capacity": NoCapacity,
-    "machine_fault": Unavailable,
-    "engine_unavailable": Unavailable,
-    "bundle_lost": Unavailable,
-    "store_unavailable": Unavailable,
-    "backup_failed": Unavailable,
-    "bad_request": BadRequest,
-    "unauthenticated": Unauthenticated,
-    "forbidden": Forbidden,
-    "not_found": NotFound,
-    "method_not_allowed": MethodNotAllowed,
-    "conflict": Conflict,
-    "precondition_failed": PreconditionFailed,
-    "too_large": TooLarge,
-    "range_not_satisfiable": RangeNotSatisfiable,
-    "internal_error": InternalError,
-}
-BY_STATUS = {one.status: one for one in ApiError.__subclasses__()}
 
 
 def error_of(
@@ -285,10 +223,9 @@ def error_of(
     """Return the error of a failure's envelope, ``NoAnswer`` for what is none. A stream's failure has no ``status``."""
     if not isinstance(envelope, dict) or not isinstance(envelope.get("code"), str):
         return NoAnswer(f"status {status}, and not an error of builderd: check the URL", request_id=request_id)
-    code = envelope["code"]
-    kind = BY_CODE.get(code) or BY_STATUS.get(status or 0, ApiError)
+    kind = BY_CODE.get(envelope["code"]) or BY_STATUS.get(status or 0, ApiError)
     return kind(
-        code,
+        envelope["code"],
         str(envelope.get("message", "")),
         errors=envelope.get("errors"),
         data=envelope.get("data"),

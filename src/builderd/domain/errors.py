@@ -22,77 +22,54 @@ class BuilderdError(Exception):
 
     code: ClassVar[str] = "internal_error"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        data: Mapping[str, Any] | None = None,
-        retry_after: int | None = None,
-    ) -> None:
+    def __init_subclass__(cls, code: str = "") -> None:
+        cls.code = code or cls.code
+
+    def __init__(self, message: str, *, data: Mapping[str, Any] | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.data: dict[str, Any] = dict(data or {})
         self.retry_after = retry_after
 
 
-class BadRequest(BuilderdError):
+class BadRequest(BuilderdError, code="bad_request"):
     """The body is not JSON, or not an object."""
 
-    code = "bad_request"
 
-
-class Unauthenticated(BuilderdError):
+class Unauthenticated(BuilderdError, code="unauthenticated"):
     """No token, or an unknown, expired or revoked one."""
 
-    code = "unauthenticated"
 
-
-class Forbidden(BuilderdError):
+class Forbidden(BuilderdError, code="forbidden"):
     """The token lacks the scope."""
 
-    code = "forbidden"
 
-
-class NotFound(BuilderdError):
+class NotFound(BuilderdError, code="not_found"):
     """The tenant has no such resource."""
 
-    code = "not_found"
 
-
-class NameTaken(BuilderdError):
+class NameTaken(BuilderdError, code="name_taken"):
     """The tenant has a builder of that name; ``data.uuid`` is its id."""
 
-    code = "name_taken"
 
-
-class Conflict(BuilderdError):
+class Conflict(BuilderdError, code="conflict"):
     """A retry key is in flight, or was used for another body."""
 
-    code = "conflict"
 
-
-class InvalidState(BuilderdError):
+class InvalidState(BuilderdError, code="invalid_state"):
     """The builder is in a state that does not allow the call; the message says which."""
 
-    code = "invalid_state"
 
-
-class PreconditionFailed(BuilderdError):
+class PreconditionFailed(BuilderdError, code="precondition_failed"):
     """A condition of the request (If-Match, If-None-Match) does not hold."""
 
-    code = "precondition_failed"
 
-
-class TooLarge(BuilderdError):
+class TooLarge(BuilderdError, code="too_large"):
     """A body, a file or an archive is over its limit; the message says the limit."""
 
-    code = "too_large"
 
-
-class ValidationFailed(BuilderdError):
+class ValidationFailed(BuilderdError, code="validation_error"):
     """Fields that break a rule. ``errors`` maps a dotted path to the reasons; nothing was stored."""
-
-    code = "validation_error"
 
     def __init__(self, errors: Mapping[str, Sequence[str]], message: str | None = None) -> None:
         super().__init__(message or _summary(errors))
@@ -103,64 +80,44 @@ class StageFailed(BuilderdError):
     """Base of a failed stage: the builder is kept in ``failed``; ``data.uuid`` names it."""
 
 
-class InstallFailed(StageFailed):
+class InstallFailed(StageFailed, code="install_failed"):
     """The dependencies could not be installed; the message carries the installer's own words."""
 
-    code = "install_failed"
 
-
-class BuildFailed(StageFailed):
+class BuildFailed(StageFailed, code="build_failed"):
     """The build command failed, or exceeded its limits; the message shows the last lines that it wrote."""
 
-    code = "build_failed"
 
-
-class ReleaseFailed(StageFailed):
+class ReleaseFailed(StageFailed, code="release_failed"):
     """The release command failed, or exceeded its time; the message shows the last lines that it wrote."""
 
-    code = "release_failed"
 
-
-class StartFailed(StageFailed):
+class StartFailed(StageFailed, code="start_failed"):
     """The app exited or did not listen on its port; the message says which and shows its last log lines."""
 
-    code = "start_failed"
 
-
-class QaFailed(StageFailed):
+class QaFailed(StageFailed, code="qa_failed"):
     """QA was required and failed; the message has the request and the answer."""
 
-    code = "qa_failed"
 
-
-class RateLimited(BuilderdError):
+class RateLimited(BuilderdError, code="rate_limited"):
     """Too many calls; ``retry_after`` says when to come back."""
 
-    code = "rate_limited"
 
-
-class QuotaExceeded(BuilderdError):
+class QuotaExceeded(BuilderdError, code="quota_exceeded"):
     """A limit that the operator or the tenant set is reached."""
 
-    code = "quota_exceeded"
 
-
-class NoCapacity(BuilderdError):
+class NoCapacity(BuilderdError, code="no_capacity"):
     """The machine or the cluster has no room; the message says what is missing."""
 
-    code = "no_capacity"
 
-
-class BackupFailed(BuilderdError):
+class BackupFailed(BuilderdError, code="backup_failed"):
     """A backup could not be taken, restored or checked; the message says why, and nothing was replaced."""
 
-    code = "backup_failed"
 
-
-class StoreUnavailable(BuilderdError):
+class StoreUnavailable(BuilderdError, code="store_unavailable"):
     """The database does not answer."""
-
-    code = "store_unavailable"
 
 
 class RecordDamaged(StoreUnavailable):
@@ -178,22 +135,16 @@ class RecordDamaged(StoreUnavailable):
         )
 
 
-class EngineUnavailable(BuilderdError):
+class EngineUnavailable(BuilderdError, code="engine_unavailable"):
     """The engine is not ready or does not answer."""
 
-    code = "engine_unavailable"
 
-
-class BundleLost(EngineUnavailable):
+class BundleLost(EngineUnavailable, code="bundle_lost"):
     """A version's stored files are damaged or gone. Another try does not bring them back, so it has no Retry-After."""
 
-    code = "bundle_lost"
 
-
-class MachineFault(BuilderdError):
+class MachineFault(BuilderdError, code="machine_fault"):
     """A fault of the machine, such as a full disk or a killed helper; the message names it and its cure."""
-
-    code = "machine_fault"
 
 
 def _summary(errors: Mapping[str, Sequence[str]]) -> str:

@@ -1,5 +1,5 @@
 """``python -m builderd`` is the command line."""
 
-from builderd.cli.main import main
+from builderd.cli.group import builderd
 
-main()
+builderd(prog_name="builderd")

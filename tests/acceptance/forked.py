@@ -2,7 +2,7 @@
 
 A start of the service takes 2.9 s of CPU, of which 2.3 s are imports; ``builderd down`` takes 3.3 s. The tests start
 some two hundred. ``python -m tests.acceptance.forked FD`` is that process: it imports the commands, then forks for
-each request that comes through its socket, and each fork runs ``builderd.cli.main`` as a fresh process would.
+each request that comes through its socket, and each fork runs ``builderd.cli.group`` as a fresh process would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 #: What `builderd serve` and `builderd down` import.
-MODULES = ("builderd.cli.main", "builderd.cli.group", "builderd.cli.serve", "builderd.cli.service")
+MODULES = ("builderd.cli.group", "builderd.cli.serve", "builderd.cli.service")
 #: Bytes of a number in the status pipe, and of the longest request.
 NUMBER, REQUEST = 8, 1 << 16
 
@@ -128,7 +128,7 @@ def _run(request: Mapping[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv = ["builderd", *request["words"]]
-    import_module("builderd.cli.main").main()
+    import_module("builderd.cli.group").builderd(prog_name="builderd")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import click
 from builderd.bootstrap import cluster as bootstrap
 from builderd.bootstrap.cluster import Administration, MemberState, Pool
 from builderd.cli import options
-from builderd.cli.group import CommandGroup
+from builderd.cli.apps.session import Columns, aligned
 from builderd.settings import Settings
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ device = click.option("--device", help="A block device that the storage pool get
 size = click.option("--size", help="The size of the storage pool's file without --device, such as 100GiB.")
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def cluster() -> None:
     """Form, join, show, evacuate and shrink the cluster of Incus that the service works on (engine = "incus")."""
 
@@ -43,7 +43,7 @@ def init(settings: Settings, name: str, address: str | None, **pool: Any) -> Non
     """Make this machine the first member of a new cluster."""
     own = address or bootstrap.default_address()
     shown = pool.pop("as_json")
-    _administer(settings, lambda admin: admin.form(name, own, Pool(**pool)))
+    _ask(settings, lambda admin: asyncio.to_thread(admin.form, name, own, Pool(**pool)))
     said = f"{name} ({own}) is the first member. Add others: builderd cluster add NAME"
     _print(shown, {"member": name, "address": own}, said)
 
@@ -54,7 +54,7 @@ def init(settings: Settings, name: str, address: str | None, **pool: Any) -> Non
 @as_json
 def add(settings: Settings, name: str, as_json: bool) -> None:
     """Print the token with which another machine joins as the member NAME, once, within three hours."""
-    token = _administer(settings, lambda admin: admin.invite(name))
+    token = _ask(settings, lambda admin: asyncio.to_thread(admin.invite, name))
     _print(as_json, {"member": name, "token": token}, token)
 
 
@@ -68,7 +68,7 @@ def add(settings: Settings, name: str, as_json: bool) -> None:
 def join(settings: Settings, token: str, address: str | None, **pool: Any) -> None:
     """Make this machine a member, with the TOKEN that `builderd cluster add` printed on another one."""
     shown = pool.pop("as_json")
-    name = _administer(settings, lambda admin: admin.join(token, address, Pool(**pool)))
+    name = _ask(settings, lambda admin: asyncio.to_thread(admin.join, token, address, Pool(**pool)))
     _print(shown, {"member": name}, f"This machine is the member {name}.")
 
 
@@ -78,7 +78,7 @@ def join(settings: Settings, token: str, address: str | None, **pool: Any) -> No
 def status(settings: Settings, as_json: bool) -> None:
     """Show the members: whether they answer, their disks, and what is free. Exits with 1 while one is away."""
     members = _ask(settings, lambda admin: admin.members())
-    _print(as_json, [asdict(member) for member in members], "\n".join(_table(members)))
+    _print(as_json, [asdict(member) for member in members], _table(members))
     if any(member.status == "Offline" for member in members):
         raise SystemExit(1)
 
@@ -127,15 +127,7 @@ def remove(settings: Settings, member: str, force: bool, as_json: bool) -> None:
     _print(as_json, {"member": member}, f"{member} is no member any more.")
 
 
-def _administer(settings: Settings, act: Callable[[Administration], T]) -> T:
-    async def acted(administration: Administration) -> T:
-        return await asyncio.to_thread(act, administration)
-
-    return _ask(settings, acted)
-
-
 def _ask(settings: Settings, ask: Callable[[Administration], Awaitable[T]]) -> T:
-
     async def asked() -> T:
         administration = bootstrap.administration(settings)
         try:
@@ -150,22 +142,17 @@ def _print(as_json: bool, data: object, text: str) -> None:
     click.echo(json.dumps(data, indent=2) if as_json else text)
 
 
-def _table(members: Sequence[MemberState]) -> Sequence[str]:
-    rows = [("MEMBER", "ADDRESS", "STATUS", "DISKS", "RUNNING", "POOL FREE", "MEMORY FREE")]
-    rows += [
-        (
-            one.name,
-            one.address,
-            f"{one.status} (evacuating)" if one.evacuating and one.status == "Online" else one.status,
-            str(one.disks),
-            str(one.instances),
-            _of(one.pool_free, one.pool_total),
-            _of(one.memory_free, one.memory_total),
-        )
-        for one in members
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _table(members: Sequence[MemberState]) -> str:
+    columns: Columns = {
+        "MEMBER": "name",
+        "ADDRESS": "address",
+        "STATUS": lambda one: f"{one.status}{' (evacuating)' * (one.evacuating and one.status == 'Online')}",
+        "DISKS": "disks",
+        "RUNNING": "instances",
+        "POOL FREE": lambda one: _of(one.pool_free, one.pool_total),
+        "MEMORY FREE": lambda one: _of(one.memory_free, one.memory_total),
+    }
+    return "\n".join(aligned(members, columns))
 
 
 def _of(free: float | None, total: float | None) -> str:

@@ -19,6 +19,8 @@ class WrongDatabase(click.ClickException):
 def shown(error: Exception) -> click.ClickException | None:
     """Return what to print for an error; None for a fault of the program, which keeps its traceback."""
     match error:
+        case click.ClickException():
+            return error
         case ValidationFailed():
             lines = [f"{field}: {reason}" for field, reasons in error.errors.items() for reason in reasons]
             return click.ClickException("\n".join(lines))
@@ -27,13 +29,8 @@ def shown(error: Exception) -> click.ClickException | None:
         case BuilderdError():
             return click.ClickException(error.message)
         case OSError():
-            return click.ClickException(_reason(error))
+            file = f"{error.filename}: " if error.filename else ""
+            hint = "; run it as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+            return click.ClickException(f"{file}{error.strerror or error or type(error).__name__}{hint}")
         case _:
             return None
-
-
-def _reason(error: OSError) -> str:
-    """Return a message with the file, the error, and a hint where root is needed."""
-    file = f"{error.filename}: " if error.filename else ""
-    hint = "; run it as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
-    return f"{file}{error.strerror or error or type(error).__name__}{hint}"

@@ -23,20 +23,6 @@ SPAN = re.compile(r"(\d+)([smhdw])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class CommandGroup(click.Group):
-    """A group; the error for an unknown command names commands like it, or the version of a newer service."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        known = self.list_commands(ctx)
-        if args[0] in known or args[0].startswith("-") or ctx.resilient_parsing:
-            return super().resolve_command(ctx, args)
-        # Imported here: a command that exists needs none of it.
-        message = import_module("builderd.cli.apps.tools").message
-        raise click.UsageError(message(args, known, ctx.command_path if ctx.parent else ""), ctx)
-
-
 class TimeParam(click.ParamType[datetime]):
     """A span before now (``10m``, ``2h``, ``1d``) or a time such as ``2026-01-31T12:00:00Z``; in UTC."""
 
@@ -79,7 +65,7 @@ NEEDS_LINUX = "acts on the machine that runs the service, which is one with Linu
 NEEDS_SERVER = "needs the packages of the service ({missing} is not installed). Run: pip install 'builderd[server]'"
 
 
-class Commands(CommandGroup):
+class Commands(click.Group):
     """The group of all commands. Coded errors and ``OSError`` end a command with their message, not a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -90,7 +76,7 @@ class Commands(CommandGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         module, _ = COMMANDS[cmd_name]
         name = cmd_name.replace("-", "_")
         loaded = load(cmd_name, module)
@@ -112,9 +98,10 @@ class Commands(CommandGroup):
             click.echo(err=True)  # after ^C or a question
             raise click.exceptions.Exit(INTERRUPTED) from None
         except Exception as error:
-            shown = _shown(error)
+            # Imported here: a command that succeeds needs none of it.
+            shown = import_module("builderd.cli.failures").shown(error)
             if shown is None:
-                raise
+                raise  # a fault of the program keeps its traceback
             if as_json:
                 code = "usage" if isinstance(shown, click.UsageError) else "failed"
                 click.echo(json.dumps({"status": "error", "code": code, "message": shown.format_message()}))
@@ -125,34 +112,22 @@ class Commands(CommandGroup):
             raise shown from error
 
 
-def _shown(error: Exception) -> click.ClickException | None:
-    """Return what to print for an error; None for a fault of the program, which keeps its traceback."""
-    if isinstance(error, click.ClickException):
-        return error
-    # Imported here: a command that succeeds needs none of it.
-    found: click.ClickException | None = import_module("builderd.cli.failures").shown(error)
-    return found
-
-
 def load(command: str, name: str) -> ModuleType:
-    """Import a command's module without garbage collection, and exempt its objects from later collections.
+    """Import a command's module, and exempt its objects from garbage collections, which would stop a service for 80 ms.
 
-    Collections take a quarter of the import, and each full one would stop a service for 80 ms.
     Raises ``ClickException`` where a package of the extra ``server`` is missing, and for a command on the machine where
     that has no Linux.
     """
     if not name.startswith("apps.") and sys.platform != "linux":
         raise click.ClickException(f"`builderd {command}` {NEEDS_LINUX}")
-    gc.disable()
     try:
-        return import_module(f"builderd.cli.{name}")
+        loaded = import_module(f"builderd.cli.{name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "builderd":
             raise
         raise click.ClickException(f"`builderd {command}` {NEEDS_SERVER.format(missing=error.name)}") from error
-    finally:
-        gc.freeze()
-        gc.enable()
+    gc.freeze()
+    return loaded
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -12,15 +13,15 @@ from builderd import __version__
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.review import review_code
 from builderd.cli import options
+from builderd.cli.apps.gates import review_lines
+from builderd.cli.apps.session import shown as printed
 from builderd.client.folders import read_folder
-from builderd.domain.bundles import MAX_FILES, Bundle, BundleFile, make_bundle
-from builderd.domain.qa import pluralize
-from builderd.domain.reviews import Severity, Verdict, judge, location
-from builderd.schemas.v1.reviews import Review, review_of, sarif_of
+from builderd.domain.bundles import MAX_FILES, BundleFile, make_bundle
+from builderd.domain.reviews import judge
+from builderd.schemas.v1.reviews import review_of, sarif_of
 
 #: Limits of a folder that is reviewed.
 MOST_FILES, MOST_BYTES = 10 * MAX_FILES, 200_000_000
-COLOURS = {Severity.BLOCK: "red", Severity.HOLD: "yellow", Severity.WARN: "bright_black"}
 
 
 @click.command()
@@ -35,7 +36,13 @@ def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: s
     Nothing of the folder is run. It passes over what builderd deploy does not send, such as .git and node_modules.
     """
     settings = load(config, data_dir=data_dir, lenient=True)
-    report = asyncio.run(review_code(settings, _bundle(path), entrypoint))
+    folder = read_folder(path)
+    if len(folder.files) > MOST_FILES or folder.size > MOST_BYTES:
+        raise click.ClickException(
+            f"{path} has more than {MOST_FILES} files or {MOST_BYTES} bytes: name a smaller folder"
+        )
+    files = (BundleFile(one.path, (path / one.path).read_bytes(), one.executable) for one in folder.files)
+    report = asyncio.run(review_code(settings, make_bundle(files), entrypoint))
     verdict = judge(report, (), report.reviewed_at)
     shown = review_of(report, verdict)
     match form:
@@ -44,35 +51,6 @@ def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: s
         case "sarif":
             click.echo(json.dumps(sarif_of(shown, __version__), indent=2))
         case _:
-            _print_findings(shown, verdict)
+            click.echo(printed("\n".join(review_lines(shown)), sys.stdout))
     if not verdict.passed:
         raise SystemExit(1)
-
-
-def _bundle(path: Path) -> Bundle:
-    folder = read_folder(path)
-    if len(folder.files) > MOST_FILES or folder.size > MOST_BYTES:
-        raise click.ClickException(
-            f"{path} has more than {MOST_FILES} files or {MOST_BYTES} bytes: name a smaller folder"
-        )
-    return make_bundle(BundleFile(one.path, (path / one.path).read_bytes(), one.executable) for one in folder.files)
-
-
-def _print_findings(shown: Review, verdict: Verdict) -> None:
-    for finding in shown.findings:
-        word = click.style(f"{finding.severity.value:<5}", fg=COLOURS[finding.severity])
-        where = f"{finding.path}:{finding.line}" if finding.line else finding.path or "(all files)"
-        note = " (only a warning here: nothing that runs reaches it)" if finding.demoted else ""
-        click.echo(f"{word}  {where}  {finding.message} [{finding.rule}]{note}")
-        if finding.text:
-            click.echo(f"         {finding.text}")
-        if finding.severity is not Severity.WARN:
-            click.echo(f"         → {finding.advice}.")
-    for rule, count in shown.left_out.items():
-        click.echo(f"       … and {count} more of {rule}")
-    took = f"{pluralize(shown.files, 'file')} in {shown.seconds:.2f} s"
-    if verdict.passed:
-        click.echo(f"passed: {took}, {pluralize(len(shown.findings), 'warning')}")
-    else:
-        stopping = pluralize(len(verdict.open), "finding")
-        click.echo(f"not passed: {took}, stopped by {stopping}, the first at {location(verdict.open[0])}")

@@ -12,7 +12,6 @@ import click
 
 from builderd.bootstrap import machine, state
 from builderd.cli import options
-from builderd.cli.group import CommandGroup
 from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory
 from builderd.domain.resources import GB
 from builderd.settings import Settings
@@ -66,7 +65,7 @@ def _print_usage(settings: Settings) -> None:
             click.echo(line)
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def base() -> None:
     """The base root file system that all sandboxes of this machine share."""
 

@@ -13,12 +13,12 @@ from builderd.bootstrap.clock import repair_clock
 from builderd.bootstrap.domains import look_again, rotate_account
 from builderd.bootstrap.keys import rotate_vault
 from builderd.cli import options
-from builderd.cli.group import CommandGroup, Expiry
+from builderd.cli.group import Expiry
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def vault() -> None:
     """Manage the key of stored secrets."""
 
@@ -35,7 +35,7 @@ def rotate_key(settings: Settings) -> None:
     click.echo(f"{count} secrets are sealed with the new key. Keep a copy of it apart from your backups.")
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def acme() -> None:
     """Manage the service's own certificates and its account at the certificate authority."""
 
@@ -66,7 +66,7 @@ def check(settings: Settings) -> None:
         click.echo(line)
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def clock() -> None:
     """Mend what a wrong clock of this machine left."""
 
@@ -92,7 +92,7 @@ def repair(settings: Settings, yes: bool) -> None:
     click.echo("Start the service again.")
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def token() -> None:
     """Create, list and revoke API tokens."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import re
 import sqlite3
@@ -22,7 +21,6 @@ from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens
-from builderd.cli.commands import COMMANDS
 from builderd.cli.group import builderd as main
 from builderd.services import tokens
 from builderd.store import UnitOfWork
@@ -308,11 +306,3 @@ def test_a_span_is_counted_from_now(tmp_path: Path) -> None:
     (token,) = asyncio.run(list_tokens(load(data_dir=tmp_path), "acme"))
     assert token.expires_at is not None
     assert timedelta(hours=1) < token.expires_at - datetime.now(UTC) <= timedelta(hours=2)
-
-
-def test_garbage_is_collected_again_once_a_command_is_loaded_or_could_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("serve", "--help").exit_code == 0
-    assert gc.isenabled()
-    monkeypatch.setitem(COMMANDS, "serve", ("nowhere", ""))
-    assert isinstance(run("serve", "--help").exception, ModuleNotFoundError)
-    assert gc.isenabled()

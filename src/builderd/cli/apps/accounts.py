@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from builderd.cli.apps import contexts
-from builderd.cli.apps.session import Columns, NotSignedIn, Session, command, group
+from builderd.cli.apps.session import Columns, NotSignedIn, Session, command
 from builderd.client.errors import NotFound
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -86,7 +86,7 @@ def whoami(session: Session) -> None:
     session.result({"url": url, "token": token}, text)
 
 
-context = group("context", "List, choose and forget services.")
+context = click.Group("context", help="List, choose and forget services.")
 
 
 @command("list", context)

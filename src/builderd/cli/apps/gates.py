@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def review(session: Session, target: str, form: str, **options: Any) -> None:
         return
     found = _review(session, target, options)
     session.as_json = session.as_json or form == "json"
-    session.result(found, "\n".join(_findings(found)))
+    session.result(found, "\n".join(review_lines(found)))
     if not found.passed:
         raise SystemExit(1)
 
@@ -74,19 +75,22 @@ def _review_folder(session: Session, path: Path, form: str, options: dict[str, A
     context.invoke(local, path=path, form="json" if session.as_json else form, **picked)
 
 
-def _findings(found: Review) -> list[str]:
-    lines = []
+def review_lines(found: Review) -> Iterator[str]:
+    """Yield the findings of a review, and its verdict."""
     for one in found.findings:
         where = f"{one.path}:{one.line}" if one.line else one.path or "(all files)"
-        state = f" (accepted: {one.accepted.reason})" if one.accepted else ""
-        lines.append(
-            f"{click.style(f'{one.severity:<5}', fg=COLOURS.get(one.severity))}  {where}  {one.message}{state}"
-        )
-        lines.append(f"       {one.rule}, fingerprint {one.fingerprint}")
+        note = f" (accepted: {one.accepted.reason})" if one.accepted else ""
+        note += " (only a warning here: nothing that runs reaches it)" if one.demoted else ""
+        yield f"{click.style(f'{one.severity:<5}', fg=COLOURS.get(one.severity))}  {where}  {one.message}{note}"
+        yield f"       {one.rule}, fingerprint {one.fingerprint}"
+        if one.text:
+            yield f"       {one.text}"
         if one.severity != "warn":
-            lines.append(f"       → {one.advice}")
+            yield f"       → {one.advice}"
+    yield from (f"       … and {count} more of {rule}" for rule, count in found.left_out.items())
+    version = f"version {found.version}: " if found.version else ""
     verdict = "passed" if found.passed else "not passed"
-    return [*lines, f"version {found.version}: {verdict}, {found.files} files, {len(found.findings)} findings"]
+    yield f"{version}{verdict}, {found.files} files in {found.seconds:.2f} s, {len(found.findings)} findings"
 
 
 @command("qa [NAME]")

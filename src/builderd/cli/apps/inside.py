@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from builderd.cli.apps.session import Columns, Session, command, group, pairs, shown
+from builderd.cli.apps.session import Columns, Session, command, pairs, shown
 from builderd.cli.group import TimeParam
 from builderd.client.errors import NotFound
 
@@ -117,7 +117,7 @@ def _on_terminal(builder: Builder, text: str | None) -> int:
     return attach(builder, text)
 
 
-ssh = group("ssh", "Log in to a builder by SSH.")
+ssh = click.Group("ssh", help="Log in to a builder by SSH.")
 
 
 @command("grant [NAME]", ssh)
@@ -199,7 +199,7 @@ def _place(text: str) -> tuple[str | None, str]:
     return name, path.removeprefix("/app/").lstrip("/")
 
 
-files = group("files", "List, show, fetch and delete the files of a builder.")
+files = click.Group("files", help="List, show, fetch and delete the files of a builder.")
 
 
 @command("list NAME", files)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.session import Columns, Session, command, group, pairs
+from builderd.cli.apps.session import Columns, Session, command, pairs
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -205,7 +205,7 @@ def auto_stop(session: Session, name: str, minutes: int) -> None:
     )
 
 
-env = group("env", "List and change the environment variables of a builder.")
+env = click.Group("env", help="List and change the environment variables of a builder.")
 
 
 @command("list [NAME]", env)

@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from builderd.cli.apps.session import ActionRequired, Session, run
-from builderd.cli.group import CommandGroup
 
 NAME = "builderd"
 
@@ -84,7 +83,7 @@ def _toml(text: str, command: Sequence[str], env: Mapping[str, str]) -> str:
     return "\n".join([*([kept, ""] if kept else []), *lines]) + "\n"
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.group(invoke_without_command=True)
 @click.option(
     "--context", "name", metavar="NAME", help="A service that you are signed in to, other than the one in use."
 )

@@ -20,16 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd import __version__
-from builderd.cli.group import CommandGroup, printable
+from builderd.cli.group import printable
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
     DeploymentFailed,
-    MethodNotAllowed,
     NoAnswer,
     NoCapacity,
-    NotFound,
     TimedOut,
     Unauthenticated,
 )
@@ -247,8 +244,6 @@ def run(session: Session, function: Callable[[], None]) -> None:
         function()
     except BuilderdError as error:
         following = session.next_of(error)
-        if isinstance(error, MethodNotAllowed) or (isinstance(error, NotFound) and "no such call" in error.message):
-            error.message, following = _needs_newer(session, error), [_COMPARE]
         _fail(session, exit_code_of(error), _described(error, following), _error_lines(error, following))
     except ActionRequired as needed:
         body = {"status": "action_required", "reason": needed.reason, "next": needed.next}
@@ -265,20 +260,6 @@ def run(session: Session, function: Callable[[], None]) -> None:
         raise SystemExit(Exit.INTERRUPTED) from None
     finally:
         session.close()
-
-
-_COMPARE = "builderd doctor --client"
-
-
-def _needs_newer(session: Session, error: BuilderdError) -> str:
-    """Return the message about a call that an older service does not have, with both versions."""
-    try:
-        version = session.client.health().version
-    except BuilderdError:
-        version = __version__
-    if version == __version__:
-        return error.message
-    return f"The service has builderd {version}, this command is of {__version__}. {error.message}"
 
 
 def _fail(session: Session, code: int, body: dict[str, Any], lines: Iterable[str]) -> None:
@@ -339,11 +320,6 @@ def _steps(following: Iterable[str]) -> Iterable[str]:
 
 
 _CA = click.Path(exists=True, dir_okay=False)
-
-
-def group(name: str, help_: str) -> click.Group:
-    """Return a group of commands."""
-    return CommandGroup(name, help=help_)
 
 
 def command(usage: str, group: click.Group | None = None) -> Callable[..., click.Command]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from builderd.cli.apps.session import Columns, Session, command, group
+from builderd.cli.apps.session import Columns, Session, command
 from builderd.cli.group import Expiry, TimeParam, printable
 from builderd.client.models import DaysSpending, Spending
 from builderd.domain.prices import csv_text
 
-credentials = group("credentials", "Store secrets, which builders get and nobody can read back.")
+credentials = click.Group("credentials", help="Store secrets, which builders get and nobody can read back.")
 
 
 @command("list", credentials)
@@ -115,7 +115,7 @@ def cap(session: Session, name: str | None, monthly: float | None, lift: bool) -
     )
 
 
-webhooks = group("webhooks", "Have events sent to a URL.")
+webhooks = click.Group("webhooks", help="Have events sent to a URL.")
 
 
 @command("list", webhooks)
@@ -160,9 +160,9 @@ def deliveries(session: Session, webhook: str) -> None:
     session.table(session.client.webhooks.deliveries(webhook), columns, "Nothing was sent.")
 
 
-tokens = group(
+tokens = click.Group(
     "tokens",
-    "Make, list and revoke API tokens of your tenant, over the API. Needs the scope admin.\n\n"
+    help="Make, list and revoke API tokens of your tenant, over the API. Needs the scope admin.\n\n"
     "`builderd token` does so on the service's own machine, for any tenant.",
 )
 

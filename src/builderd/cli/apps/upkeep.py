@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.deploying import size
-from builderd.cli.apps.session import Columns, Session, command, group
+from builderd.cli.apps.session import Columns, Session, command
 from builderd.cli.group import TimeParam
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ CLASSES = {"ok": "2xx", "redirected": "3xx", "refused": "4xx", "failed": "5xx"}
 BARS = "▁▂▃▄▅▆▇█"
 
 
-backups = group("backups", "List, take, restore and remove backups.")
+backups = click.Group("backups", help="List, take, restore and remove backups.")
 
 
 @command("list [NAME]", backups)
@@ -77,7 +77,7 @@ def backups_rm(session: Session, backup: str, name: str | None) -> None:
     session.result({"removed": backup}, f"The backup {backup} is removed.")
 
 
-leases = group("leases", "Keep a builder busy: neither frozen nor stopped for idleness.")
+leases = click.Group("leases", help="Keep a builder busy: neither frozen nor stopped for idleness.")
 
 
 @command("list [NAME]", leases)
@@ -188,7 +188,7 @@ def sparkline(values: Sequence[float], width: int | None = None) -> str:
 
 
 of_builder = click.option("--builder", "name", help="Name or uuid of the builder.  [default: that of this folder]")
-domains = group("domains", "Give a builder host names of your own, with certificates.")
+domains = click.Group("domains", help="Give a builder host names of your own, with certificates.")
 
 
 @command("list [NAME]", domains)
@@ -235,7 +235,7 @@ def _host(found: Domain) -> str:
     return found.host if found.name == found.host else f"{found.name} ({found.host})"
 
 
-preview_links = group("preview-links", "Share a private preview, or one of its ports, for a time.")
+preview_links = click.Group("preview-links", help="Share a private preview, or one of its ports, for a time.")
 
 
 @command("create [NAME]", preview_links)

@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.threaded_service import Running
 
-from builderd import __version__
 from builderd.cli.apps.inside import _write
 from builderd.cli.apps.session import Session, aligned, shown
 from builderd.cli.apps.upkeep import sparkline
@@ -100,6 +99,11 @@ def test_a_variable_without_a_value_is_wrong_usage(running: Running, home: Path,
     refused = run(*words)
     assert refused.exit_code == 2
     assert "is not NAME=VALUE" in refused.stderr
+
+
+def test_an_unknown_command_names_commands_like_it() -> None:
+    assert told(run("depoly", "--json"))["message"].endswith("No such command 'depoly'. Did you mean 'deploy'?")
+    assert told(run("backups", "resotre", "--json"))["message"].endswith("Did you mean 'restore'?")
 
 
 def test_ctrl_c_at_a_question_is_130(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,19 +205,6 @@ def test_a_keyring_keeps_the_token_where_there_is_one(running: Running, monkeypa
     assert told(run("whoami", "--json"))["token"]["scopes"] == ["admin"]
     assert run("logout").exit_code == 0
     assert keyring.kept == {}
-
-
-def test_a_call_that_the_service_does_not_know_names_both_versions(
-    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    same = run("api", "GET", "/of-tomorrow")
-    assert same.stderr.startswith("Error: There is no such call")
-    assert same.stderr.endswith("Next: builderd doctor --client\n")
-    monkeypatch.setattr("builderd.cli.apps.session.__version__", "99.0")
-    refused = run("api", "GET", "/of-tomorrow", "--json")
-    assert (refused.exit_code, told(refused)["code"]) == (1, "not_found")
-    assert told(refused)["message"].startswith(f"The service has builderd {__version__}, this command is of 99.0.")
-    assert told(refused)["next"] == ["builderd doctor --client"]
 
 
 @pytest.mark.parametrize(

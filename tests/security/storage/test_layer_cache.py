@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.oci.stores import open_store
-from tests.integration.oci.test_layers import KEY, OTHER, StandIn, install, plan, step
+from tests.integration.oci.test_layers import KEY, OTHER, StandIn, install, is_tidy, plan, step
 
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.layers import Layers
@@ -65,25 +65,4 @@ async def test_full_cache_in_use_does_not_block_builds_of_others(store: Store, c
         runner.gate.set()
         assert (await victim).ok
         assert (await culprit).ok
-    assert [name for name in ("cache", "cache2") if (store.root / name).exists()] == [layers._cache.path.name]
-    assert {name for name in store.reservations._claims if name.startswith("cache")} == {layers._cache.path.name}
-
-
-async def test_builds_wait_while_two_full_caches_are_in_use(store: Store) -> None:
-    runner = Runner()
-    runner.gate.clear()
-    layers = Layers(store, runner, {})
-    layers.open()
-    layers._cache.open(SIZE)
-    builds = []
-    for number, name in enumerate(("cache", "cache2")):
-        runner.started.clear()
-        builds.append(asyncio.create_task(layers.build_layer(plan(str(number) * 64), print)))
-        await runner.started.wait()
-        write(store.root / name / "download", SIZE * 3 // 4)
-    builds.append(asyncio.create_task(layers.build_layer(plan(OTHER, step(Cache.SHARED, "victim")), print)))
-    await asyncio.sleep(0.1)
-    assert len(runner.runs) == 2
-    runner.gate.set()
-    async with asyncio.timeout(20):
-        assert all(outcome.ok for outcome in await asyncio.gather(*builds))
+    assert is_tidy(store)

@@ -172,9 +172,11 @@ class Layers:
         caches = {step.cache for step in plan.steps}
         async with AsyncExitStack() as entered:
             shared = await entered.enter_async_context(self._cache.in_use()) if Cache.SHARED in caches else None
-            copies = 2 if Cache.SCRATCH in caches else 1
+            # Foreign code gets an empty cache, and so does a build that finds the shared one full.
+            has_own_cache = Cache.SCRATCH in caches or (Cache.SHARED in caches and shared is None)
+            copies = 2 if has_own_cache else 1
             build = await entered.enter_async_context(self._new_layer(plan.key, copies, shared, plan))
-            await run_to_completion(self._fill, build, plan)
+            await run_to_completion(self._fill, build, plan, has_own_cache)
             return await self._make(build, plan.key, plan.steps, progress)
 
     async def _build_app(self, plan: LayerPlan, app: AppBuild, progress: Progress) -> BuildOutcome:
@@ -263,8 +265,7 @@ class Layers:
     def _most(self) -> int:
         return min(MAX_LAYER, int(total_bytes(self._store.root) * SHARE))
 
-    def _fill(self, build: Build, plan: LayerPlan) -> None:
-        has_own_cache = any(step.cache is Cache.SCRATCH for step in plan.steps)
+    def _fill(self, build: Build, plan: LayerPlan, has_own_cache: bool) -> None:
         for subvolume in (build.layer, build.cache) if has_own_cache else (build.layer,):
             create_subvolume(subvolume)
             self._store.quota.limit(subvolume, build.size)
@@ -349,7 +350,7 @@ class Layers:
     def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
         yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)
         yield Bind(build.layer, LAYER, read_only=False, owner=LAYER_UID)
-        source = {Cache.NONE: None, Cache.SHARED: build.shared, Cache.SCRATCH: build.cache}[cache]
+        source = {Cache.NONE: None, Cache.SHARED: build.shared or build.cache, Cache.SCRATCH: build.cache}[cache]
         if source is not None:
             yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.oci.network import conntrack
-from builderd.adapters.engines.oci.network.conntrack import NoConntrack, forget, forget_others
-from builderd.adapters.engines.oci.network.netlink import attribute
+from builderd.adapters.engines.oci.network.conntrack import NoConntrack, attribute, forget, forget_others
 from builderd.adapters.engines.oci.runtime import listening
 
 pytestmark = pytest.mark.root

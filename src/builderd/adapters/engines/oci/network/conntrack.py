@@ -13,8 +13,6 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import IPv4Network
 
-from builderd.adapters.engines.oci.network.netlink import attribute
-
 _NETLINK_NETFILTER = 12
 _GET, _DELETE = 0x101, 0x102
 _REQUEST_ACK, _REQUEST_DUMP = 0x1 | 0x4, 0x1 | 0x300
@@ -125,6 +123,12 @@ def make_deletion(report: bytes, is_meant: Callable[[bytes], bool]) -> bytes | N
     body = attribute(_CTA_TUPLE_ORIG | _NESTED, first)
     body += b"".join(attribute(kind, flow[kind]) for kind in (_CTA_ID, _CTA_ZONE) if kind in flow)
     return _message(_DELETE, _REQUEST_ACK, body)
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Pack a struct nlattr, padded."""
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from builderd.adapters.engines.oci.network import conntrack
 from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS, PREFIX, Addresses, bridge_name
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack
-from builderd.adapters.engines.oci.network.netlink import Netlink
+from builderd.adapters.engines.oci.network.iproute import run_ip
 from builderd.adapters.engines.oci.network.nft import Policy, PortShares, add_to_shares, make_rules, table_name
 from builderd.domain.errors import EngineUnavailable
 
@@ -73,13 +73,10 @@ class Network:
 
     def _open_bridge(self) -> None:
         gateway = self.addresses.gateway
-        with Netlink() as netlink:
-            with contextlib.suppress(FileExistsError):
-                netlink.create_bridge(self.bridge, mac_of(gateway), self.mtu)
-            index = socket.if_nametoindex(self.bridge)
-            with contextlib.suppress(FileExistsError):
-                netlink.add_address(index, gateway, PREFIX)
-            netlink.set_up(index)
+        if not Path("/sys/class/net", self.bridge).exists():
+            # A MAC address that the bridge makes by itself would change with its ports.
+            run_ip(f"link add {self.bridge} address {mac_of(gateway).hex(':')} mtu {self.mtu} type bridge")
+        run_ip(f"address replace {gateway}/{PREFIX} dev {self.bridge}", f"link set {self.bridge} up")
 
     def _policy(self) -> Policy:
         return Policy(
@@ -96,11 +93,11 @@ class Network:
 
     def close(self) -> None:
         """Delete the bridge with all its links, and the firewall rules. Idempotent."""
-        with Netlink() as netlink:
-            # The kernel deletes links of ended sandboxes itself, but only a moment later.
-            for link in Path("/sys/class/net").glob(f"{self.bridge}-*"):
-                netlink.delete_link(link.name)
-            netlink.delete_link(self.bridge)
+        # The kernel deletes links of ended sandboxes itself, but only a moment later.
+        links = [*(link.name for link in Path("/sys/class/net").glob(f"{self.bridge}-*")), self.bridge]
+        for link in links:
+            with contextlib.suppress(OSError):  # it is gone already
+                run_ip(f"link delete {link}")
         subprocess.run(["nft", "delete", "table", "inet", table_name(self._instance)], capture_output=True, check=False)
 
     def link(self, slot: int, egress: bool) -> dict[str, Any]:
@@ -154,13 +151,9 @@ class Network:
         self._forget(lambda: conntrack.forget(ip))
         if abort:
             _abort_connections(ip)
-        try:
-            bridge = socket.if_nametoindex(self.bridge)
-        except OSError:
-            return  # the bridge is gone, and its neighbour entries with it
         # Packets that came after the link went are queued in the kernel for the next user of the address.
-        with Netlink() as netlink:
-            netlink.forget_neighbour(bridge, ip)
+        with contextlib.suppress(OSError):  # there is no entry
+            run_ip(f"neighbour delete {ip} dev {self.bridge}")
 
     def _forget_unused(self) -> None:
         """Delete the flows of all addresses without a link: the previous process may have died before it did."""

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
+from builderd.adapters.engines.oci.network.iproute import run_ip
 from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, make_ended_child, setns
 
 #: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
@@ -49,13 +49,17 @@ def _open_network(process: int | str, opened: contextlib.ExitStack) -> int:
 
 def connect(network: Link, home: int, inside: int) -> None:
     """Make the link between two network namespaces, this process's own and that of a sandbox."""
-    bridge_index = socket.if_nametoindex(network.bridge)
-    with Netlink() as outside:
-        outside.delete_link(network.link)
-        outside.create_veth(network.link, bridge_index, "eth0", bytes.fromhex(network.mac), inside, network.mtu)
-        port = socket.if_nametoindex(network.link)
-        outside.isolate_port(port)
-        outside.set_up(port)
+    link, mtu, mac = network.link, network.mtu, bytes.fromhex(network.mac).hex(":")
+    if link in (name for _, name in socket.if_nameindex()):
+        run_ip(f"link delete {link}")
+    run_ip(
+        f"link add {link} mtu {mtu} master {network.bridge} type veth "
+        f"peer name eth0 mtu {mtu} address {mac} netns /proc/self/fd/{inside}",
+        # It exchanges frames with the bridge itself only, never with another isolated port.
+        f"link set {link} type bridge_slave isolated on",
+        f"link set {link} up",
+        descriptor=inside,
+    )
     setns(inside, CLONE_NEWNET)
     try:
         configure_inside(network.ip, network.gateway)
@@ -92,14 +96,15 @@ def configure_inside(ip: str, gateway: str) -> None:
         write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")
     if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
         write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
-    with Netlink() as netlink:
-        index = socket.if_nametoindex("eth0")
-        netlink.set_up(LOOPBACK_INDEX)
-        netlink.add_address(index, ip, 32)
-        netlink.set_up(index)
-        netlink.add_link_route(gateway, index)
-        netlink.add_default_route(gateway, index)
-        netlink.add_fallback_route(index)
+    run_ip(
+        "link set lo up",
+        f"address add {ip}/32 dev eth0",
+        "link set eth0 up",
+        f"route add {gateway}/32 dev eth0 scope link",
+        f"route add default via {gateway} dev eth0",
+        # Packets without another route stay in here: the table "default" is checked last.
+        "route add local default dev eth0 table 253 scope host",
+    )
 
 
 #: Ids that one namespace maps.

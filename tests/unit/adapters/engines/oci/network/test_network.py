@@ -47,7 +47,7 @@ def test_a_kernel_that_cannot_delete_flows_is_logged_once(
         raise NoConntrack("Invalid argument")
 
     monkeypatch.setattr(conntrack, "forget", lack)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0))
     one = network(monkeypatch, "nothing", [])
     for _ in range(2):
         one.forget("10.64.8.2", abort=True)

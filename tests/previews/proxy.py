@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pytest
 from tests.previews.visitor import PATIENCE, Visitor
 
-from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.options import ProxyOptions, Timeouts
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, new_id, secret_hash
@@ -65,7 +65,7 @@ class Proxy:
         self._place = Path(tempfile.mkdtemp(prefix="previews-"))
         self.directory = self._place / "p"
         self._any_port = "port" not in options
-        self.options = ProxyOptions(**{"port": free_port(), "threads": 2, **options})
+        self.options = ProxyOptions(**{"port": free_port(), "threads": 2, "timeouts": Timeouts(drain=1), **options})
         self._runner = asyncio.Runner()
         self.previews = self.service()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -18,7 +17,6 @@ from tests.previews.visitor import ask
 
 from builderd.adapters.previews.haproxy import pause, process, runtime_api
 from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import Route, RouteState
 
@@ -83,8 +81,7 @@ def test_unknown_entry_of_the_map_is_dropped_and_lost_routes_are_put(make_proxy:
     proxy = make_proxy().start()
     kept, lost = proxy.open(app, private=True), Route(new_host(), RouteState.STARTING)
     files = ProxyFiles(proxy.directory)
-    worker = runtime_api.Worker(files.admin_socket)
-    proxy.run(runtime_api.set_entry(worker, files.routes, "odd.localhost", "open|secret|127.0.0.1|1|-|-"))
+    proxy.run(runtime_api.set_entry(files.admin_socket, files.routes, "odd.localhost", "open|secret|127.0.0.1|1|-|-"))
     proxy.previews = proxy.service()
 
     async def routes_without(hosts: Collection[str]) -> list[Route]:
@@ -112,24 +109,17 @@ def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App)
     assert ProxyFiles(proxy.directory).routes.read_text() == ""
 
 
-def test_old_connections_follow_later_routes(make_proxy: Make, app: App, neighbour: App) -> None:
+def test_no_old_connection_outlives_a_reload_to_miss_later_routes(make_proxy: Make, app: App) -> None:
     proxy = make_proxy().start()
-    closed, moved, removed = (proxy.open(app) for _ in range(3))
-    made = new_host()
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(proxy.visitor.dial()) for _ in range(4)]
-        for connection in connections:
-            assert ask(connection, closed).status == 200
+    host, worker = proxy.open(app), worker_of(proxy)
+    with proxy.visitor.dial() as idle, proxy.visitor.dial() as busy:
+        assert ask(idle, host).status == 200
+        busy.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert busy.recv(12) == b"HTTP/1.1 200"
         proxy.previews = proxy.service(threads=1)
         proxy.start()
-        proxy.put(route_to(app, private=True, host=closed))
-        proxy.open(neighbour, host=moved)
-        proxy.run(proxy.previews.remove(removed))
-        proxy.open(neighbour, host=made)
-        answers = list(map(ask, connections, (closed, moved, removed, made)))
-    assert [answer.status for answer in answers] == [401, 200, 404, 200]
-    assert [answers[1].json["name"], answers[3].json["name"]] == ["neighbour", "neighbour"]
-    assert {proxy.visitor.get(host).status for host in (moved, made)} == {200}
+        assert not alive(worker)
+        assert idle.recv(1) == b""
 
 
 def test_interrupted_change_is_repaired_by_the_next_read(
@@ -148,7 +138,8 @@ def test_interrupted_change_is_repaired_by_the_next_read(
                     await change
 
     with monkeypatch.context() as broken:
-        broken.setattr(Workers, "_apply", never)
+        broken.setattr(runtime_api, "set_entry", never)
+        broken.setattr(runtime_api, "delete_entry", never)
         proxy.run(break_off())
     assert {proxy.visitor.get(one).status for one in (host, gone)} == {200}
     route = proxy.run(proxy.previews.get(host))
@@ -258,21 +249,15 @@ def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(m
     proxy.run(put_all())
     files = ProxyFiles(proxy.directory)
     assert {proxy.visitor.get(host).status for host in hosts} == {200}
-    answer = proxy.run(runtime_api.entries(runtime_api.Worker(files.admin_socket), files.routes))
+    answer = proxy.run(runtime_api.entries(files.admin_socket, files.routes))
     assert answer.keys() == set(hosts)
 
 
 def master_of(proxy: Proxy) -> int:
-    """Return the master process; it is absent while it reloads."""
-    found: list[int] = []
-
-    def look() -> bool:
-        running = proxy.run(process.find(ProxyFiles(proxy.directory)))
-        found.extend([running.master] if running else [])
-        return bool(found)
-
-    eventually(look)
-    return found[0]
+    files = ProxyFiles(proxy.directory)
+    found = process.find_process(files.pid, files)
+    assert found is not None
+    return found.pid
 
 
 def worker_of(proxy: Proxy) -> int:

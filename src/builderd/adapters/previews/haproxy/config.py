@@ -87,7 +87,7 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         *(_preview(options, files, form) for form in Form),
         *(_api(options, files, form, host) for form in Form if options.serves_api),
         _challenge(),
-        *(counters.table(name) for name in counters.TABLES),
+        counters.tables(),
         # Open connections by address; an entry stays while it counts any.
         section("backend visitors from base", "stick-table type ipv6 size 100k expire 60s store conn_cur"),
     )
@@ -104,6 +104,7 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         f"nbthread {options.threads}" if options.threads else "",
         f"maxconn {host.max_connections}",
         f"tune.sndbuf.client {SEND_BUFFER}",
+        "tune.stick-counters 4",
         "# A taken port is an error, not a port that two services share by halves.",
         "noreuseport",
         f"user {host.user}\nchroot {quoted(files.jail)}" if host.user else "",

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 
 from builderd.adapters.previews.haproxy.options import section
-from builderd.domain.metrics import added_times
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
 
 #: Seconds that a host's counters are kept after its last request.
 COUNTER_TTL = 7 * 86_400
 #: The classes of statuses that are counted, in the order of their counters.
 ANSWER_CLASSES = (2, 3, 4, 5)
-#: Counters by host: of requests, and of WebSockets and event streams.
-TABLES = ("activity", "streams")
 
 
 def requests() -> str:
     """Return the rules that count a request for its host."""
     return """
-        # Streams have no time limit: they are counted apart.
-        http-request track-sc0 var(txn.host) table streams if { req.hdr(upgrade) -m found }
-        http-request track-sc0 var(txn.host) table streams if { req.hdr(accept) -m beg -i text/event-stream }
         http-request track-sc0 var(txn.host) table activity
+        # Streams have no time limit: nothing waits for their end.
+        http-request track-sc3 var(txn.host) table streams if { req.hdr(upgrade) -m found }
+        http-request track-sc3 var(txn.host) table streams if { req.hdr(accept) -m beg -i text/event-stream }
         """
 
 
@@ -48,17 +44,21 @@ def _spans() -> Sequence[str]:
     return (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
 
 
-def table(name: str) -> str:
+def tables() -> str:
+    """Return the counters of requests by host, and of WebSockets and event streams among them that are open."""
     requests = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
     counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES) * (1 + len(TIMED_CLASSES))})"
-    return section(
-        f"backend {name} from base",
-        f"stick-table type string len 254 size 100k expire {COUNTER_TTL}s store {counters}",
+    hosts = "stick-table type string len 254 size 100k"
+    return "\n".join(
+        (
+            section("backend activity from base", f"{hosts} expire {COUNTER_TTL}s store {counters}"),
+            section("backend streams from base", f"{hosts} expire 60s store conn_cur"),
+        )
     )
 
 
-COMMANDS = tuple(f"show table {table}" for table in TABLES)
-
+#: Shows the counters of all hosts.
+SHOW = "show table activity"
 #: Is answered once no thread of the proxy is within its turn (HAProxy isolates the one that answers; the descriptor is
 #: the worker's /dev/null, of which it tells nothing). A request whose route was looked up before is counted then: a
 #: thread does both in one turn, in the midst of which it may wait for a processor.
@@ -68,6 +68,7 @@ AFTER_TURNS = "show fd 0"
 _COUNTERS = (*(f"answers_{cls}xx" for cls in ANSWER_CLASSES), *RESPONSE_TIMES)
 _CLASS_COUNTERS = range(len(_COUNTERS), len(_COUNTERS) + len(RESPONSE_TIMES) * len(TIMED_CLASSES))
 #: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
+_OPEN = re.compile(r"conn_cur=(\d+)")
 _FIELD = re.compile(r"([a-z_]+\d*)(?:\(\d+\))?=(\S+)")
 
 
@@ -77,12 +78,13 @@ def parse(answer: str) -> dict[str, PreviewActivity]:
     return {row["key"]: _activity(row) for row in rows if "key" in row}
 
 
-def open_requests_command(host: str) -> str:
-    """Return the command for the counters of one host's requests, without streams."""
-    return f"show table {TABLES[0]} key {host}"
+def open_in(answer: str) -> int:
+    """Return how many are open according to the answer for one host of a table."""
+    return sum(int(count) for count in _OPEN.findall(answer))
 
 
 def _activity(row: dict[str, str]) -> PreviewActivity:
+    class_times = tuple(int(row.get(f"gpc{counter}", 0)) for counter in _CLASS_COUNTERS)
     return PreviewActivity(
         requests=int(row["http_req_cnt"]),
         bytes_in=int(row["bytes_in_cnt"]),
@@ -91,31 +93,6 @@ def _activity(row: dict[str, str]) -> PreviewActivity:
         failures=int(row["http_fail_cnt"]),
         requests_per_minute=int(row["http_req_rate"]),
         idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, COUNTER_TTL - int(row["exp"]) / 1000),
-        # A replaced worker of an earlier version counts no answers.
         **{name: int(row.get(f"gpc{counter}", 0)) for counter, name in enumerate(_COUNTERS)},
-        class_times=_class_times(row),
+        class_times=class_times if any(class_times) else (),
     )
-
-
-def _class_times(row: dict[str, str]) -> tuple[int, ...]:
-    counts = tuple(int(row.get(f"gpc{counter}", 0)) for counter in _CLASS_COUNTERS)
-    return counts if any(counts) else ()
-
-
-_ADDED = tuple(one.name for one in fields(PreviewActivity) if one.name not in ("idle_seconds", "class_times"))
-
-
-def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewActivity]:
-    """Sum the counters of several workers: after a reload, the replaced one still serves open connections."""
-    merged: dict[str, PreviewActivity] = {}
-    for worker in workers:
-        for host, activity in worker.items():
-            merged[host] = _sum(merged[host], activity) if host in merged else activity
-    return merged
-
-
-def _sum(one: PreviewActivity, other: PreviewActivity) -> PreviewActivity:
-    """Add all counters; the idle time is the shorter one."""
-    added = {name: getattr(one, name) + getattr(other, name) for name in _ADDED}
-    idle = min(one.idle_seconds, other.idle_seconds)
-    return PreviewActivity(**added, idle_seconds=idle, class_times=added_times(one.class_times, other.class_times))

@@ -21,8 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from builderd.adapters.previews.haproxy import runtime_api
 from builderd.adapters.previews.haproxy.config import CHALLENGES
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, Worker
-from builderd.adapters.previews.haproxy.workers import Workers
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
 from builderd.domain.previews import DomainAlias, fingerprint
 from builderd.linux import atomic_files
 
@@ -43,12 +42,11 @@ class DomainTable:
     Methods raise ``ProxyGone`` and ``CommandRefused``.
     """
 
-    def __init__(self, files: ProxyFiles, workers: Workers, options: ProxyOptions) -> None:
+    def __init__(self, files: ProxyFiles, options: ProxyOptions) -> None:
         self.installed: dict[str, tuple[str, str | None]] = {}
         self._files = files
-        self._workers = workers
         self._options = options
-        self._current = Worker(files.admin_socket)
+        self._socket = files.admin_socket
 
     def load(self) -> None:
         """Read the files, and make those that are missing: the proxy starts only if all of them exist."""
@@ -61,10 +59,10 @@ class DomainTable:
 
     async def sync(self) -> None:
         """Make the proxy's memory equal to the files."""
-        await self._workers.sync(self._files.domains, self._values())
+        await runtime_api.sync_entries(self._socket, self._files.domains, self._values())
         if self._options.tls_port is None:
             return
-        have = await runtime_api.certificates(self._files.admin_socket)
+        have = await runtime_api.certificates(self._socket)
         for host, (_, mark) in self.installed.items():
             if mark is not None and str(self._file(host)) not in have:
                 await self._install(host, self._file(host).read_text())
@@ -77,14 +75,14 @@ class DomainTable:
         if certificate is not None:
             await self._install(host, certificate)
             _write_secret(self._file(host), certificate)
-        await self._workers.set(self._files.domains, host, _value(entry))
+        await runtime_api.set_entry(self._socket, self._files.domains, host, _value(entry))
         self.installed[host] = entry
         self._write()
         if certificate is None and self._file(host).exists():
             await self._uninstall(host)
 
     async def remove(self, host: str) -> None:
-        await self._workers.delete(self._files.domains, host)
+        await runtime_api.delete_entry(self._socket, self._files.domains, host)
         self.installed.pop(host, None)
         # The list first: HAProxy does not start with a file in it that is missing.
         self._write()
@@ -92,26 +90,24 @@ class DomainTable:
 
     async def put_wildcard(self, certificate: str) -> None:
         """Replace the certificate for hosts without one of their own, in memory and in its file."""
-        file, socket = self._files.default_certificate, self._files.admin_socket
+        file = self._files.default_certificate
         if self._options.tls_port is not None and file.read_text() != certificate:
-            await runtime_api.replace_certificate(socket, file, certificate)
+            await runtime_api.replace_certificate(self._socket, file, certificate)
             _write_secret(file, certificate)
 
     async def put_challenge(self, token: str, answer: str) -> None:
-        await runtime_api.set_entry(self._current, _CHALLENGES, token, answer)
+        await runtime_api.set_entry(self._socket, _CHALLENGES, token, answer)
 
     async def remove_challenge(self, token: str) -> None:
-        await runtime_api.delete_entry(self._current, _CHALLENGES, token)
+        await runtime_api.delete_entry(self._socket, _CHALLENGES, token)
 
     async def _install(self, host: str, certificate: str) -> None:
-        files, file = self._files, self._file(host)
-        await runtime_api.add_certificate(files.admin_socket, files.certificate_list, file, host, certificate)
+        listed, file = self._files.certificate_list, self._file(host)
+        await runtime_api.add_certificate(self._socket, listed, file, host, certificate)
 
     async def _uninstall(self, host: str) -> None:
         if self._options.tls_port is not None:
-            await runtime_api.remove_certificate(
-                self._files.admin_socket, self._files.certificate_list, self._file(host)
-            )
+            await runtime_api.remove_certificate(self._socket, self._files.certificate_list, self._file(host))
         self._file(host).unlink(missing_ok=True)
 
     def _values(self) -> Mapping[str, str]:

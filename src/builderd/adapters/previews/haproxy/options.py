@@ -16,7 +16,7 @@ class Timeouts:
 
     ``client`` and ``server``: silence within a request, such as a quiet event stream.
 
-    ``tunnel``: silence of a WebSocket; ``drain``: time that a replaced worker serves open requests.
+    ``tunnel``: silence of a WebSocket; ``drain``: time that a reload leaves the replaced worker for open requests.
     """
 
     connect: int = 2
@@ -26,7 +26,7 @@ class Timeouts:
     client: int = 3600
     server: int = 3600
     tunnel: int = 86_400
-    drain: int = 3600
+    drain: int = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,11 @@ local function let_go(request, route)
 end
 
 local function in_progress(host)
-  local entry = core.proxies["activity"].stktable:lookup(host)
-  return entry and entry.conn_cur or 0
+  local function open(name)
+    local entry = core.proxies[name].stktable:lookup(host)
+    return entry and entry.conn_cur or 0
+  end
+  return open("activity") - open("streams")
 end
 
 -- Release all requests with this route; in waves if it leads to an app, since connections beyond its listen backlog are

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import config, counters, fence, pages, process
+from builderd.adapters.previews.haproxy import config, counters, fence, pages, process, runtime_api
 from builderd.adapters.previews.haproxy.domain_table import DomainTable, watch_certificate
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.pause import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
-from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
 from builderd.linux import atomic_files
@@ -40,9 +39,9 @@ class HaproxyPreviews:
         self._options = options
         self._files = ProxyFiles(directory.absolute())
         self._lock = asyncio.Lock()
-        self._workers = Workers(self._files)
+        self._socket = self._files.admin_socket
         self._known: RouteMap | None = None
-        self._domains = DomainTable(self._files, self._workers, options)
+        self._domains = DomainTable(self._files, options)
         #: Links to private previews: sha256 of the token → ``host|port|end``.
         self._links: dict[str, str] = {}
         #: Taken before the links are loaded, so that an older state never replaces a newer one.
@@ -125,11 +124,11 @@ class HaproxyPreviews:
         async with self._lock:
             known = self._map.routes
             try:
-                answers = [answer for command in counters.COMMANDS for answer in await self._workers.ask(command)]
-                counted = counters.total(counters.parse(answer) for answer in answers)
+                counted = counters.parse(await self._ask(counters.SHOW))
                 # They would stay for COUNTER_TTL, and be read and parsed with each look at any host.
                 gone = [host for host in counted if host not in known and not counted[host].open_connections]
-                await self._workers.forget_counters(gone)
+                for line in runtime_api.command_lines(f"clear table activity key {host}" for host in gone):
+                    await self._ask(line)
             except ProxyGone:
                 await self._start()
                 return {}
@@ -146,12 +145,14 @@ class HaproxyPreviews:
             if host not in self._map.routes:
                 return 0
             try:
-                await self._workers.ask(counters.AFTER_TURNS)
-                answers = await self._workers.ask(counters.open_requests_command(host))
+                await self._ask(counters.AFTER_TURNS)
+                # In this order: a stream that ends in between is counted, and while requests pause none begins.
+                requests = counters.open_in(await self._ask(f"show table activity key {host}"))
+                streams = counters.open_in(await self._ask(f"show table streams key {host}"))
             except ProxyGone:
                 await self._start()
                 return 0
-            return sum(one.open_connections for answer in answers for one in counters.parse(answer).values())
+            return max(0, requests - streams)
 
     async def put_domain(self, alias: DomainAlias) -> None:
         async with self._lock:
@@ -175,17 +176,19 @@ class HaproxyPreviews:
             async with self._lock:
                 if wanted != self._links:
                     self._links = wanted
-                    await self._change(lambda: self._workers.sync(self._files.links, wanted))
+                    await self._change(lambda: runtime_api.sync_entries(self._socket, self._files.links, wanted))
 
     async def put_link(self, link: PreviewLink) -> None:
         async with self._loading_links, self._lock:
             self._links[link.token_hash] = link.entry
-            await self._change(lambda: self._workers.set(self._files.links, link.token_hash, link.entry))
+            await self._change(
+                lambda: runtime_api.set_entry(self._socket, self._files.links, link.token_hash, link.entry)
+            )
 
     async def remove_link(self, token_hash: str) -> None:
         async with self._loading_links, self._lock:
             self._links.pop(token_hash, None)
-            await self._change(lambda: self._workers.delete(self._files.links, token_hash))
+            await self._change(lambda: runtime_api.delete_entry(self._socket, self._files.links, token_hash))
 
     async def put_challenge(self, token: str, answer: str) -> None:
         async with self._lock:
@@ -194,6 +197,9 @@ class HaproxyPreviews:
     async def remove_challenge(self, token: str) -> None:
         async with self._lock:
             await self._change(lambda: self._domains.remove_challenge(token))
+
+    async def _ask(self, command: str) -> str:
+        return await runtime_api.ask(self._socket, command)
 
     async def _change(self, change: Callable[[], Awaitable[None]]) -> None:
         """Make a change of domains or links in the proxy; a dead one is started first. Raises ``EngineUnavailable``."""
@@ -251,9 +257,8 @@ class HaproxyPreviews:
             host = process.host(self._options)
             await self._paused.open(host.user)
             await process.adopt_or_start(self._options, files, config.render(self._options, files, host))
-            await self._workers.refresh()
-            await self._workers.sync(files.routes, routes.values())
-            await self._workers.sync(files.links, self._links)
+            await runtime_api.sync_entries(self._socket, files.routes, routes.values())
+            await runtime_api.sync_entries(self._socket, files.links, self._links)
             await self._domains.sync()
             # Emptied once read: a reload by hand ends in 404, and not at what has an old route's address by then.
             _write_map(files.routes, {})
@@ -267,9 +272,9 @@ class HaproxyPreviews:
     async def _read_running(self) -> RouteMap:
         """Return the routes of a proxy that an earlier service left running, and take over its links."""
         try:
-            if await process.find(self._files) is not None:
-                routes = await self._workers.entries(self._files.routes)
-                self._links = await self._workers.entries(self._files.links)
+            if process.find_process(self._files.pid, self._files) is not None:
+                routes = await runtime_api.entries(self._socket, self._files.routes)
+                self._links = await runtime_api.entries(self._socket, self._files.links)
                 return RouteMap(routes)
         except ProxyGone:
             log.info("preview proxy without a worker, its routes are made anew")
@@ -280,9 +285,9 @@ class HaproxyPreviews:
         routes, route = self._map, self._map.routes.get(host)
         try:
             if route is None:
-                await self._workers.delete(self._files.routes, host)
+                await runtime_api.delete_entry(self._socket, self._files.routes, host)
             else:
-                await self._workers.set(self._files.routes, host, encode(routes.in_force(route)))
+                await runtime_api.set_entry(self._socket, self._files.routes, host, encode(routes.in_force(route)))
         except ProxyGone:
             await self._start()
         except CommandRefused as error:

@@ -7,7 +7,6 @@ its command socket in the data directory, so two services never share a proxy.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pwd
 import re
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import pages, pause, runtime_api
@@ -33,8 +31,6 @@ from builderd.linux.processes import Process
 START_TIMEOUT = 30.0
 #: Seconds to wait for a process to end.
 END_TIMEOUT = 10.0
-#: Seconds until a master has opened its socket: it executes itself again once its worker runs.
-SOCKET_TIMEOUT = 3.0
 #: Beside two per visitor (the visitor's and the app's) the proxy needs some descriptors for itself.
 OWN_DESCRIPTORS = 200
 #: ``sun_path`` has 108 bytes, of which HAProxy needs some for a socket's temporary name.
@@ -45,15 +41,9 @@ FORBIDDEN_CHARACTERS = frozenset("\"'$,)") | {chr(code) for code in range(32)}
 USERS = ("haproxy", "nobody")
 
 _ALERT = re.compile(r"^\[ALERT\]\s+\(\d+\) : (.*)$", re.MULTILINE)
+#: Among the processes that the master lists (management guide, 9.4.1).
+_OLD_WORKER = re.compile(r"^# old workers\n\d", re.MULTILINE)
 _DESCRIPTION = re.compile(rf"^[Dd]escription: {DESCRIPTION} (\S+)$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """Process ids: the master, and the workers that a reload has left to finish what they serve."""
-
-    master: int
-    old_workers: tuple[int, ...]
 
 
 def host(options: ProxyOptions) -> Host:
@@ -73,20 +63,6 @@ def worker_user() -> str | None:
     return next((name for name in USERS if name in known), None)
 
 
-async def find(files: ProxyFiles) -> Processes | None:
-    """Return the running proxy of this directory, or None. Waits for one that has just started or reloaded."""
-    deadline = asyncio.get_running_loop().time() + SOCKET_TIMEOUT
-    while True:
-        with contextlib.suppress(ProxyGone):
-            return parse_processes(await runtime_api.ask(files.master_socket, "show proc"))
-        master = find_process(files.pid, files)
-        if master is None:
-            return None
-        if asyncio.get_running_loop().time() > deadline:
-            return Processes(master.pid, ())
-        await asyncio.sleep(0.002)
-
-
 def find_process(pid_file: Path, files: ProxyFiles) -> Process | None:
     """Return the process of the pid file if it runs with this proxy's configuration, else None."""
     try:
@@ -95,14 +71,6 @@ def find_process(pid_file: Path, files: ProxyFiles) -> Process | None:
     except (OSError, ValueError):
         return None
     return process if os.fsencode(files.config) in arguments else None
-
-
-def parse_processes(answer: str) -> Processes:
-    """Parse lines of ``<pid> <type> <reloads> …`` under headings that begin with ``#`` (management guide, 9.4.1)."""
-    workers, _, old = answer.partition("# old workers")
-    master = next((line.split()[0] for line in workers.splitlines() if line.split()[1:2] == ["master"]), 0)
-    lines = old.partition("\n#")[0].splitlines()
-    return Processes(int(master), tuple(int(line.split()[0]) for line in lines if line))
 
 
 async def started_with(files: ProxyFiles) -> str:
@@ -194,8 +162,7 @@ def explain(output: str, options: ProxyOptions) -> str:
 
 async def end(files: ProxyFiles) -> None:
     """End master and workers at once, and wait until they are gone. Idempotent."""
-    found = await find(files)
-    master = processes.find_process(found.master) if found else None
+    master = find_process(files.pid, files)
     if master is None:
         return
     master.kill(signal.SIGTERM)
@@ -208,10 +175,11 @@ async def end(files: ProxyFiles) -> None:
 async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Configuration) -> None:
     """Adopt the running proxy, reload it if its configuration changed, or start one.
 
-    After a reload, the old worker finishes its open requests. Raises ``EngineUnavailable`` if the configuration is
-    invalid; the old worker then continues.
+    After a reload, the old worker has ``timeouts.drain`` seconds to finish its open requests. It would not learn of
+    changed routes, so this returns once it has ended. Raises ``EngineUnavailable`` if the configuration is invalid; the
+    old worker then continues.
     """
-    if await find(files) is not None:
+    if find_process(files.pid, files) is not None:
         try:
             if await started_with(files) == wanted.digest:
                 return
@@ -219,6 +187,8 @@ async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Confi
             answer = await runtime_api.ask(files.master_socket, "reload")
             if not answer.startswith("Success=1"):
                 raise EngineUnavailable(explain(answer, options))
+            while _OLD_WORKER.search(await runtime_api.ask(files.master_socket, "show proc")):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         except ProxyGone:
             # No worker answers, so the master is about to exit.
             await end(files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 #: Seconds to wait for an answer; it takes well under a millisecond.
@@ -47,42 +46,29 @@ async def _converse(socket: Path, command: str) -> str:
     return answer.decode(errors="replace").strip()
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker: the one that answers on ``socket``, or on the master's socket the one with this pid."""
-
-    socket: Path
-    pid: int | None = None
-
-    async def ask(self, command: str) -> str:
-        """Send one command and return the answer. Raises ``ProxyGone``."""
-        return await ask(self.socket, command if self.pid is None else f"@!{self.pid} {command}")
-
-
-async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
+async def set_entry(socket: Path, table: Path, key: str, value: str) -> None:
     """Set a key's value; one that exists changes in one step, so that no request finds it missing."""
-    answer = await worker.ask(f"set map {escape_path(table)} {key} {value}")
+    answer = await ask(socket, f"set map {escape_path(table)} {key} {value}")
     if answer == _NO_ENTRY:
-        answer = await worker.ask(f"add map {escape_path(table)} {key} {value}")
+        answer = await ask(socket, f"add map {escape_path(table)} {key} {value}")
     _expect(answer)
 
 
-async def delete_entry(worker: Worker, table: Path, key: str) -> None:
+async def delete_entry(socket: Path, table: Path, key: str) -> None:
     """Remove a key. Idempotent."""
-    _expect(await worker.ask(f"del map {escape_path(table)} {key}"), _NO_KEY)
+    _expect(await ask(socket, f"del map {escape_path(table)} {key}"), _NO_KEY)
 
 
-async def change_entries(worker: Worker, table: Path, have: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Make a map that has some entries have these, many of them by one command line."""
-    path = escape_path(table)
+async def sync_entries(socket: Path, table: Path, wanted: Mapping[str, str]) -> None:
+    """Make a map have these entries alone, many of them by one command line."""
+    path, have = escape_path(table), await entries(socket, table)
     commands = [f"del map {path} {key}" for key in have.keys() - wanted.keys()]
     commands += [f"add map {path} {key} {wanted[key]}" for key in wanted.keys() - have.keys()]
     commands += [
         f"set map {path} {key} {wanted[key]}" for key, value in have.items() if wanted.get(key, value) != value
     ]
-    # The master takes one command at a time.
-    for line in commands if worker.pid is not None else command_lines(commands):
-        _expect(await worker.ask(line), _NO_KEY)
+    for line in command_lines(commands):
+        _expect(await ask(socket, line), _NO_KEY)
 
 
 def command_lines(commands: Iterable[str]) -> Iterator[str]:
@@ -97,10 +83,10 @@ def command_lines(commands: Iterable[str]) -> Iterator[str]:
         yield line
 
 
-async def entries(worker: Worker, table: Path) -> dict[str, str]:
+async def entries(socket: Path, table: Path) -> dict[str, str]:
     """Return the map's keys and values."""
     found = {}
-    for line in (await worker.ask(f"show map {escape_path(table)}")).splitlines():
+    for line in (await ask(socket, f"show map {escape_path(table)}")).splitlines():
         # <reference> <key> <value>
         parts = line.split()
         if len(parts) != 3 or not parts[0].startswith("0x"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builderd.adapters.previews.haproxy.counters import parse, total
+from builderd.adapters.previews.haproxy.counters import parse
 from builderd.domain.previews import PreviewActivity
 
 ANSWER = """\
@@ -42,10 +42,3 @@ def test_empty_table_has_no_activity() -> None:
 
 def test_malformed_table_has_no_activity() -> None:
     assert parse("Can't find the target PID matching the prefix '@!17'\n") == {}
-
-
-def test_workers_are_added_up() -> None:
-    both = PreviewActivity(
-        23, 1644, 3495, open_connections=2, failures=1, requests_per_minute=10, idle_seconds=0.0, **ANSWERS
-    )
-    assert total([{"a": APP, "b": BUSY}, {"a": BUSY}, {}]) == {"a": both, "b": BUSY}

@@ -1,4 +1,4 @@
-"""The master's state of its workers, and the message for a proxy that does not start."""
+"""The command, and the message for a proxy that does not start."""
 
 from __future__ import annotations
 
@@ -8,23 +8,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
-from builderd.adapters.previews.haproxy.process import Processes, command, explain, host, parse_processes
-
-PROCESSES = """\
-#<PID>          <type>          <reloads>       <uptime>        <version>
-1162            master          5 [failed: 0]   0d00h02m07s     3.0.11
-# workers
-1271            worker          0               0d00h00m00s     3.0.11
-# old workers
-1233            worker          3               0d00h00m43s     3.0.11
-1244            worker          1               0d00h00m13s     3.0.11
-# programs
-
-"""
-
-
-def test_the_master_and_its_old_workers_are_known() -> None:
-    assert parse_processes(PROCESSES) == Processes(1162, (1233, 1244))
+from builderd.adapters.previews.haproxy.process import command, explain, host
 
 
 def test_haproxy_runs_as_master_and_worker_in_the_background() -> None:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, Worker
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
 
 TABLE = Path("/a b/routes.map")
 WORD = r"/a\ b/routes.map"
@@ -35,32 +35,30 @@ async def proxy(answer: Callable[[str], str]) -> AsyncIterator[tuple[Path, list[
             yield path, got
 
 
-async def test_missing_key_is_added_and_old_worker_gets_commands_through_the_master() -> None:
+async def test_missing_key_is_added() -> None:
     answers = {"set": "entry not found.\n\n", "add": "\n"}
-    async with proxy(lambda command: answers[command.split()[1]]) as (master, got):
-        await runtime_api.set_entry(Worker(master, 42), TABLE, "a.localhost", "v")
-    assert got == [
-        f"@!42 set map {WORD} a.localhost v\n",
-        f"@!42 add map {WORD} a.localhost v\n",
-    ]
+    async with proxy(lambda command: answers[command.split()[0]]) as (admin, got):
+        await runtime_api.set_entry(admin, TABLE, "a.localhost", "v")
+    assert got == [f"set map {WORD} a.localhost v\n", f"add map {WORD} a.localhost v\n"]
 
 
 @pytest.mark.parametrize("answer", ["Unknown map identifier. Please use #<id> or <file>.\n", "Out of memory error.\n"])
 async def test_a_refused_change_is_raised_in_its_own_words(answer: str) -> None:
     async with proxy(lambda command: answer) as (admin, _):
         for change in (
-            runtime_api.set_entry(Worker(admin), TABLE, "a", "v"),
-            runtime_api.delete_entry(Worker(admin), TABLE, "a"),
+            runtime_api.set_entry(admin, TABLE, "a", "v"),
+            runtime_api.delete_entry(admin, TABLE, "a"),
         ):
             with pytest.raises(CommandRefused, match=answer[:10]):
                 await change
 
 
 async def test_many_entries_are_changed_by_few_lines() -> None:
-    have = {"gone": "v", "same": "v", "changed": "old"}
+    have = "0x1 gone v\n0x2 same v\n0x3 changed old\n"
     wanted = {"same": "v", "changed": "new", **{f"{number}.localhost": "v" * 100 for number in range(300)}}
-    async with proxy(lambda command: "\n") as (admin, got):
-        await runtime_api.change_entries(Worker(admin), TABLE, have, wanted)
+    async with proxy(lambda command: have if command.startswith("show") else "\n") as (admin, got):
+        await runtime_api.sync_entries(admin, TABLE, wanted)
+    got.remove(f"show map {WORD}\n")
     assert len(got) < 12
     assert all(len(line) <= 2 * runtime_api.LINE_BYTES for line in got)
     commands = [command for line in got for command in line.strip().split("; ")]
@@ -69,25 +67,17 @@ async def test_many_entries_are_changed_by_few_lines() -> None:
     assert len(commands) == 2 + 300
 
 
-async def test_old_worker_gets_one_command_at_a_time() -> None:
-    async with proxy(lambda command: "\n") as (master, got):
-        await runtime_api.change_entries(Worker(master, 42), TABLE, {"a": "v"}, {"b": "v"})
-    assert got == [
-        f"@!42 del map {WORD} a\n",
-        f"@!42 add map {WORD} b v\n",
-    ]
-
-
 async def test_one_refused_command_among_many_is_raised() -> None:
-    async with proxy(lambda command: "Key not found.\n\nOut of memory error.\n\n") as (admin, _):
+    refusal = "Key not found.\n\nOut of memory error.\n\n"
+    async with proxy(lambda command: "\n" if command.startswith("show") else refusal) as (admin, _):
         with pytest.raises(CommandRefused, match="Out of memory"):
-            await runtime_api.change_entries(Worker(admin), TABLE, {}, {"a": "v", "b": "v"})
+            await runtime_api.sync_entries(admin, TABLE, {"a": "v", "b": "v"})
 
 
 async def test_malformed_entries_raise() -> None:
     async with proxy(lambda command: "Unknown map identifier.\n") as (admin, _):
         with pytest.raises(CommandRefused, match="Unknown map"):
-            await runtime_api.entries(Worker(admin), TABLE)
+            await runtime_api.entries(admin, TABLE)
 
 
 async def test_missing_proxy_is_reported(tmp_path: Path) -> None:

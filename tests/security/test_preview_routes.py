@@ -74,7 +74,7 @@ def test_proxy_files_contain_no_secret(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     proxy.visitor.get(host, f"/?service_token={TOKEN}")
     socket, table = proxy.directory / "admin.sock", proxy.directory / "routes.map"
-    assert TOKEN not in str(proxy.run(runtime_api.entries(runtime_api.Worker(socket), table)))
+    assert TOKEN not in str(proxy.run(runtime_api.entries(socket, table)))
     assert TOKEN not in table.read_text()
     for command in ("show table activity", "show info", "show errors", "show sess all"):
         assert TOKEN not in proxy.run(runtime_api.ask(socket, command))

@@ -19,7 +19,7 @@ class Timeouts:
     ``tunnel``: silence of a WebSocket; ``drain``: time that a reload leaves the replaced worker for open requests.
     """
 
-    connect: int = 2
+    connect: int = 30
     handshake: int = 10
     request: int = 15
     keep_alive: int = 75

@@ -202,7 +202,6 @@ class Visit:
     seconds: float
     fault: str = ""
     excerpt: str = ""
-    location: str = ""
 
 
 # The gate's checks

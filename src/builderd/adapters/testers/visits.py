@@ -9,8 +9,6 @@ from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-import httptools
-
 from builderd.domain.errors import machine_fault
 from builderd.domain.qa import Visit
 from builderd.ports.testers import Target
@@ -18,18 +16,22 @@ from builderd.ports.testers import Target
 #: So much of a body is read, and so long it is waited for once the head has come.
 EXCERPT_BYTES = 300
 BODY_SECONDS = 0.5
-#: The most that the proxy takes as an answer's head (tune.bufsize - tune.maxrewrite), and header lines of it.
-HEAD_BYTES, MAX_HEADERS = 15_360, 100
+#: The most that the proxy takes as an answer's head (tune.bufsize - tune.maxrewrite).
+HEAD_BYTES = 15_360
 #: The most that is read before the end of the last head, with all heads of status 1xx.
 ALL_HEADS_BYTES = 100_000
 READ_BYTES = 1 << 16
-MAX_LOCATION, MAX_FAULT, SHOWN_BYTES = 1000, 300, 20
+MAX_FAULT, SHOWN_BYTES = 300, 20
 #: The beginning of a client's connection of HTTP/2: its preface, and a SETTINGS frame without settings.
 PREFACE, EMPTY_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 #: Bytes of a frame's head: its length (3), type, flags and stream (4).
 FRAME_HEAD, SETTINGS = 9, 4
 _BEGIN, _END_OF_HEAD = b"HTTP/", re.compile(rb"\n\r?\n")
-_LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]+)[ \t]*\r?\n", re.IGNORECASE | re.MULTILINE)
+_STATUS = re.compile(rb"HTTP/\d\.\d +(\d{3})\b")
+_LENGTH = re.compile(rb"^content-length:[ \t]*(\d+)", re.IGNORECASE | re.MULTILINE)
+_IS_CHUNKED = re.compile(rb"^transfer-encoding:[ \t]*chunked", re.IGNORECASE | re.MULTILINE)
+#: The line before each chunk, and the last one, which has no bytes (RFC 9112, section 7.1).
+_CHUNK = re.compile(rb"(?:\A|\r\n)[0-9a-fA-F]+[^\r\n]*\r\n(?:\r\n)?")
 
 
 class _NoAnswer(Exception):
@@ -56,18 +58,6 @@ async def visit(target: Target, path: str, timeout_seconds: float) -> Visit:
         return Visit(None, time.monotonic() - begun, _fault(error))
 
 
-async def _get(target: Target, path: str, begun: float) -> Visit:
-    reader, writer = await _connect(target)
-    try:
-        writer.write(_request(target, path))
-        answer = await _read_answer(reader)
-        seconds = time.monotonic() - begun
-        excerpt = await _excerpt(answer, reader) if answer.status >= 400 else ""
-    finally:
-        writer.close()
-    return Visit(answer.status, seconds, "", excerpt, answer.location.decode("latin-1")[:MAX_LOCATION])
-
-
 async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     try:
         return await asyncio.open_connection(target.address.ip, target.address.port)
@@ -77,7 +67,8 @@ async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.Stream
         raise ConnectionRefusedError from error
 
 
-def _request(target: Target, path: str) -> bytes:
+async def _get(target: Target, path: str, begun: float) -> Visit:
+    reader, writer = await _connect(target)
     parts = urlsplit(target.url)
     lines = (
         f"GET {path} HTTP/1.1",
@@ -89,99 +80,36 @@ def _request(target: Target, path: str) -> bytes:
         "Accept-Encoding: identity",
         "Connection: close",
     )
-    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+    try:
+        writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode())
+        status, head, body = await _read_head(reader)
+        seconds = time.monotonic() - begun
+        excerpt = await _excerpt(head, body, reader) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
+    finally:
+        writer.close()
+    return Visit(status, seconds, "", excerpt)
 
 
-class _Answer:
-    """An answer whose whole head is known. It takes what the proxy takes, which serves the app's visitors."""
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
+    """Return the status and the head of the answer, and what has come of its body; skip heads of status 1xx.
 
-    def __init__(self, head: bytes) -> None:
-        """Parse the head. Raises ``_NoAnswer``."""
-        self._parser = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True,
-            lenient_chunked_length=True,
-            lenient_version=True,
-            lenient_optional_cr_before_lf=True,
-        )
-        self._headers = 0
-        self._encodings: list[bytes] = []
-        self.status = 0
-        self.location = b""
-        self.body = b""
-        self.is_over = False
-        try:
-            self._parser.feed_data(_without_repeated_length(head))
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self.status != HTTPStatus.SWITCHING_PROTOCOLS:
-                raise _no_http(str(error)) from error
-        self._check(head)
-
-    def _check(self, head: bytes) -> None:
-        """Refuse what the parser takes and the proxy does not."""
-        if self.status == HTTPStatus.SWITCHING_PROTOCOLS:
-            raise _no_http("it has status 101, and no other protocol was asked for")
-        if len(head) > HEAD_BYTES:
-            raise _long_head(HEAD_BYTES)
-        if self._headers > MAX_HEADERS:
-            raise _no_http(f"its head has more than {MAX_HEADERS} header lines")
-        if self._encodings not in ([], [b"chunked"]):
-            raise _no_http(f"its Transfer-Encoding is {_shown(b', '.join(self._encodings))}, not chunked")
-        if b"\0" in head:
-            raise _no_http("its head has a byte of zero")
-
-    def feed(self, data: bytes) -> None:
-        """Parse more of the body, which is only an excerpt for messages."""
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self.is_over = True
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.status:  # of a trailer, or of another answer
-            return
-        self._headers += 1
-        if name.lower() == b"location":
-            self.location = value
-        elif name.lower() == b"transfer-encoding":
-            self._encodings.append(value.strip().lower())
-
-    def on_headers_complete(self) -> None:
-        self.status = self.status or self._parser.get_status_code()
-
-    def on_body(self, data: bytes) -> None:
-        if not self.is_over:
-            self.body += data
-
-    def on_message_complete(self) -> None:
-        self.is_over = True
-
-
-def _without_repeated_length(head: bytes) -> bytes:
-    """Drop each Content-Length but the first, if all have the same value (RFC 9112, section 6.3)."""
-    found = list(_LENGTH.finditer(head))
-    if len({one[1] for one in found}) == 1:
-        for one in reversed(found[1:]):
-            head = head[: one.start()] + head[one.end() :]
-    return head
-
-
-async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
-    """Read to the end of the first head that is not of status 1xx. Raises ``_NoAnswer``."""
+    Raises ``_NoAnswer``.
+    """
     data, size, searched = b"", 0, 0
     while True:
         if not _BEGIN.startswith(data[: len(_BEGIN)]):
-            raise _no_http(f"it begins with {_shown(data)}")
-        if end := _END_OF_HEAD.search(data, max(searched - 2, 0)):
-            answer = _Answer(data[: end.end()])
-            data, searched = data[end.end() :], 0
-            if answer.status >= HTTPStatus.OK:
-                answer.feed(data)
-                return answer
+            raise _NoAnswer(f"what it sent is no HTTP answer: it begins with {_shown(data)}")
+        end = _END_OF_HEAD.search(data, max(searched - 2, 0))
+        if size > ALL_HEADS_BYTES or (end.end() if end else len(data)) > HEAD_BYTES:
+            most = ALL_HEADS_BYTES if size > ALL_HEADS_BYTES else HEAD_BYTES
+            raise _NoAnswer(f"its answer's head is longer than {most} bytes")
+        if end:
+            head, data, searched = data[: end.end()], data[end.end() :], 0
+            status = _status_of(head)
+            if status >= HTTPStatus.OK:
+                return status, head, data
             data = data.lstrip(b"\r\n")
             continue
-        if size > ALL_HEADS_BYTES or len(data) > HEAD_BYTES:
-            raise _long_head(ALL_HEADS_BYTES if size > ALL_HEADS_BYTES else HEAD_BYTES)
         searched = len(data)
         more = await reader.read(READ_BYTES)
         if not more:
@@ -191,24 +119,27 @@ async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
         data = data + more if data else more.lstrip(b"\r\n")
 
 
-def _no_http(why: str) -> _NoAnswer:
-    return _NoAnswer(f"what it sent is no HTTP answer: {why[:MAX_FAULT]}")
+def _status_of(head: bytes) -> int:
+    found = _STATUS.match(head)
+    if not found:
+        raise _NoAnswer(f"what it sent is no HTTP answer: it begins with {_shown(head)}")
+    status = int(found[1])
+    if status == HTTPStatus.SWITCHING_PROTOCOLS:
+        raise _NoAnswer("what it sent is no HTTP answer: it has status 101, and no other protocol was asked for")
+    return status
 
 
-def _long_head(most: int) -> _NoAnswer:
-    return _NoAnswer(f"its answer's head is longer than {most} bytes")
-
-
-def _shown(data: bytes) -> str:
-    return f'"{repr(data[:SHOWN_BYTES])[2:-1]}"'
-
-
-async def _excerpt(answer: _Answer, reader: asyncio.StreamReader) -> str:
+async def _excerpt(head: bytes, body: bytes, reader: asyncio.StreamReader) -> str:
+    """Return the beginning of the body."""
+    length = _LENGTH.search(head)
+    most = min(EXCERPT_BYTES, int(length[1][:9])) if length else EXCERPT_BYTES
     with suppress(TimeoutError, OSError):
         async with asyncio.timeout(BODY_SECONDS):
-            while len(answer.body) < EXCERPT_BYTES and not answer.is_over and (data := await reader.read(READ_BYTES)):
-                answer.feed(data)
-    return answer.body[:EXCERPT_BYTES].decode(errors="replace")
+            while len(body) < most and (data := await reader.read(READ_BYTES)):
+                body += data
+    if _IS_CHUNKED.search(head):
+        body = _CHUNK.sub(b"", body)
+    return body[:most].decode(errors="replace")
 
 
 async def _begin_http2(target: Target, begun: float) -> Visit:
@@ -226,6 +157,10 @@ async def _begin_http2(target: Target, begun: float) -> Visit:
         return Visit(HTTPStatus.OK, seconds)
     said = f"its answer begins with {_shown(head)}" if head else "it closed the connection"
     return Visit(None, seconds, f"it does not speak HTTP/2 without TLS ({said}), which protocol h2c asks for")
+
+
+def _shown(data: bytes) -> str:
+    return f'"{repr(data[:SHOWN_BYTES])[2:-1]}"'
 
 
 def _fault(error: Exception) -> str:

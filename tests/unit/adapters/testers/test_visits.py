@@ -84,83 +84,26 @@ async def app(
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "location", "excerpt"),
+    ("answer", "status", "excerpt"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "", ""),
-        (b"HTTP/1.0 200\r\n\r\nuntil the end", 200, "", ""),
-        (b"HTTP/1.1 302 Found\r\nLoCaTiOn: /caf\xe9\r\n\r\n", 302, "/caf\xe9", ""),
-        (b"HTTP/1.1 302 Found\r\nLocation: " + b"x" * 5000 + b"\r\n\r\n", 302, "x" * 1000, ""),
-        (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 204, "", ""),
-        (b"HTTP/1.1 103 A\r\nConnection: close\r\nLocation: /early\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", 200, "", ""),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 No\r\nLocation: /b\r\n\r\nno", 200, "", ""),
-        (b"HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\nwhyHTTP/1.1 500 No\r\n\r\nno", 404, "", "why"),
-        (b"HTTP/1.1 404 No\r\n\r\n\r\n\nwhy", 404, "", "\r\n\nwhy"),
-        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\n0\r\n\r\n", 500, "", "why"),
-        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\nzz\r\n", 500, "", "why"),
-        (b"HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n" + b"a" * 900, 500, "", "a" * 300),
-        (b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\ncut", 404, "", "cut"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, ""),
+        (b"HTTP/1.0 200\r\n\r\nuntil the end", 200, ""),
+        (b"\r\nHTTP/1.2 302 OK\nA: b\r\nLocation: /in\r\n\nok", 302, ""),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 204, ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 No\r\n\r\nno", 200, ""),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\nwhyHTTP/1.1 500 No\r\n\r\nno", 500, "why"),
+        (b"HTTP/1.1 500 No\r\n\r\n\r\n\nwhy", 500, "\r\n\nwhy"),
+        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nwhy\r\n1\r\n!\r\n0\r\n\r\n", 500, "why!"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 900\r\n\r\n" + b"a" * 900, 500, "a" * 300),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\ncut", 500, "cut"),
     ],
 )
 @pytest.mark.parametrize("piece", [1 << 20, 1])
-async def test_answer_is_read_in_whatever_pieces_it_comes(
-    answer: bytes, status: int, location: str, excerpt: str, piece: int
-) -> None:
+async def test_answer_is_read_in_whatever_pieces_it_comes(answer: bytes, status: int, excerpt: str, piece: int) -> None:
     pieces = [answer[at : at + piece] for at in range(0, len(answer), piece)]
     async with app(pieces) as target:
         found = await visit(target, "/", 5)
-    assert (found.status, found.fault, found.location, found.excerpt) == (status, "", location, excerpt)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(b"HTTP/1.1 302 OK\nLocation: /in\nContent-Length: 2\n\nok", id="line ends without CR"),
-        pytest.param(b"HTTP/1.1 302 OK\r\nA: b\nLocation: /in\nContent-Length: 2\r\n\nok", id="mixed line ends"),
-        pytest.param(
-            b"HTTP/1.1 302 OK\r\nContent-Length: 2\r\nLocation: /in\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            id="a length beside chunks",
-        ),
-        pytest.param(
-            b"HTTP/1.1 302 OK\r\nContent-Length: 2\r\nLocation: /in\r\ncontent-length:2 \r\n\r\nok", id="a length twice"
-        ),
-        pytest.param(b"HTTP/1.1 302 OK\r\nA: b\r\n c\r\nLocation: /in\r\n\r\nok", id="a folded header"),
-        pytest.param(b"HTTP/1.1 302 OK\r\nA: b\x01c\r\nLocation: /in\r\n\r\nok", id="a control character"),
-        pytest.param(b"HTTP/1.2 302 OK\r\nLocation: /in\r\n\r\nok", id="version 1.2"),
-        pytest.param(b"\r\nHTTP/1.1 302 OK\r\nLocation: /in\r\n\r\nok", id="an empty line first"),
-        pytest.param(
-            b"HTTP/1.1 302 OK\r\nLocation: /in\r\n" + b"".join(b"A-%d: b\r\n" % one for one in range(99)) + b"\r\n",
-            id="as many lines as the proxy takes",
-        ),
-    ],
-)
-@pytest.mark.parametrize("piece", [1 << 20, 1])
-async def test_answer_that_the_proxy_serves_is_an_answer(answer: bytes, piece: int) -> None:
-    """HAProxy 3.0.11 passes each of these on."""
-    async with app([answer[at : at + piece] for at in range(0, len(answer), piece)]) as target:
-        found = await visit(target, "/", 5)
-    assert (found.status, found.fault, found.location) == (302, "", "/in")
-
-
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n\0\0", "status 101"),
-        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "status 101"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok", 'its Transfer-Encoding is "gzip", not chunked'),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", '"chunked, chunked"'),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "Duplicate Content-Length"),
-        (b"RTSP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 'it begins with "RTSP/1.0 200 OK'),
-        (b"HTTP/1.1 200 OK\r\nA: b\0c\r\n\r\n", "a byte of zero"),
-        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n", "more than 100 header lines"),
-        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * HEAD_BYTES + b"\r\n\r\n", f"head is longer than {HEAD_BYTES} bytes"),
-    ],
-)
-@pytest.mark.parametrize("piece", [1 << 20, 1000])
-async def test_answer_that_the_proxy_refuses_is_none(answer: bytes, fault: str, piece: int) -> None:
-    """HAProxy 3.0.11 answers a visitor with 502 instead of each of these."""
-    async with app([answer[at : at + piece] for at in range(0, len(answer), piece)]) as target:
-        found = await visit(target, "/", 5)
-    assert (found.status, fault in found.fault) == (None, True), found.fault
+    assert (found.status, found.fault, found.excerpt) == (status, "", excerpt)
 
 
 async def test_first_line_of_another_protocol_is_no_http_answer() -> None:
@@ -176,7 +119,8 @@ async def test_first_line_of_another_protocol_is_no_http_answer() -> None:
         (b"", "the connection ended without an HTTP answer"),
         (b"HTTP/1.1 200 OK\r\nContent-Le", "(it ended before the end of a head)"),
         (b"\x1b[31m", r'what it sent is no HTTP answer: it begins with "\x1b[31m"'),
-        (b"HTTP/1.1 two hundred\r\n\r\n", "what it sent is no HTTP answer: Invalid status code"),
+        (b"HTTP/1.1 two hundred\r\n\r\n", "what it sent is no HTTP answer"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n\0\0", "status 101"),
         (b"HTTP/1.1 100 Continue\r\n\r\n", "(it ended before the end of a head)"),
     ],
 )

@@ -20,9 +20,8 @@ from tests.gate import bundle_of
 from builderd.adapters.scanners.tripwire.scanner import (
     MAX_HITS,
     RETRIES,
-    Toolbox,
+    Broken,
     TripwireScanner,
-    Unbelievable,
     find_toolbox,
     read_answer,
 )
@@ -115,11 +114,8 @@ def test_worker_can_start_scanner_programs(outcomes: dict[str, Any]) -> None:
 def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS, bundle: Bundle = BUNDLE) -> Scan:
     """Return the scan of a scanner whose ruff is another program."""
 
-    def find() -> Toolbox:
-        return find_toolbox(None, ruff=ruff)
-
     async def scan() -> Scan:
-        scanner = TripwireScanner(find)
+        scanner = TripwireScanner(lambda: find_toolbox(None, ruff=ruff))
         try:
             return await scanner.scan(bundle, limits)
         finally:
@@ -339,8 +335,8 @@ def changed(**parts: Any) -> bytes:
     ],
 )
 def test_malformed_worker_answer_is_a_failure(answer: bytes) -> None:
-    with pytest.raises(Unbelievable):
-        read_answer(answer, BUNDLE)
+    with pytest.raises(Broken):
+        read_answer(answer, BUNDLE, {})
 
 
 def test_oversized_worker_answer_is_truncated() -> None:
@@ -348,23 +344,22 @@ def test_oversized_worker_answer_is_truncated() -> None:
     answer = changed(
         hits=[{**HIT, "text": "x" * 5_000}], hooks=["nowhere"], references={"other.py": refers, "app.py": refers}
     )
-    seen, _ = read_answer(answer, BUNDLE)
+    seen = read_answer(answer, BUNDLE, {})
     assert len(seen.hits[0].text) == 1_000
     assert (seen.hooks, list(seen.references)) == ((), ["app.py"])
     assert not seen.references["app.py"].anything
 
 
 def test_too_many_hits_are_a_failure() -> None:
-    seen, _ = read_answer(changed(hits=[HIT] * (MAX_HITS + 1)), BUNDLE)
+    seen = read_answer(changed(hits=[HIT] * (MAX_HITS + 1)), BUNDLE, {})
     assert seen.failure is not None
     assert str(MAX_HITS) in seen.failure
-    seen, _ = read_answer(changed(hits=[HIT] * MAX_HITS), BUNDLE)
+    seen = read_answer(changed(hits=[HIT] * MAX_HITS), BUNDLE, {})
     assert seen.failure is None
 
 
 def test_every_scanner_failure_is_kept() -> None:
-    seen, _ = read_answer(changed(failures=["a", "b"]), BUNDLE)
+    seen = read_answer(changed(failures=["a", "b"]), BUNDLE, {})
     assert seen.failure == "a; b"
-    policy = make_review_policy(Settings())
-    found = assess(BUNDLE, "", Scan((), {}, (), {}, failure=seen.failure), policy)
+    found = assess(BUNDLE, "", seen, make_review_policy(Settings()))
     assert [finding.rule for finding in found] == ["SAN-scanner"]

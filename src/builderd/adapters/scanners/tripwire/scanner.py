@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import platform
-import selectors
+import select
 import socket
 import subprocess
 import sys
@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from builderd.adapters.scanners.tripwire.analysis import Tools
 from builderd.adapters.scanners.tripwire.worker import (
@@ -33,9 +33,9 @@ from builderd.adapters.scanners.tripwire.worker import (
     TOOL_LATE,
     UNCONFINED,
 )
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, BundleFile
 from builderd.domain.errors import helper_died, machine_fault
-from builderd.domain.reviews import MB, Hit, ReviewLimits
+from builderd.domain.reviews import Hit, ReviewLimits
 from builderd.domain.sources import Kind, References, select_files
 from builderd.ports.scanners import NOTHING_RUN, Scan
 
@@ -48,8 +48,6 @@ START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
 MAX_ANSWER = 16 << 20
 MAX_SCANS = 4
-#: Of these, scans of bundles with 1 MB of code or more, which take up to three times as long.
-MAX_LARGE_SCANS = 2
 _SIGXCPU, _SIGKILL = 24, 9
 #: A scan whose process is killed is begun again so many times.
 RETRIES = 1
@@ -58,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 class Broken(Exception):
-    """The scan has no result because of its input; the message says why."""
+    """The scan has no result because of its input, or its answer is malformed; the message says why."""
 
 
 class Died(Exception):
@@ -77,8 +75,6 @@ class TripwireScanner:
         self._worker: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._starting = threading.Lock()
-        self._limit = asyncio.Semaphore(MAX_SCANS)
-        self._large_limit = asyncio.Semaphore(MAX_LARGE_SCANS)
         #: Its own: a scan may take minutes, and all other work shares the few threads of the event loop.
         self._threads = ThreadPoolExecutor(MAX_SCANS, "reviews")
 
@@ -98,16 +94,7 @@ class TripwireScanner:
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
-        is_large = await _reads_much(bundle, limits, run)
-        with ExitStack() as places:
-            for limit in (self._large_limit, self._limit) if is_large else (self._limit,):
-                await limit.acquire()
-                places.callback(limit.release)
-            running = asyncio.get_running_loop().run_in_executor(self._threads, self._scan, bundle, limits, run)
-            held = places.pop_all()
-            # Held until the thread is done, also when the caller is cancelled.
-            running.add_done_callback(lambda _: held.close())
-        return await asyncio.shield(running)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._scan, bundle, limits, run)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -120,41 +107,40 @@ class TripwireScanner:
             return self._control
 
     def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
+        versions = self._toolbox.versions
         try:
-            packed = pack_sources(bundle, limits, run)
-            answer, skipped = read_answer(self._ask_with_retry(packed, limits), bundle)
-        except (Broken, Unbelievable) as error:
-            return Scan((), {}, (), self._toolbox.versions, failure=str(error))
+            read = select_files(bundle.files, limits, run).read
+            content = pack_sources(bundle, read)
+            limits = limits.for_size(sum(file.size for file, _ in read))
+            for retries_left in reversed(range(1 + RETRIES)):
+                try:
+                    return read_answer(self._ask(content, limits), bundle, versions)
+                except Died as error:
+                    if not retries_left:
+                        raise
+                    log.warning("review scanner died, retrying error=%s", error)
+        except Broken as error:
+            return Scan((), {}, (), versions, failure=str(error))
         except (Died, Late, OSError) as error:
             log.warning("review scanner failed error=%s", error)
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
-        left_out = dict.fromkeys(skipped, "not on this machine, so left out")
-        return Scan(
-            answer.hits, answer.references, answer.hooks, {**self._toolbox.versions, **left_out}, answer.failure
-        )
+        raise AssertionError("unreachable")
 
-    def _ask_with_retry(self, packed: Packed, limits: ReviewLimits) -> bytes:
-        """The worker's answer, of another worker where one was killed. Raises as ``_ask``."""
-        for _ in range(RETRIES):
-            try:
-                return self._ask(packed, limits)
-            except Died as error:
-                log.warning("review scanner died, retrying error=%s", error)
-        return self._ask(packed, limits)
-
-    def _ask(self, packed: Packed, limits: ReviewLimits) -> bytes:
-        """The worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
-        limits = limits.for_size(packed.read_bytes)
-        files = _memory(packed.content)
-        report, child_report = os.pipe2(os.O_CLOEXEC)
-        ended, child_ended = os.pipe2(os.O_CLOEXEC)
+    def _ask(self, content: bytes, limits: ReviewLimits) -> bytes:
+        """Return the worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
+        control = self._warm()
+        deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
+        (report, child_report), (ended, child_ended) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                control = self._send(json.dumps(asdict(limits)).encode(), [files, child_report, child_ended])
+                with os.fdopen(os.memfd_create("review", os.MFD_CLOEXEC), "wb") as files:
+                    files.write(content)
+                    files.flush()
+                    self._send(control, limits, [files.fileno(), child_report, child_ended])
             finally:
-                for descriptor in (files, child_report, child_ended):
-                    os.close(descriptor)
-            answer, end = _read_both(report, ended, limits.wall_seconds + GRACE_SECONDS)
+                os.close(child_report)
+                os.close(child_ended)
+            answer, end = _read_all(report, deadline), _read_all(ended, deadline)
         except TimeoutError:
             # It is the worker who ends what is late, and says so: this one hangs.
             self._end(control)
@@ -162,35 +148,26 @@ class TripwireScanner:
         finally:
             os.close(report)
             os.close(ended)
-        _check_end(end, limits)
+        if not end:
+            self._end(control)
+            raise Died("was killed")
+        _check_end(json.loads(end), limits)
         return answer
 
-    def _send(self, packet: bytes, descriptors: list[int]) -> socket.socket:
-        """The worker's socket, over which it was sent. One that was killed is replaced."""
-        for attempt in (1, 2):
-            control = self._warm()
-            try:
-                socket.send_fds(control, [packet], descriptors)
-            except OSError as error:
-                self._end(control)
-                if attempt == 2:
-                    raise Died("does not answer") from error
-            else:
-                return control
-        raise AssertionError("unreachable")
+    def _send(self, control: socket.socket, limits: ReviewLimits, descriptors: list[int]) -> None:
+        try:
+            socket.send_fds(control, [json.dumps(asdict(limits)).encode()], descriptors)
+        except OSError as error:
+            self._end(control)
+            raise Died("does not answer") from error
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._worker = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-s",
-                    "-P",
-                    "-m",
-                    _MODULE,
-                    str(theirs.fileno()),
-                    json.dumps(asdict(self._toolbox.tools)),
+                    *(sys.executable, "-s", "-P", "-m", _MODULE),
+                    *(str(theirs.fileno()), json.dumps(asdict(self._toolbox.tools))),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -226,65 +203,29 @@ class TripwireScanner:
                 worker.wait()
 
 
-async def _reads_much(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> bool:
-    """Return True if a review reads 1 MB or more of the bundle, which has more time for it."""
-    if sum(file.size for file in bundle.files) < MB:
-        return False
-    read = (await asyncio.to_thread(select_files, bundle.files, limits, run)).read
-    return sum(file.size for file, _ in read) >= MB
-
-
-class Packed(NamedTuple):
-    """Files of a review, ``read_bytes`` in sum."""
-
-    content: bytes
-    read_bytes: int
-
-
-def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Packed:
+def pack_sources(bundle: Bundle, read: Sequence[tuple[BundleFile, Kind]]) -> bytes:
     """Pack files for a worker: an 8-byte length, a JSON header with paths and sizes, then the contents.
 
     Data files and files over a limit are left out: the service judges those itself.
     """
-    read = select_files(bundle.files, limits, run).read
     files = [(file.path, kind.value, file.size) for file, kind in read]
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
-    content = b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
-    return Packed(content, sum(file.size for file, _ in read))
+    return b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
 
 
-def _memory(content: bytes) -> int:
-    descriptor = os.memfd_create("review", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _read_both(report: int, ended: int, seconds: float) -> tuple[bytes, Any]:
-    """The answer, and how the child ended; raises ``TimeoutError``, ``Broken`` or ``Died``."""
-    deadline = time.monotonic() + seconds
-    read: dict[int, bytearray] = {report: bytearray(), ended: bytearray()}
-    with selectors.DefaultSelector() as selector:
-        for descriptor in read:
-            selector.register(descriptor, selectors.EVENT_READ)
-        while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            for key, _ in ready:
-                part = os.read(key.fd, 1 << 16)
-                read[key.fd] += part
-                if not part:
-                    selector.unregister(key.fd)
-                if len(read[key.fd]) > MAX_ANSWER:
-                    raise Broken("the scanner's answer is too long to be believed")
-    if not read[ended]:
-        raise Died("was killed")
-    return bytes(read[report]), json.loads(read[ended])
+def _read_all(pipe: int, deadline: float) -> bytes:
+    """Read to the end. Raises ``TimeoutError`` at the deadline, ``Broken`` for too much."""
+    content = bytearray()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        part = os.read(pipe, 1 << 16)
+        if not part:
+            return bytes(content)
+        content += part
+        if len(content) > MAX_ANSWER:
+            raise Broken("the scanner's answer is too long to be believed")
+    raise TimeoutError
 
 
 def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
@@ -311,19 +252,8 @@ MAX_HITS = 20_000
 MAX_TEXT = 1_000
 
 
-class Unbelievable(Exception):
-    """The answer is malformed."""
-
-
-class ScanResult(NamedTuple):
-    hits: tuple[Hit, ...]
-    references: Mapping[str, References]
-    hooks: tuple[str, ...]
-    failure: str | None
-
-
-def read_answer(content: bytes, bundle: Bundle) -> tuple[ScanResult, Sequence[str]]:
-    """Parse the findings and the names of missing tools. Raises ``Unbelievable``."""
+def read_answer(content: bytes, bundle: Bundle, versions: Mapping[str, str]) -> Scan:
+    """Parse the worker's answer, which is not trusted. Raises ``Broken``."""
     paths = {file.path for file in bundle.files}
     try:
         answer = json.loads(content)
@@ -334,10 +264,10 @@ def read_answer(content: bytes, bundle: Bundle) -> tuple[ScanResult, Sequence[st
         failures = [_text(failure) for failure in answer["failures"]]
         if len(reported) > MAX_HITS:
             failures.append(f"the scanner found {len(reported)} things, of which {MAX_HITS} can be judged")
-        skipped = [_text(name) for name in answer["skipped"]]
+        left_out = {_text(name): "not on this machine, so left out" for name in answer["skipped"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Unbelievable("the scanner gave no answer that can be read") from error
-    return ScanResult(hits, references, hooks, "; ".join(failures) or None), skipped
+        raise Broken("the scanner gave no answer that can be read") from error
+    return Scan(hits, references, hooks, {**versions, **left_out}, "; ".join(failures) or None)
 
 
 def _hit(entry: Mapping[str, Any], paths: set[str]) -> Hit:
@@ -381,50 +311,35 @@ def find_toolbox(target: Path | None, node: Path | None = None, ruff: Path | Non
     Without one, this process's Python does, and the given ``node``, if any.
     """
     ruff = ruff or Path(sys.executable).with_name("ruff")
-    binds = [(prefix, prefix) for prefix in _prefixes(node)]
+    # Folders of programs that do not lie in /usr, which is there anyway.
+    prefixes = sorted({sys.base_prefix, *((str(node.parent),) if node else ())})
+    binds = [(prefix, prefix) for prefix in prefixes if not Path(prefix).is_relative_to("/usr")]
     if ruff.is_file():
         binds.append((str(ruff), RUFF))
-    python = OWN_PYTHON
+    python, other = OWN_PYTHON, None
     script: tuple[str, ...] | None = (str(node),) if node else None
+    versions = dict(RULE_VERSIONS)
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not on this machine, so left out"
     if target is not None:
         # Debian's Node.js reads a part of itself from there; nothing else of the worker reads anything there.
         binds += [(str(target), TARGET), (str(target / "usr/share"), "/usr/share")]
-        python = _python_of(target) or OWN_PYTHON
+        with suppress(OSError):
+            python = str((target / "usr/bin/python3").readlink()).removeprefix("python")
+        if python != OWN_PYTHON:
+            other = _foreign(target, f"usr/bin/python{python}")
         script = _foreign(target, "usr/bin/node") or script
-    other = None if python == OWN_PYTHON or target is None else _foreign(target, f"usr/bin/python{python}")
+        versions["base"] = target.parent.name
     tools = Tools(RUFF if ruff.is_file() else None, script, other, tuple(binds))
-    return Toolbox(tools, _versions(python, target))
-
-
-def _prefixes(node: Path | None) -> list[str]:
-    """Folders of programs that do not lie in /usr, which is there anyway."""
-    wanted = {sys.base_prefix, *((str(node.parent),) if node else ())}
-    return sorted(prefix for prefix in wanted if not Path(prefix).is_relative_to("/usr"))
-
-
-def _python_of(target: Path) -> str | None:
-    """``3.13``: what the target's ``python3`` leads to."""
-    try:
-        return str((target / "usr/bin/python3").readlink()).removeprefix("python")
-    except OSError:
-        return None
+    return Toolbox(tools, {"python": python, **versions})
 
 
 def _foreign(target: Path, program: str) -> tuple[str, ...] | None:
-    """A program of another root file system, run by the loader and with the libraries of that one."""
+    """Return the command of a program of another root file system, run by the loader and the libraries of that one."""
     loader, triplet = LOADERS[platform.machine()], f"{platform.machine()}-linux-gnu"
     if not (target / program).exists():
         return None
     return (f"{TARGET}/usr/{loader}", "--library-path", f"{TARGET}/usr/lib/{triplet}", f"{TARGET}/{program}")
-
-
-def _versions(python: str, target: Path | None) -> Mapping[str, str]:
-    found = {"python": python, **RULE_VERSIONS}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not on this machine, so left out"
-    if target is not None:
-        found["base"] = target.parent.name
-    return found

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from builderd.adapters.scanners.tripwire.analysis import Analyser, ToolKilled, ToolLate, Tools
@@ -42,22 +43,22 @@ class Server:
         self._proc = proc
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
-        #: By pid: its deadline and where to tell its end.
+        #: By pid: its deadline and the pipe for its exit status.
         self._children: dict[int, tuple[float, int]] = {}
 
     def serve(self) -> None:
         """Serve reviews until the service closes its end."""
         while True:
-            for key, _ in self._selector.select(self._select_timeout()):
+            deadlines = [deadline for deadline, _ in self._children.values()]
+            timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+            for key, _ in self._selector.select(timeout):
                 if key.fileobj is not self._control:
                     self._reap(key.data, key.fd)
                 elif not self._receive():
                     return
-            self._kill_late()
-
-    def _select_timeout(self) -> float | None:
-        deadlines = [deadline for deadline, _ in self._children.values()]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+            for pid, (deadline, _) in self._children.items():
+                if deadline <= time.monotonic():
+                    os.kill(pid, signal.SIGKILL)
 
     def _receive(self) -> bool:
         packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 3)
@@ -74,23 +75,14 @@ class Server:
         self._children[pid] = (time.monotonic() + limits["wall_seconds"], ended)
         return True
 
-    def _kill_late(self) -> None:
-        for pid, (deadline, _) in self._children.items():
-            if deadline <= time.monotonic():
-                os.kill(pid, signal.SIGKILL)
-
     def _reap(self, pid: int, pidfd: int) -> None:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
         deadline, ended = self._children.pop(pid)
-        late = deadline <= time.monotonic()
-        try:
-            os.write(ended, json.dumps({"status": os.waitstatus_to_exitcode(status), "late": late}).encode())
-        except BrokenPipeError:
-            pass  # its caller waits no longer
-        finally:
-            os.close(ended)
+        end = {"status": os.waitstatus_to_exitcode(status), "late": deadline <= time.monotonic()}
+        with os.fdopen(ended, "wb", buffering=0) as pipe, suppress(BrokenPipeError):  # where its caller waits no longer
+            pipe.write(json.dumps(end).encode())
 
     def _become_child(self, limits: Mapping[str, Any], files: int, report_pipe: int) -> None:
         """Review in a child of a pid namespace; never return.
@@ -98,7 +90,9 @@ class Server:
         The first child ends the namespace when it ends; the second one reads the files.
         """
         try:
-            self._close_all_but(files, report_pipe)
+            for descriptor in set(range(3, MAX_DESCRIPTORS)) - {files, report_pipe, self._proc}:
+                with suppress(OSError):
+                    os.close(descriptor)
             confinement.new_job(self._proc)
             os.close(self._proc)
             pid = os.fork()
@@ -118,14 +112,6 @@ class Server:
         finally:
             os._exit(UNCONFINED)
 
-    def _close_all_but(self, *kept: int) -> None:
-        for descriptor in range(3, MAX_DESCRIPTORS):
-            if descriptor not in (*kept, self._proc):
-                try:
-                    os.close(descriptor)
-                except OSError:
-                    continue
-
     def _review(self, limits: Mapping[str, Any], files: int, report_pipe: int) -> None:
         """Review the files and exit; never return."""
         code = UNCONFINED
@@ -135,7 +121,8 @@ class Server:
             lock_down(make_limits(int(limits["memory_bytes"]), int(limits["cpu_seconds"])))
             code = FAILED
             seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
-            _write_all(report_pipe, json.dumps(seen).encode())
+            with os.fdopen(report_pipe, "wb") as report:
+                report.write(json.dumps(seen).encode())
             code = 0
         except BaseException as error:
             # A thread that gets no stack is a RuntimeError.
@@ -167,11 +154,6 @@ def read_sources(descriptor: int) -> tuple[list[Source], list[str]]:
             sources.append(Source(path, kind, whole[at : at + size]))
             at += size
     return sources, header["paths"]
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 def _log(text: str) -> None:

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from . import places
-from .effects import Effects, argument, commands_of
 from .evaluation import PASSES, normal
+from .flow import Call, Flow, commands_of
 from .program import Scope
 from .values import NOTHING, UNKNOWN, Trace, Value, carried, merge
 
@@ -38,7 +38,7 @@ def follow(trees: Mapping[str, ast.Module], passes: int = PASSES) -> Flows:
     return Flows(sorted(flow.hits()), sorted(flow.commands()))
 
 
-class FlowRules(Effects):
+class FlowRules(Flow):
     """Judges the calls."""
 
     def hits(self) -> set[FlowHit]:
@@ -76,47 +76,45 @@ class FlowRules(Effects):
                 found |= {(scope.path, node.lineno, text) for text in commands_of(value) if value.built}
         return found
 
-    def _judge(self, scope: Scope, call: ast.Call) -> Iterator[tuple[str, Trace]]:
-        names = [*dict.fromkeys(self.names_of(scope, call))]
-        method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-        owner = self.of(scope, call.func.value) if isinstance(call.func, ast.Attribute) else NOTHING
-        given = self.arguments(scope, call)
-        known, whole = set(names), merge(*given)
-        if known & places.EVALUATORS or method == "_compile":
-            yield from self._judge_evaluation(scope, call, known, given)
-        if known & places.DESERIALIZERS and whole.has(places.FETCHED, places.RECEIVED):
+    def _judge(self, scope: Scope, node: ast.Call) -> Iterator[tuple[str, Trace]]:
+        call = self.read_call(scope, node)
+        names, method, given = set(call.names), call.method, call.given
+        whole = merge(*given)
+        if names & places.EVALUATORS or method == "_compile":
+            yield from self._judge_evaluation(call)
+        if names & places.DESERIALIZERS and whole.has(places.FETCHED, places.RECEIVED):
             yield "RSK-fetched-deserialized", _trace(whole, places.FETCHED, places.RECEIVED)
-        if known & places.PROCESSES and given:
-            yield from self._judge_process(scope, call, given)
-            yield from self._judge_shell(scope, call, known)
-        if call.args:
-            yield from _judge_first(call.args[0], given[0], known, method)
-        if any(places.RESOLVERS.match(name) for name in names):
-            yield from _judge_lookup(given[0] if given else NOTHING)
+        if names & places.PROCESSES and given:
+            yield from self._judge_process(call)
+            yield from self._judge_shell(call)
+        if node.args:
+            yield from _judge_first(call)
+        if given and any(places.RESOLVERS.match(name) for name in names):
+            yield from _judge_lookup(given[0])
         sends = any(places.SENDERS.match(name) or places.STREAMS.search(name) for name in names)
         if sends or method in places.SEND_METHODS:
             # Not the arguments by which a request is signed or its connection made.
-            keywords = [one.value for one in call.keywords if one.arg not in _OF_CONNECTION]
-            sent = merge(*(self.of(scope, one) for one in (*call.args, *keywords)))
-            yield from _judge_sending(merge(sent, carried(owner)) if method in ("write", "end") else sent)
+            keywords = [one.value for one in node.keywords if one.arg not in _OF_CONNECTION]
+            sent = merge(*(self.of(scope, one) for one in (*node.args, *keywords)))
+            yield from _judge_sending(merge(sent, carried(call.owner)) if method in ("write", "end") else sent)
             if sent.has(places.KEY) and any(places.SENDERS.match(name) for name in names):
                 yield "RSK-key-sent", _trace(sent, places.KEY)
-        if _replaces_address(known, method, given):
+        if _replaces_address(call):
             yield "MAL-address-replaced", ()
-        yield from self._judge_writing(scope, call, names, method, owner, given)
+        yield from self._judge_writing(call)
 
     def names_of(self, scope: Scope, call: ast.Call) -> Iterator[str]:
         yield from (normal(name) for name in self.of(scope, call.func).names)
 
-    def _judge_evaluation(
-        self, scope: Scope, call: ast.Call, names: set[str], given: Sequence[Value]
-    ) -> Iterator[tuple[str, Trace]]:
+    def _judge_evaluation(self, call: Call) -> Iterator[tuple[str, Trace]]:
+        names, given = set(call.names), call.given
         code = merge(*given)
         if names & places.ONLY_TEXT and (not given or given[0].functions):
             return
         loaders = ("run_path", "file_location", "CDLL", "LoadLibrary", "WinDLL", "dlopen")
         if given and any(name.endswith(loaders) for name in names):
-            keys = [key for arg, one in zip(call.args, given, strict=False) for key in self._keys(scope, arg, one)]
+            named = zip(call.node.args, given, strict=False)
+            keys = [key for argument, one in named for key in self._keys(call.scope, argument, one)]
             code = merge(*(self._files.get(key, NOTHING) for key in keys))
         rules = {
             places.FETCHED: "MAL-fetched-executed",
@@ -129,11 +127,15 @@ class FlowRules(Effects):
             del rules[places.DOCUMENT]  # sound apps evaluate a line of a list as an expression
         yield from _first_of(code, rules)
 
-    def _judge_process(self, scope: Scope, call: ast.Call, given: Sequence[Value]) -> Iterator[tuple[str, Trace]]:
-        first = given[0]
-        commands = [*commands_of(first), *_spelled(first, given)]
+    def _judge_process(self, call: Call) -> Iterator[tuple[str, Trace]]:
+        first = call.given[0]
+        # Of ``spawn("sh", ["-c", "…"])`` the arguments are a list of their own.
+        lists = [one for value in call.given[1:2] for one in value.consts if isinstance(one, tuple)]
+        programs = [one for one in first.consts if isinstance(one, str)]
+        spelled = [" ".join((program, *map(str, words))) for program in programs for words in lists]
+        commands = [*commands_of(first), *spelled]
         rules = {places.FETCHED: "MAL-fetched-executed", places.DECODED: "MAL-decoded-executed"}
-        yield from _first_of(self._program_of(scope, call, first), rules)
+        yield from _first_of(self._program_of(call), rules)
         for key in list(self._files):
             named = len(key) > 3 or key.endswith("/")
             if named and self._files[key].has(places.FETCHED) and any(_runs(key, text) for text in commands):
@@ -141,33 +143,33 @@ class FlowRules(Effects):
         if any(places.SENDS.search(text) for text in commands) and first.has(*_OUT):
             yield "MAL-secrets-sent", _trace(first, *_OUT)
         for text in commands:
-            yield from _judge_command(text, first, merge(*given))
+            yield from _judge_command(text, first, merge(*call.given))
             yield from self._judge_unpacking(text)
-            if places.DESTROYS.search(text) and not _has_folder(call) and not places.GOES_TO_A_FOLDER.search(text):
+            if places.DESTROYS.search(text) and not _has_folder(call.node) and not places.GOES_TO_A_FOLDER.search(text):
                 yield "MAL-destroys", ()
-        composed = isinstance(argument(call), ast.JoinedStr | ast.BinOp | ast.List | ast.Tuple)
+        composed = isinstance(call.argument(), ast.JoinedStr | ast.BinOp | ast.List | ast.Tuple)
         if not composed and not any(UNKNOWN in text for text in commands):
             for kind, rule in ((places.RECEIVED, "MAL-remote-commands"), (places.FETCHED, "MAL-fetched-executed")):
                 if first.has(kind):
                     yield rule, _trace(first, kind)
 
-    def _judge_shell(self, scope: Scope, call: ast.Call, names: set[str]) -> Iterator[tuple[str, Trace]]:
+    def _judge_shell(self, call: Call) -> Iterator[tuple[str, Trace]]:
         """Judge data in a command, for a shell where that matters, and a shell that has a connection's descriptors."""
-        if not call.args:
+        command, called, keywords = call.argument(), self._lines[call.scope.path], call.node.keywords
+        if command is None:
             return
-        command, called = call.args[0], self._lines[scope.path]
         words = command.elts if isinstance(command, ast.List | ast.Tuple) else []
         # Of a list the program, its option and its script.
-        data = merge(*(self.of(scope, one) for one in (words[:3] or [command])))
+        data = merge(*(self.of(call.scope, one) for one in (words[:3] or [command])))
         opens_socket = not _SOCKETS.isdisjoint(called)
         if data.has(places.RECEIVED) and opens_socket:
             yield "MAL-remote-commands", _trace(data, places.RECEIVED)
-        piped = [one.value for one in call.keywords if one.arg in ("stdin", "stdout", "stderr")]
+        piped = [one.value for one in keywords if one.arg in ("stdin", "stdout", "stderr")]
         handed = any(getattr(getattr(one, "func", None), "attr", "") == "fileno" for one in piped)
         if handed and opens_socket and ".connect" in called:
             yield "MAL-reverse-shell", ()
-        names_shell = any(one.arg == "shell" and getattr(one.value, "value", True) for one in call.keywords)
-        if not (names & places.SHELLS or names_shell or _starts_interpreter(words)):
+        names_shell = any(one.arg == "shell" and getattr(one.value, "value", True) for one in keywords)
+        if not (set(call.names) & places.SHELLS or names_shell or _starts_interpreter(words)):
             return
         fetched = "RSK-fetched-in-command" if isinstance(command, ast.JoinedStr | ast.BinOp) else "MAL-fetched-executed"
         rules = (
@@ -184,9 +186,9 @@ class FlowRules(Effects):
             if archive.has(places.FETCHED) and places.STARTS_BESIDE.search(found["rest"]):
                 yield "MAL-fetched-executed", _trace(archive, places.FETCHED)
 
-    def _program_of(self, scope: Scope, call: ast.Call, first: Value) -> Value:
-        """Return what the file holds that is started, alone or as the script of an interpreter."""
-        node = argument(call)
+    def _program_of(self, call: Call) -> Value:
+        """Return the content of the file that is started, alone or as the script of an interpreter."""
+        scope, node = call.scope, call.argument()
         heads: list[ast.expr] = [node] if node is not None else []
         if isinstance(node, ast.List | ast.Tuple):
             heads = list(node.elts[:1])
@@ -199,12 +201,11 @@ class FlowRules(Effects):
             found += [self._files.get(key, NOTHING) for key in self._keys(scope, head, value)]
         return merge(*found)
 
-    def _judge_writing(
-        self, scope: Scope, call: ast.Call, names: Sequence[str], method: str, owner: Value, given: Sequence[Value]
-    ) -> Iterator[tuple[str, Trace]]:
-        path, content = self._target(names, method, owner, given)
+    def _judge_writing(self, call: Call) -> Iterator[tuple[str, Trace]]:
+        names, method, owner, given = set(call.names), call.method, call.owner, call.given
+        path, content = _target(call)
         modes = [text for one in given[1:2] for text in one.texts]
-        opens = set(names) & places.OPENERS and any(mode[:1] in ("w", "a") for mode in modes)
+        opens = names & places.OPENERS and any(mode[:1] in ("w", "a") for mode in modes)
         writes = content is not NOTHING or path is not NOTHING
         where = given[0] if opens and given else path
         if method == "CreateShortcut" and given:
@@ -215,25 +216,13 @@ class FlowRules(Effects):
             yield "MAL-encrypts-files", _trace(content, places.ENCRYPTED)
         elif method in ("write", "write_bytes") and merge(*given).has(places.ENCRYPTED) and owner.has(places.HOME_PATH):
             yield "MAL-encrypts-files", _trace(merge(*given), places.ENCRYPTED)
-        if set(names) & places.WRITERS and path.has(places.LISTED_PATH) and content.consts and not content.kinds:
+        if names & places.WRITERS and path.has(places.LISTED_PATH) and content.consts and not content.kinds:
             yield "MAL-destroys", _trace(path, places.LISTED_PATH)
         if "shutil.rmtree" in names and given and "/" in given[0].texts:
             yield "MAL-destroys", ()
         wide = given and (given[0].has(places.HOME_PATH) or any(places.WIDE.match(text) for text in given[0].texts))
-        if wide and set(names) & places.REMOVERS:
+        if wide and names & places.REMOVERS:
             yield "MAL-destroys", _trace(given[0], places.HOME_PATH)
-
-    def _target(self, names: Sequence[str], method: str, owner: Value, given: Sequence[Value]) -> tuple[Value, Value]:
-        """Return (path, content) of a call that writes a file."""
-        if set(names) & places.WRITERS and len(given) > 1:
-            return given[0], given[1]
-        if any(name.startswith(_COPIERS) for name in names) and len(given) > 1:
-            return given[1], NOTHING
-        if method in ("write_bytes", "write_text") and given:
-            return owner, given[0]
-        if method == "write" and given and any(name.startswith("opened:") for name in owner.names):
-            return owner, given[0]
-        return NOTHING, NOTHING
 
 
 #: Functions that write their second argument from their first.
@@ -242,10 +231,22 @@ _COPIERS = ("shutil.copy", "shutil.move", "fs.copy", "asar.createPackage")
 _OF_CONNECTION = frozenset({"auth", "cert", "verify", "proxies", "timeout"})
 #: Kinds that have no business on the network.
 _OUT = (places.SECRET, places.ENVIRONMENT, places.INPUT)
-
-
 #: Functions that make a socket.
 _SOCKETS = frozenset({"socket.socket", "socket.create_connection"})
+
+
+def _target(call: Call) -> tuple[Value, Value]:
+    """Return (path, content) of a call that writes a file."""
+    names, method, owner, given = call.names, call.method, call.owner, call.given
+    if set(names) & places.WRITERS and len(given) > 1:
+        return given[0], given[1]
+    if any(name.startswith(_COPIERS) for name in names) and len(given) > 1:
+        return given[1], NOTHING
+    if method in ("write_bytes", "write_text") and given:
+        return owner, given[0]
+    if method == "write" and given and any(name.startswith("opened:") for name in owner.names):
+        return owner, given[0]
+    return NOTHING, NOTHING
 
 
 def _judge_file(path: str, called: Mapping[str, int]) -> Iterator[tuple[str, int]]:
@@ -259,9 +260,10 @@ def _judge_file(path: str, called: Mapping[str, int]) -> Iterator[tuple[str, int
         yield "MAL-install-hook", min(fetches)
 
 
-def _judge_first(node: ast.expr, first: Value, names: set[str], method: str) -> Iterator[tuple[str, Trace]]:
+def _judge_first(call: Call) -> Iterator[tuple[str, Trace]]:
     """Judge SQL and data of a request as a call's first argument."""
-    if method in ("execute", "executemany", "executescript", "raw") and _is_built(node):
+    names, method, first = set(call.names), call.method, call.given[0]
+    if method in ("execute", "executemany", "executescript", "raw") and _is_built(call.node.args[0]):
         yield "INJ-sql", ()
     if not first.has(places.REQUEST):
         return
@@ -332,13 +334,6 @@ def _sends_file(command: str) -> bool:
     return any(places.SECRET_FILES.search(word.strip("'\"`")) and word not in keys for word in words)
 
 
-def _spelled(first: Value, given: Sequence[Value]) -> list[str]:
-    """Return commands whose arguments are a list of their own: ``spawn("sh", ["-c", "…"])``."""
-    lists = [one for value in given[1:2] for one in value.consts if isinstance(one, tuple)]
-    programs = [one for one in first.consts if isinstance(one, str)]
-    return [" ".join((program, *map(str, words))) for program in programs for words in lists]
-
-
 def _has_folder(call: ast.Call) -> bool:
     """Return True if the call names the folder in which the command runs."""
     fields = [key for one in call.args if isinstance(one, ast.Dict) for key in one.keys]
@@ -362,9 +357,10 @@ def _is_interpreter(text: str) -> bool:
     return text.rpartition("/")[2].rstrip("0123456789.") in places.INTERPRETER_NAMES
 
 
-def _replaces_address(names: set[str], method: str, given: Sequence[Value]) -> bool:
+def _replaces_address(call: Call) -> bool:
     """Return True if a wallet's address is copied, or replaces another one."""
-    written = merge(*given).texts if names & places.COPIES else ()
+    method, given = call.method, call.given
+    written = merge(*given).texts if set(call.names) & places.COPIES else ()
     if method in ("replace", "replaceAll") and len(given) > 1:
         written += given[1].texts if any(places.WALLET.search(text) for text in given[0].texts) else ()
     return any(places.ADDRESS.match(text) for text in written)

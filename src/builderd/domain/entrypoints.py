@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from builderd.domain.bundles import Bundle, BundleFile
 
@@ -22,23 +22,8 @@ MAX_BYTES = 1_000_000
 _PROCESS = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
 
 
-def web_command(bundle: Bundle) -> str | None:
-    """Return the command of the process ``web``, or None without one."""
-    return process_commands(bundle).get("web")
-
-
-def worker_command(bundle: Bundle) -> str | None:
-    """Return the command of the process ``worker``, or None without one."""
-    return process_commands(bundle).get("worker")
-
-
-def release_command(bundle: Bundle) -> str:
-    """Return the command of the process ``release``, which runs before a version takes over; empty without one."""
-    return process_commands(bundle).get("release", "")
-
-
 def process_commands(bundle: Bundle) -> dict[str, str]:
-    """Return the commands by process, in the file's order; the first line of a process counts."""
+    """Return the commands of the Procfile by process, in the file's order; the first line of a process counts."""
     file = bundle.file(PROCFILE)
     if file is None:
         return {}
@@ -110,6 +95,7 @@ SCRIPT_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".tsx", ".jsx", ".json", "/i
 
 #: The package of a folder (``""`` for the app's own), or None.
 PackageAt = Callable[[str], Package | None]
+NO_PACKAGES: Mapping[str, Package] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,106 +111,102 @@ class Entry:
     complete: bool = False
 
 
-def _no_package(_: str) -> None:
-    return None
-
-
-def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Entry:
+def entry_of(command: str, paths: Collection[str], package_at: PackageAt = NO_PACKAGES.get) -> Entry:
     """Return the files of the bundle that the command, or each line of it, runs."""
-    lines = [line for line in command.splitlines() if line.strip()]
-    if len(lines) > 1 and (folder := _folder_of(lines[0])):
-        return _entry_below(folder, "\n".join(lines[1:]), paths, package_at)
-    if len(lines) > 1:
-        return _entry_of_lines([entry_of(line, paths, package_at) for line in lines])
-    command = VALUE.sub("$VALUE", command)
-    words = _words(command)
-    if SHELL.search(command) or words is None:
-        return Entry(tuple(_named(words or command.split(), paths)))
-    program = _program_of(words)
-    if not program:
+    if below := _split_folder(command, paths, package_at):
+        entry = entry_of(*below.rest)
+        missing = None if entry.missing is None else below.prefix + entry.missing
+        # What they import may lie above the folder: never complete.
+        return Entry(tuple(below.prefix + root for root in entry.roots), missing)
+    entries = [_entry_of_line(line, paths, package_at) for line in command.splitlines() if line.strip()]
+    if not entries:
         return Entry(())
-    if PACKAGE in paths and _runs_package(program):
-        return Entry((PACKAGE,), complete=True)
-    target = _file_of(program)
-    if target is None:
-        roots = tuple(_named(program, paths))
-        return Entry(roots, complete=bool(roots))
-    return _entry_of_file(target, program, paths, package_at)
-
-
-def _folder_of(line: str) -> str:
-    """Return the folder of a line that only goes to a folder of the bundle; empty for any other line."""
-    words = _words(line) or []
-    folder = _inside(words[1]) if len(words) == 2 and words[0] == "cd" else None
-    return "" if folder in (None, ".") else folder or ""
-
-
-def _entry_below(folder: str, command: str, paths: Collection[str], package_at: PackageAt) -> Entry:
-    """Return the entry of commands that run in a folder. What they import may lie above it: never complete."""
-    above = f"{folder}/"
-    below = frozenset(path[len(above) :] for path in paths if path.startswith(above))
-    entry = entry_of(command, below, lambda at: package_at(above + at if at else folder))
-    missing = None if entry.missing is None else above + entry.missing
-    return Entry(tuple(above + root for root in entry.roots), missing)
-
-
-def _entry_of_lines(entries: Sequence[Entry]) -> Entry:
-    """Return all roots. A file that a later line lacks may be made by an earlier one, such as a build."""
     roots = tuple(dict.fromkeys(root for entry in entries for root in entry.roots))
+    # A file that a later line lacks may be made by an earlier one, such as a build.
     return Entry(roots, entries[0].missing, complete=all(entry.complete for entry in entries))
 
 
-def _entry_of_file(target: str, program: Sequence[str], paths: Collection[str], package_at: PackageAt) -> Entry:
+class _Below(NamedTuple):
+    """Commands that run in a folder: its path with a slash, and the arguments that judge them from there."""
+
+    prefix: str
+    rest: tuple[str, Collection[str], PackageAt]
+
+
+def _split_folder(command: str, paths: Collection[str], package_at: PackageAt) -> _Below | None:
+    """Return the commands after a first line that only goes to a folder of the bundle."""
+    first, _, rest = command.strip().partition("\n")
+    try:
+        words = shlex.split(first)
+    except ValueError:
+        return None
+    folder = _inside(words[1]) if len(words) == 2 and words[0] == "cd" else None
+    if not rest.strip() or folder in (None, "."):
+        return None
+    prefix = f"{folder}/"
+    inner = frozenset(path.removeprefix(prefix) for path in paths if path.startswith(prefix))
+    return _Below(prefix, (rest, inner, lambda at: package_at(posixpath.normpath(prefix + at))))
+
+
+def _entry_of_line(line: str, paths: Collection[str], package_at: PackageAt) -> Entry:
+    line = VALUE.sub("$VALUE", line)
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return Entry(tuple(_named(line.split(), paths)))
+    if SHELL.search(line):
+        return Entry(tuple(_named(words, paths)))
+    program = _program_of(words)
+    if not program:
+        return Entry(())
+    name = posixpath.basename(program[0])
+    runs_script = name in SCRIPTED and any(word == "--run" or word.startswith("--run=") for word in program)
+    if PACKAGE in paths and (name in PACKAGE_TOOLS or runs_script):
+        return Entry((PACKAGE,), complete=True)
+    target = None
+    if PYTHON.fullmatch(name) or name in INTERPRETERS:
+        target = _first_argument(name, program[1:])
+    elif program[0].startswith(("./", HOME)):
+        target = program[0]
+    if target is None or target in COMMANDS:
+        roots = tuple(_named(program, paths))
+        return Entry(roots, complete=bool(roots))
     path = _inside(target)
-    if path is None:
-        return Entry(tuple(_named(program, paths)))
-    found = _found(path, posixpath.basename(program[0]), paths, package_at)
-    if found is not None:
+    found = path and _find_file(path, name, paths, package_at)
+    if found:
         # PHP's own web server runs any file that is asked for.
         return Entry((found,), complete="-S" not in program)
-    if path == "." or any(one.startswith(f"{path}/") for one in paths):
+    if path is None or path == "." or any(one.startswith(f"{path}/") for one in paths):
         return Entry(tuple(_named(program, paths)))
     return Entry((), missing=path)
 
 
-def _runs_package(program: Sequence[str]) -> bool:
-    name = posixpath.basename(program[0])
-    return name in PACKAGE_TOOLS or (name in SCRIPTED and any(w == "--run" or w[:6] == "--run=" for w in program))
-
-
-def _found(path: str, name: str, paths: Collection[str], package_at: PackageAt) -> str | None:
+def _find_file(path: str, name: str, paths: Collection[str], package_at: PackageAt) -> str | None:
     """Return the file that this interpreter runs for the path, or None."""
-    return next((one for one in _candidates(path, name, package_at) if one in paths), None)
-
-
-def _candidates(path: str, name: str, package_at: PackageAt) -> Iterator[str]:
+    candidates = [path]
     if PYTHON.fullmatch(name):
-        yield from (path, posixpath.normpath(f"{path}/__main__.py"))
+        candidates.append(f"{path}/__main__.py")
     elif name in SCRIPTED:
-        files = [ending for ending in SCRIPT_ENDINGS if not ending.startswith("/")]
-        yield from (path + ending for ending in files)
         package = package_at("" if path == "." else path)
+        candidates = [path + ending for ending in SCRIPT_ENDINGS if not ending.startswith("/")]
         if package is not None and package.main:
-            yield from (posixpath.normpath(f"{path}/{package.main}") + ending for ending in SCRIPT_ENDINGS)
-        yield from (posixpath.normpath(path + ending) for ending in SCRIPT_ENDINGS if ending not in files)
-    else:
-        yield path
+            candidates += [posixpath.normpath(f"{path}/{package.main}") + ending for ending in SCRIPT_ENDINGS]
+        candidates += [path + ending for ending in SCRIPT_ENDINGS if ending.startswith("/")]
+    return next((one for one in map(posixpath.normpath, candidates) if one in paths), None)
 
 
-def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Iterator[tuple[str, str]]:
+def interpreted(
+    command: str, paths: Collection[str], package_at: PackageAt = NO_PACKAGES.get
+) -> Iterator[tuple[str, str]]:
     """Yield (file, program) for each file that the command passes to a program; program ``""``: run directly.
 
     For a package tool, follows every script of the package. A word that only looks like a program counts as one.
     """
-    first, _, rest = command.partition("\n")
-    if rest and (below := _folder_of(first)):
-        above = f"{below}/"
-        inner = frozenset(path[len(above) :] for path in paths if path.startswith(above))
-        for file, name in interpreted(rest, inner, lambda at: package_at(above + at if at else below)):
-            yield above + file, name
-    if PACKAGE in paths and _mentions_package(command):
-        package = package_at("")
-        for script in package.scripts.values() if package else ():
+    if below := _split_folder(command, paths, package_at):
+        yield from ((below.prefix + file, name) for file, name in interpreted(*below.rest))
+    tools = {posixpath.basename(word) for word in QUOTES.sub(" ", command).split()} & (PACKAGE_TOOLS | {"bun"})
+    if PACKAGE in paths and (tools or "--run" in command) and (package := package_at("")):
+        for script in package.scripts.values():
             yield from interpreted(script, paths)
     folder = ""
     for part in ENDS.split(QUOTES.sub("", VALUE.sub("$VALUE", command))):
@@ -233,14 +215,9 @@ def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _n
             folder = posixpath.join(folder, _inside("".join(words[1:2])) or "")
         for name, target in _script_arguments(words):
             path = _inside(target)
-            found = path and _found(posixpath.normpath(posixpath.join(folder, path)), name, paths, package_at)
+            found = path and _find_file(posixpath.normpath(posixpath.join(folder, path)), name, paths, package_at)
             if found:
                 yield found, name
-
-
-def _mentions_package(command: str) -> bool:
-    names = {posixpath.basename(word) for word in QUOTES.sub(" ", command).split()}
-    return bool(names & (PACKAGE_TOOLS | {"bun"})) or "--run" in command
 
 
 def _script_arguments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -259,29 +236,11 @@ def _script_arguments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield "", word
 
 
-def _words(command: str) -> list[str] | None:
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return None
-
-
 def _program_of(words: Sequence[str]) -> list[str]:
     rest = list(words)
     while rest and (rest[0] in WRAPPERS or VARIABLE.match(rest[0]) or rest[0] == "env"):
         rest.pop(0)
     return rest
-
-
-def _file_of(program: Sequence[str]) -> str | None:
-    """Return the file that the interpreter runs, or that is the program itself; None for any other command."""
-    name = posixpath.basename(program[0])
-    if PYTHON.fullmatch(name) or name in INTERPRETERS:
-        target = _first_argument(name, program[1:])
-        return target if target not in COMMANDS else None
-    if program[0].startswith(("./", HOME)):
-        return program[0]
-    return None
 
 
 def _first_argument(name: str, words: Sequence[str]) -> str | None:

@@ -13,8 +13,6 @@ from builderd.domain.entrypoints import (
     module_files,
     process_commands,
     read_package,
-    web_command,
-    worker_command,
 )
 
 PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/run", "tool/__main__.py", "package.json"}
@@ -179,18 +177,13 @@ def test_commands_of_a_folder_are_found_in_there_and_never_complete() -> None:
         ("\xff", None),
     ],
 )
-def test_the_web_line_is_the_command(text: str, command: str | None) -> None:
-    assert web_command(make_bundle([BundleFile("Procfile", text.encode("latin-1"))])) == command
+def test_first_line_of_a_process_is_its_command(text: str, command: str | None) -> None:
+    bundle = make_bundle([BundleFile("Procfile", text.encode("latin-1"))])
+    assert process_commands(bundle).get("web") == command
 
 
-def test_without_the_file_there_is_none() -> None:
-    assert web_command(make_bundle([BundleFile("main.py", b"")])) is None
-
-
-def test_the_worker_line_is_the_command_of_a_worker() -> None:
-    bundle = make_bundle([BundleFile("Procfile", b"web: gunicorn app:app\nworker: celery -A tasks\nworker: other\n")])
-    assert worker_command(bundle) == "celery -A tasks"
-    assert list(process_commands(bundle)) == ["web", "worker"]
+def test_without_the_file_there_is_no_process() -> None:
+    assert process_commands(make_bundle([BundleFile("main.py", b"")])) == {}
 
 
 def test_package_file_names_the_folders_entry_and_its_scripts() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
 from builderd.domain.bundles import Alteration, Bundle, folder_of, make_bundle
-from builderd.domain.entrypoints import find_build, process_commands, release_command, web_command, worker_command
+from builderd.domain.entrypoints import find_build, process_commands
 from builderd.domain.errors import BundleLost, ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.versions import entrypoint_error, read_env_file, stage_command_error
@@ -76,7 +76,7 @@ def _code_in(bundle: Bundle, root: str) -> Bundle:
 
 def _release(bundle: Bundle) -> str:
     """Return the release command of the bundle's ``Procfile``. Raises ``ValidationFailed`` for one that cannot run."""
-    command = release_command(bundle)
+    command = process_commands(bundle).get("release", "")
     if why := stage_command_error(command):
         raise ValidationFailed({"release": [why]})
     return command
@@ -86,15 +86,15 @@ def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
     """Return the job type: a worker where the request leaves it out and the ``Procfile`` has only ``worker:``."""
     if "job_type" in new.model_fields_set or new.entrypoint is not None:
         return new.job_type
-    has_only_worker = web_command(bundle) is None and worker_command(bundle) is not None
-    return JobType.WORKER if has_only_worker else new.job_type
+    commands = process_commands(bundle)
+    return JobType.WORKER if "worker" in commands and "web" not in commands else new.job_type
 
 
 def _command(bundle: Bundle, job_type: JobType) -> str:
     """Return the command of the bundle's ``Procfile``, or a sandbox's. Raises ``ValidationFailed`` without one."""
     if job_type is JobType.SANDBOX:
         return SANDBOX_COMMAND
-    command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)
+    command = process_commands(bundle).get("worker" if job_type is JobType.WORKER else "web")
     why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
     if command is None or why is not None:
         raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
@@ -178,6 +178,6 @@ async def _kept_commands(
         if why := entrypoint_error(commands[process]):
             raise ValidationFailed({"entrypoint": [why]})
         kept["entrypoint"] = commands[process]
-    if builder.job_type in RELEASING and settings.release == release_command(old):
+    if builder.job_type in RELEASING and settings.release == before.get("release", ""):
         kept["release"] = _release(code)
     return kept

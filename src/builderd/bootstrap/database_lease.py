@@ -15,10 +15,8 @@ from builderd.adapters.previews.haproxy import fence
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, proxy_files, refuse_half_restored
 from builderd.bootstrap.database import database_location
 from builderd.bootstrap.engines import engine_provider
-from builderd.bootstrap.guarded_lease import GuardedLease
 from builderd.bootstrap.instance import is_copy, this_instance
-from builderd.bootstrap.membership import make_membership
-from builderd.bootstrap.standby import Standby
+from builderd.bootstrap.standby import WATCH_INTERVAL, GuardedLease, Standby, make_membership
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
     RENEW_INTERVAL,
@@ -37,13 +35,7 @@ from builderd.store import Store, UnitOfWork
 log = logging.getLogger(__name__)
 #: Seconds between tries, and between log lines, while the database is unavailable at the start.
 START_RETRY, START_LOG_INTERVAL = 2.0, 30.0
-#: Seconds without an answer after which the log says that the start waits for one.
-SILENCE = 5.0
-#: What to do after a cluster's service has lost its work.
-START = "Start it again, and it stands by; systemd does so itself."
 T = TypeVar("T")
-#: Seconds between two reads of a lease that its owner may be about to renew.
-WATCH_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +87,8 @@ class OwnedStore:
         owner = describe_owner(lease) if lease else "another service"
         if self.guarded is not None:
             return StoreUnavailable(
-                f"This service does not work on its cluster any more: {owner} has the work. {START}"
+                f"This service does not work on its cluster any more: {owner} has the work. Start it again, and it "
+                "stands by; systemd does so itself."
             )
         return LeaseLost(
             f"This service has lost its database to {owner}, and wrote nothing since. Its apps still run here: "
@@ -133,15 +126,12 @@ async def owned_store(
     try:
         acquisition = Acquisition(opened, instance, database_location(settings), take_over, standby)
         first_read = partial(_refuse_empty, opened, settings, new_database=new_database)
-        await _retry_until_available(first_read, acquisition.database, supervisor, SILENCE)
+        await _retry_until_available(first_read, acquisition.database, supervisor)
         lease = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
         owned = OwnedStore(opened, instance, lease.term, guarded)
-        if guarded is not None:
-            await guarded.begin()
-        else:
-            # Left by a service that had standbys.
-            await fence.lift(proxy_files(settings.data_dir))
+        # No standby is known in this term.
+        await fence.lift(proxy_files(settings.data_dir))
         try:
             yield owned
         finally:
@@ -203,7 +193,7 @@ class Acquisition:
     async def _take(self, seen: DatabaseLease | None) -> DatabaseLease:
         if self.standby is not None and seen is not None and seen.instance.member != self.instance.member:
             # Before the lease is this service's: its next start takes routes that it finds for its own.
-            await self.standby.membership.end_previews()
+            await self.standby.end_previews()
         try:
             lease = await self.store.write(lambda uow: uow.database_lease.take(self.instance, seen))
         except StoreUnavailable as error:
@@ -267,49 +257,32 @@ def _adopt(uow: UnitOfWork, instance: Instance, previous: Instance | None) -> No
         uow.services.remove(previous.member)
 
 
-async def _retry_until_available(
-    run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor, silence: float | None = None
-) -> T:
-    """Retry ``run`` while the database is unavailable; log that, and show it in ``systemctl status`` and ``/readyz``.
-
-    So does a try that takes longer than ``silence`` seconds.
-    """
+async def _retry_until_available(run: Callable[[], Awaitable[T]], database: str, supervisor: Supervisor) -> T:
+    """Retry ``run`` while the database is unavailable; show that in log, ``systemctl status`` and ``/readyz``."""
     began, logged = time.monotonic(), 0.0
-
-    def report(reason: str, remedy: str) -> None:
-        nonlocal logged
-        now = time.monotonic()
-        if not logged or now - logged >= START_LOG_INTERVAL:
-            logged = now
-            log.warning(
-                "database unavailable, waiting for it to start database=%s waited=%.0f error=%s remedy=%s",
-                *(database, now - began, reason, remedy),
-            )
-            supervisor.status(f"waiting for the database {database}: {remedy}")
-
     while True:
-        timer = None
-        if silence is not None:
-            text = f"it has not answered for {silence:g} s: look at its disk (dmesg) or its server"
-            timer = asyncio.get_running_loop().call_later(silence, report, "no answer", text)
         try:
             result = await run()
         except LeaseLost:
             raise
         except StoreUnavailable as error:
-            report(_reason(error), error.message)
+            now = time.monotonic()
+            if not logged or now - logged >= START_LOG_INTERVAL:
+                logged = now
+                log.warning(
+                    "database unavailable, waiting for it to start database=%s waited=%.0f error=%s remedy=%s",
+                    *(database, now - began, _reason(error), error.message),
+                )
+                supervisor.status(f"waiting for the database {database}: {error.message}")
             await asyncio.sleep(START_RETRY)
         else:
             if logged:
                 log.info("database available database=%s waited=%.0f", database, time.monotonic() - began)
                 supervisor.status("")
             return result
-        finally:
-            if timer is not None:
-                timer.cancel()
 
 
 def _reason(error: StoreUnavailable) -> str:
-    """Return the first line of the driver's message, which never holds the password."""
+    """Return the first line of the driver's message, which never has the password."""
     original = getattr(error.__cause__, "orig", None) or error
     return str(original).strip().partition("\n")[0]

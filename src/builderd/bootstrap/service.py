@@ -21,8 +21,8 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.domains import make_previews
 from builderd.bootstrap.engines import make_engine
-from builderd.bootstrap.membership import owner_elsewhere
 from builderd.bootstrap.serving import api_socket
+from builderd.bootstrap.standby import works_elsewhere
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
@@ -60,7 +60,7 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
     """Stop all apps and previews of this data directory and remove their mounts, links, cgroups and rules.
 
     Works without the database: apps must be stoppable while it is unavailable. While another service works on the same
-    cluster, or may work, its apps go on.
+    cluster, its apps go on.
     """
     if not is_ours(settings.data_dir):
         say(f"There is no builderd in {settings.data_dir}: nothing to stop.")
@@ -71,8 +71,8 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
         try:
             say("Stopping the previews …")
             await make_previews(settings).down()
-            if (owner := await owner_elsewhere(settings)) is not None:
-                say(f"The apps are those of {owner}, and go on.")
+            if await works_elsewhere(settings):
+                say("The apps go on: another service of the cluster works.")
                 return
             say("Stopping the sandboxes …")
             await engine.down()

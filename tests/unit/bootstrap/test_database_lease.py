@@ -322,20 +322,6 @@ async def test_a_database_that_is_away_is_waited_for(
     assert secret not in caplog.text + "".join(told)
 
 
-async def test_a_database_that_does_not_answer_is_reported_while_it_hangs(
-    one: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(leasing, "SILENCE", 0.05)
-    monkeypatch.setattr(Store, "read", lambda *_: asyncio.Event().wait())
-    supervisor = Supervisor()
-    owning = asyncio.create_task(owned_store(one, supervisor, take_over=False).__aenter__())
-    while not supervisor.text:
-        await asyncio.sleep(0.01)
-    owning.cancel()
-    assert supervisor.text.startswith("waiting for the database ")
-    assert "it has not answered for 0.05 s" in caplog.text
-
-
 async def test_lease_is_taken_when_the_database_answers(
     one: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

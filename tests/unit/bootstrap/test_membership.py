@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tests.unit.bootstrap.fake_cluster import FakeCluster
 
-from builderd.bootstrap import membership
-from builderd.bootstrap.data_directory import DATABASE_NOTE, LOCK_FILE
+from builderd.bootstrap import standby
+from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.instance import this_instance
-from builderd.bootstrap.membership import Membership, owner_elsewhere
+from builderd.bootstrap.standby import Membership, works_elsewhere
 from builderd.domain.errors import EngineUnavailable
 from builderd.settings import Settings
 
@@ -18,8 +18,7 @@ from builderd.settings import Settings
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     found = FakeCluster()
-    monkeypatch.setattr(membership, "is_shared", lambda _: True)
-    monkeypatch.setattr(membership, "make_membership", lambda settings, one: Membership(settings, one, found))
+    monkeypatch.setattr(standby, "make_membership", lambda settings, one: Membership(settings, one, found))
     return found
 
 
@@ -33,23 +32,14 @@ def service(tmp_path: Path) -> Settings:
 async def test_claim_on_the_cluster_tells_who_works_while_the_database_is_away(
     cluster: FakeCluster, service: Settings
 ) -> None:
+    assert not await works_elsewhere(service)
     cluster.claimed = "another"
-    assert "another service of the cluster" in (await owner_elsewhere(service) or "")
+    assert await works_elsewhere(service)
     cluster.claimed = this_instance(service).member
-    assert await owner_elsewhere(service) is None
-
-
-async def test_apps_go_on_while_neither_database_nor_cluster_answers(cluster: FakeCluster, service: Settings) -> None:
+    assert not await works_elsewhere(service)
     cluster.away = True
-    assert "neither the database nor the cluster" in (await owner_elsewhere(service) or "")
-
-
-async def test_only_service_of_a_cluster_that_worked_before_counts_as_the_one_that_works(
-    cluster: FakeCluster, service: Settings
-) -> None:
-    assert "another service of the cluster" in (await owner_elsewhere(service) or "")
-    (service.data_dir / DATABASE_NOTE).write_text("postgresql://builderd@127.0.0.1:1/builderd")
-    assert await owner_elsewhere(service) is None
+    with pytest.raises(EngineUnavailable):
+        await works_elsewhere(service)
 
 
 @pytest.mark.parametrize("name", ["vault.key", "ssh_host_key"])

@@ -11,9 +11,9 @@ from tests.unit.bootstrap.fake_cluster import FakeCluster
 from tests.unit.bootstrap.standby.services import HURRY, FakeProxy, Services, share_keys
 
 from builderd.bootstrap import database_lease as leasing
-from builderd.bootstrap import guarded_lease, membership, standby
+from builderd.bootstrap import standby
 from builderd.bootstrap.data_directory import LOCK_FILE
-from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.standby import Membership
 from builderd.domain import database_lease
 from builderd.settings import Settings
 from builderd.store import Store
@@ -34,9 +34,9 @@ def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakePr
     """Put the fakes in place, and divide all times by ``HURRY``."""
     monkeypatch.setattr(leasing, "make_membership", lambda settings, instance: Membership(settings, instance, cluster))
     for name in ("fence", "process"):
-        monkeypatch.setattr(guarded_lease, name, proxy)
-    monkeypatch.setattr(membership, "fence", proxy)
-    for module in (database_lease, guarded_lease, standby, leasing):
+        monkeypatch.setattr(standby, name, proxy)
+    monkeypatch.setattr(leasing, "fence", proxy)
+    for module in (database_lease, standby, leasing):
         for name, seconds in vars(module).copy().items():
             if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":
                 monkeypatch.setattr(module, name, seconds / HURRY)

@@ -11,7 +11,7 @@ from tests.unit.bootstrap.fake_cluster import FakeCluster, instance
 
 from builderd.bootstrap.database_lease import OwnedStore, owned_store
 from builderd.bootstrap.instance import this_instance
-from builderd.bootstrap.membership import Membership
+from builderd.bootstrap.standby import Membership
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.settings import Settings
 from builderd.store import Store, UnitOfWork

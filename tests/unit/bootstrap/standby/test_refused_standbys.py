@@ -14,7 +14,6 @@ from tests.unit.bootstrap.standby.services import (
 )
 from tests.unit.bootstrap.test_database_lease import _execute
 
-from builderd.bootstrap import database_lease as leasing
 from builderd.domain import database_lease
 from builderd.domain.database_lease import DatabaseOwned
 from builderd.settings import Settings
@@ -44,17 +43,6 @@ async def test_service_of_another_cluster_is_refused(
             await asyncio.sleep(0.01)
     cluster.id = "elsewhere"
     with pytest.raises(DatabaseOwned, match="disks are in another place"):
-        await services.start(two).task
-
-
-@pytest.mark.slow
-async def test_owner_that_is_no_service_of_the_cluster_is_named(
-    services: Services, one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(leasing, "make_membership", lambda *_: None)
-        await services.start_working(one)
-    with pytest.raises(DatabaseOwned, match="no service of this cluster"):
         await services.start(two).task
 
 

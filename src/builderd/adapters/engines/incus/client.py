@@ -10,7 +10,6 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -164,15 +163,6 @@ class IncusClient:
     def _path(self, path: str, query: Mapping[str, str]) -> str:
         named = {"project": self.project, **{name: value for name, value in query.items() if value}}
         return f"/1.0{quote(path)}?{urlencode(named)}"
-
-    @asynccontextmanager
-    async def websocket(self, path: str, **query: str) -> AsyncIterator[ClientConnection]:
-        """Hold a websocket while the context lasts. It is closed when a ping gets no answer."""
-        connection = await self.open_websocket(path, PROBE_SECONDS, **query)
-        try:
-            yield connection
-        finally:
-            await connection.close()
 
     async def open_websocket(self, path: str, probe_seconds: float | None = None, **query: str) -> ClientConnection:
         """Open a websocket, which the caller closes. Raises ``EngineUnavailable``.

@@ -302,7 +302,7 @@ class Machine:
         self.capacities = {**known, **await self.cluster.capacities(self.options.store.overcommit)}
 
     async def remove_left_overs(self) -> None:
-        """Remove what an earlier service left: builds, half-made layers, helpers of other releases.
+        """Remove what an earlier service left: builds, half-made layers, helpers.
 
         Of a disk whose move was cut off, the original stays while there is one. What lies on a member that is away is
         removed at a later start.
@@ -310,7 +310,7 @@ class Machine:
         away = self.members.away_names()
         for found in await self.instances.all():
             name, member = found["name"], found.get("location") or ""
-            if member not in away and name.startswith((BUILD, HELPER)) and name != self.helper(member).name:
+            if member not in away and name.startswith((BUILD, HELPER)):
                 await self.instances.delete(name)
         volumes = await self.volumes.all()
         places = {(volume["name"], volume.get("location")) for volume in volumes}

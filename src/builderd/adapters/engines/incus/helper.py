@@ -1,7 +1,7 @@
 """Helper instances: one on each member, without network, to which volumes are attached to work on their files.
 
-Incus has no files API for volumes. The program in it is this package's own modules, sent when the instance is made; its
-name has their hash, so that another release makes another.
+Incus has no files API for volumes. The program in it is this package's own modules, sent when the instance is made.
+Each service makes its own: ``Machine.remove_left_overs`` removes those of an earlier one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,6 @@ import builderd
 from builderd.adapters.engines.incus.client import (
     NO_SPACE,
     IncusClient,
-    IncusConflict,
     IncusError,
     IncusNotFound,
     Json,
@@ -60,7 +59,7 @@ _PROGRAM = "builderd.adapters.engines.incus.helper_program"
 _KEPT = "-all,+dac_override,+dac_read_search,+chown,+fowner,+fsetid"
 _UNPACK = (
     f"mkdir -p {_FOLDER} && cat >/tmp/program.zip && python3 -m zipfile -e /tmp/program.zip {_FOLDER} "
-    f"&& rm /tmp/program.zip && python3 -m compileall -q {_FOLDER} && touch {_FOLDER}/ready"
+    f"&& rm /tmp/program.zip && python3 -m compileall -q {_FOLDER}"
 )
 #: Attempts to start a task.
 _TRIES = 3
@@ -93,52 +92,34 @@ class Helper:
         self._client = client
         self._instances = instances
         self._member = member
-        digest = hashlib.sha256(packed_program() + instances.image.encode()).hexdigest()[:12]
-        self.name = f"{PREFIX}{member.replace('.', '-')}{'-' if member else ''}{digest}"
+        self.name = f"{PREFIX}{member.replace('.', '-') or 'one'}"
         self._ready = False
         self._changing = asyncio.Lock()
         #: Attached volumes, the last used at the end, and how many tasks use each.
         self._attached: OrderedDict[str, int] = OrderedDict()
 
     async def open(self) -> None:
-        """Make the instance, or find it. Idempotent."""
+        """Make the instance. Idempotent."""
         async with self._changing:
-            if not self._ready:
-                await self._open()
-                self._ready = True
-
-    async def _open(self) -> None:
-        found = await self._instances.find(self.name)
-        if found and found["status"] != "Running":
-            # A volume that it had attached, and that is gone, would prevent its start.
+            if self._ready:
+                return
+            # One that ended: a volume that it had attached, and that is gone, would prevent another start.
             await self._instances.delete(self.name)
-            found = None
-        if found is None:
             limits = self._instances.template(cpu=2, memory_bytes=GB, processes=512)
             body = document(replace(limits, name=self.name), self._client.project)
             # Volumes are attached while it runs, by a mount that Incus shares with it.
             raw: str = body["config"]["raw.lxc"]
             body["config"]["raw.lxc"] = raw.replace("lxc.mount.auto =\n", "")
-            with suppress(IncusConflict):
-                await self._client.call("POST", "/instances", body, target=self._member)
+            await self._client.call("POST", "/instances", body, target=self._member)
             self._attached = OrderedDict()
-        else:
-            attached = [device["source"] for name, device in found["devices"].items() if name.startswith("v-")]
-            # In place: tasks that still run take themselves off this dict.
-            for volume in self._attached.keys() - attached:
-                del self._attached[volume]
-            for volume in attached:
-                self._attached.setdefault(volume, 0)
-        code, output = await run_to_end(self._client, self.name, ("test", "-e", f"{_FOLDER}/ready"))
-        if code:
             code, output = await run_to_end(self._client, self.name, ("/bin/sh", "-ec", _UNPACK), packed_program())
-        if code:
-            raise EngineUnavailable(f"The helper instance could not be set up: {output.decode(errors='replace')}")
+            if code:
+                raise EngineUnavailable(f"The helper instance could not be set up: {output.decode(errors='replace')}")
+            self._ready = True
 
     @asynccontextmanager
     async def _using(self, volumes: Sequence[str]) -> AsyncIterator[None]:
         """Keep these volumes attached while the context lasts."""
-        await self.open()
         async with self._changing:
             missing = [volume for volume in volumes if volume not in self._attached]
             if missing:
@@ -195,13 +176,17 @@ class Helper:
         confined = ("setpriv", f"--bounding-set={_KEPT}", f"--inh-caps={_KEPT}", "--no-new-privs")
         argv = ("env", f"PYTHONPATH={_FOLDER}", *confined, "python3", "-sm", _PROGRAM)
         for _ in range(_TRIES):
+            await self.open()
+            attached = self._attached
             async with AsyncExitStack() as using:
                 try:
                     await using.enter_async_context(self._using(volumes))
                     session = await ExecSession.open(self._client, self.name, argv)
                 except (HelperEndedError, InvalidState):
                     log.warning("helper instance ended, making it again helper=%s", self.name)
-                    self._ready = False
+                    # Another task may have made it again already.
+                    if self._attached is attached:
+                        self._ready = False
                     continue
                 using.push_async_callback(session.close)
                 await session.write(json.dumps({**request, "task": name}).encode() + b"\n")

@@ -38,45 +38,37 @@ _BUSY = ("busy", "already running a", "instance is running", "in use", "currentl
 
 
 class InstanceIndex:
-    """Members and addresses of instances, and instances that are kept for logs, as made here and as Incus listed them.
+    """Instances as made here and as Incus listed them.
 
     One service works on a project: it knows them without asking for Incus's list, which grows with all apps.
     """
 
     def __init__(self) -> None:
-        self._members: dict[str, str] = {}
-        self._addresses: dict[str, str] = {}
-        #: Builder, and time of creation, of each instance that is kept for its log.
-        self._kept: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, Json] = {}
 
     def note(self, found: Json) -> None:
         """Take over an instance; one whose member is away is listed without keys."""
-        name, own = found["name"], own_of(found)
-        self._members[name] = member_of(found)
-        if address := own.get("ip"):
-            self._addresses[name] = address
-        elif own:
-            self._addresses.pop(name, None)
-        if "removed" in own:
-            self._kept[name] = own.get("builder", ""), str(found.get("created_at", ""))
+        known = self._known.get(found["name"], {"config": {}})
+        own = {f"{OWN}{key}": value for key, value in own_of(found).items()}
+        at = found.get("created_at", known.get("at", ""))
+        self._known[found["name"]] = {"location": found.get("location"), "at": at, "config": own or known["config"]}
 
     def forget(self, name: str) -> None:
-        """Take over that an instance was removed."""
-        for known in (self._members, self._addresses, self._kept):
-            known.pop(name, None)
+        self._known.pop(name, None)
 
     def member(self, name: str) -> str | None:
         """Return the member of an instance, which it never leaves; None of one that is not known."""
-        return self._members.get(name)
+        return member_of(self._known[name]) if name in self._known else None
 
     def addresses(self) -> Collection[str]:
         """Return the addresses in use."""
-        return set(self._addresses.values())
+        return {ip for one in self._known.values() if (ip := own_of(one).get("ip"))}
 
     def kept(self, builder: str) -> Sequence[str]:
         """Return the instances that are kept for the logs of a builder, the oldest first."""
-        found = [(at, name) for name, (owner, at) in self._kept.items() if owner == builder]
-        return [name for _, name in sorted(found)]
+        own = {name: own_of(one) for name, one in self._known.items()}
+        found = [name for name, keys in own.items() if "removed" in keys and keys.get("builder") == builder]
+        return sorted(found, key=lambda name: (self._known[name]["at"], name))
 
 
 class Instances:

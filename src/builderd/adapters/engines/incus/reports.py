@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from websockets.exceptions import ConnectionClosed
 
-from builderd.adapters.engines.incus import image
+from builderd.adapters.engines.incus import client, image
 from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusNotFound, Json, member_away
 from builderd.adapters.engines.incus.instance import OWN
 from builderd.adapters.engines.incus.instances import Instances
@@ -240,7 +240,9 @@ class Events:
     async def _follow(self) -> None:
         while True:
             try:
-                async with self._client.websocket("/events", type="lifecycle") as connection:
+                async with await self._client.open_websocket(
+                    "/events", client.PROBE_SECONDS, type="lifecycle"
+                ) as connection:
                     self._connected.set()
                     for sandbox in await self._missed():
                         self._publish(sandbox)

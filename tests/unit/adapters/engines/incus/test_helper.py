@@ -40,22 +40,6 @@ async def test_volume_that_an_earlier_service_attached_is_detached_and_others_st
     assert len(incus.changes) == 1
 
 
-async def test_uses_are_counted_on_after_the_helper_was_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run(*_: object) -> tuple[int, bytes]:
-        return 0, b""
-
-    monkeypatch.setattr(module, "run_to_end", run)
-    incus = ScriptedIncus()
-    helper = machine_on(incus).helper("node2")
-    incus.has_instance(helper.name)
-    helper._ready = True
-    async with helper._using(["disk-1"]):
-        helper._ready = False
-        await helper.open()
-        assert helper._attached == {"disk-1": 1}
-    assert helper._attached == {"disk-1": 0}
-
-
 def test_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "deep").mkdir(parents=True)

@@ -17,7 +17,7 @@ from tests.acceptance.live_service import LiveService, body, live_service
 from tests.postgres import PostgresServer
 
 from builderd.bootstrap.database_lease import owned_store
-from builderd.bootstrap.supervisor import Supervisor
+from builderd.bootstrap.serving import Supervisor
 from builderd.settings import Settings
 
 pytestmark = [pytest.mark.root, pytest.mark.postgres]

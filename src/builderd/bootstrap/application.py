@@ -20,8 +20,7 @@ from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.webhooks.http import HttpWebhookSender
-from builderd.bootstrap.backup_repository import make_backup_repository
-from builderd.bootstrap.bundles import open_bundles, open_uploads
+from builderd.bootstrap.bundles import make_backup_repository, open_bundles, open_uploads
 from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.bootstrap.engines import engine_provider, make_engine

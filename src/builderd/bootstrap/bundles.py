@@ -1,19 +1,28 @@
-"""Choose where bundles and uploads are stored: in the data directory, or in a database that several services share."""
+"""Choose where bundles, uploads and backups are stored.
+
+Bundles and uploads are in the data directory, or in a database that several services share; backups in restic's
+repositories.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from sqlalchemy import make_url
 
+from builderd.adapters.backup_repositories.restic.repository import ResticRepository
+from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.uploads.shared import SharedUploads
+from builderd.bootstrap.data_directory import identity
 from builderd.bootstrap.engines import engine_provider
+from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
 from builderd.ports.bundles import Bundles, BundleSpace
-from builderd.ports.engine import ClusterProvider
+from builderd.ports.engine import ClusterProvider, Tools
 from builderd.ports.uploads import Uploads
 from builderd.settings import Settings
 from builderd.store import Store
@@ -74,3 +83,32 @@ def _shared(settings: Settings, store: Store) -> SharedBundles:
 def _local(settings: Settings) -> LocalBundles:
     # Half of the floor: disks may have filled the host down to all of it.
     return LocalBundles(settings.data_dir / "bundles", int(settings.store.floor * GB) // 2)
+
+
+def make_backup_repository(settings: Settings, tools: Callable[[], Tools]) -> ResticRepository:
+    """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
+    root, floor = _backups(settings), int(settings.store.floor * GB)
+    name, share = identity(settings.data_dir)[:13], settings.backup.tenant_share
+    return ResticRepository(tools, make_location(settings), root, name, floor_bytes=floor, tenant_share=share)
+
+
+def make_location(settings: Settings) -> RepositoryLocation:
+    """Return the location and credentials of the tenants' repositories."""
+    backup = settings.backup
+    return RepositoryLocation(
+        base=backup.repository or str(_backups(settings) / "repositories"),
+        environment={name: value.get_secret_value() for name, value in backup.environment.items()},
+        ssh_key=_text("backup.ssh_key", backup.ssh_key),
+        ssh_hosts=_text("backup.ssh_hosts", backup.ssh_hosts),
+    )
+
+
+def _backups(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / "backups"
+
+
+def _text(setting: str, file: Path | None) -> str:
+    try:
+        return file.read_text().strip() if file else ""
+    except OSError as error:
+        raise ValidationFailed({setting: [f"{file} cannot be read: {error.strerror}"]}) from None

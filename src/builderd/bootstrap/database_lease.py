@@ -13,11 +13,10 @@ from typing import TypeVar
 
 from builderd.adapters.previews.haproxy import fence
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, proxy_files, refuse_half_restored
-from builderd.bootstrap.database import database_location
+from builderd.bootstrap.database import database_location, is_copy, this_instance
 from builderd.bootstrap.engines import engine_provider
-from builderd.bootstrap.instance import is_copy, this_instance
+from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.standby import WATCH_INTERVAL, GuardedLease, Standby, make_membership
-from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
     RENEW_INTERVAL,
     DatabaseLease,

@@ -1,17 +1,18 @@
-"""Preflight checks of this machine, the inventory of its storage, and the base root file system."""
+"""Preflight checks of this machine, the inventory of its storage, its clock, and the base root file system."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.previews.haproxy import process as previews_preflight
 from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
-from builderd.bootstrap.clock import describe_clock
-from builderd.bootstrap.database import database_location, refuse_another_database
+from builderd.bootstrap.data_directory import lock
+from builderd.bootstrap.database import database_location, existing_store, refuse_another_database
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.database_lease import DatabaseLease, SeenService, describe_owner, describe_standby
@@ -127,3 +128,42 @@ async def describe_code(settings: Settings) -> Sequence[str]:
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:
     """Build the base root file system if it is missing. Return its name."""
     return engine_provider(settings).build_base(say)
+
+
+_MEMORY = "clock.json"
+
+
+async def describe_clock(settings: Settings) -> Sequence[str]:
+    """Return lines on a clock that was set and on rows after its time; none for neither. Reads all rows."""
+    memory = settings.data_dir / _MEMORY
+    if not memory.is_file():
+        return []
+    refuse_another_database(settings)
+    fault = SystemClock(memory, begins=False).fault()
+    opened = Store(settings.database)
+    try:
+        later = await opened.read(lambda uow: uow.stored_times.later_than(datetime.now(UTC)))
+    finally:
+        await opened.close()
+    lines = [f"clock: {fault}"] if fault else []
+    if later:
+        lines.append(
+            f"clock: {sum(later.values())} times lie in the future ({', '.join(sorted(later))}). If the machine's "
+            "clock is right, stop the service and run `builderd clock repair`."
+        )
+    return lines
+
+
+async def repair_clock(settings: Settings, confirm: Callable[[datetime, int], None]) -> Mapping[str, int]:
+    """Mend times after the machine's; return how many were, by column. ``confirm`` raises to change nothing.
+
+    Raises ``EngineUnavailable`` while the service runs, and ``InvalidState`` where there is no database.
+    """
+    async with existing_store(settings) as opened:
+        with lock(settings.data_dir):
+            now = datetime.now(UTC)
+            later = await opened.read(lambda uow: uow.stored_times.later_than(now))
+            confirm(now, sum(later.values()))
+            changed = await opened.write(lambda uow: uow.stored_times.repair(now))
+            SystemClock(settings.data_dir / _MEMORY).forget_latest()
+            return changed

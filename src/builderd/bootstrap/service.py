@@ -21,9 +21,8 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.domains import make_previews
 from builderd.bootstrap.engines import make_engine
-from builderd.bootstrap.serving import api_socket
+from builderd.bootstrap.serving import Supervisor, api_socket
 from builderd.bootstrap.standby import works_elsewhere
-from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations

@@ -1,12 +1,14 @@
-"""Run the service's process. It listens first, and then imports and starts what its calls need."""
+"""Run the service's process, below a supervisor. It listens first, and then imports and starts what its calls need."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Coroutine
 from importlib import import_module
@@ -19,7 +21,6 @@ from builderd.api.server.listener import Servers
 from builderd.api.starting import ApiPort
 from builderd.bootstrap.data_directory import lock, make, proxy_files
 from builderd.bootstrap.engines import check_name
-from builderd.bootstrap.supervisor import Supervisor
 from builderd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -116,3 +117,35 @@ async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -
         for one in (task, stop):
             one.cancel()
         await asyncio.gather(task, stop, return_exceptions=True)
+
+
+class Supervisor:
+    """The supervisor's notification socket; messages go nowhere when the service was started by hand.
+
+    Its address is removed from the environment: container runtimes that see it wait for their apps to be ready.
+    """
+
+    def __init__(self) -> None:
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        #: The last text of ``status``.
+        self.text = ""
+
+    def ready(self) -> None:
+        """Send that the service listens."""
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """Show one line of text in ``systemctl status``, and in ``/readyz`` while the service starts."""
+        self.text = text
+        self._send(f"STATUS={text}")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        # The variable writes @ for the NUL byte that begins an abstract address.
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.sendto(message.encode(), address)
+        except OSError as error:
+            log.warning("supervisor not notified message=%s error=%s", message, error)

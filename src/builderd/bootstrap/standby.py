@@ -24,10 +24,10 @@ from builderd.adapters.previews.haproxy import fence, process
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.bootstrap.bundles import is_shared
 from builderd.bootstrap.data_directory import proxy_files
+from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.engines import engine_provider
-from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys
-from builderd.bootstrap.supervisor import Supervisor
+from builderd.bootstrap.serving import Supervisor
 from builderd.domain.database_lease import (
     CLAIM_AFTER,
     CLAIM_SECONDS,

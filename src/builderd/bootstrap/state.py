@@ -20,11 +20,9 @@ from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.adapters.vaults import sodium
 from builderd.adapters.vaults.sodium import Key, KeyFile
-from builderd.bootstrap.backup_repository import make_location
-from builderd.bootstrap.bundles import download_bundles
+from builderd.bootstrap.bundles import download_bundles, make_location
 from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, lock, make
-from builderd.bootstrap.database import refuse_another_database
-from builderd.bootstrap.instance import this_instance
+from builderd.bootstrap.database import refuse_another_database, this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.linux import atomic_files

@@ -9,9 +9,9 @@ from functools import partial
 import click
 
 from builderd.bootstrap import tokens
-from builderd.bootstrap.clock import repair_clock
 from builderd.bootstrap.domains import look_again, rotate_account
 from builderd.bootstrap.keys import rotate_vault
+from builderd.bootstrap.machine import repair_clock
 from builderd.cli import options
 from builderd.cli.group import Expiry
 from builderd.domain.tokens import Scope

@@ -12,9 +12,9 @@ from tests.contract.engine import apps
 from tests.engines import make_spec, settings_in, until_listening
 from tests.incus import IncusCluster, prepared_incus, running_cluster
 
-from builderd.adapters.engines.incus.administration import Administration
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.adapters.engines.incus.provider import Administration
 from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition
 from builderd.domain.ids import DiskId, SandboxId, new_id

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.bootstrap.clock import describe_clock, repair_clock
 from builderd.bootstrap.data_directory import lock
 from builderd.bootstrap.database import store
+from builderd.bootstrap.machine import describe_clock, repair_clock
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import TenantId, new_id
 from builderd.domain.tokens import Tenant

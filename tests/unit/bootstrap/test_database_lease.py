@@ -21,7 +21,7 @@ from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
-from builderd.bootstrap.supervisor import Supervisor
+from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
 from builderd.domain.backups import BackupKey
 from builderd.domain.database_lease import DatabaseLease, DatabaseLost, DatabaseOwned, LeaseLost
@@ -145,7 +145,7 @@ async def test_after_a_restart_of_the_machine_a_clone_of_it_is_refused(
 ) -> None:
     async with owned_store(one, Supervisor(), take_over=False) as owned:
         keeping = asyncio.create_task(owned.keep())
-        monkeypatch.setattr("builderd.bootstrap.instance.boot_id", lambda: "another boot")
+        monkeypatch.setattr("builderd.bootstrap.database.boot_id", lambda: "another boot")
         with pytest.raises(DatabaseOwned):
             await own(one)
         keeping.cancel()
@@ -164,7 +164,7 @@ async def test_a_copy_of_the_data_directory_is_refused(one: Settings, two: Setti
 
 async def test_a_copy_on_another_host_is_refused(one: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     await own(one)
-    monkeypatch.setattr("builderd.bootstrap.instance.host_id", lambda: "another host")
+    monkeypatch.setattr("builderd.bootstrap.database.host_id", lambda: "another host")
     with pytest.raises(DatabaseOwned):
         await own(one)
     assert (await own(one, take_over=True)).term == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.bootstrap.instance import host_id, is_copy, this_instance
+from builderd.bootstrap.database import host_id, is_copy, this_instance
 from builderd.settings import Settings
 
 

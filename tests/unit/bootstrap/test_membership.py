@@ -9,7 +9,7 @@ from tests.unit.bootstrap.fake_cluster import FakeCluster
 
 from builderd.bootstrap import standby
 from builderd.bootstrap.data_directory import LOCK_FILE
-from builderd.bootstrap.instance import this_instance
+from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.standby import Membership, works_elsewhere
 from builderd.domain.errors import EngineUnavailable
 from builderd.settings import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.bootstrap.supervisor import Supervisor
+from builderd.bootstrap.serving import Supervisor
 
 
 @pytest.mark.parametrize("abstract", [False, True])

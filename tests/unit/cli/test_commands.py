@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from builderd import __version__
-from builderd.adapters.engines.incus.administration import Administration, MemberState, read_token
+from builderd.adapters.engines.incus.provider import Administration, MemberState, read_token
 from builderd.cli import group
 from builderd.cli.commands import APPS, COMMANDS, MACHINE, help_text
 from builderd.cli.group import builderd

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tests.unit.bootstrap.fake_cluster import FakeCluster, instance
 
+from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.database_lease import OwnedStore, owned_store
-from builderd.bootstrap.instance import this_instance
+from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.standby import Membership
-from builderd.bootstrap.supervisor import Supervisor
 from builderd.settings import Settings
 from builderd.store import Store, UnitOfWork
 

@@ -18,7 +18,7 @@ from tests.unit.bootstrap.standby.services import (
 
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import standby
-from builderd.bootstrap.instance import this_instance
+from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.machine import describe_database
 from builderd.domain import database_lease
 from builderd.domain.database_lease import DatabaseLease, LeaseLost

@@ -2,6 +2,9 @@
 
 The bundle that was last written completely is a key of the volume, emptied before the files change and set after them:
 ``bundle``; ``replaced`` is the one before it while it is not. ``build`` is the layer whose files were written too.
+
+What is to be deleted or ended on a member that is away is noted in the configuration of the service's project
+(``user.builderd.<kind>.<id>``, its member), which the database of the cluster keeps over restarts of this service.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus.client import IncusConflict, IncusNotFound, Json
+from builderd.adapters.engines.incus.client import IncusClient, IncusConflict, IncusNotFound, Json
+from builderd.adapters.engines.incus.cluster import FEATURES
 from builderd.adapters.engines.incus.helper import Helper, Task
-from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
+from builderd.adapters.engines.incus.instance import OWN
+from builderd.adapters.engines.incus.instances import Instances, Volumes, own_of, users_of
+from builderd.adapters.engines.incus.network import Routes
 from builderd.domain.bundles import Bundle, BundleFile, changes
 from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
@@ -369,3 +375,86 @@ def _condition(condition: Condition) -> Json:
         name: None if tags is None else sorted(tags)
         for name, tags in (("matches", condition.matches), ("differs", condition.differs))
     }
+
+
+_DELETE, _END = f"{OWN}delete.", f"{OWN}end."
+
+
+class LostParts:
+    """Work on members that are away, done once they return. One that was cut off runs its sandboxes until then."""
+
+    def __init__(self, client: IncusClient, volumes: Volumes, instances: Instances, routes: Routes) -> None:
+        self._client = client
+        self._volumes = volumes
+        self._instances = instances
+        self._routes = routes
+        self._path = f"/projects/{client.project}"
+        #: Instances of sandboxes that are to end.
+        self._ending: set[str] = set()
+
+    async def load(self) -> None:
+        """Read what an earlier service noted."""
+        self._ending = set(await self._notes(_END))
+
+    def has(self, instance: str) -> bool:
+        """Return True for an instance that is to be ended when its member returns."""
+        return instance in self._ending
+
+    async def end_later(self, found: Json) -> None:
+        """Have the instance ended when its member returns. Idempotent."""
+        name, member = found["name"], str(found.get("location"))
+        if name not in self._ending:
+            log.warning("app is ended when its member returns instance=%s member=%s", name, member)
+            await self._change({f"{_END}{name}": member})
+            self._ending.add(name)
+
+    async def delete_later(self, disk: DiskId, away: Collection[str]) -> bool:
+        """Have a disk deleted when its member returns; False where it lies on a member that answers, or nowhere."""
+        places = await self._volumes.places(volume_of(disk)) if away else []
+        if not places or not set(away).issuperset(places):
+            return False
+        log.warning("disk is deleted when its member returns disk=%s member=%s", disk, places[0])
+        await self._change({f"{_DELETE}{disk}": places[0]})
+        return True
+
+    async def finish_on(self, members: Collection[str]) -> None:
+        """Delete and end what is noted of these members, which answer again. With a disk goes the app that has it."""
+        for disk, member in (await self._notes(_DELETE)).items():
+            if member in members:
+                await self._delete(DiskId(disk), member)
+                await self._change({}, f"{_DELETE}{disk}")
+        for name, member in (await self._notes(_END)).items():
+            if member in members:
+                await self.end(name)
+
+    async def end(self, name: str) -> None:
+        """End an instance, whose log stays. Idempotent."""
+        if await self._instances.find(name) is not None:
+            await self._instances.mark(name, {"stopping": f"{time.time():.6f}"})
+            await self._instances.kill(name)
+        await self._change({}, f"{_END}{name}")
+        self._ending.discard(name)
+
+    async def _delete(self, disk: DiskId, member: str) -> None:
+        found = await self._volumes.find(volume_of(disk), member)
+        if found is None:
+            return
+        log.warning("deleting disk that was replaced while its member was away disk=%s member=%s", disk, member)
+        for name in users_of(found):
+            if user := await self._instances.find(name):
+                await self._routes.remove(own_of(user).get("ip", ""))
+                await self._instances.delete(name)
+        await self._volumes.delete(volume_of(disk), member)
+
+    async def _notes(self, prefix: str) -> Mapping[str, str]:
+        """Return the member of each noted id."""
+        config = (await self._client.get(self._path, project="default"))["config"]
+        return {key.removeprefix(prefix): member for key, member in config.items() if key.startswith(prefix)}
+
+    async def _change(self, added: Mapping[str, str], removed: str = "") -> None:
+        async with self._client.changing_project:
+            project = await self._client.get(self._path, project="default")
+            left = {key: value for key, value in project["config"].items() if key != removed}
+            # PUT: with a PATCH, Incus takes features that it leaves out as wanted.
+            body = {"description": project["description"], "config": {**FEATURES, **left, **added}}
+            await self._client.call("PUT", self._path, body, project="default")

@@ -14,17 +14,15 @@ from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner, Tools
 from builderd.adapters.engines.incus.client import RETRY_SECONDS, IncusClient, IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Members
-from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, Moves
+from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, LostParts, Moves
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.helper import Helper
 from builderd.adapters.engines.incus.image import Image, ensure_image
-from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.instances import Instances, Volumes, own_of, users_of
 from builderd.adapters.engines.incus.layers import NEW, Layers
 from builderd.adapters.engines.incus.logs import Logs
-from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes, gateway
 from builderd.adapters.engines.incus.sandboxes import Sandboxes
-from builderd.adapters.engines.incus.volumes import Volumes, own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import make_hosts
 from builderd.adapters.engines.oci.network.network import (
     host_resolvers,

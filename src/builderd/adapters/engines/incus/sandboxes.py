@@ -14,17 +14,18 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.incus import image
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError, Json, unless_full
 from builderd.adapters.engines.incus.cluster import Members
-from builderd.adapters.engines.incus.disks import Disks, volume_of
+from builderd.adapters.engines.incus.disks import Disks, LostParts, volume_of
 from builderd.adapters.engines.incus.instance import DISK, LAYER_BINDS, LAYER_PATH, OWN, Instance, Volume, mirror
-from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.instances import Instances, own_of, users_of
 from builderd.adapters.engines.incus.layers import Layers
-from builderd.adapters.engines.incus.lost import LostParts
 from builderd.adapters.engines.incus.network import Routes
 from builderd.adapters.engines.incus.process import IncusProcess, NotRunningError, run_to_end
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
     Ends,
     Events,
+    Ports,
+    Usage,
     ended_report,
     is_sandbox,
     make_report,
@@ -34,8 +35,6 @@ from builderd.adapters.engines.incus.reports import (
     sandbox_of,
     state_of,
 )
-from builderd.adapters.engines.incus.usage import Ports, Usage
-from builderd.adapters.engines.incus.volumes import own_of, users_of
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.run import PIDS, WAIT, app_env, brings_packages
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound

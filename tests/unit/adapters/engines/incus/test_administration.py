@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.incus.administration import Administration
 from builderd.adapters.engines.incus.client import IncusNotFound, IncusOptions, unreachable
+from builderd.adapters.engines.incus.provider import Administration
 from builderd.domain.errors import EngineUnavailable, InvalidState
 
 SPACE = {"total": 10, "used": 5}
@@ -45,7 +45,7 @@ class Client:
 
 @pytest.fixture
 def administration(monkeypatch: pytest.MonkeyPatch) -> Administration:
-    monkeypatch.setattr("builderd.adapters.engines.incus.administration.IncusClient", lambda _: Client())
+    monkeypatch.setattr("builderd.adapters.engines.incus.provider.IncusClient", lambda _: Client())
     return Administration(IncusOptions())
 
 

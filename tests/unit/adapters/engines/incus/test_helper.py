@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import helper as module
 from builderd.adapters.engines.incus.builds import Program, packed, unpack
 from builderd.adapters.engines.incus.helper import packed_program
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import usage as module
+from builderd.adapters.engines.incus import reports as module
 from builderd.adapters.engines.incus.client import error_of
 from builderd.adapters.engines.incus.image import MOST_SOCKETS, PORTS
-from builderd.adapters.engines.incus.usage import parse_metrics
+from builderd.adapters.engines.incus.reports import parse_metrics
 from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId

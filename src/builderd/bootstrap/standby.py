@@ -299,7 +299,7 @@ class GuardedLease:
         self._confirmed = _since_boot()
         #: Deadline of the previews, by the time since the boot: a renewal that was late never sets it back.
         self._deadline = 0.0
-        #: A renewal under way, which the database cannot be told to end.
+        #: A renewal in progress: a write that has begun cannot be cancelled.
         self._renewal: asyncio.Task[float] | None = None
 
     async def keep(self) -> None:

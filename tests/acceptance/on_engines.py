@@ -51,7 +51,6 @@ NOT_ON_INCUS: Mapping[str, str] = {
     # files
     "test_damaged_rows.py": "the database, before any engine",
     "test_domains.py": "certificates and the proxy, which know no engine",
-    "test_every_command.py": "each command calls a route of the API; `test_command_line.py` has a user's story there",
     "test_full_host.py": "fills the disk below the store of this machine",
     "test_full_store.py": "fills the store of this machine; a full pool: `test_incus_full_pool.py`",
     "test_isolation.py": "gVisor; `strong` is refused there: `test_incus.py`",
@@ -61,14 +60,12 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_pages.py": "pages call the API; a browser's work",
     "test_postgresql.py": "the database; `test_cluster_services.py` works on one there",
     "test_qa_soak.py": "verdicts on 34 apps; `test_qa_reports.py` makes copies and their reports there",
-    "test_sdk_documentation.py": "the client's examples",
     "test_ssh_kills.py": "the launcher of this machine; terminals there are Incus's",
     "test_wheel.py": "installs the service on this machine",
     "test_wrong_clock.py": "the clock of the service, which no engine knows",
     # tests
     "test_mixed_operations_leave_nothing_in_the_service": "mounts, groups and firewall of this machine",
     "test_app_gets_credentials_under_strong_isolation": "`strong` is refused there: `test_incus.py`",
-    "test_builder_of_another_tenant_is_not_found": "the API, before any engine",
     "test_lost_host_network_is_created_again_at_start": "the network is Incus's, which makes it at its own start",
     "test_lost_store_is_restored_from_backups": "the pools are Incus's: a lost one is a lost member, "
     "`test_incus_members.py`",
@@ -76,7 +73,6 @@ NOT_ON_INCUS: Mapping[str, str] = {
     "test_readiness_is_notified_once_and_not_passed_to_apps": "apps there are no children of the service",
     "test_scanner_ends_with_the_service": "the review's processes beside the service",
     "test_second_service_on_the_data_directory_is_refused": "the start, before any engine",
-    "test_token_can_be_created_while_the_service_runs": "the database, beside any engine",
 }
 
 

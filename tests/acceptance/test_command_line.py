@@ -80,6 +80,7 @@ def test_a_user_goes_from_login_to_a_jobs_output(service: LiveService, tmp_path:
     assert service.visit(state).json() == {"hello": "world"}
     assert "visited" in shell.run("logs", cwd=app).stdout
     assert shell.run("exec", ".", "--", "cat main.py; exit 3", cwd=app, code=3).stdout == FLASK
+    assert shell.process("ssh", "connect", ".", "echo", "inside", cwd=app).stdout == "inside\n"
 
     (app / "main.py").write_text("raise RuntimeError('no database')\n" + FLASK)
     failed = shell.run("deploy", cwd=app, code=1)

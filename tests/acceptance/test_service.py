@@ -81,23 +81,6 @@ def test_port_in_use_is_named(service: LiveService, data_dir: Path) -> None:
     assert str(service.port) in done.stderr
 
 
-def test_token_can_be_created_while_the_service_runs(service: LiveService) -> None:
-    token = service.make_token("newcomer", "--scope", "read", "--expires", "1h")
-    assert service.call("GET", "/builders", token=token).json()["data"] == []
-    refused = service.call("POST", "/builders", token=token, json={})
-    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-
-
-def test_builder_of_another_tenant_is_not_found(service: LiveService) -> None:
-    uuid = service.create("secret")["uuid"]
-    stranger = service.make_token("stranger")
-    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/start"), ("GET", "/logs")):
-        answer = service.call(method, f"/builders/{uuid}{path}", token=stranger)
-        unknown = service.call(method, f"/builders/00000000-0000-4000-8000-000000000000{path}", token=stranger)
-        assert (answer.status_code, answer.json()) == (404, unknown.json())
-    service.call("DELETE", f"/builders/{uuid}")
-
-
 def test_readiness_is_notified_once_and_not_passed_to_apps(data_dir: Path, tmp_path: Path) -> None:
     """A runtime that knew where would wait for its app to say so, and let it speak for the service."""
     address = str(tmp_path / "notify")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from typing import Any
 
 import pytest
 from tests.acceptance import scenarios
-from tests.acceptance.live_service import TINY_APP, LiveService, body
+from tests.acceptance.live_service import TINY_APP, LiveService
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
@@ -52,15 +50,6 @@ def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service)
 
 
-def test_spending_includes_deleted_builders(service: LiveService) -> None:
-    uuid = service.create("spender")["uuid"]
-    service.call("DELETE", f"/builders/{uuid}")
-    spending = service.call("GET", "/builders/spending").json()["data"]
-    assert spending["currency"] == "EUR"
-    row = next(row for row in spending["deployments"] if row["uuid"] == uuid)
-    assert row["hourly_rate"] == 0.1965
-
-
 @pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "failed")])
 def test_finished_job_keeps_its_logs_and_files(service: LiveService, code: int, status: str) -> None:
     scenarios.job(service, code, status)
@@ -85,31 +74,3 @@ def test_crash_loop_ends_in_failed(service: LiveService) -> None:
     assert "5 times within 10 minutes" in given_up["status_reason"]
     assert service.visit(data).status_code == 503
     service.call("DELETE", f"/builders/{data['uuid']}")
-
-
-def test_missing_requirement_shows_the_resolvers_message(service: LiveService) -> None:
-    files = {"main.py": TINY_APP, "requirements.txt": "flask==99.99"}
-    response = service.call("POST", "/builders", json={**body("no-such"), "files": files})
-    assert response.status_code == 422
-    assert response.json()["code"] == "install_failed"
-    assert "flask==99.99" in response.json()["message"]
-    service.call("DELETE", f"/builders/{response.json()['data']['uuid']}")
-
-
-def test_stages_are_streamed_as_events(service: LiveService) -> None:
-    response = service.call("POST", "/builders", json=body("streamed"), headers={"Accept": "text/event-stream"})
-    assert response.headers["content-type"].startswith("text/event-stream")
-    events = parse_events(response.text)
-    assert [name for name, _ in events][-1] == "done"
-    seconds = {name: data["seconds"] for name, data in events if "seconds" in data}
-    assert seconds["start"] > 0
-    service.call("DELETE", f"/builders/{events[-1][1]['uuid']}")
-
-
-def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
-    events = []
-    for block in text.strip().split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
-        if "event" in fields:
-            events.append((fields["event"], json.loads(fields["data"])))
-    return events

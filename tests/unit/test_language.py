@@ -30,45 +30,26 @@ def faults(language: ModuleType, tmp_path: Path, text: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "opening",
-    ["The same for a disk.", "What it costs.", "Whether it runs.", "Of a sandbox.", "It ends.", "Raises here."],
-)
-def test_docstring_without_verb_or_noun_is_reported(
-    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: str
-) -> None:
-    (fault,) = faults(language, tmp_path, f'def f() -> None:\n    """{opening}"""\n', monkeypatch)
-    assert "src/builderd/planted.py:2" in fault
-
-
-@pytest.mark.parametrize(
-    "call",
+    ("text", "fault"),
     [
-        'log.warning("of %d builders it is not known", 3)',
-        'log.warning(f"builder {3} failed")',
-        'logger.info("%s ended", 3)',
+        *(
+            (f'def f() -> None:\n    """{opening}"""', "src/builderd/planted.py:2")
+            for opening in ("The same for a disk.", "What it costs.", "Whether it runs.", "Of a sandbox.", "It ends.")
+        ),
+        ('log.warning("of %d builders it is not known", 3)', "log line"),
+        ('log.warning(f"builder {3} failed")', "log line"),
+        ('logger.info("%s ended", 3)', "log line"),
+        ("# A host that is nobody's is ignored.", "riddle"),
+        ('raise ValueError("ask whoever runs the service")', "riddle"),
+        ('raise ValueError(f"the owner of {name} is told")', "riddle"),
+        ('log.info("no new builds for a moment")', "riddle"),
     ],
 )
-def test_log_line_without_event_or_keys_is_reported(
-    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+def test_docstring_log_line_or_message_is_reported(
+    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, fault: str
 ) -> None:
-    (fault,) = faults(language, tmp_path, f"{call}\n", monkeypatch)
-    assert "log line" in fault
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "# A host that is nobody's is ignored.",
-        'raise ValueError("ask whoever runs the service")',
-        'raise ValueError(f"the owner of {name} is told")',
-        'log.info("no new builds for a moment")',
-    ],
-)
-def test_riddle_in_comment_message_or_log_line_is_reported(
-    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
-    (fault,) = faults(language, tmp_path, f"{line}\n", monkeypatch)
-    assert "riddle" in fault
+    (found,) = faults(language, tmp_path, f"{text}\n", monkeypatch)
+    assert fault in found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,20 +70,6 @@ def test_another_lock_or_project_file_is_installed_into_the_same_environment(che
     set_up(checkout)
     (checkout / LOCK).write_text("one==2\n")
     assert set_up(checkout) == [*ANEW, "installed", "installed"]
-
-
-def test_the_tests_packages_stay(checkout: Path) -> None:
-    set_up(checkout, "requirements/dev.lock")
-    assert set_up(checkout) == ANEW
-
-
-def test_a_copied_checkout_gets_an_environment_of_its_own_and_leaves_the_other_alone(checkout: Path) -> None:
-    set_up(checkout)
-    copy = checkout.with_name("copy")
-    shutil.copytree(checkout, copy, symlinks=True)
-    (copy / LOCK).write_text("one==2\n")
-    assert set_up(copy) == ANEW
-    assert log(checkout) == ANEW
 
 
 def test_a_moved_checkout_gets_a_new_environment(checkout: Path) -> None:

@@ -24,25 +24,11 @@ EXEMPT: dict[Operation, str] = {
 }
 
 
-def write_folder(place: Path, main: str) -> None:
-    """Write what the examples find in their folder: an app, and an archive of it."""
-    app = place / "my-app"
-    app.mkdir()
-    (app / "main.py").write_text(main)
-    with tarfile.open(place / "code.tar.gz", "w:gz") as archive:
-        archive.add(app / "main.py", "main.py")
-
-
-def run_examples() -> None:
-    """Run all examples, one after the other, as one program."""
-    names: dict[str, Any] = {}
-    for number, example in enumerate(EXAMPLES):
-        exec(compile(example, f"docs/sdk.md, example {number + 1}", "exec"), names)
-    names["client"].close()
-
-
 def test_its_examples_run_and_make_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path, "print('hello')\n")
+    (tmp_path / "my-app").mkdir()
+    (tmp_path / "my-app/main.py").write_text("print('hello')\n")
+    with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "my-app/main.py", "main.py")
     monkeypatch.chdir(tmp_path)
     made: set[Operation | None] = set()
     send = httpx2.Client.send
@@ -55,7 +41,10 @@ def test_its_examples_run_and_make_every_call(tmp_path: Path, monkeypatch: pytes
     with threaded_service() as running:
         monkeypatch.setenv("BUILDERD_URL", running.url)
         monkeypatch.setenv("BUILDERD_TOKEN", running.admin)
-        run_examples()
+        names: dict[str, Any] = {}
+        for number, example in enumerate(EXAMPLES):
+            exec(compile(example, f"docs/sdk.md, example {number + 1}", "exec"), names)
+        names["client"].close()
     assert (tmp_path / "fetched/main.py").read_text() == "print('hello')\n"
     assert OPERATIONS - made == set(EXEMPT)
 

@@ -13,7 +13,7 @@ from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import EngineUnavailable, NotFound
-from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.services import builders, logs
 from builderd.services.logs import FollowedLine, LogFilter
@@ -62,15 +62,6 @@ async def test_the_tail_is_cut_across_runs(world: World, tail: int, count: int) 
         assert await read(world, await two_runs(world), tail=tail) == ALL[len(ALL) - count :]
 
 
-async def test_runs_that_are_too_old_for_the_tail_are_not_read(world: World) -> None:
-    async with world.reconciling():
-        builder = await two_runs(world)
-        (first, _) = await world.records(builder)
-        world.engine.calls.clear()
-        assert await read(world, builder, tail=2) == ALL[-2:]
-        assert not {("read_log", first.id), ("search_log", first.id)} & set(world.engine.calls)
-
-
 async def test_one_stream_is_shown_alone(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
@@ -94,13 +85,6 @@ async def test_lines_of_one_moment_stay_in_the_order_they_were_written(world: Wo
         world.engine.print(newest(world), *(f"line {number}" for number in range(20)))
         assert await read(world, builder, tail=5) == [f"line {number}" for number in range(15, 20)]
         assert await read(world, builder) == [f"line {number}" for number in range(20)]
-
-
-async def test_log_lines_have_their_version(world: World) -> None:
-    async with world.reconciling():
-        builder = await two_runs(world)
-        lines = await logs.read(world.application, world.caller.tenant_id, builder.id, LogFilter())
-        assert {line.version async for line in lines} == {1}
 
 
 async def test_log_of_another_tenant_is_not_found(world: World) -> None:
@@ -172,32 +156,6 @@ async def test_a_follower_may_begin_with_everything_since_a_time(world: World) -
         reader.task.cancel()
 
 
-async def test_a_follower_may_follow_one_stream(world: World) -> None:
-    async with world.reconciling():
-        builder = await two_runs(world)
-        reader = Reader(follow(world, builder, tail=None, stream=LogStream.STDERR))
-        world.engine.print(newest(world), "not this")
-        world.engine.print(newest(world), "this", stream=LogStream.STDERR)
-        await world.until(lambda: "this" in reader.told)
-        assert reader.told == ["first 1", "second 1", "this"]
-        reader.task.cancel()
-
-
-async def test_an_ended_run_is_not_read_again_and_again(world: World) -> None:
-    async with world.reconciling():
-        builder = await two_runs(world)
-        reader = Reader(follow(world, builder, tail=None))
-        await world.until(lambda: reader.told == ALL)
-        (first, _) = await world.records(builder)
-        # It is read once more after its end was noticed, and then no more.
-        read = ("read_log", newest(world))
-        await world.until(lambda: [one for one in world.engine.calls if one[0] == "read_log"][-2:] == [read, read])
-        world.engine.calls.clear()
-        await world.until(lambda: world.called("read_log") > 3)
-        assert not {("read_log", first.id), ("search_log", first.id)} & set(world.engine.calls)
-        reader.task.cancel()
-
-
 # What a look costs
 
 
@@ -222,16 +180,6 @@ async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
         assert await read(world, builder, since=times[60], stream=LogStream.STDERR) == ["70", "83", "96"]
 
 
-async def test_lines_beyond_what_a_reader_keeps_are_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "KEPT_LINES", 10)
-    async with world.reconciling():
-        builder = await two_runs(world)
-        world.engine.print(newest(world), *(str(number) for number in range(50)))
-        taken = Taken(world, monkeypatch)
-        assert await read(world, builder, tail=52) == [*ALL[-2:], *(str(number) for number in range(50))]
-        assert sum(taken.pages) >= 50
-
-
 class Taken:
     """Record of the lines taken from the engine at a time, and of their generations."""
 
@@ -244,24 +192,6 @@ class Taken:
         page = await self._real(sandbox, cursor, **options)
         self.pages.append(len(page[0]))
         return page
-
-
-async def test_a_follower_reads_each_line_of_an_installer_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from builderd.store.build_logs import BuildLogs
-
-    async with world.reconciling():
-        builder = await two_runs(world)
-        reader = Reader(follow(world, builder, tail=None))
-        await world.until(lambda: reader.told == ALL)
-
-        def never(*_: object) -> None:
-            raise AssertionError("the whole log was read again")
-
-        monkeypatch.setattr(BuildLogs, "before_last", never)
-        line = LogLine(world.clock.now() + timedelta(seconds=1), LogStream.BUILD, "later")
-        await world.application.store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line]))
-        await world.until(lambda: reader.told == [*ALL, "later"])
-        reader.task.cancel()
 
 
 # In pages
@@ -402,28 +332,6 @@ async def test_a_follower_begins_with_what_is_read(
         reader.task.cancel()
 
 
-async def test_the_log_of_an_installer_is_read_in_pages_too(
-    world: World, monkeypatch: pytest.MonkeyPatch, page: int
-) -> None:
-    from builderd.store.build_logs import BuildLogs
-
-    async with world.reconciling():
-        builder = await two_runs(world)
-        later = [LogLine(world.clock.now(), LogStream.BUILD, str(number)) for number in range(12)]
-        await world.application.store.write(lambda uow: uow.build_logs.add(builder.id, 1, later))
-        limits, real = [], BuildLogs.following
-
-        def following(self: BuildLogs, builder: BuilderId, after: int, limit: int) -> Sequence[Any]:
-            limits.append(limit)
-            return real(self, builder, after, limit)
-
-        monkeypatch.setattr(BuildLogs, "following", following)
-        reader = Reader(follow(world, builder, tail=None, stream=LogStream.BUILD))
-        await world.until(lambda: reader.told == ["Installing", *(str(number) for number in range(12))])
-        assert set(limits) == {page}
-        reader.task.cancel()
-
-
 async def test_a_follower_that_is_behind_ends_with_its_builder(world: World, page: int) -> None:
     async with world.reconciling():
         builder, written = await long_runs(world)
@@ -433,13 +341,3 @@ async def test_a_follower_that_is_behind_ends_with_its_builder(world: World, pag
         async with asyncio.timeout(30):
             told += [line.line.text async for line in lines]
         assert told == written[: len(told)]
-
-
-async def test_filtered_lines_are_read_in_pages(world: World, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
-    monkeypatch.setattr(logs, "LOOK_BACK", 1, raising=False)
-    async with world.reconciling():
-        builder, written = await long_runs(world)
-        taken = Taken(world, monkeypatch)
-        assert await read(world, builder, stream=LogStream.STDOUT) == written
-        assert await read(world, builder, stream=LogStream.STDERR) == []
-        assert max(taken.pages) <= page

@@ -13,20 +13,11 @@ from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
-from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, NoCapacity, NotFound, StartFailed
-from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
+from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, NoCapacity, StartFailed
+from builderd.domain.ids import BackupId, DiskId, RestoreId, new_id
 from builderd.ports.engine import Readiness
 from builderd.services import builders, outcomes, wake
 from builderd.store import UnitOfWork
-
-
-async def test_waiting_begins_before_anything_is_done(world: World) -> None:
-    builder = await world.ask()
-    waiting = asyncio.create_task(world.outcome(builder))
-    await asyncio.sleep(0.01)
-    assert not waiting.done()
-    async with world.reconciling():
-        assert (await waiting).id == builder.id
 
 
 async def test_a_failed_stage_is_raised_with_the_builders_uuid(world: World) -> None:
@@ -134,11 +125,6 @@ async def test_changes_of_another_control_plane_are_noticed_too(world: World) ->
         assert (await waiting).status is Status.RUNNING
 
 
-async def test_an_unknown_builder_is_not_waited_for(world: World) -> None:
-    with pytest.raises(NotFound):
-        await outcomes.wait_until_settled(world.application, BuilderId(new_id()), 1)
-
-
 async def test_stages_are_yielded_until_the_outcome(world: World) -> None:
     builder = await world.ask(MAIN, REQUIREMENTS)
     async with world.reconciling():
@@ -151,16 +137,6 @@ async def test_stages_are_yielded_until_the_outcome(world: World) -> None:
         ("stage.finished", "qa"),
     ]
     assert all(event.details.get("ok", True) for event in told)
-
-
-async def test_failed_stage_is_yielded_last(world: World) -> None:
-    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, lines=("good bye",)))
-    builder = await world.ask()
-    async with world.reconciling():
-        told = [event async for event in outcomes.stages(world.application, builder.id, builder.generation)]
-    assert told[-1].details["stage"] == "start"
-    assert not told[-1].details["ok"]
-    assert "good bye" in told[-1].reason
 
 
 async def test_a_start_that_is_called_off_is_no_stage_that_went_well(

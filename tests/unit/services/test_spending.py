@@ -161,18 +161,6 @@ async def spans(world: World, builder: Builder) -> list[tuple[Billing, float | N
     ]
 
 
-async def test_a_frozen_builder_pays_no_cpu_until_it_is_thawed(world: World) -> None:
-    builder = await world.ask()
-    await bill(world, builder, Billing.RUNNING)
-    world.clock.move(60)
-    await freeze(world, builder)
-    world.clock.move(600)
-    await thaw(world, builder)
-    assert await spans(world, builder) == [(Billing.RUNNING, 60), (Billing.FROZEN, 600), (Billing.RUNNING, None)]
-    rates = [segment.hourly_rate for segment in await world.segments(builder)]
-    assert rates == [Decimal("0.1965"), Decimal("0.0765"), Decimal("0.1965")]
-
-
 async def test_only_what_runs_freezes_and_only_what_is_frozen_thaws(world: World) -> None:
     builder = await world.ask()
     await freeze(world, builder)
@@ -182,14 +170,6 @@ async def test_only_what_runs_freezes_and_only_what_is_frozen_thaws(world: World
     await freeze(world, builder)
     await thaw(world, builder)
     assert await spans(world, builder) == [(Billing.STOPPED, None)]
-
-
-async def test_same_state_and_rate_changes_nothing(world: World) -> None:
-    builder = await world.ask()
-    for _ in range(2):
-        await bill(world, builder, Billing.RUNNING)
-        world.clock.move(60)
-    assert await spans(world, builder) == [(Billing.RUNNING, None)]
 
 
 async def test_a_time_before_the_present_segment_is_taken_as_its_beginning(world: World) -> None:

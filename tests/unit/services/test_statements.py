@@ -16,11 +16,10 @@ from tests.statements import statements
 from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
 from builderd.domain.previews import Address, Route, RouteState, closed_route
-from builderd.domain.prices import Billing, Segment, month_of, next_month
+from builderd.domain.prices import Billing, Segment, month_of
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
 from builderd.services import builders, caps, lost_routes, metrics, spending
-from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery
 
@@ -111,30 +110,6 @@ async def _number_of_statements(world: World, call: Call) -> int:
     return len(seen)
 
 
-async def test_operators_cap_reads_no_builder_that_stays_below_it(world: World) -> None:
-    """A month of 0.1 an hour is 72 to 75: only the one that costs 2 an hour comes near a cap of 100."""
-    near, *_ = await stop_many(world, FEW)
-    segment = Segment(near.tenant_id, near.id, Billing.RUNNING, world.clock.now(), None, Decimal(2))
-    await world.application.store.write(lambda uow: _reopen(uow, segment))
-    limits = TenantLimits(TenantLimit(builder_monthly=Decimal(100)))
-    limited = replace(world, application=replace(world.application, tenant_limits=limits))
-    for _ in range(2):
-        with statements(world.application.store) as seen:
-            decision = await world.read(lambda uow: judge(uow, limited))
-        assert isinstance(decision, caps.CapDecision)
-        assert decision.next_check is not None
-        assert decision.next_check < next_month(world.clock.now())
-        assert len([one for one in seen if "FROM builders" in one]) == 2
-        read = await world.read(lambda uow: uow.ledger.reaching(near.tenant_id, world.clock.now(), Decimal(80)))
-        assert read == [near.id]
-        await stop_many(world, 50)
-
-
-def _reopen(uow: UnitOfWork, segment: Segment) -> None:
-    uow.ledger.close(segment.builder_id, segment.start)
-    uow.ledger.open(segment)
-
-
 async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> None:
     lost, *kept = await stop_many(world, FEW)
     store = world.application.store
@@ -145,14 +120,6 @@ async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> No
     assert [one.split(" \n")[0].count(",") > 0 for one in seen] == [False, True, False]
     await stop_many(world, MANY)
     assert len(await lost_routes.read(store, held)) == MANY + 1
-
-
-@pytest.mark.parametrize("call", [check, judge])
-async def test_without_a_cap_nothing_is_summed(world: World, call: Call) -> None:
-    await stop_many(world, FEW)
-    with statements(world.application.store) as seen:
-        await world.read(lambda uow: call(uow, world))
-    assert not [one for one in seen if "ledger" in one or "tenant_months" in one]
 
 
 async def test_reconciler_starts_and_sweeps_by_as_many_statements(world: World) -> None:

@@ -11,6 +11,7 @@ from random import Random
 from typing import IO, Any
 
 import pytest
+from builderd.client._sync import uploads
 from click.testing import CliRunner, Result
 from tests.fakes.sandboxes import Behaviour
 from tests.swallowing_proxy import swallowing_proxy
@@ -20,7 +21,6 @@ from builderd import Builderd, NotFound
 from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
-from builderd.client._sync import uploads
 from builderd.client.detection import detect
 from builderd.client.folders import read_folder
 

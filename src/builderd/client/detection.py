@@ -40,13 +40,9 @@ def detect(folder: Folder) -> Start | None:
 
 def roots_with_a_start(folder: Folder, most: int = 5) -> list[str]:
     """Return folders of the code, at most two deep, in which a start is found: the apps of a monorepo."""
-    folders = {part for file in folder.files for part in _folders_above(file.path)}
+    above = [file.path.split("/")[:-1] for file in folder.files]
+    folders = {"/".join(parts[:depth]) for parts in above for depth in range(1, min(len(parts), 2) + 1)}
     return [root for root in sorted(folders) if detect(folder.below(root)) is not None][:most]
-
-
-def _folders_above(path: str) -> list[str]:
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[:count]) for count in range(1, min(len(parts), 2) + 1)]
 
 
 class _Code:
@@ -76,22 +72,21 @@ class _Code:
 
 
 def _starts(code: _Code) -> Iterator[Start]:
-    yield from _procfile(code)
+    line, python = re.search(r"(?m)^web:[ \t]*(\S.*)$", code.text("Procfile")), code.python()
+    if line:
+        yield Start(None, "Procfile has a line `web:`", line[1].strip())
     yield from _django(code)
     yield from _python_framework(code)
     yield from _node(code)
-    yield from _usual_python(code)
+    if python and python[0] in PYTHON_NAMES:
+        yield Start(f"python3 {python[0]}", f"{python[0]}: a Python program")
     yield from _python_script(code, SCRIPTS)
-    yield from _only_python(code)
+    programs = [path for path in python if path != "setup.py"]
+    if len(programs) == 1:
+        yield Start(f"python3 {programs[0]}", f"{programs[0]}: the only Python program")
     if "index.html" in code.paths:
         yield Start("python3 -m http.server $PORT", "index.html: a static site")
     yield from _python_script(code)
-
-
-def _procfile(code: _Code) -> Iterator[Start]:
-    line = re.search(r"(?m)^web:[ \t]*(\S.*)$", code.text("Procfile"))
-    if line:
-        yield Start(None, "Procfile has a line `web:`", line[1].strip())
 
 
 def _django(code: _Code) -> Iterator[Start]:
@@ -140,12 +135,6 @@ def _node(code: _Code) -> Iterator[Start]:
         yield Start("node server.js", "package.json and server.js: a Node app")
 
 
-def _usual_python(code: _Code) -> Iterator[Start]:
-    found = code.python()
-    if found and found[0] in PYTHON_NAMES:
-        yield Start(f"python3 {found[0]}", f"{found[0]}: a Python program")
-
-
 def _python_script(code: _Code, names: Sequence[str] = ()) -> Iterator[Start]:
     """Yield the script of ``[project.scripts]`` of one of the names, or else the only one.
 
@@ -167,9 +156,3 @@ def _python_script(code: _Code, names: Sequence[str] = ()) -> Iterator[Start]:
         if {f"{folder}{module}.py", f"{folder}{module}/__init__.py"} & code.paths:
             call = f"import sys; from {named[1]} import {named[2]}; sys.exit({named[2]}())"
             yield Start(f"{variables}python3 -c '{call}'", f"pyproject.toml has the script `{name}`")
-
-
-def _only_python(code: _Code) -> Iterator[Start]:
-    found = [path for path in code.python() if path != "setup.py"]
-    if len(found) == 1:
-        yield Start(f"python3 {found[0]}", f"{found[0]}: the only Python program")

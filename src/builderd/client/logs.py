@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from builderd.client.models import LogLine
-
-
-class RowDecoder:
-    """Decoder of ``{…, "data": [row, …], …}`` that yields each row when it has arrived, and keeps none."""
-
-    _START = '"data":['
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._inside = False
-        self._over = False
-        self._decoder = json.JSONDecoder()
-
-    def feed(self, text: str) -> Iterator[Any]:
-        """Yield the rows that are complete with this piece."""
-        self._text += text
-        if not self._inside:
-            before, found, rest = self._text.partition(self._START)
-            self._inside, self._text = bool(found), rest if found else before
-        position = 0
-        while self._inside and not self._over:
-            while position < len(self._text) and self._text[position] in ", \n":
-                position += 1
-            if self._text[position : position + 1] == "]":
-                self._over = True
-                break
-            try:
-                row, position = self._decoder.raw_decode(self._text, position)
-            except json.JSONDecodeError:
-                break
-            yield row
-        self._text = self._text[position:] if not self._over else ""
 
 
 class LogCursor:

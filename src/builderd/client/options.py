@@ -6,6 +6,7 @@ Paths are made here alone, so that no identifier or file name leads to another r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NewType, NotRequired, TypedDict
 from urllib.parse import quote, unquote
 
@@ -68,6 +69,15 @@ class BuilderOptions(VersionOptions, total=False):
     """Settings of a new builder. ``job_type``: ``always_on``, ``one_time`` or ``worker``."""
 
     job_type: str
+
+
+class EventOptions(TypedDict, total=False):
+    """Options of ``events``: ``follow`` goes on with new ones, after the id ``after``."""
+
+    follow: bool
+    types: str | None
+    since: datetime | None
+    after: int | None
 
 
 #: Path of a request, quoted. Calls take nothing else: what makes one has checked each segment.

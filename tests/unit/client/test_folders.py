@@ -22,7 +22,7 @@ from builderd import Builderd
 from builderd.client import folders
 from builderd.client.errors import NoAnswer, Unavailable
 from builderd.client.folders import encoded, read_folder
-from builderd.client.logs import LogCursor, RowDecoder
+from builderd.client.logs import LogCursor
 from builderd.client.models import LogLine
 
 FILES = """a.py b.pyc build/x build/keep/y docs/a.md docs/deep/b.md logs/x.log logs/keep.log deep/logs/y.log tmp/a.txt
@@ -140,15 +140,6 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(NotADirectoryError):
         read_folder(tmp_path / "a")
-
-
-def test_rows_of_a_long_answer_are_decoded_as_they_arrive() -> None:
-    text = '{"success":true,"data":[{"a":"]}"},{"a":"\\"data\\":["},{"a":2}],"message":"[]"}'
-    for size in (1, 2, 7, 1000):
-        decoder = RowDecoder()
-        rows = [row for at in range(0, len(text), size) for row in decoder.feed(text[at : at + size])]
-        assert rows == [{"a": "]}"}, {"a": '"data":['}, {"a": 2}]
-    assert list(RowDecoder().feed('{"data":[],"message":""}')) == []
 
 
 def test_cursor_distinguishes_new_lines_from_seen_ones() -> None:

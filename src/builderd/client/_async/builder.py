@@ -42,7 +42,7 @@ from builderd.client.models import (
     Version,
     VersionDiff,
 )
-from builderd.client.options import RequestPath, SettingOptions
+from builderd.client.options import EventOptions, RequestPath, SettingOptions
 from builderd.client.retries import async_sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
@@ -261,19 +261,12 @@ class AsyncBuilder(AsyncCalls):
         params = {"buckets": buckets, "since": since, "stream": stream, "search": search}
         return await self._read(LogDensity, "GET", "logs", "density", params=params)
 
-    def events(
-        self,
-        *,
-        follow: bool = False,
-        types: str | None = None,
-        since: datetime | None = None,
-        after: int | None = None,
-    ) -> AsyncStream[Event]:
+    def events(self, **options: Unpack[EventOptions]) -> AsyncStream[Event]:
         """Iterate over its events, oldest first and for ever, with ``follow``; else over those there are, newest first.
 
         ``types`` such as ``builder.status,stage.*``; ``after`` is the id of the last event that was seen.
         """
-        return events_of(self._transport, self._path("events"), follow, types, since, after)
+        return events_of(self._transport, self._path("events"), options)
 
     async def exec(self, command: str, **options: Unpack[ExecOptions]) -> Execution:
         """Run a shell command beside the app and wait for it, at most ``timeout`` seconds (then its exit code is 124).
@@ -333,18 +326,12 @@ class AsyncBuilder(AsyncCalls):
         return self
 
 
-def events_of(
-    transport: AsyncTransport,
-    path: RequestPath,
-    follow: bool,
-    types: str | None,
-    since: datetime | None,
-    after: int | None,
-) -> AsyncStream[Event]:
+def events_of(transport: AsyncTransport, path: RequestPath, options: EventOptions) -> AsyncStream[Event]:
     """Return a stream of events, or the list of those there are."""
-    params = {"type": types, "since": since}
-    if not follow:
+    params = {"type": options.get("types"), "since": options.get("since")}
+    if not options.get("follow"):
         return AsyncStream(AsyncPages(transport, path, partial(parsed, Event), params).__aiter__())
+    after = options.get("after")
     last_id = str(after) if after is not None else ""
     entries = follow_stream(transport, path, params, partial(parsed, Event), last_id=last_id, keep_start=True)
     return AsyncStream(entries)

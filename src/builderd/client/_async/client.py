@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, Unpack, cast
 
@@ -27,7 +26,7 @@ from builderd.client._async.uploads import AsyncUploads
 from builderd.client.errors import NotFound
 from builderd.client.folders import Folder
 from builderd.client.models import Event, Health, Readiness
-from builderd.client.options import HEALTH, OPENAPI, READINESS, api_path, written_path
+from builderd.client.options import HEALTH, OPENAPI, READINESS, EventOptions, api_path, written_path
 from builderd.client.retries import OnRetry, certificates, ignore_retry
 
 MAX_RETRIES = 2
@@ -118,16 +117,9 @@ class AsyncBuilderd:
         options.pop("job_type", None)
         return await builder.deploy(path, **cast("DeployOptions", options))
 
-    def events(
-        self,
-        *,
-        follow: bool = False,
-        types: str | None = None,
-        since: datetime | None = None,
-        after: int | None = None,
-    ) -> AsyncStream[Event]:
+    def events(self, **options: Unpack[EventOptions]) -> AsyncStream[Event]:
         """Iterate over the events of all builders, as ``AsyncBuilder.events`` does over those of one."""
-        return events_of(self._transport, api_path("events"), follow, types, since, after)
+        return events_of(self._transport, api_path("events"), options)
 
     async def health(self) -> Health:
         """Return the version of the service."""

@@ -78,23 +78,6 @@ def no_stages(_: Stage) -> None:
     """Ignore the stages."""
 
 
-async def code_of(
-    transport: AsyncTransport, path: str | Path | Folder, on_progress: OnProgress | None = None, env_file: str = ""
-) -> dict[str, Any]:
-    """Return a folder's code as a body's ``files``, or as its ``source`` where it is too large for JSON."""
-    folder = path if isinstance(path, Folder) else await in_thread(read_folder, Path(path), (), env_file)
-    if folder.fits_json:
-        return {"files": await in_thread(folder.contents)}
-    return {"source": {"upload_id": await AsyncUploads(transport).send_folder(folder, on_progress)}}
-
-
-def files_of(files: Mapping[str, FileContent]) -> dict[str, Any]:
-    """Return files as the API takes them."""
-    return {
-        path: encoded(content) if isinstance(content, str | bytes) else dict(content) for path, content in files.items()
-    }
-
-
 class AsyncDeployment:
     """One call that deploys, with its key."""
 
@@ -152,13 +135,10 @@ class AsyncDeployment:
     async def _once(
         self, method: str, path: RequestPath, body: Mapping[str, Any], params: Mapping[str, Any] | None
     ) -> BuilderState:
+        headers, left = {"Idempotency-Key": self._key}, self._seconds_left()
+        seconds = STREAM_SECONDS if left is None else max(0.1, min(STREAM_SECONDS, left))
         async with self._transport.events(
-            method,
-            path,
-            json=body,
-            params=params,
-            headers={"Idempotency-Key": self._key},
-            read_seconds=self._read_seconds(),
+            method, path, json=body, params=params, headers=headers, read_seconds=seconds
         ) as events:
             if events.answer is not None:  # nothing had to be deployed
                 return parsed(BuilderState, events.answer.get("data"))
@@ -180,10 +160,6 @@ class AsyncDeployment:
     def _seconds_left(self) -> float | None:
         return None if self._deadline is None else self._deadline - time.monotonic()
 
-    def _read_seconds(self) -> float:
-        left = self._seconds_left()
-        return STREAM_SECONDS if left is None else max(0.1, min(STREAM_SECONDS, left))
-
     def _check_deadline(self, error: BuilderdError | None) -> None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise TimedOut(f"no outcome within {self._transport.timeout:g} s; the service goes on with it") from error
@@ -195,17 +171,21 @@ async def prepare(
     """Return a call that deploys, and its body: settings, and the code of a folder, an upload or ``files``."""
     given = {name: options.get(name) for name in CodeOptions.__annotations__}
     body = {name: value for name, value in options.items() if name not in given}
-    upload_id = None
-    if path is not None:
-        code = await code_of(transport, path, given["on_progress"], body.get("env_file", ""))
-        upload_id = code.get("source", {}).get("upload_id")
-        body |= code
+    call = AsyncDeployment(transport, given["idempotency_key"], given["on_stage"] or no_stages, given["on_begin"])
+    if isinstance(path, str | Path):
+        path = await in_thread(read_folder, Path(path), (), body.get("env_file", ""))
+    if path is not None and path.fits_json:
+        body["files"] = await in_thread(path.contents)
+    elif path is not None:
+        call.upload_id = await AsyncUploads(transport).send_folder(path, given["on_progress"])
+        body["source"] = {"upload_id": call.upload_id}
     elif given["upload_id"] is not None:
         body["source"] = {"upload_id": given["upload_id"]}
     elif given["files"] is not None:
-        body["files"] = files_of(given["files"])
-    call = AsyncDeployment(transport, given["idempotency_key"], given["on_stage"] or no_stages, given["on_begin"])
-    call.upload_id = upload_id
+        body["files"] = {
+            name: encoded(content) if isinstance(content, str | bytes) else dict(content)
+            for name, content in given["files"].items()
+        }
     return call, body
 
 

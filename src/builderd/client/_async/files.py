@@ -75,19 +75,17 @@ class AsyncFiles(AsyncCalls):
         count = 0
         for entry in entries:
             # A name comes from the app's disk: it must not lead out of the target.
-            if entry.type in {"file", "folder"} and entry.name not in {"", ".", ".."} and "/" not in entry.name:
-                count += await self._download_entry(
-                    entry, f"{path.strip('/')}/{entry.name}".lstrip("/"), target / entry.name
-                )
+            if entry.type not in {"file", "folder"} or entry.name in {"", ".", ".."} or "/" in entry.name:
+                continue
+            below, place = f"{path.strip('/')}/{entry.name}".lstrip("/"), target / entry.name
+            if entry.type == "folder":
+                count += await self.download(below, place)
+                continue
+            await self._download_file(below, place)
+            if int(entry.mode, 8) & 0o100:
+                place.chmod(place.stat().st_mode | 0o100)
+            count += 1
         return count
-
-    async def _download_entry(self, entry: FileEntry, path: str, target: Path) -> int:
-        if entry.type == "folder":
-            return await self.download(path, target)
-        await self._download_file(path, target)
-        if int(entry.mode, 8) & 0o100:
-            target.chmod(target.stat().st_mode | 0o100)
-        return 1
 
     async def _download_file(self, path: str, target: Path) -> None:
         source = self._path(*_segments(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -14,7 +13,6 @@ from pydantic import BaseModel
 
 from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client.errors import NoAnswer, TimedOut, Unavailable
-from builderd.client.logs import RowDecoder
 from builderd.client.options import RequestPath, api_path
 from builderd.client.retries import async_sleep
 
@@ -23,8 +21,6 @@ T = TypeVar("T")
 #: Seconds for which a broken stream is opened again, and between two attempts.
 RECONNECT_SECONDS = 60.0
 RECONNECT_INTERVAL = 1.0
-#: Read timeout of long answers: a busy machine needs a minute to look 100,000 lines up.
-ROWS_SECONDS = 300.0
 
 
 class AsyncStream(Generic[T]):
@@ -93,12 +89,9 @@ async def follow(
 async def rows(
     transport: AsyncTransport, path: RequestPath, params: Mapping[str, Any], read: Callable[[Any], T]
 ) -> AsyncIterator[T]:
-    """Yield the rows of a long answer as they arrive; few of them are kept in memory."""
-    decoder, text = RowDecoder(), codecs.getincrementaldecoder("utf-8")()
-    async with transport.stream("GET", path, params=params, read_seconds=ROWS_SECONDS) as response:
-        async for piece in response.aiter_bytes():
-            for row in decoder.feed(text.decode(piece)):
-                yield read(row)
+    """Yield the rows of an answer that has no pages."""
+    for row in (await transport.json("GET", path, params=params, waits=True))["data"]:
+        yield read(row)
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -94,10 +94,12 @@ class AsyncTransport:
         """
         safe = (method in IDEMPOTENT or "Idempotency-Key" in (headers or {})) if repeatable is None else repeatable
         retries = 0 if repeatable is False else self.max_retries
+        read = self.timeout or (None if waits else ANSWER_SECONDS)
+        timeout = httpx2.Timeout(CONNECT_SECONDS, read=read, write=60, pool=CONNECT_SECONDS)
         for attempt in range(retries + 1):
             try:
                 response = await self.http.request(
-                    method, path, headers=headers, params=given(params), timeout=self._timeout(waits), **options
+                    method, path, headers=headers, params=given(params), timeout=timeout, **options
                 )
             except httpx2.TransportError as broken:
                 failure = self._broken(method, path, broken)
@@ -162,10 +164,6 @@ class AsyncTransport:
                 await response.aread()
                 answer = json_of(response)
             yield AsyncEvents(response, answer, deadline)
-
-    def _timeout(self, waits: bool) -> httpx2.Timeout:
-        read = None if waits else ANSWER_SECONDS
-        return httpx2.Timeout(CONNECT_SECONDS, read=self.timeout or read, write=60, pool=CONNECT_SECONDS)
 
     def _broken(self, method: str, path: RequestPath, error: httpx2.TransportError) -> NoAnswer:
         if isinstance(error, httpx2.ReadTimeout) and self.timeout is not None:

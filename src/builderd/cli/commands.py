@@ -22,10 +22,7 @@ APPS: dict[str, Entry] = {
         "Show a builder: its status with the reason, its address, version, resources and cost.",
     ),
     "open": ("apps.lifecycle", "Open a builder's address in the browser, and print it."),
-    "preview-links": (
-        "apps.upkeep",
-        "Share a private preview, or one of its ports, for a time.",
-    ),
+    "preview-links": ("apps.upkeep", "Share a private preview, or one of its ports, for a time."),
     "logs": ("apps.inside", "Show the log of a builder: of its app, and of the installation of its dependencies."),
     "exec": (
         "apps.inside",

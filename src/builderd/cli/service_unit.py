@@ -9,7 +9,6 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +126,15 @@ def install_service(
     vault.key_file, belong in builderd.toml in the data directory.
     """
     folder = load(data_dir=data_dir).data_dir.resolve()
-    unit = ServiceUnit(name, _executable(), folder, _arguments(serve_options))
+    executable = Path(sys.executable).with_name("builderd")
+    if not executable.is_file():
+        raise click.ClickException(f"{executable} does not exist: install the package into its environment first")
+    given = [
+        (f"--{name.replace('_', '-')}", str(value))
+        for name, value in sorted(serve_options.items())
+        if value is not None
+    ]
+    unit = ServiceUnit(name, executable, folder, tuple(word for option in given for word in option))
     try:
         text = render(unit)
     except ValueError as error:
@@ -197,18 +204,6 @@ def _start(unit: ServiceUnit) -> None:
         words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
         raise click.ClickException(f"{unit.name} does not start, and systemd retries each second:\n{words}")
     click.echo(f"it runs; its log: journalctl -u {unit.name}")
-
-
-def _executable() -> Path:
-    executable = Path(sys.executable).with_name("builderd")
-    if not executable.is_file():
-        raise click.ClickException(f"{executable} does not exist: install the package into its environment first")
-    return executable
-
-
-def _arguments(serve_options: Mapping[str, str | int | None]) -> tuple[str, ...]:
-    given = {f"--{name.replace('_', '-')}": value for name, value in sorted(serve_options.items())}
-    return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
 
 
 def _systemctl(*arguments: str) -> str:

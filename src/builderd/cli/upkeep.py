@@ -97,11 +97,7 @@ def token() -> None:
     """Create, list and revoke API tokens."""
 
 
-@token.command()
-@options.with_settings
-@click.option("--tenant", required=True, help="The token's tenant; created if it does not exist.")
-@click.option("--name", default="cli", show_default=True, help="The token's name in events.")
-@click.option(
+scopes_option = click.option(
     "--scope",
     "scopes",
     type=click.Choice([scope.value for scope in Scope]),
@@ -110,14 +106,15 @@ def token() -> None:
     show_default=True,
     help="May be given more than once.",
 )
+
+
+@token.command()
+@options.with_settings
+@click.option("--tenant", required=True, help="The token's tenant; created if it does not exist.")
+@click.option("--name", default="cli", show_default=True, help="The token's name in events.")
+@scopes_option
 @click.option("--expires", type=Expiry(), help="30d, 12h, or a time.  [default: never]")
-def create(
-    settings: Settings,
-    tenant: str,
-    name: str,
-    scopes: tuple[str, ...],
-    expires: datetime | None,
-) -> None:
+def create(settings: Settings, tenant: str, name: str, scopes: tuple[str, ...], expires: datetime | None) -> None:
     """Create a token. Its secret is on the last line of the output, and is not shown again.
 
     Creates the data directory and the database where they are missing.
@@ -132,15 +129,7 @@ def create(
 @token.command()
 @options.with_settings
 @click.option("--tenant", required=True, help="Whom the link signs in; created if it does not exist.")
-@click.option(
-    "--scope",
-    "scopes",
-    type=click.Choice([scope.value for scope in Scope]),
-    multiple=True,
-    default=[Scope.WRITE.value],
-    show_default=True,
-    help="May be given more than once.",
-)
+@scopes_option
 @click.option("--url", help="Where browsers reach the service.  [default: public_url, or the address it listens on]")
 def link(settings: Settings, tenant: str, scopes: tuple[str, ...], url: str | None) -> None:
     """Print a link that signs a browser in to the web pages, once, within 10 minutes.

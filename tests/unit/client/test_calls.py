@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from builderd.client._sync import streams
 from tests.hostile_paths import builder
 from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
 import builderd
 from builderd import AsyncBuilderd, Builderd
+from builderd.client._sync import streams
 from builderd.client.errors import BY_CODE, ApiError, Unprocessable, error_in, error_of
 from builderd.client.retries import ended_by_machine
 from builderd.domain import errors as domain

@@ -14,12 +14,12 @@ from random import Random
 
 import httpx2
 import pytest
-from builderd.client._sync import uploads
 from tests.fakes.uploads import FakeUploads
 from tests.threaded_service import Running
 
 from builderd import Builderd
 from builderd.client import folders
+from builderd.client._sync import uploads
 from builderd.client.errors import NoAnswer, Unavailable
 from builderd.client.folders import encoded, read_folder
 from builderd.client.logs import LogCursor

@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from builderd.client._sync.builder import Builder
 from tests.hostile_paths import HOSTILE, OWN, OneBuilder, builder, strays
 from tests.unit.client.openapi import operation_of
 
 from builderd import AsyncBuilderd, Builderd, BuilderdError, ValidationFailed
+from builderd.client._sync.builder import Builder
 from builderd.client.folders import read_folder
 from builderd.client.models import BuilderState, lenient
 

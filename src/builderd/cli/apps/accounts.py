@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from builderd.cli.apps import contexts
 from builderd.cli.apps.session import Columns, NotSignedIn, Session, command
-from builderd.client.errors import NotFound
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -32,13 +30,15 @@ def login(session: Session, url: str | None, token_stdin: bool, name: str | None
     chosen = url.rstrip("/")
     token = _token(session, chosen, token_stdin)
     context = contexts.Context(name or urlsplit(chosen).netloc, chosen, token, session.ca)
-    who = _who(context)
+    from builderd.client._sync.client import Builderd  # noqa: PLC0415 (help needs no HTTP)
+
+    with Builderd(chosen, token, ca=session.ca) as client:
+        who = client.tokens.current()
     with contexts.changed() as known:
         known.put(context)
-    scopes = ", ".join(who["scopes"])
     session.result(
         {"context": context.name, "url": chosen, "token": who},
-        f"Signed in to {chosen} with the token {who['name']!r} ({scopes}).",
+        f"Signed in to {chosen} with the token {who.name!r} ({', '.join(who.scopes)}).",
     )
 
 
@@ -50,19 +50,6 @@ def _token(session: Session, url: str, from_stdin: bool) -> str:
         return typed
     given = os.environ.get("BUILDERD_TOKEN")
     return given or session.ask(f"Token for {url}", f"builderd login {url} --token-stdin <token-file", hidden=True)
-
-
-def _who(context: contexts.Context) -> dict[str, Any]:
-    """Return what the service says of the token. Raises ``Unauthenticated`` for a wrong one."""
-    from builderd.client._sync.client import Builderd  # noqa: PLC0415
-
-    with Builderd(context.url, context.token, ca=context.ca) as client:
-        try:
-            return client.tokens.current().model_dump(mode="json")
-        except NotFound:
-            # A service from before the tokens' routes: the token is good if this call is answered.
-            client.builders.list().page(per_page=1)
-            return {"name": "?", "scopes": ["?"]}
 
 
 @command("logout [NAME]")
@@ -94,11 +81,7 @@ def list_(session: Session) -> None:
     """List the services that you are signed in to."""
     known = contexts.load()
     rows = [{"name": name, "url": one["url"], "current": name == known.current} for name, one in known.known.items()]
-    columns: Columns = {
-        "": lambda row: "*" if row["current"] else "",
-        "NAME": "{[name]}",
-        "URL": "{[url]}",
-    }
+    columns: Columns = {"": lambda row: "*" if row["current"] else "", "NAME": "{[name]}", "URL": "{[url]}"}
     session.table(rows, columns, "You are not signed in: run builderd login URL.")
 
 

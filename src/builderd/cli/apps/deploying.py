@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import click
 
+from builderd.cli.apps.lifecycle import show_stage
 from builderd.cli.apps.project import KnownCode, Pending, State, fingerprint
 from builderd.cli.apps.session import Session
 from builderd.client.errors import ApiError, BuilderdError, NotFound, Unavailable
@@ -31,14 +33,9 @@ from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Project
 from builderd.cli.apps.session import ActionRequired, Exit, command, shown
 from builderd.cli.group import printable
 from builderd.client.detection import Start, detect, roots_with_a_start
-from builderd.client.errors import (
-    DeploymentFailed,
-    NoAnswer,
-    TooLarge,
-    ValidationFailed,
-)
+from builderd.client.errors import DeploymentFailed, NoAnswer, TooLarge, ValidationFailed
 from builderd.client.folders import read_folder
-from builderd.client.models import LogLine, Stage
+from builderd.client.models import LogLine
 
 
 class Sending:
@@ -64,7 +61,15 @@ class Sending:
     def send_code(self, pending: Pending) -> None:
         """Upload code that is too large for JSON, and write the call down before it is sent."""
         if not self._folder.fits_json and pending.upload_id is None:
-            self._upload(pending)
+
+            def begun(upload_url: str) -> None:
+                # Kept first: after a kill, the same command goes on with the upload.
+                pending.upload_url = upload_url
+                self._state.keep(pending)
+
+            pending.upload_id = self._session.client.uploads.send_folder(
+                self._folder, self._progress, upload_url=pending.upload_url, on_begin=begun
+            )
         self._state.keep(pending)
 
     def changes(self, pending: Pending) -> dict[str, Any] | None:
@@ -104,17 +109,6 @@ class Sending:
         if pending.upload_id is not None:
             with suppress(BuilderdError):
                 self._session.client.uploads.delete(pending.upload_id)
-
-    def _upload(self, pending: Pending) -> None:
-        """Upload the code. Its URL is kept first: after a kill, the same command goes on with the upload."""
-
-        def begun(upload_url: str) -> None:
-            pending.upload_url = upload_url
-            self._state.keep(pending)
-
-        pending.upload_id = self._session.client.uploads.send_folder(
-            self._folder, self._progress, upload_url=pending.upload_url, on_begin=begun
-        )
 
     def _progress(self, sent: int, total: int) -> None:
         if sys.stderr.isatty() and not self._session.as_json:
@@ -253,7 +247,11 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
         options["env_file"] = flags["env_file"]
     folder = _folder(project, options)
     if flags["only_list"]:
-        _list(session, folder)
+        sent = [{"path": file.path, "size": file.size} for file in folder.files]
+        left_out = [{"path": one.path, "rule": one.rule} for one in folder.left_out]
+        lines = [f"{size(file.size):>9}  {file.path}" for file in folder.files]
+        lines += [f"{'left out':>9}  {one.path}  ({one.rule})" for one in folder.left_out]
+        session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
         return
     options |= {one: flags[one] for one in ("build", "release", "root") if flags[one] is not None}
     start = _start(session, project, _below(folder, options.get("root")), entrypoint, flags["yes"])
@@ -329,13 +327,13 @@ class _Deployment(Sending):
     def _pending(self) -> Pending:
         url, _, _ = self._session.service()
         mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.bundle)
-        return self.resumed(mark, "deployment") or Pending(new_key(), mark, self._existing())
-
-    def _existing(self) -> str | None:
+        if (pending := self.resumed(mark, "deployment")) is not None:
+            return pending
         try:
-            return self._session.client.builders.get(self._name).uuid
+            existing = self._session.client.builders.get(self._name).uuid
         except NotFound:
-            return None
+            existing = None
+        return Pending(new_key(), mark, existing)
 
     def _send(self, pending: Pending) -> Any:
         changes = self.changes(pending)
@@ -351,7 +349,8 @@ class _Deployment(Sending):
 
     def _deploy(self, pending: Pending, code: Mapping[str, Any]) -> Any:
         builders = self._session.client.builders
-        common: dict[str, Any] = {"idempotency_key": pending.key, "on_stage": self._stage, "on_begin": self._begin}
+        on_stage = partial(show_stage, self._session)
+        common: dict[str, Any] = {"idempotency_key": pending.key, "on_stage": on_stage, "on_begin": self._begin}
         if pending.builder is None:
             return builders.create(self._name, **code, **common, **self._options)
         options = {name: value for name, value in self._options.items() if name != "job_type"}
@@ -359,10 +358,6 @@ class _Deployment(Sending):
 
     def _begin(self, _: str) -> None:
         self._began = True
-
-    def _stage(self, stage: Stage) -> None:
-        mark = click.style("ok", fg="green") if stage.ok else click.style("failed", fg="red")
-        self._session.say(f"  {stage.stage:<8} {mark}  {stage.seconds:.1f} s")
 
 
 def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> Start:
@@ -398,14 +393,6 @@ def _print_sent(session: Session, folder: Folder) -> None:
         session.say(f"  left out: {one.path} ({one.rule})")
     if len(folder.left_out) > SHOWN:
         session.say(f"  and {len(folder.left_out) - SHOWN} more: builderd deploy --list shows all")
-
-
-def _list(session: Session, folder: Folder) -> None:
-    sent = [{"path": file.path, "size": file.size} for file in folder.files]
-    left_out = [{"path": one.path, "rule": one.rule} for one in folder.left_out]
-    lines = [f"{size(file.size):>9}  {file.path}" for file in folder.files]
-    lines += [f"{'left out':>9}  {one.path}  ({one.rule})" for one in folder.left_out]
-    session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
 
 
 @command("run")
@@ -449,7 +436,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
 def _follow(session: Session, builder: Builder, outputs: Sequence[str]) -> None:
     """Show a job's log until its end, and fetch what it has made."""
     try:
-        builder.wait(finished=True, on_line=lambda line: _print_line(session, line), interval=0.5)
+        builder.wait(finished=True, on_line=partial(_print_line, session), interval=0.5)
         for path in outputs:
             count = builder.files.download(path, Path(path).name)
             session.say(f"Fetched {path} ({count} file{'' if count == 1 else 's'}).")

@@ -14,7 +14,7 @@ from builderd.cli.apps.session import Session, command, shown
 from builderd.client.errors import NotFound
 
 if TYPE_CHECKING:
-    from builderd.client.models import Qa, QaCheck, Review
+    from builderd.client.models import QaCheck, Review
 
 COLOURS = {"block": "red", "hold": "yellow", "warn": "bright_black"}
 OUTCOMES = {"passed": "green", "failed": "red", "warning": "yellow"}
@@ -45,21 +45,18 @@ def review(session: Session, target: str, form: str, **options: Any) -> None:
         session.as_json = True
         session.result(reviews.sarif(options["version"]))
         return
-    found = _review(session, target, options)
-    session.as_json = session.as_json or form == "json"
-    session.result(found, "\n".join(review_lines(found)))
-    if not found.passed:
-        raise SystemExit(1)
-
-
-def _review(session: Session, target: str, options: dict[str, Any]) -> Review:
-    reviews = session.builder(target).review
     if options["accept"]:
         if not options["reason"]:
             raise click.UsageError("say with --reason why the finding is right as it is")
         expires: datetime | None = options["expires"]
-        return reviews.accept(options["accept"], options["reason"], expires=expires.astimezone() if expires else None)
-    return reviews.run() if options["again"] else reviews.get(options["version"])
+        until = expires.astimezone() if expires else None
+        found = reviews.accept(options["accept"], options["reason"], expires=until)
+    else:
+        found = reviews.run() if options["again"] else reviews.get(options["version"])
+    session.as_json = session.as_json or form == "json"
+    session.result(found, "\n".join(review_lines(found)))
+    if not found.passed:
+        raise SystemExit(1)
 
 
 def _review_folder(session: Session, path: Path, form: str, options: dict[str, Any]) -> None:
@@ -115,16 +112,12 @@ def qa(
             except NotFound:
                 continue
             session.say(f"Wrote {screenshots / shot.name}.png")
-    session.result(found, "\n".join(_report(found)))
-    if found.qa_passed is False:
-        raise SystemExit(1)
-
-
-def _report(found: Qa) -> list[str]:
     passed = {True: "passed", False: "failed", None: "not judged"}[found.qa_passed]
     lines = [f"version {found.version}: {'skipped' if found.skipped else passed}", *map(_check, found.gate)]
     lines.append(f"report: {found.status}{f' ({found.note})' if found.note else ''}")
-    return [*lines, *map(_check, found.checks)]
+    session.result(found, "\n".join([*lines, *map(_check, found.checks)]))
+    if found.qa_passed is False:
+        raise SystemExit(1)
 
 
 def _check(check: QaCheck) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from builderd.cli.apps.session import Columns, Session, command, pairs, shown
+from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import TimeParam
 from builderd.client.errors import NotFound
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from builderd.client.models import LogDensity, SshGrant
 
 COLOURS = {"stderr": "red", "build": "bright_black", "release": "bright_black"}
-
-
-#: Bars from no line to the most lines of a span of time.
-BARS = " ▁▂▃▄▅▆▇█"
 
 
 @command("logs [NAME]")
@@ -58,8 +55,7 @@ def _drawn(found: LogDensity) -> str:
     """Return the lines over time as a row of bars, with the times of its ends and of versions."""
     if not found.buckets:
         return "There are no lines."
-    most = max(one.lines for one in found.buckets)
-    bars = "".join(BARS[-(-one.lines * (len(BARS) - 1) // most)] for one in found.buckets)
+    bars = sparkline([one.lines for one in found.buckets])
     errors = sum(one.errors for one in found.buckets)
     begin, end = found.buckets[0].time, found.buckets[-1].time
     versions = [f"version {one.version} from {one.time:%Y-%m-%d %H:%M:%S}" for one in found.versions]

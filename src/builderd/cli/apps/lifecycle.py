@@ -177,7 +177,8 @@ def rollback(session: Session, name: str | None, version: int | None) -> None:
 
 def show_stage(session: Session, stage: Stage) -> None:
     """Report a stage that has ended."""
-    session.say(f"  {stage.stage:<8} {'ok' if stage.ok else 'failed'}  {stage.seconds:.1f} s")
+    mark = click.style("ok", fg="green") if stage.ok else click.style("failed", fg="red")
+    session.say(f"  {stage.stage:<8} {mark}  {stage.seconds:.1f} s")
 
 
 @command("scale [NAME]")

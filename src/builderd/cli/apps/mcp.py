@@ -51,10 +51,8 @@ def with_entry(agent: Agent, text: str, command: Sequence[str], env: Mapping[str
 
     Raises ``ValueError`` for a file that is not as its agent writes it.
     """
-    return _toml(text, command, env) if not agent.key else _json(agent, text, command, env)
-
-
-def _json(agent: Agent, text: str, command: Sequence[str], env: Mapping[str, str]) -> str:
+    if not agent.key:
+        return _toml(text, command, env)
     try:
         document = json.loads(text) if text.strip() else {}
     except ValueError as error:
@@ -91,14 +89,10 @@ def _toml(text: str, command: Sequence[str], env: Mapping[str, str]) -> str:
 def mcp(context: click.Context, name: str | None) -> None:
     """Serve agents over stdio (Model Context Protocol), or add builderd to their configuration."""
     if context.invoked_subcommand is None:
+        from builderd.mcp.stdio import serve  # noqa: PLC0415 (help and `install` need no HTTP)
+
         session = Session(context=name)
-        run(session, lambda: _serve(session))
-
-
-def _serve(session: Session) -> None:
-    from builderd.mcp.stdio import serve  # noqa: PLC0415 (help and `install` need no HTTP)
-
-    serve(*session.service())
+        run(session, lambda: serve(*session.service()))
 
 
 @mcp.command()
@@ -115,12 +109,15 @@ def _install(agent: str, yes: bool, with_token: bool) -> None:
     mac = chosen.mac_path if sys.platform == "darwin" else ""
     path = Path(mac or chosen.path).expanduser()
     command = [program, "mcp"] if program else [sys.executable, "-m", "builderd", "mcp"]
+    names = ("BUILDERD_URL", "BUILDERD_TOKEN") if with_token else ("BUILDERD_URL",)
+    env = {name: os.environ[name] for name in names if os.environ.get(name)}
     try:
         before = path.read_text() if path.exists() else ""
-        after = with_entry(chosen, before, command, _environment(with_token))
+        after = with_entry(chosen, before, command, env)
     except ValueError as error:
         raise click.ClickException(f"{path} {error}") from error
-    click.echo(f"{path} will be:\n\n{_hidden(after, with_token)}")
+    token = env.get("BUILDERD_TOKEN")
+    click.echo(f"{path} will be:\n\n{after.replace(token, 'bd_…') if token else after}")
     if after == before:
         click.echo("It is so already.")
         return
@@ -130,16 +127,6 @@ def _install(agent: str, yes: bool, with_token: bool) -> None:
         raise click.ClickException("nothing was written")
     _write(path, after, private=with_token)
     click.echo(f"Written. Start {agent} anew.")
-
-
-def _environment(with_token: bool) -> dict[str, str]:
-    names = ("BUILDERD_URL", "BUILDERD_TOKEN") if with_token else ("BUILDERD_URL",)
-    return {name: os.environ[name] for name in names if os.environ.get(name)}
-
-
-def _hidden(text: str, with_token: bool) -> str:
-    token = os.environ.get("BUILDERD_TOKEN", "")
-    return text.replace(token, "bd_…") if with_token and token else text
 
 
 def _write(path: Path, text: str, *, private: bool) -> None:

@@ -140,14 +140,10 @@ class Project:
 
     def write(self, settings: Mapping[str, Any]) -> None:
         """Write a new ``builder.toml``."""
-        lines = ["# See `builderd schema`, and docs/cli.md of builderd.\n", *(_toml(*one) for one in settings.items())]
-        (self.root / FILE).write_text("".join(lines))
+        # JSON's texts, numbers, booleans and lists of them are TOML's too.
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()]
+        (self.root / FILE).write_text("".join(["# See `builderd schema`, and docs/cli.md of builderd.\n", *lines]))
         self.settings = dict(settings)
-
-
-def _toml(name: str, value: Any) -> str:
-    """Return a line of TOML. JSON's texts, numbers, booleans and lists of them are TOML's too."""
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
 @dataclass(slots=True)

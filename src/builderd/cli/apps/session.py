@@ -69,9 +69,6 @@ class ActionRequired(Exception):
 class NotSignedIn(Exception):
     """There is no service to talk to."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-
 
 @dataclass(slots=True)
 class Session:
@@ -137,8 +134,13 @@ class Session:
         uuid = error.builder or (next(iter(self._names)) if len(self._names) == 1 else "")
         placeholder = error.builder or "NAME"
         steps = [error.next_step.replace(placeholder, self._names.get(uuid, uuid or placeholder))]
-        steps = [step for step in steps if step]
-        return [*steps, *_making_room(error)] if isinstance(error, NoCapacity) else steps
+        # What frees room of the machine's limits, by name, and of the store in bytes: a stopped builder keeps its disk.
+        lacking = error.data.keys() if isinstance(error, NoCapacity) else set()
+        if lacking & {"disk", "free"}:
+            steps.append("builderd delete NAME")
+        elif lacking & {"cpu", "memory"}:
+            steps.append("builderd stop NAME")
+        return [step for step in steps if step]
 
     def name(self, name: str | None) -> str:
         """Return the name that a command is about."""
@@ -217,14 +219,6 @@ class Session:
             raise ActionRequired(question, *following)
 
 
-def _making_room(error: NoCapacity) -> list[str]:
-    """Return the commands that free what is missing: a stopped builder keeps its disk."""
-    # Of the whole machine's limits by name, and of the store in bytes.
-    if error.data.keys() & {"disk", "free"}:
-        return ["builderd delete NAME"]
-    return ["builderd stop NAME"] if error.data.keys() & {"cpu", "memory"} else []
-
-
 def plain(value: Any) -> Any:
     """Return a value that JSON can write."""
     if hasattr(value, "model_dump"):
@@ -286,12 +280,7 @@ def _described(error: BuilderdError, following: list[str]) -> dict[str, Any]:
         body |= {"errors": dict(error.errors), "data": dict(error.data), "http_status": error.status}
     if isinstance(error, DeploymentFailed):
         body["log_tail"] = error.log_tail
-    return {
-        **body,
-        "request_id": error.request_id,
-        "builder": error.builder,
-        "next": following,
-    }
+    return {**body, "request_id": error.request_id, "builder": error.builder, "next": following}
 
 
 def _error_code(error: BuilderdError) -> str:
@@ -368,7 +357,7 @@ Columns = Mapping[str, str | Callable[[Any], Any]]
 
 def aligned(rows: Sequence[Any], columns: Columns, width: int | None = None) -> list[str]:
     """Return a table's lines; the last column is not padded, and wrapped at spaces to fit into ``width``."""
-    cells = [list(columns), *([_cell(_value(row, shown)) for shown in columns.values()] for row in rows)]
+    cells = [list(columns), *([_cell(row, shown) for shown in columns.values()] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns) - 1)]
     indent = sum(widths) + 2 * len(widths)
     lines = []
@@ -397,13 +386,13 @@ def shown(text: str, out: TextIO) -> str:
     return "".join(part if at % 2 else printable(part) for at, part in enumerate(parts)) + RESET * (len(parts) > 1)
 
 
-def _value(row: Any, shown: str | Callable[[Any], Any]) -> Any:
+def _cell(row: Any, shown: str | Callable[[Any], Any]) -> str:
     if not isinstance(shown, str):
-        return shown(row)
-    return shown.format(row) if "{" in shown else attrgetter(shown)(row)
-
-
-def _cell(value: Any) -> str:
+        value = shown(row)
+    elif "{" in shown:
+        value = shown.format(row)
+    else:
+        value = attrgetter(shown)(row)
     if value is None:
         return "-"
     if isinstance(value, list):

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def api(
     params = pairs(query, "--query")
     options: dict[str, Any] = {"headers": headers, "params": params, "waits": True}
     if data is not None:
-        options["content"] = _body(data)
+        file = sys.stdin.buffer.read if data == "@-" else Path(data[1:]).read_bytes
+        options["content"] = file() if data.startswith("@") else data.encode()
         headers.setdefault("Content-Type", "application/json")
     response = session.client.request(method.upper(), f"/{path.strip('/')}", **options)
     try:
@@ -36,12 +38,6 @@ def api(
         session.result(response.json())
     except ValueError:
         sys.stdout.buffer.write(response.content)
-
-
-def _body(data: str) -> bytes:
-    if not data.startswith("@"):
-        return data.encode()
-    return sys.stdin.buffer.read() if data == "@-" else Path(data[1:]).read_bytes()
 
 
 @command("doctor")
@@ -89,7 +85,8 @@ def _check_service(session: Session, note: Any) -> int:
         return Exit.NOT_SIGNED_IN
     try:
         version = session.client.health().version
-        note("version", True, _compared(version))
+        other = f", this client {__version__}: commands that it does not know need its upgrade"
+        note("version", True, f"the service has {version}{', as this client' if version == __version__ else other}")
         session.client.readiness()
         note("ready", True, "the service takes work")
         token = session.client.tokens.current()
@@ -98,12 +95,6 @@ def _check_service(session: Session, note: Any) -> int:
         note("call", False, str(error))
         return exit_code_of(error)
     return 0
-
-
-def _compared(version: str) -> str:
-    if version == __version__:
-        return f"the service has {version}, as this client"
-    return f"the service has {version}, this client {__version__}: commands that it does not know need its upgrade"
 
 
 @click.command()
@@ -144,17 +135,11 @@ def _page(found: click.Command, context: click.Context) -> Iterator[str]:
         return
     yield ".SH COMMANDS"
     for name in found.list_commands(context):
-        inner = _inner(found, context, name)
-        if inner is not None:
-            yield f".SS {_roff(name)}"
-            yield from _section(inner, click.Context(inner, info_name=name, parent=context), "", "")
-
-
-def _inner(group: click.Group, context: click.Context, name: str) -> click.Command | None:
-    try:
-        return group.get_command(context, name)
-    except click.ClickException:
-        return None  # a command on the machine, without Linux or the packages of the service
+        # Not of the machine's commands without Linux or the packages of the service.
+        with suppress(click.ClickException):
+            if (inner := found.get_command(context, name)) is not None:
+                yield f".SS {_roff(name)}"
+                yield from _section(inner, click.Context(inner, info_name=name, parent=context), "", "")
 
 
 def _section(found: click.Command, context: click.Context, head: str, heading: str) -> Iterator[str]:

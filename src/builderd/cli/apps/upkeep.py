@@ -85,12 +85,7 @@ def leases_list(session: Session, name: str | None) -> None:
     """List the leases that last."""
     session.table(
         session.builder(name).leases.list(),
-        {
-            "ID": "id",
-            "UNTIL": "expires_at",
-            "BY": "created_by",
-            "REASON": "reason",
-        },
+        {"ID": "id", "UNTIL": "expires_at", "BY": "created_by", "REASON": "reason"},
         "There are no leases.",
     )
 
@@ -252,12 +247,7 @@ def links_list(session: Session, name: str | None) -> None:
     """List the links that are valid."""
     session.table(
         session.builder(name).preview_links.list(),
-        {
-            "ID": "id",
-            "PORT": "port",
-            "BY": "created_by",
-            "EXPIRES": "expires_at",
-        },
+        {"ID": "id", "PORT": "port", "BY": "created_by", "EXPIRES": "expires_at"},
         "There are no links.",
     )
 

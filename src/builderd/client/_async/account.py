@@ -88,12 +88,7 @@ class AsyncSpendings(AsyncCalls):
         return found.model_copy(update={"deployments": deployments})
 
     async def page(
-        self,
-        number: int = 1,
-        per_page: int = PER_PAGE,
-        *,
-        since: datetime | None = None,
-        until: datetime | None = None,
+        self, number: int = 1, per_page: int = PER_PAGE, *, since: datetime | None = None, until: datetime | None = None
     ) -> Spending:
         """Return the cost of all builders together, and of each on one page, oldest first."""
         params = {"from": since, "to": until, "page": number, "per_page": per_page}
@@ -149,10 +144,7 @@ class AsyncBuilders(AsyncCalls):
     """Builders (``client.builders``)."""
 
     async def create(
-        self,
-        name: str,
-        path: str | Path | Folder | None = None,
-        **options: Unpack[CreateOptions],
+        self, name: str, path: str | Path | Folder | None = None, **options: Unpack[CreateOptions]
     ) -> AsyncBuilder:
         """Create a builder from a folder, ``files`` or a finished upload, and wait until it is up.
 

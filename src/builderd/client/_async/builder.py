@@ -159,11 +159,7 @@ class AsyncBuilder(AsyncCalls):
         params = {"purge": True} if purge else {}
         await self._send("DELETE", params=params, waits=True)
 
-    async def deploy(
-        self,
-        path: str | Path | Folder | None = None,
-        **options: Unpack[DeployOptions],
-    ) -> AsyncBuilder:
+    async def deploy(self, path: str | Path | Folder | None = None, **options: Unpack[DeployOptions]) -> AsyncBuilder:
         """Deploy a new version: a folder, ``files``, or a finished upload. The old one serves until the new one does.
 
         Settings that are left out stay. ``fresh`` installs the dependencies again.
@@ -173,11 +169,7 @@ class AsyncBuilder(AsyncCalls):
         return self._with(await call.run("PUT", self._path(), body, params))
 
     async def update(
-        self,
-        *,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
-        **options: Unpack[SettingOptions],
+        self, *, idempotency_key: str | None = None, on_stage: OnStage = no_stages, **options: Unpack[SettingOptions]
     ) -> AsyncBuilder:
         """Change settings: at once where the app need not know of them, else as a new version of the same code."""
         call = AsyncDeployment(self._transport, idempotency_key, on_stage)
@@ -208,11 +200,7 @@ class AsyncBuilder(AsyncCalls):
         return await self._version_before() if old is None else old, self.data.version if new is None else new
 
     async def rollback(
-        self,
-        version: int | None = None,
-        *,
-        idempotency_key: str | None = None,
-        on_stage: OnStage = no_stages,
+        self, version: int | None = None, *, idempotency_key: str | None = None, on_stage: OnStage = no_stages
     ) -> AsyncBuilder:
         """Deploy an old version again, by default the one before the current. What the app wrote stays."""
         number = await self._version_before() if version is None else version
@@ -250,12 +238,7 @@ class AsyncBuilder(AsyncCalls):
         return AsyncStream(look(self._transport, path, params, read))
 
     async def log_density(
-        self,
-        *,
-        buckets: int = 60,
-        since: datetime | None = None,
-        stream: str | None = None,
-        search: str | None = None,
+        self, *, buckets: int = 60, since: datetime | None = None, stream: str | None = None, search: str | None = None
     ) -> LogDensity:
         """Count the lines of its log over time, as ``logs`` filters them."""
         params = {"buckets": buckets, "since": since, "stream": stream, "search": search}

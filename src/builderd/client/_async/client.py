@@ -98,12 +98,7 @@ class AsyncBuilderd:
         other._use(self._transport.with_options(timeout, max_retries, on_retry))
         return other
 
-    async def deploy(
-        self,
-        path: str | Path | Folder,
-        name: str,
-        **options: Unpack[FolderOptions],
-    ) -> AsyncBuilder:
+    async def deploy(self, path: str | Path | Folder, name: str, **options: Unpack[FolderOptions]) -> AsyncBuilder:
         """Deploy a folder: create the builder, or deploy a new version of the one with this name.
 
         What ``.builderdignore`` and ``.gitignore`` leave out is not sent. Code too large for JSON is uploaded in

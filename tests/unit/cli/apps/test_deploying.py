@@ -11,7 +11,6 @@ from random import Random
 from typing import IO, Any
 
 import pytest
-from builderd.client._sync import uploads
 from click.testing import CliRunner, Result
 from tests.fakes.sandboxes import Behaviour
 from tests.swallowing_proxy import swallowing_proxy
@@ -21,6 +20,7 @@ from builderd import Builderd, NotFound
 from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
+from builderd.client._sync import uploads
 from builderd.client.detection import detect
 from builderd.client.folders import read_folder
 
@@ -226,7 +226,7 @@ def test_an_interrupted_deployment_goes_on_and_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("builderd.cli.apps.deploying._Deployment._stage", interrupted)
+        patch.setattr("builderd.cli.apps.deploying.show_stage", interrupted)
         stopped = run("deploy", "--yes")
     assert stopped.exit_code == 130
     assert "Follow it: builderd logs -f my-app" in stopped.stderr

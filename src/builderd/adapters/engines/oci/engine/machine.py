@@ -61,7 +61,7 @@ class Machine:
         self.store = Store(settings.data_dir, self.run_dir / "store", settings.store, self.allocation.id)
         self.disks = Disks(self.store)
         self.files = Files(self.disks)
-        self.launcher = Launcher([os.path.realpath(one.path) for name, one in self.runtimes.items() if name == "crun"])
+        self.launcher = Launcher()
         self.cgroups = Cgroups(self.allocation.id)
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
         self.network = Network(self.allocation.id, self.addresses, egress)

@@ -113,7 +113,7 @@ IDS = 65536
 
 @contextlib.contextmanager
 def user_namespaces(outside: int, owners: Iterable[int]) -> Iterator[Mapping[int, int]]:
-    """Hold a user namespace for each owner on disk that mounts show as ``outside``: their descriptors by owner.
+    """Open a user namespace for each owner on disk that mounts show as ``outside``: their descriptors by owner.
 
     Mounts that were made with one keep it alive afterwards.
     """
@@ -144,16 +144,6 @@ def refuse_own(namespace: int, kind: str) -> None:
     own = os.stat(f"/proc/self/ns/{kind}")  # noqa: PTH116
     if os.path.samestat(os.fstat(namespace), own):
         raise OSError(errno.ESRCH, "the sandbox has ended, its pid is a process of the host")
-
-
-def fork_or_close(*descriptors: int) -> int:
-    """Fork; close these if the kernel refuses to, as when a limit of processes is met."""
-    try:
-        return os.fork()
-    except OSError:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise
 
 
 def write(path: str, text: str) -> None:

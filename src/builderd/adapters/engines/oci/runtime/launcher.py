@@ -2,7 +2,7 @@
 
 The service has threads, so it must not fork and continue in Python; a fresh interpreter per step would cost 20 ms.
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
-and answers one JSON request per packet; of a damaged one it does nothing and answers with an error:
+and answers one JSON request per packet, a failed one with an error:
 
 ``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
 ``run``     fork a child that enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
@@ -10,8 +10,7 @@ and answers one JSON request per packet; of a damaged one it does nothing and an
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
-hybrid host (crun refuses to work beside it), and with the runtime on a read-only mount. It ends with
-the service; nothing that it started ends with it.
+hybrid host (crun refuses to work beside it). It ends with the service; nothing that it started ends with it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import fcntl
 import gc
 import json
 import os
-import re
 import selectors
 import signal
 import socket
@@ -30,26 +28,21 @@ import termios
 from collections.abc import Mapping
 from typing import Any
 
-from builderd.adapters.engines.oci.runtime.attach import Link, attach, fork_or_close, user_namespaces, write
-from builderd.linux.syscalls import (
-    CLONE_NEWNS,
-    MOUNT_ATTR_RDONLY,
-    MS_REC,
-    MS_SLAVE,
-    bind,
-    forbid_tracing,
-    mount,
-    unmount,
-    unshare,
-)
+from builderd.adapters.engines.oci.runtime.attach import Link, attach, user_namespaces, write
+from builderd.linux.syscalls import CLONE_NEWNS, MS_REC, MS_SLAVE, bind, forbid_tracing, mount, unmount, unshare
 
 UNIFIED = "/sys/fs/cgroup/unified"
 #: Exit status of a child that failed before it could execute its program.
 FAILED = 127
 #: Signals that Python ignores; the launcher has the defaults of all others.
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
-#: Longest error of an answer: it may hold a path of the request.
+#: Longest error of an answer, which may name a path of the request.
 MAX_ERROR = 4096
+#: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
+MAX_PACKET = 128 * 1024
+MAX_DESCRIPTORS = 8
+
+Message = dict[str, Any]
 
 
 class Server:
@@ -73,7 +66,7 @@ class Server:
 
     def _receive(self) -> bool:
         try:
-            packet, descriptors, flags, _ = socket.recv_fds(
+            packet, descriptors, _, _ = socket.recv_fds(
                 self._control, MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:  # the service was killed before it had read all answers
@@ -82,10 +75,11 @@ class Server:
             return False
         for descriptor in descriptors:  # recv_fds of Python 3.13 passes no flags on
             os.set_inheritable(descriptor, False)
+        request = json.loads(packet)
         try:
-            self._handle(parse(packet, flags, len(descriptors)), descriptors)
+            self._handle(request, descriptors)
         except Exception as error:  # of this request; what others have started depends on this process
-            self._answer(request_number(packet), error=describe(error))
+            self._answer(request["id"], error=describe(error))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -103,28 +97,30 @@ class Server:
                 self._answer(request["id"])
 
     def _run(self, request: Message, descriptors: list[int]) -> None:
-        with user_namespaces(request["uid"], owners_of(request["mounts"])) as maps:
-            words, child_words = os.pipe2(os.O_CLOEXEC)
-            if (pid := fork_or_close(words, child_words)) == 0:
-                run_child(request, maps, descriptors, child_words)
-        os.close(child_words)
-        self._watch(request, pid, words)
+        # Idmapped mounts show these owners on disk as the sandbox's root.
+        owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
+        words, child_words = os.pipe2(os.O_CLOEXEC)
+        try:
+            with user_namespaces(request["uid"], owners) as maps:
+                if (pid := os.fork()) == 0:
+                    run_child(request, maps, descriptors, child_words)
+            self._watch(request, pid, words)
+        except BaseException:
+            os.close(words)
+            raise
+        finally:
+            os.close(child_words)
         if request["name"]:
             self._named[request["name"]] = pid
 
     def _watch(self, request: Message, pid: int, words: int) -> None:
         """Answer the request once its child has ended. A child that the kernel lets nobody watch is killed."""
-        with contextlib.ExitStack() as opened:
-            opened.callback(os.close, words)
-            try:
-                descriptor = os.pidfd_open(pid)
-                opened.callback(os.close, descriptor)
-                self._selector.register(descriptor, selectors.EVENT_READ, (request, pid, words))
-            except OSError:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
-            opened.pop_all()
+        try:
+            self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request, pid, words))
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def _ended(self, request: Message, pid: int, words: int) -> None:
         _, status = os.waitpid(pid, 0)
@@ -141,15 +137,8 @@ class Server:
                     kill(pid, signal.SIGKILL)
 
     def _answer(self, request: int, **answer: Any) -> None:
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # the service is gone: the next receipt says so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the next receipt ends the server
             self._control.send(json.dumps({"id": request, **answer}).encode())
-
-
-def owners_of(mounts: list[Message]) -> list[int]:
-    """Return the owners on disk that idmapped ones of these mounts show as the sandbox's root."""
-    return [mount["owner"] for mount in mounts if mount.get("owner") is not None]
 
 
 def _read_words(descriptor: int) -> str:
@@ -173,7 +162,10 @@ def run_child(request: Message, maps: Mapping[int, int], descriptors: list[int],
         if request["oom_score"]:
             write("/proc/self/oom_score_adj", str(request["oom_score"]))
         os.chdir(request["cwd"])
-        prepare_mounts(request["mounts"], maps)
+        if request["mounts"]:
+            unshare(CLONE_NEWNS)
+        for wanted in request["mounts"]:
+            make_mount(wanted, maps)
         place_descriptors(request["fds"], descriptors)
         if request["terminal"]:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -184,15 +176,8 @@ def run_child(request: Message, maps: Mapping[int, int], descriptors: list[int],
         os._exit(FAILED)
 
 
-def prepare_mounts(mounts: list[Message], maps: Mapping[int, int]) -> None:
-    """Make mounts in a mount namespace of their own; they vanish with the last process in it."""
-    if mounts:
-        unshare(CLONE_NEWNS)
-    for wanted in mounts:
-        make_mount(wanted, maps)
-
-
 def make_mount(wanted: Message, maps: Mapping[int, int]) -> None:
+    """Make a mount, which vanishes with the last process of its mount namespace."""
     match wanted["kind"]:
         case "bind":
             owner = wanted["owner"]
@@ -222,18 +207,8 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:MAX_ERROR]
 
 
-def mount_read_only(program: str) -> None:
-    """Mount a program read-only over itself. Where that fails, crun does so itself at each of its commands."""
-    try:
-        bind(program, program, MOUNT_ATTR_RDONLY)
-    except OSError as error:
-        event = f"program not mounted read-only, its commands take longer program={program} error={describe(error)}"
-        with contextlib.suppress(OSError):  # its standard error is the service's
-            sys.stderr.write(f"launcher: {event}\n")
-
-
 def main() -> None:
-    """Serve on the descriptor named by the first argument; what it starts cannot write to the programs after it."""
+    """Serve on the descriptor that the argument names."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *IGNORED}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -243,85 +218,10 @@ def main() -> None:
     mount("none", "/", None, MS_REC | MS_SLAVE)
     if os.path.ismount(UNIFIED):
         unmount(UNIFIED)
-    for program in sys.argv[2:]:
-        mount_read_only(program)
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()
     Server(control).serve()
-
-
-#: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
-MAX_PACKET = 128 * 1024
-MAX_DESCRIPTORS = 8
-#: Largest number of a program's descriptor.
-MAX_NUMBER = 63
-#: Answer to a request that is too damaged to tell its number.
-NO_REQUEST = 0
-
-Message = dict[str, Any]
-
-#: Fields of each operation beside its number, with their types.
-FIELDS: Mapping[str, Mapping[str, type]] = {
-    "attach": {"pid": int, "network": dict},
-    "run": {
-        "argv": list,
-        "env": dict,
-        "cwd": str,
-        "fds": list,
-        "mounts": list,
-        "cgroups": list,
-        "uid": int,
-        "terminal": bool,
-        "oom_score": int,
-        "name": str,
-    },
-    "kill": {"name": str},
-}
-_NUMBER = re.compile(rb'\{"id": (\d{1,18})[,}]')
-
-
-class Malformed(ValueError):
-    """A request that is not one of ``FIELDS``. Nothing of it was done."""
-
-
-def request_number(packet: bytes) -> int:
-    """Return the number at the beginning of a packet, also of one whose rest is damaged; ``NO_REQUEST`` without one."""
-    match = _NUMBER.match(packet)
-    return int(match[1]) if match else NO_REQUEST
-
-
-def parse(packet: bytes, flags: int, descriptors: int) -> Message:
-    """Return the request of a packet. ``flags`` and the number of ``descriptors`` are those of its receipt.
-
-    Raises ``Malformed``.
-    """
-    if flags & socket.MSG_TRUNC:
-        raise Malformed(f"a request may have {MAX_PACKET} bytes")
-    if flags & socket.MSG_CTRUNC:
-        raise Malformed(f"descriptors were lost: a request may have {MAX_DESCRIPTORS}, and the launcher has a limit")
-    try:
-        request = json.loads(packet)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON: {error}") from error
-    if not isinstance(request, dict) or type(request.get("id")) is not int:
-        raise Malformed("not an object with a number")
-    fields = FIELDS.get(request["op"]) if isinstance(request.get("op"), str) else None
-    if fields is None:
-        raise Malformed("an unknown operation")
-    if unequal := sorted(request.keys() ^ {"id", "op", *fields}):
-        raise Malformed(f"unknown or missing fields: {', '.join(unequal)[:200]}")
-    if wrong := [name for name, kind in fields.items() if type(request[name]) is not kind]:
-        raise Malformed(f"a value of the wrong type: {', '.join(wrong)}")
-    _check_descriptors(request.get("fds", []), descriptors)
-    return request
-
-
-def _check_descriptors(numbers: list[Any], descriptors: int) -> None:
-    if len(numbers) != descriptors:
-        raise Malformed(f"{descriptors} descriptors instead of {len(numbers)}")
-    if len(set(map(str, numbers))) < len(numbers) or not all(number in range(MAX_NUMBER + 1) for number in numbers):
-        raise Malformed("numbers of descriptors that are none, or not distinct")
 
 
 if __name__ == "__main__":

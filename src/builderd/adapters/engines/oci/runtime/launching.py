@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime.launcher import MAX_PACKET
 from builderd.domain.errors import EngineUnavailable
-
-log = logging.getLogger(__name__)
 
 _COMMAND = (sys.executable, "-s", "-S", "-m", "builderd.adapters.engines.oci.runtime.launcher")
 _SOURCE = str(Path(__file__).parents[5])
@@ -54,10 +51,9 @@ class Program:
 
 
 class Launcher:
-    """One launcher process, for one event loop. Nothing that it starts can write to the programs ``read_only``."""
+    """One launcher process, for one event loop."""
 
-    def __init__(self, read_only: Sequence[str] = ()) -> None:
-        self._read_only = read_only
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -74,19 +70,7 @@ class Launcher:
         ``descriptors`` maps a number in the program to a descriptor here, which this call closes in any case.
         """
         given = descriptors or {}
-        request = {
-            "op": "run",
-            "argv": list(program.argv),
-            "env": dict(program.env),
-            "cwd": program.cwd,
-            "fds": list(given),
-            "mounts": list(program.mounts),
-            "cgroups": list(program.cgroups),
-            "uid": program.uid,
-            "terminal": program.terminal,
-            "oom_score": program.oom_score,
-            "name": program.name,
-        }
+        request = {"op": "run", **asdict(program), "fds": list(given)}
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])
 
@@ -107,7 +91,11 @@ class Launcher:
             control.close()
         if process:
             process.wait(10)
-        self._fail_waiting()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(
+                    EngineUnavailable("The launcher was killed during the request: try again.", retry_after=1)
+                )
 
     async def _ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         self._last += 1
@@ -115,7 +103,9 @@ class Launcher:
         self._waiting[number] = future
         try:
             try:
-                packet = make_packet(number, request)
+                packet = json.dumps({"id": number, **request}).encode()
+                if len(packet) > MAX_PACKET:
+                    raise ValueError(f"a launcher request of {len(packet)} bytes, at most {MAX_PACKET}")
                 await _send(self._control or self._start(), packet, descriptors)
             finally:
                 for descriptor in set(descriptors):
@@ -136,7 +126,7 @@ class Launcher:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [*_COMMAND, str(theirs.fileno()), *self._read_only],
+                [*_COMMAND, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -151,40 +141,14 @@ class Launcher:
         packet = b""
         with contextlib.suppress(OSError):
             packet = control.recv(_BUFFER)
-        if not packet:
-            self._lost(control)
+        if not packet:  # it died: fail its requests; the next one starts another launcher
+            if self._control is control:
+                self._end()
             return
-        try:
-            answer = json.loads(packet)
-            future = self._waiting.get(answer["id"])
-        except (ValueError, KeyError, TypeError):
-            log.exception("launcher restarted: its answer is damaged bytes=%d", len(packet))
-            self._lost(control)
-            return
-        if future is None:  # given up meanwhile, or the answer to a request that cannot be read
-            log.debug("launcher answered late answer=%s", answer)
-        elif not future.done():
+        answer = json.loads(packet)
+        future = self._waiting.get(answer["id"])
+        if future and not future.done():  # the caller may have been cancelled meanwhile
             future.set_result(answer)
-
-    def _lost(self, control: socket.socket) -> None:
-        """Fail all pending requests after the launcher died; the next request starts another one."""
-        if self._control is control:
-            self._end()
-
-    def _fail_waiting(self) -> None:
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(
-                    EngineUnavailable("The launcher was killed during the request: try again.", retry_after=1)
-                )
-
-
-def make_packet(number: int, request: Mapping[str, Any]) -> bytes:
-    """Return a request as the launcher reads it. Raises ``ValueError`` when it is too long."""
-    packet = json.dumps({"id": number, **request}).encode()
-    if len(packet) > MAX_PACKET:
-        raise ValueError(f"a launcher request of {len(packet)} bytes, at most {MAX_PACKET} op={request['op']}")
-    return packet
 
 
 async def _send(control: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import attach, launcher
+from builderd.adapters.engines.oci.runtime import attach
 from builderd.adapters.engines.oci.runtime.launcher import Server
 
 
@@ -51,34 +51,21 @@ def test_without_a_child_no_descriptor_stays_open(monkeypatch: pytest.MonkeyPatc
     assert open_descriptors() == before
 
 
-@pytest.mark.parametrize("refused", ["pidfd_open", "epoll_ctl"])
-def test_a_child_that_cannot_be_watched_is_killed_and_leaves_no_descriptor(
-    monkeypatch: pytest.MonkeyPatch, refused: str
-) -> None:
+def test_a_child_that_cannot_be_watched_is_killed_and_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     server, _ours = _server()
     child = subprocess.Popen(["/bin/sleep", "1000"])
 
     def refuse(*_: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(launcher, "fork_or_close", lambda *_: child.pid)
-    if refused == "pidfd_open":
-        monkeypatch.setattr(os, "pidfd_open", refuse)
-    else:
-        monkeypatch.setattr(server._selector, "register", refuse)
+    monkeypatch.setattr(os, "fork", lambda *_: child.pid)
+    monkeypatch.setattr(os, "pidfd_open", refuse)
     before = open_descriptors()
     with pytest.raises(OSError, match="Too many open files"):
         server._handle({"id": 1, **RUN}, [])
     assert open_descriptors() == before
     assert not Path(f"/proc/{child.pid}").exists(), "killed and reaped"
     assert server._named == {}
-
-
-def test_a_runtime_that_cannot_be_mounted_read_only_is_reported(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    launcher.mount_read_only(str(tmp_path / "gone"))
-    assert capsys.readouterr().err.startswith("launcher: program not mounted read-only, its commands take longer")
 
 
 def test_a_program_that_ends_leaves_its_name_to_the_one_that_took_it() -> None:

@@ -54,7 +54,7 @@ async def test_sockets_of_gvisor_are_cached_briefly(monkeypatch: pytest.MonkeyPa
     runs: Any = SimpleNamespace(commands=commands)
     listening_ports = ListeningPorts(runs)
     monkeypatch.setattr(listening, "_answers", answers)
-    monkeypatch.setattr(ListeningPorts, "_look", look)
+    monkeypatch.setattr(ListeningPorts, "_read_inside", look)
     records = [Record(name, "owner", "disk", "runsc", 0, "10.64.8.2", 8000, "boot") for name in ("a", "b", "c")]
     for record in (*records, *records):
         assert await listening_ports.of(record) == {("127.0.0.1", 3000)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,12 +13,8 @@ from builderd.linux.atomic_files import replace
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-import os
 
 T = TypeVar("T", bound="DataclassInstance")
-
-#: Field of a dataclass for what a later version stored beside the fields that this one knows.
-UNKNOWN = "unknown"
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
@@ -44,35 +40,14 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def from_stored(kind: type[T], found: Mapping[str, Any]) -> T:
-    """Return the dataclass of a stored object.
-
-    Fields that only a later version knows are ignored, or kept for ``to_stored`` where the dataclass has ``unknown``.
-    """
+    """Return the dataclass of a stored object, without the fields that only another version knows."""
     names = {field.name for field in fields(kind)}
-    values = {name: value for name, value in found.items() if name in names}
-    if UNKNOWN in names:
-        values[UNKNOWN] = {name: value for name, value in found.items() if name not in names}
-    return kind(**values)
-
-
-def to_stored(value: DataclassInstance) -> dict[str, Any]:
-    """Return the object to store, with the fields that a later version had stored."""
-    known = asdict(value)
-    return {**known.pop(UNKNOWN, {}), **known}
-
-
-def read_small(path: str | Path) -> str:
-    """Return the file's text. Raises ``OSError`` and ``UnicodeDecodeError``."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode()
-    finally:
-        os.close(descriptor)
+    return kind(**{name: value for name, value in found.items() if name in names})
 
 
 def read_if_there(path: str | Path) -> str | None:
     """Return the file's text, None when there is no such file."""
     try:
-        return read_small(path)
+        return Path(path).read_text()
     except FileNotFoundError:
         return None

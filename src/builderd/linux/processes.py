@@ -8,12 +8,9 @@ import functools
 import os
 import resource
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-#: The first process of every sandbox, tini.
-_INIT = "tini"
 _OPEN_FILES = 65536
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -40,28 +37,6 @@ class Process:
                     signal.pidfd_send_signal(descriptor, number)
             finally:
                 os.close(descriptor)
-
-    async def wait_until_signals_work(self, seconds: float) -> bool:
-        """Wait until a sandbox's init handles signals: earlier ones are lost, as for any PID 1.
-
-        Return False when it does not in time. tini blocks signals first and ignores those of the terminal last. The
-        latter is checked: blocked signals do not show while it waits for one.
-        """
-        deadline = time.monotonic() + seconds
-        while self.alive and time.monotonic() < deadline:
-            if self._name == _INIT and self._ignores(signal.SIGTTOU):
-                return True
-            await asyncio.sleep(0.001)
-        return False
-
-    @property
-    def _name(self) -> str:
-        """Name of its program, cut to 15 characters; empty when it is gone."""
-        return read_proc(f"{self.pid}/comm").strip()
-
-    def _ignores(self, number: int) -> bool:
-        masks = [line.split()[1] for line in read_proc(f"{self.pid}/status").splitlines() if line.startswith("SigIgn:")]
-        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; return False after so many seconds. None: no timeout."""
@@ -109,17 +84,9 @@ def _status(pid: int) -> tuple[str, int] | None:
 
 def read_proc(name: str) -> str:
     """Return the text of a file below ``/proc``, such as ``17/stat``; empty when its process is gone."""
-    try:
-        descriptor = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    # Called often: pathlib takes four times as long.
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode(errors="replace")
-        return ""
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{name}").read_text(errors="replace")
+    return ""
 
 
 def is_alive(process: Process | None) -> bool:

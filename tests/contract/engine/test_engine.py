@@ -350,7 +350,8 @@ async def test_usage_of_a_running_sandbox_is_reported(engine: Engine) -> None:
     # On cgroups v1 Incus's metrics count the kernel's ticks: in a start of 0.2 s some of them are missing.
     assert found.cpu_seconds >= usage.cpu_seconds / 2
     assert found.memory_bytes > 0
-    assert found.processes == usage.processes
+    # The check of its port was a request, whose thread may end or begin between the two.
+    assert abs(found.processes - usage.processes) <= 1
     # The bytes of a new disk are counted once its file system has written them.
     assert found.disk_bytes > 0 or usage.disk_bytes == 0
 

@@ -64,16 +64,6 @@ async def test_app_uid_is_unused_on_the_host(engine: OciEngine, settings: Engine
     assert owner % 65536 == 1000
 
 
-async def test_first_process_of_a_sandbox_takes_signals(engine: OciEngine) -> None:
-    spec = await make_spec(engine, apps.SILENT)
-    await engine.sandboxes.start(spec)
-    await inside(engine, spec.id, "true")
-    record = engine._here.runs.find(spec.id)
-    assert record
-    assert record.process
-    assert await record.process.wait_until_signals_work(ENGINE_TIMEOUT)
-
-
 #: Takes what is counted for root of the host until no more is given, at most so much, and keeps it; tells how much.
 HOARD = """
 import ctypes, os, resource, signal, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from builderd.adapters.engines.oci.network import conntrack
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack, attribute, forget, forget_others
-from builderd.adapters.engines.oci.runtime import listening
+from builderd.linux.syscalls import CLONE_NEWNET, setns
 
 pytestmark = pytest.mark.root
 
@@ -29,8 +30,12 @@ def network() -> Iterator[None]:
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        with listening._network_of(process.pid):
-            yield
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        with Path(f"/proc/{process.pid}/ns/net").open() as inside:
+            setns(inside.fileno(), CLONE_NEWNET)
+        yield
+        setns(own, CLONE_NEWNET)
+        os.close(own)
 
 
 def end(number: int, source: str, port: int, target: str, target_port: int) -> bytes:

@@ -5,7 +5,6 @@ Format: github.com/opencontainers/runtime-spec, version 1.0.2. One writer for cr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +53,6 @@ MASKED = tuple(
 OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
 #: File in that folder with the limits of its disk.
 DISK_FILE = "disk"
-#: How a ``config.json`` begins.
-_PROCESS_FIRST = '{"process": '
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -71,7 +68,6 @@ def make_config(
     shared = [bind.target for bind in run.root.binds if not bind.read_only] if run.runtime.is_gvisor else []
     own_files = {f"/proc/{name}": name for name in OWN_PROC} | {DISK_LIMITS: DISK_FILE} if run.has_own_proc else {}
     return {
-        # First: process_of reads nothing behind it.
         "process": make_process(
             ProcessConfig(run.argv, run.env, run.user, open_files, run.cwd), capabilities=run.capabilities
         ),
@@ -86,15 +82,6 @@ def make_config(
         ],
         "linux": _linux(run, cgroup, uid, seccomp),
     }
-
-
-def process_of(config: str) -> dict[str, Any]:
-    """Return the ``process`` document of a ``config.json``, of which it is a small part."""
-    if config.startswith(_PROCESS_FIRST):
-        process: dict[str, Any] = json.JSONDecoder().raw_decode(config, len(_PROCESS_FIRST))[0]
-    else:  # made by an earlier version
-        process = json.loads(config)["process"]
-    return process
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,6 @@ class Ending:
         if runtime.is_gvisor:
             await self._commands.ask(runtime, runtime_commands.kill(runtime, record.id, "TERM"))
         elif record.process:
-            await record.process.wait_until_signals_work(_INIT_SECONDS)
             record.process.kill(signal.SIGTERM)
 
     async def kill_all(self, record: Record) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime import runtime_commands
-from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process, process_of
+from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.records import Record
@@ -29,7 +30,6 @@ from builderd.adapters.engines.oci.runtime.streams import (
     Inlet,
     Outlet,
     duplicate,
-    open_complaints,
     open_pipes,
     open_terminal,
     resize,
@@ -125,8 +125,8 @@ class Execution:
         """Pass the terminal over: crun's copying between two terminals would lose the end of a long output."""
         console = Console(self._folder / f"{self._name}.tty")
         try:
-            complaints, given = open_complaints()
-            self._run(given, console.path)
+            complaints, stderr = os.pipe2(os.O_CLOEXEC)  # the runtime's own messages
+            self._run({2: stderr}, console.path)
             self._errors = Outlet(complaints, self._ended)
             self._terminal = await console.receive(window, self._ended)
         finally:
@@ -151,7 +151,7 @@ class Execution:
 
     def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
         """Return the process document: the app's environment and user, and another program."""
-        app = process_of((self._folder / "config.json").read_text())
+        app = json.loads((self._folder / "config.json").read_text())["process"]
         env = dict(entry.split("=", 1) for entry in app["env"])
         if self._spec.window:
             env["TERM"] = TERM
@@ -351,7 +351,7 @@ async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
     document = folder / f"{name}.kill.json"
     argv = ["/bin/sh", "-c", _KILL_MARKED, f"{MARK}={name}"]
     try:
-        user = process_of((folder / "config.json").read_text())["user"]["uid"]
+        user = json.loads((folder / "config.json").read_text())["process"]["user"]["uid"]
         write_json(document, make_process(ProcessConfig(argv, COMMAND_ENV, user, open_files())))
     except FileNotFoundError:
         return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import time
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -20,7 +19,8 @@ Sockets = frozenset[tuple[str, int]]
 
 _LISTEN_HEX = "0A"
 _DIAL_SECONDS = 0.2
-#: Reading sockets inside gVisor runs a command there: at most once in so many seconds.
+#: Reading all sockets takes some 10 ms, and a command inside gVisor: not before the app is so many seconds old, and at
+#: most once in as many.
 _CACHE_SECONDS = 1.0
 #: Bytes of each list that are read: a hostile app may have many thousands of sockets.
 _MAX_BYTES = 1 << 20
@@ -32,38 +32,32 @@ class ListeningPorts:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        #: Sockets last read inside gVisor, with their time; dropped when too old.
+        #: Sockets last read, with their time; dropped when too old.
         self._results: dict[str, tuple[float, Sockets]] = {}
 
     async def of(self, record: Record) -> Sockets:
-        """Return the listening sockets of a running sandbox."""
-        if not self._runs.commands.runtime(record).is_gvisor:
-            assert record.process
-            sockets = parse_listening(await asyncio.to_thread(_read_files, record.process.pid))
-            return await _mark_ipv6_only(sockets, record)
+        """Return the listening sockets of a running sandbox: the app's own port alone once that accepts connections."""
         if await _answers(record.ip, record.port):
             return frozenset({("0.0.0.0", record.port)})  # noqa: S104
-        read_at, sockets = self._results.get(record.id, (0.0, frozenset()))
-        if time.monotonic() - read_at > _CACHE_SECONDS:
-            sockets = await _mark_ipv6_only(await self._read_inside(record), record)
-            now = time.monotonic()
+        read_at, sockets = self._results.get(record.id, (record.started_at or 0.0, frozenset()))
+        if self._runs.records.now() - read_at > _CACHE_SECONDS:
+            sockets = await self._read(record)
+            if ("::", record.port) in sockets and not await _answers(record.ip, record.port):
+                sockets = sockets - {("::", record.port)} | {(IPV6_ONLY, record.port)}
+            now = self._runs.records.now()
             self._results = {name: one for name, one in self._results.items() if now - one[0] <= _CACHE_SECONDS}
             self._results[record.id] = (now, sockets)
         return sockets
 
-    async def _read_inside(self, record: Record) -> Sockets:
+    async def _read(self, record: Record) -> Sockets:
+        if not self._runs.commands.runtime(record).is_gvisor:
+            assert record.process
+            return parse_listening(await asyncio.to_thread(_read_files, record.process.pid))
         try:
             async with asyncio.timeout(_CACHE_SECONDS * 5), execution(self._runs, record, _COMMAND) as command:
                 return parse_listening((await read_all(command, _MAX_BYTES)).decode(errors="replace"))
         except (InvalidState, TimeoutError):
             return frozenset()
-
-
-async def _mark_ipv6_only(sockets: Sockets, record: Record) -> Sockets:
-    """Mark the app's port on [::] when it accepts no IPv4: the kernel prints both kinds alike."""
-    if ("::", record.port) not in sockets or await _answers(record.ip, record.port):
-        return sockets
-    return sockets - {("::", record.port)} | {(IPV6_ONLY, record.port)}
 
 
 def _read_files(process: int) -> str:

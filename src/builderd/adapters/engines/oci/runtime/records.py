@@ -13,16 +13,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
-from builderd.linux.json_files import from_stored, to_stored, write_json
+from builderd.linux.json_files import from_stored, write_json
 from builderd.linux.processes import Process
 from builderd.linux.threads import RepeatedCall
 
@@ -59,7 +59,6 @@ class Record:
     thawed_at: float | None = None
     seen_at: float | None = None
     tenant: str = ""
-    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def is_build(self) -> bool:
@@ -128,7 +127,7 @@ class Records:
     def save(self, record: Record) -> None:
         folder = self.folder(record.id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_json(folder / "record.json", to_stored(record))
+        write_json(folder / "record.json", asdict(record))
 
     def remove(self, name: str) -> None:
         """Remove a record with all its files. Idempotent."""

@@ -220,10 +220,9 @@ class Runs:
     async def release(self, run: Run, record: Record) -> Record:
         """Let the first process execute the program."""
         started_at = self.records.now()
-        if run.runtime.name != "crun" or not await runtime_commands.release(run.runtime.root / run.id):
-            status, output = await self.commands.ask(run.runtime, runtime_commands.start(run.runtime, run.id))
-            if status:
-                raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
+        status, output = await self.commands.ask(run.runtime, runtime_commands.start(run.runtime, run.id))
+        if status:
+            raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
         record = self.save(replace(record, started_at=started_at))
         assert record.process
         self.exits.watch(run.id, record.process, record.shim)

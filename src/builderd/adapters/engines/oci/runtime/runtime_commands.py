@@ -1,13 +1,7 @@
-"""The OCI runtimes and the shim: their command lines, and commands run to their end under the fork server.
-
-A crun container that was created and not started waits for a byte in ``<state>/exec.fifo``; ``crun start`` writes it
-and removes the file, by which crun tells the two states apart (src/libcrun/status.c). Here the byte is written without
-running ``crun start``: docs/adr/0024.
-"""
+"""The OCI runtimes and the shim: their command lines, and commands run to their end under the fork server."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
@@ -52,8 +46,12 @@ class RuntimeCommands:
 
 
 def was_started(runtime: Runtime, record: Record) -> bool:
-    """Return False when crun's state says that the sandbox, which has ended, was created and never started."""
-    return runtime.name != "crun" or was_released(runtime.root / record.id)
+    """Return False when crun's state says that the sandbox, which has ended, was created and never started.
+
+    crun itself tells the two apart by the fifo at which a created container waits (src/libcrun/status.c).
+    """
+    state = runtime.root / record.id
+    return runtime.name != "crun" or (state.is_dir() and not (state / "exec.fifo").exists())
 
 
 def runtime_mounts(runtime: Runtime) -> list[dict[str, Any]]:
@@ -128,37 +126,3 @@ def shim(runtime: Runtime, name: str, bundle: Path, record: Path, exits: Path) -
         *("--container-pidfile", str(bundle / "pid"), "--conmon-pidfile", str(bundle / "conmon.pid")),
         *("--exit-dir", str(exits), "--persist-dir", str(record)),
     ]
-
-
-_TRIES = 20
-_PAUSE_SECONDS = 0.0005
-
-
-async def release(state: Path) -> bool:
-    """Start the container with this state directory; return False when it does not wait at its fifo."""
-    fifo = state / "exec.fifo"
-    for _ in range(_TRIES):
-        if _write(fifo):
-            fifo.unlink(missing_ok=True)
-            return True
-        await asyncio.sleep(_PAUSE_SECONDS)
-    return False
-
-
-def was_released(state: Path) -> bool:
-    """Return True when the container with this state directory was started, also if it has ended since."""
-    return state.is_dir() and not (state / "exec.fifo").exists()
-
-
-def _write(fifo: Path) -> bool:
-    """Write a byte to the fifo; return True when a reader waited at it."""
-    try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.write(descriptor, b"0") == 1
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)

@@ -25,15 +25,35 @@ _PIECE_BYTES = 1 << 18
 _LAST_BYTES = 2 * PIPE_BYTES
 
 
-class Outlet:
-    """Output of a process, read from a descriptor. ``ended`` is set once the process itself writes no more."""
+class _Stream:
+    """End of a pipe or a terminal. ``ended`` is set once the process itself writes and reads no more."""
 
     def __init__(self, descriptor: int, ended: asyncio.Future[Any]) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._ended = ended
-        self._left = _LAST_BYTES
         self._closed = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._unwatch()
+            os.close(self._descriptor)
+
+    def _watch(self, call: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    def _unwatch(self) -> None:
+        raise NotImplementedError
+
+    async def _wait(self) -> None:
+        await _until(self._watch, lambda: None if self._closed else self._unwatch(), self._ended)
+
+
+class Outlet(_Stream):
+    """Output of a process, read from a descriptor."""
+
+    _left = _LAST_BYTES
 
     async def read(self) -> bytes:
         """Return the next piece; empty at the end. Yields to other tasks first, so that a flood blocks none of them."""
@@ -60,28 +80,15 @@ class Outlet:
                 raise
             return b""  # the terminal's other side was closed
 
-    async def _wait(self) -> None:
-        await _until(lambda loop, call: loop.add_reader(self._descriptor, call), self._stop_waiting, self._ended)
+    def _watch(self, call: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_reader(self._descriptor, call)
 
-    def _stop_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._closed:
-            loop.remove_reader(self._descriptor)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            asyncio.get_running_loop().remove_reader(self._descriptor)
-            os.close(self._descriptor)
+    def _unwatch(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._descriptor)
 
 
-class Inlet:
+class Inlet(_Stream):
     """Input of a process, written to a descriptor."""
-
-    def __init__(self, descriptor: int, ended: asyncio.Future[Any]) -> None:
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
-        self._ended = ended
-        self._closed = False
 
     async def write(self, data: bytes) -> None:
         """Write all of it; discard it when the reader is gone."""
@@ -96,37 +103,28 @@ class Inlet:
                     raise
                 return
 
-    async def _wait(self) -> None:
-        await _until(lambda loop, call: loop.add_writer(self._descriptor, call), self._stop_waiting, self._ended)
+    def _watch(self, call: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_writer(self._descriptor, call)
 
-    def _stop_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._closed:
-            loop.remove_writer(self._descriptor)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            asyncio.get_running_loop().remove_writer(self._descriptor)
-            os.close(self._descriptor)
+    def _unwatch(self) -> None:
+        asyncio.get_running_loop().remove_writer(self._descriptor)
 
 
 async def _until(
-    watch: Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None],
-    unwatch: Callable[[asyncio.AbstractEventLoop], object],
-    ended: asyncio.Future[Any],
+    watch: Callable[[Callable[[], None]], None], unwatch: Callable[[], object], ended: asyncio.Future[Any]
 ) -> None:
     """Wait until the descriptor can be used, or the process has ended."""
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    ready = asyncio.Event()
 
     def wake(_: object = None) -> None:
         ready.set()
 
     ended.add_done_callback(wake)
-    watch(loop, wake)
+    watch(wake)
     try:
         await ready.wait()
     finally:
-        unwatch(loop)
+        unwatch()
         ended.remove_done_callback(wake)
 
 
@@ -148,12 +146,6 @@ def open_pipes(*, joined: bool) -> Ends:
         return Ends(write, read, None, {0: stdin, 1: stdout, 2: stdout})
     errors, stderr = _wide_pipe()
     return Ends(write, read, errors, {0: stdin, 1: stdout, 2: stderr})
-
-
-def open_complaints() -> tuple[int, dict[int, int]]:
-    """Open a pipe for the runtime's own messages when its process has a terminal."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    return read, {2: write}
 
 
 def _wide_pipe() -> tuple[int, int]:
@@ -189,9 +181,8 @@ class Console:
         if connection is None:
             return None
         with connection:
-            await _until(
-                lambda loop, call: loop.add_reader(connection, call), lambda loop: loop.remove_reader(connection), ended
-            )
+            loop = asyncio.get_running_loop()
+            await _until(lambda call: loop.add_reader(connection, call), lambda: loop.remove_reader(connection), ended)
             _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
         for terminal in descriptors:
             os.set_inheritable(terminal, False)

@@ -27,7 +27,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import (
 )
 from builderd.adapters.engines.oci.storage.tree import clear
 from builderd.domain.errors import EngineUnavailable
-from builderd.linux.json_files import read_if_there, read_small
+from builderd.linux.json_files import read_if_there
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Quota:
     def _attribute(self, group: int, name: str) -> str | None:
         level, number = divmod(group, _LEVEL)
         try:
-            return read_small(self._groups / f"{level}_{number}" / name).strip()
+            return (self._groups / f"{level}_{number}" / name).read_text().strip()
         except FileNotFoundError:
             return None
 

@@ -25,7 +25,6 @@ from builderd.adapters.engines.oci.storage.quotas import Quota
 from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid, folder
 from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import GB
-from builderd.linux.json_files import read_small
 from builderd.linux.syscalls import sync_file_system
 
 #: A claim of flexible size takes at most this share of the free space, so that others can be made beside it.
@@ -186,9 +185,9 @@ class Chunks:
 def read_chunks(root: Path, kind: Literal["data", "metadata"]) -> Chunks:
     """Read the chunks of a kind, of the file system that ``root`` lies on, from /sys."""
     folder = Path("/sys/fs/btrfs", file_system_uuid(root), "allocation", kind)
-    profiles = [path.parent.name for path in folder.glob("*/total_bytes") if int(read_small(path))]
+    profiles = [path.parent.name for path in folder.glob("*/total_bytes") if int(path.read_text())]
     copies = max((_COPIES.get(profile, _OTHER_COPIES) for profile in profiles), default=1)
-    return Chunks(int(read_small(folder / "total_bytes")), int(read_small(folder / "bytes_used")), copies)
+    return Chunks(int((folder / "total_bytes").read_text()), int((folder / "bytes_used").read_text()), copies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import stat
 from dataclasses import replace
@@ -61,18 +60,6 @@ def test_a_service_keeps_what_it_has(tmp_path: Path, host: Path) -> None:
     Allocations(host).release(first.id)
     assert Allocations(host).claim(folder, []).subnet == first.subnet
     assert known_instance(folder) is not None
-
-
-def test_fields_of_a_later_version_are_kept_for_all_services_of_the_host(tmp_path: Path, host: Path) -> None:
-    one, two = data_dir(tmp_path, "one"), data_dir(tmp_path, "two")
-    first, _ = Allocations(host).claim(one, []), Allocations(host).claim(two, [])
-    files = (host / "allocations.json", one / "instance.json")
-    allocated, instance = (json.loads(file.read_text()) for file in files)
-    files[0].write_text(json.dumps([{**entry, "zone": "b"} for entry in allocated]))
-    files[1].write_text(json.dumps({**instance, "zone": "b"}))
-    Allocations(host).grow(Allocations(host).claim(one, []))
-    assert [entry["zone"] for entry in json.loads(files[0].read_text())] == ["b", "b"]
-    assert json.loads(files[1].read_text()) == {"id": first.id, "subnet": first.subnet, "zone": "b"}
 
 
 def test_a_subnet_that_came_into_use_is_left(tmp_path: Path, host: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from builderd.adapters.engines.oci.runtime.bundle import (
     ProcessConfig,
     make_config,
     make_process,
-    process_of,
 )
 from builderd.adapters.engines.oci.runtime.creation import bind_secret_files, make_secrets_target, write_secret_files
 from builderd.adapters.engines.oci.runtime.run import (
@@ -137,20 +135,6 @@ def test_own_files_of_proc_are_mounted_read_only() -> None:
         ("/bundle/proc/disk", "/run/limits/disk"),
     ]
     assert all({"bind", "ro", "nosuid", "nodev", "noexec"} == set(mount["options"]) for mount in mounts)
-
-
-def test_the_process_is_read_from_a_config_without_what_follows() -> None:
-    text = json.dumps(CONFIG)
-    assert process_of(text) == CONFIG["process"]
-    assert process_of(text[: text.index('"ociVersion"')] + "no JSON") == CONFIG["process"]
-
-
-def test_the_process_is_read_from_a_config_of_an_earlier_version() -> None:
-    """Another key comes first there, and a value may look like the beginning of a process."""
-    env = {"A": '{"process": {"args": ["planted"]}}'}
-    config = config_of(replace(RUN, env=env))
-    process = config.pop("process")
-    assert process_of(json.dumps({"ociVersion": "1.0.2", "process": process, **config})) == process
 
 
 CRUN, RUNSC = (Runtime(name, f"/usr/bin/{name}", Path("/state")) for name in ("crun", "runsc"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ def test_both_files_one_after_the_other() -> None:
     assert parse_listening("") == frozenset()
 
 
-async def test_sockets_of_gvisor_are_cached_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sockets_are_cached_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
 
     async def answers(*_: object) -> bool:
@@ -51,10 +52,10 @@ async def test_sockets_of_gvisor_are_cached_briefly(monkeypatch: pytest.MonkeyPa
         return frozenset({("127.0.0.1", 3000)})
 
     commands = SimpleNamespace(runtime=lambda _: Runtime("runsc", "/usr/bin/runsc", Path("/run")))
-    runs: Any = SimpleNamespace(commands=commands)
+    runs: Any = SimpleNamespace(commands=commands, records=SimpleNamespace(now=time.time))
     listening_ports = ListeningPorts(runs)
     monkeypatch.setattr(listening, "_answers", answers)
-    monkeypatch.setattr(ListeningPorts, "_read_inside", look)
+    monkeypatch.setattr(ListeningPorts, "_read", look)
     records = [Record(name, "owner", "disk", "runsc", 0, "10.64.8.2", 8000, "boot") for name in ("a", "b", "c")]
     for record in (*records, *records):
         assert await listening_ports.of(record) == {("127.0.0.1", 3000)}

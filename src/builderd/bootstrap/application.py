@@ -39,7 +39,7 @@ from builderd.ssh import host_key
 async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPreviews) -> AsyncIterator[Application]:
     """Yield the application on its real adapters; the engine and the proxy are not started yet."""
     clock = SystemClock(settings.data_dir / "clock.json")
-    engine = make_engine(settings, clock, previews.is_reserved, previews.paused_at)
+    engine = make_engine(settings, clock, previews.is_reserved)
     testers = LocalTesters(settings.qa.chromium)
     review = make_review_gate(settings)
     keeping = asyncio.create_task(clock.save_periodically())

@@ -13,9 +13,7 @@ from builderd.ports.engine import (
     Engine,
     EngineOptions,
     EngineProvider,
-    PauseRequests,
     StoreOptions,
-    pause_nothing,
 )
 from builderd.settings import Settings
 
@@ -46,9 +44,8 @@ def make_engine(
     settings: Settings,
     clock: SystemClock,
     reserved: Callable[[str], bool] = lambda _: False,
-    pause_requests: PauseRequests = pause_nothing,
 ) -> Engine:
-    """Return the selected engine, not prepared yet. The last two arguments are fields of ``EngineOptions``."""
+    """Return the selected engine, not prepared yet. ``reserved`` is a field of ``EngineOptions``."""
     store, egress = settings.store, settings.egress
     return engine_provider(settings).make(
         EngineOptions(
@@ -60,7 +57,6 @@ def make_engine(
             now=clock.seconds,
             at=clock.at,
             reserved=reserved,
-            pause_requests=pause_requests,
             store=StoreOptions(
                 device=store.device,
                 size_bytes=int(store.size * GB) if store.size else None,

@@ -36,7 +36,7 @@ class RouteState(StrEnum):
     OPEN = "open"
     #: The app is being created, started or restarted: 503 with a page that says so.
     STARTING = "starting"
-    #: Another sandbox is about to take over, or the app is frozen for a copy of its disk: requests wait until then.
+    #: Another sandbox is about to take over: requests wait until then.
     PAUSED = "held"
     #: Frozen or stopped for idleness: a request wakes it, and waits for it.
     ASLEEP = "asleep"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network
@@ -364,14 +364,6 @@ class Engine(Members, Protocol):
         """Stop every sandbox and remove everything from the host: network, mounts, control groups."""
 
 
-#: Returns a context in which requests to the app at an IP address wait.
-PauseRequests = Callable[[str], AbstractAsyncContextManager[None]]
-
-
-def pause_nothing(ip: str) -> AbstractAsyncContextManager[None]:
-    return nullcontext()
-
-
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """Options of the store. ``size_bytes``: of the sparse file; ``floor_bytes`` always stay free on the host."""
@@ -388,7 +380,6 @@ class EngineOptions:
 
     ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
     ``reserved`` returns True for an IP address that no sandbox may get now.
-    ``pause_requests`` keeps visitors waiting while an app is frozen for a copy of its disk: it accepts no connections.
     """
 
     data_dir: Path
@@ -400,7 +391,6 @@ class EngineOptions:
     now: Callable[[], float] = time.time
     at: Callable[[float], float] = float
     reserved: Callable[[str], bool] = field(default=lambda _: False)
-    pause_requests: PauseRequests = pause_nothing
 
 
 class EngineProvider(Protocol):

@@ -52,8 +52,8 @@ PAUSED = Page(
     503,
     "starting",
     "Just a moment",
-    "The app will be back in a moment: it is being started, replaced by its next version, or frozen for a copy of its "
-    "disk. This page looks again every two seconds; an API client may retry after that time.",
+    "The app will be back in a moment: it is being started, or replaced by its next version. This page looks again "
+    "every two seconds; an API client may retry after that time.",
     "busy",
     retry_after=2,
     refresh=True,

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import config, counters, fence, pages, process, runtime_api
@@ -61,10 +60,6 @@ class HaproxyPreviews:
         Any may be one before the routes are known.
         """
         return self._known is None or self._known.is_reserved(ip)
-
-    def paused_at(self, ip: str) -> AbstractAsyncContextManager[None]:
-        """Pause requests to the app at an address while the context lasts; stored routes stay as they are."""
-        return nullcontext() if self._known is None else self._known.paused_at(ip, self._send_again)
 
     async def supervise(self) -> None:
         delay = FIRST_RETRY_SECONDS
@@ -282,12 +277,12 @@ class HaproxyPreviews:
 
     async def _apply(self, host: str) -> None:
         """Send a host's route to the proxy. One that must be started first reads it from the file."""
-        routes, route = self._map, self._map.routes.get(host)
+        route = self._map.routes.get(host)
         try:
             if route is None:
                 await runtime_api.delete_entry(self._socket, self._files.routes, host)
             else:
-                await runtime_api.set_entry(self._socket, self._files.routes, host, encode(routes.in_force(route)))
+                await runtime_api.set_entry(self._socket, self._files.routes, host, encode(route))
         except ProxyGone:
             await self._start()
         except CommandRefused as error:
@@ -296,16 +291,8 @@ class HaproxyPreviews:
 
     def _release(self, route: Route) -> None:
         """Release the host's paused requests with its route, unless that pauses."""
-        if (route := self._map.in_force(route)).state not in PAUSING_STATES:
+        if route.state not in PAUSING_STATES:
             self._paused.release(route.host, encode(route))
-
-    async def _send_again(self, host: str) -> None:
-        async with self._lock:
-            if self._known is None or (route := self._known.routes.get(host)) is None:
-                return
-            self._unapplied.add(host)
-            await self._apply(host)
-            self._release(route)
 
     def _watch_certificate(self) -> None:
         file = self._options.certificate

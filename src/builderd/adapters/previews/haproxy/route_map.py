@@ -10,21 +10,15 @@ the next service reads them. A proxy that died begins with the routes that the s
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Mapping
 
-from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.previews import Address, Route, RouteState
 
 _NONE = "-"
 _H2C = "h2c"
-#: Sends a host's route to the proxy, as it is in force now.
-Send = Callable[[str], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +56,13 @@ def decode(host: str, value: str) -> Route:
 
 
 class RouteMap:
-    """All routes, and the pauses of requests to an address while the app there is frozen for a copy of its disk.
-
-    The kernel takes as many connections for a frozen app as its listen backlog has room for, and drops further ones:
-    those would fail after ``timeout connect``.
-    """
+    """All routes by host, and the hosts that lead to an address."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         """Read the entries of a proxy's map; invalid ones are dropped."""
         self.routes: dict[str, Route] = {}
         #: Hosts whose open routes lead to an IP address.
         self._hosts_at: defaultdict[str, set[str]] = defaultdict(set)
-        #: How often requests to an IP address are paused now.
-        self._pauses: Counter[str] = Counter()
         for host, value in values.items():
             try:
                 self.put(decode(host, value))
@@ -82,41 +70,12 @@ class RouteMap:
                 log.warning("invalid route in the proxy's map, dropped host=%s value=%r", host, value)
 
     def is_reserved(self, ip: str) -> bool:
-        """Return True for an address that an open route leads to.
-
-        One with a pause is reserved, too: the visitors of the app that came there would wait for the copy of another.
-        """
-        return bool(self._hosts_at.get(ip)) or ip in self._pauses
-
-    @asynccontextmanager
-    async def paused_at(self, ip: str, send: Send) -> AsyncIterator[None]:
-        """Pause requests to an address while the context lasts; a proxy that does not work prevents nothing."""
-        self._pauses[ip] += 1
-        try:
-            await self._send_each(ip, send)
-            yield
-        finally:
-            self._pauses[ip] -= 1
-            if not self._pauses[ip]:
-                del self._pauses[ip]
-            await asyncio.shield(self._send_each(ip, send))
-
-    async def _send_each(self, ip: str, send: Send) -> None:
-        for host in sorted(self._hosts_at.get(ip, ())):
-            try:
-                await send(host)
-            except EngineUnavailable as error:
-                log.warning("pause of requests not changed host=%s error=%s", host, error.message)
-
-    def in_force(self, route: Route) -> Route:
-        """Return the route as the proxy is to have it: one to an address with a pause pauses."""
-        if route.destination is None or route.destination.ip not in self._pauses:
-            return route
-        return replace(route, state=RouteState.PAUSED, destination=None, h2c=False)
+        """Return True for an address that an open route leads to."""
+        return bool(self._hosts_at.get(ip))
 
     def values(self) -> Mapping[str, str]:
         """Return the entries of the proxy's map."""
-        return {host: encode(self.in_force(route)) for host, route in self.routes.items()}
+        return {host: encode(route) for host, route in self.routes.items()}
 
     def put(self, route: Route) -> None:
         self.remove(route.host)

@@ -72,29 +72,3 @@ def test_address_of_an_open_route_is_given_to_no_other_app() -> None:
     assert (routes.is_reserved(first), routes.is_reserved(second)) == (False, False)
     routes.put(OPEN)
     assert RouteMap(routes.values()).is_reserved(first), "also of routes that an earlier service left"
-
-
-async def test_routes_to_a_paused_address_pause_until_the_last_pause_ends() -> None:
-    ip, alias = "10.0.0.1", replace(OPEN, host="alias.localhost")
-    other = Route("other.localhost", RouteState.OPEN, Address("10.0.0.2", 1), h2c=True)
-    sent: list[str] = []
-
-    async def send(host: str) -> None:
-        sent.append(host)
-
-    routes = RouteMap({})
-    for route in (OPEN, alias, other, OPEN):
-        routes.put(route)
-    async with routes.paused_at(ip, send):
-        async with routes.paused_at(ip, send):
-            assert sent == sorted([OPEN.host, alias.host]) * 2
-        assert routes.in_force(OPEN) == replace(OPEN, state=RouteState.PAUSED, destination=None)
-        assert decode(OPEN.host, routes.values()[OPEN.host]).state is RouteState.PAUSED
-        assert routes.in_force(other) == other
-        assert routes.routes[OPEN.host] == OPEN
-        # The app was stopped and removed while its disk is still copied.
-        for host in (OPEN.host, alias.host):
-            routes.remove(host)
-        assert routes.is_reserved(ip)
-    assert not routes.is_reserved(ip)
-    assert routes.in_force(OPEN) == OPEN

@@ -80,7 +80,6 @@ class Machine:
             slots,
             self.runtimes,
             heartbeat,
-            settings.pause_requests,
         )
         self.runs = Runs(self.context)
         self.logs = Logs(settings.data_dir / "logs", self.runs.runs_now)

@@ -23,7 +23,6 @@ from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace
 from builderd.domain.layers import APP, NODE_MODULES
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_NODEV, MS_NOSUID
-from builderd.ports.engine import PauseRequests, pause_nothing
 
 #: Owner of a layer's files on the host.
 LAYER_OWNER = 0
@@ -189,7 +188,6 @@ class RunContext:
     slots: Slots
     runtimes: Mapping[str, Runtime]
     heartbeat: Heartbeat
-    pause_requests: PauseRequests = pause_nothing
 
 
 PIDS = 512

@@ -315,7 +315,6 @@ class Freezing:
     def __init__(self, context: RunContext, known: Runs) -> None:
         self._cgroups = context.cgroups
         self._records = context.records
-        self._pause_requests = context.pause_requests
         self._known = known
         self._reclaiming = Reclaiming(context.cgroups)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -332,15 +331,14 @@ class Freezing:
         return record.counts_as_frozen and self._cgroups.is_frozen(record.id)
 
     async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
-        """Run the work in a thread while the sandbox is frozen, and requests to it wait: a matter of milliseconds.
+        """Run the work in a thread while the sandbox is frozen: a matter of milliseconds. The kernel queues connections.
 
         ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
         not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
         """
         async with self.lock(record):
             record = self._known.newest(record)
-            async with self._pause_requests(record.ip):
-                await run_to_completion(self._work, record, work)
+            await run_to_completion(self._work, record, work)
 
     def _work(self, record: Record, work: Callable[[], None]) -> None:
         if self.is_frozen(record) or not self._known.is_running(record):

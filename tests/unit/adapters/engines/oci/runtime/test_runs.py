@@ -31,7 +31,7 @@ from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import SandboxState
 from builderd.linux.processes import boot_id, find_process
-from builderd.ports.engine import EngineOptions, PauseRequests, pause_nothing
+from builderd.ports.engine import EngineOptions
 
 APP = SandboxId("a1")
 DISK, ONE, TWO = DiskId("disk"), DiskId("one"), DiskId("two")
@@ -74,7 +74,6 @@ class Host:
         )
         self.launcher = SimpleNamespace()
         self.runtimes: dict[str, Runtime] = {}
-        self.pause_requests: PauseRequests = pause_nothing
 
     def add(self, record: Record) -> Record:
         self.records.save(record)
@@ -89,7 +88,6 @@ class Host:
         return Runs(
             RunContext(
                 *(config, self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat),
-                self.pause_requests,
             )
         )
 
@@ -170,28 +168,6 @@ async def test_each_of_two_copies_that_overlap_is_of_one_moment(host: Host) -> N
         await second
         assert copies.stood_still == {ONE: True, TWO: True}
         assert not host.cgroups.is_frozen(APP)
-
-
-async def test_requests_wait_from_before_the_freeze_of_a_copy_until_after_the_thaw(host: Host) -> None:
-    seen: list[tuple[str, bool]] = []
-
-    @asynccontextmanager
-    async def pause(ip: str) -> AsyncIterator[None]:
-        seen.append((ip, host.cgroups.is_frozen(APP)))
-        try:
-            yield
-        finally:
-            seen.append((ip, host.cgroups.is_frozen(APP)))
-
-    host.pause_requests = pause
-    async with running(host) as (engine, copies):
-        for disk in (ONE, TWO):
-            copies.may_end[disk].set()
-            await engine.disks.clone_disk(DISK, disk, GB)
-        assert copies.stood_still == {ONE: True, TWO: True}
-        record = engine._here.runs.find(APP)
-    assert record is not None
-    assert seen == [(record.ip, False)] * 4
 
 
 async def test_freeze_during_a_copy_is_kept(host: Host) -> None:

@@ -299,7 +299,7 @@ def _preview(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         counters.answers(),
         # Another port of the app.
         "http-request set-dst-port var(txn.at_port) if { var(txn.at_port) -m found }",
-        pages.crashed(files, form),
+        pages.errors(files, pages.CRASHED, form),
         f"""
         {_ONCE}
         acl h2c var(txn.route),field(7,|) -m str h2c
@@ -385,7 +385,7 @@ def _api(options: ProxyOptions, files: ProxyFiles, form: Form, host: Host) -> st
         http-request deny deny_status 400 if {{ {ODD_PORT} }}
         {plain if options.has_both_schemes else ""}
         {f"{hsts} if {secure}" if options.hsts else ""}
-        {pages.api_errors(files, form)}
+        {pages.errors(files, pages.API_ERRORS, form)}
         # A kept connection might be closed by the API just as a request is sent on it; a new one costs little here.
         option http-server-close
         http-reuse never

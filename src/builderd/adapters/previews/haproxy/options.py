@@ -80,83 +80,32 @@ class ProxyOptions:
         return bool(self.trusted_proxies) or self.tls_port is not None
 
 
-@dataclass(frozen=True, slots=True)
 class ProxyFiles:
     """Paths of the proxy's files, all in one directory that no other user may enter."""
 
-    directory: Path
-
-    @property
-    def config(self) -> Path:
-        return self.directory / "haproxy.cfg"
-
-    @property
-    def routes(self) -> Path:
-        return self.directory / "routes.map"
-
-    @property
-    def domains(self) -> Path:
-        return self.directory / "domains.map"
-
-    @property
-    def links(self) -> Path:
-        return self.directory / "links.map"
-
-    @property
-    def certificates(self) -> Path:
-        return self.directory / "certificates"
-
-    @property
-    def certificate_list(self) -> Path:
-        return self.directory / "certificates.list"
-
-    @property
-    def default_certificate(self) -> Path:
-        """The self-signed certificate for hosts without one of their own."""
-        return self.certificates / "default.pem"
-
-    @property
-    def pages(self) -> Path:
-        return self.directory / "pages"
-
-    @property
-    def admin_socket(self) -> Path:
-        return self.directory / "admin.sock"
-
-    @property
-    def master_socket(self) -> Path:
-        return self.directory / "master.sock"
-
-    @property
-    def pid(self) -> Path:
-        return self.directory / "haproxy.pid"
-
-    @property
-    def fence_pid(self) -> Path:
-        return self.directory / "fence.pid"
-
-    @property
-    def deadline(self) -> Path:
-        """Seconds since the boot at which the fence ends the proxy; without the file it does not."""
-        return self.directory / "deadline"
-
-    @property
-    def jail(self) -> Path:
-        """The directory that a worker started by root uses as its root (chroot); it contains one socket."""
-        return self.directory / "empty"
-
-    @property
-    def wake_socket(self) -> Path:
-        return self.jail / "wake.sock"
-
-    @property
-    def api_socket(self) -> Path:
-        """The socket on which the service takes requests for its API, behind a PROXY header."""
-        return self.jail / "api.sock"
-
-    @property
-    def pause_script(self) -> Path:
-        return self.directory / "pause.lua"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "haproxy.cfg"
+        self.routes = directory / "routes.map"
+        self.domains = directory / "domains.map"
+        self.links = directory / "links.map"
+        self.certificates = directory / "certificates"
+        self.certificate_list = directory / "certificates.list"
+        #: The self-signed certificate for hosts without one of their own.
+        self.default_certificate = self.certificates / "default.pem"
+        self.pages = directory / "pages"
+        self.admin_socket = directory / "admin.sock"
+        self.master_socket = directory / "master.sock"
+        self.pid = directory / "haproxy.pid"
+        self.fence_pid = directory / "fence.pid"
+        #: Seconds since the boot at which the fence ends the proxy; without the file it does not.
+        self.deadline = directory / "deadline"
+        #: The directory that a worker started by root uses as its root (chroot); it contains two sockets.
+        self.jail = directory / "empty"
+        self.wake_socket = self.jail / "wake.sock"
+        #: The socket on which the service takes requests for its API, behind a PROXY header.
+        self.api_socket = self.jail / "api.sock"
+        self.pause_script = directory / "pause.lua"
 
 
 def section(title: str, *lines: str) -> str:

@@ -23,60 +23,41 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page. ``retry_after`` in seconds, if a retry helps; with ``refresh`` a browser reloads the page."""
+    """A page. ``retry_after`` in seconds, if a retry helps; with ``refresh`` a browser reloads the page by then.
+
+    ``names_host``: it may name the host and say where the logs are; not before the visitor is known to be welcome.
+    """
 
     name: str
     status: int
     code: str
+    mood: str
     title: str
     text: str
-    mood: str
     retry_after: int | None = None
     refresh: bool = False
-    #: Whether it may name the host and say where the logs are; not before the visitor is known to be welcome.
     names_host: bool = True
 
 
-STARTING = Page(
-    "starting",
-    503,
-    "starting",
-    "Starting up",
-    "The app is being started. This page looks again every two seconds; an API client may retry after that time.",
-    "busy",
-    retry_after=2,
-    refresh=True,
+def _soon(name: str, title: str, text: str) -> Page:
+    """Return the page of an app that answers in a moment."""
+    text += " This page looks again every two seconds; an API client may retry after that time."
+    return Page(name, 503, "starting", "busy", title, text, retry_after=2, refresh=True)
+
+
+STARTING = _soon("starting", "Starting up", "The app is being started.")
+PAUSED = _soon(
+    "held", "Just a moment", "The app will be back in a moment: it is being started, or replaced by its next version."
 )
-PAUSED = Page(
-    "held",
-    503,
-    "starting",
-    "Just a moment",
-    "The app will be back in a moment: it is being started, or replaced by its next version. This page looks again "
-    "every two seconds; an API client may retry after that time.",
-    "busy",
-    retry_after=2,
-    refresh=True,
-)
-ASLEEP = Page(
-    "asleep",
-    503,
-    "starting",
-    "Waking up",
-    "Nobody used the app for a while, so it was asleep; it is being started. This page looks again every two seconds; "
-    "an API client may retry after that time.",
-    "busy",
-    retry_after=2,
-    refresh=True,
-)
+ASLEEP = _soon("asleep", "Waking up", "Nobody used the app for a while, so it was asleep; it is being started.")
 UNHEARD = Page(
     "unheard",
     503,
     "engine_unavailable",
+    "bad",
     "Cannot be started now",
     "The app does not run at the moment, and the service that starts it does not answer. This page looks again every "
     "five seconds; an API client may retry after that time.",
-    "bad",
     retry_after=5,
     refresh=True,
 )
@@ -84,11 +65,11 @@ FULL = Page(
     "full",
     503,
     "no_capacity",
+    "bad",
     "No room right now",
     "Nobody used the app for a while, so it was stopped, and there is no room to start it now: the machine is full, or "
     "its owner may not run more at once. This page looks again every ten seconds; an API client may retry after that "
     "time.",
-    "bad",
     retry_after=10,
     refresh=True,
 )
@@ -96,90 +77,90 @@ STOPPED = Page(
     "stopped",
     503,
     "stopped",
+    "calm",
     "Stopped",
     "The app was stopped by its owner. It answers again once its owner starts it.",
-    "calm",
 )
 CAPPED = Page(
     "capped",
     503,
     "stopped",
+    "calm",
     "Stopped",
     "The app was stopped since its spending cap is reached. It answers again once its owner raises the cap, or in the "
     "next month, and starts it.",
-    "calm",
 )
 FAILED = Page(
     "failed",
     503,
     "failed",
+    "bad",
     "Failed",
     "The app could not be started, or exited too often. Its owner finds the reason in its status and its logs, and can "
     "start it again or deploy a new version.",
-    "bad",
 )
 JOB = Page(
     "job",
     503,
     "one_time_job",
+    "calm",
     "Not a web app",
     "This is a one-time job: it runs to its end and serves no pages. Its owner finds its output in its logs.",
-    "calm",
 )
 WORKER = Page(
     "worker",
     503,
     "worker",
+    "calm",
     "Not a web app",
     "This is a worker: it runs in the background, listens on no port and serves no pages. Its owner finds its output "
     "in its logs.",
-    "calm",
 )
 UNREACHABLE = Page(
     "unreachable",
     502,
     "app_crashed",
+    "bad",
     "The app did not take the connection",
     "Nothing listens on the app's port now, or the app is too busy to take more visitors. An app that exited is "
     "started again by itself: retry in a few seconds.",
-    "bad",
     retry_after=5,
 )
 BROKEN_OFF = Page(
     "broken_off",
     502,
     "app_crashed",
+    "bad",
     "The app did not answer",
     "The app closed the connection before it had answered, or what it sent is not HTTP/1.1. An app that exited is "
     "started again by itself: retry in a few seconds.",
-    "bad",
     retry_after=5,
 )
 TIMED_OUT = Page(
     "timed_out",
     504,
     "app_timed_out",
+    "bad",
     "The app took too long",
     "The app took the request and did not answer in time. It may be busy or stuck.",
-    "bad",
 )
 UNKNOWN = Page(
     "unknown",
     404,
     "not_found",
+    "calm",
     "No preview here",
     "There is no preview at this address. It may have been deleted, or the address may be mistyped.",
-    "calm",
     names_host=False,
 )
 PRIVATE = Page(
     "private",
     401,
     "unauthenticated",
+    "calm",
     "This preview is private",
     "Open it with its service token: once as ?service_token=… in the address, which a cookie then keeps, or in the "
     "header X-Service-Token of every request.",
-    "calm",
     names_host=False,
 )
 
@@ -187,10 +168,10 @@ API_WITHOUT_CERTIFICATE = Page(
     "api_without_certificate",
     503,
     "engine_unavailable",
+    "busy",
     "HTTPS is not ready yet",
     "The certificate of this host is being ordered; the service answers here over HTTPS alone. On the machine itself, "
     "GET /readyz and builderd doctor say what is missing.",
-    "busy",
     retry_after=10,
     refresh=True,
     names_host=False,
@@ -199,9 +180,9 @@ API_DOWN = Page(
     "api_down",
     503,
     "engine_unavailable",
+    "bad",
     "The service does not answer",
     "The service is being restarted, or has more to do than it can take. Apps and their previews go on.",
-    "bad",
     retry_after=2,
     refresh=True,
     names_host=False,
@@ -210,10 +191,10 @@ API_BROKEN_OFF = Page(
     "api_broken_off",
     502,
     "engine_unavailable",
+    "bad",
     "The service broke off",
     "The service ended before it had answered. What was asked may have been done: look before you repeat it, or send "
     "an Idempotency-Key.",
-    "bad",
     retry_after=2,
     names_host=False,
 )
@@ -221,9 +202,9 @@ API_TIMED_OUT = Page(
     "api_timed_out",
     504,
     "engine_unavailable",
+    "bad",
     "The service took too long",
     "The service took the request and did not answer in time.",
-    "bad",
     names_host=False,
 )
 
@@ -330,17 +311,12 @@ def not_open(files: ProxyFiles, form: Form) -> str:
     return "\n".join((*by_state, gone))
 
 
-def crashed(files: ProxyFiles, form: Form) -> str:
-    """Return the error pages for an app that breaks off, cannot be reached, or is silent."""
-    return _errors(files, form, BROKEN_OFF, UNREACHABLE, TIMED_OUT)
+#: Pages of an app, and of the API, that breaks off, cannot be reached, or is silent.
+CRASHED, API_ERRORS = (BROKEN_OFF, UNREACHABLE, TIMED_OUT), (API_BROKEN_OFF, API_DOWN, API_TIMED_OUT)
 
 
-def api_errors(files: ProxyFiles, form: Form) -> str:
-    """Return the error pages for an API that breaks off, cannot be reached, or is silent."""
-    return _errors(files, form, API_BROKEN_OFF, API_DOWN, API_TIMED_OUT)
-
-
-def _errors(files: ProxyFiles, form: Form, *by_status: Page) -> str:
+def errors(files: ProxyFiles, by_status: tuple[Page, Page, Page], form: Form) -> str:
+    """Return the pages in place of HAProxy's own errors, one for each status."""
     pages = zip((502, 503, 504), by_status, strict=True)
     return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in pages)
 

@@ -331,7 +331,7 @@ class Freezing:
         return record.counts_as_frozen and self._cgroups.is_frozen(record.id)
 
     async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
-        """Run the work in a thread while the sandbox is frozen: a matter of milliseconds. The kernel queues connections.
+        """Run the work in a thread while the sandbox is frozen, a matter of milliseconds.
 
         ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
         not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.

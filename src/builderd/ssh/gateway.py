@@ -23,7 +23,7 @@ from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import session
 from builderd.ssh.session import LOCAL_NAMES, Session, relay_to_port, relay_to_socket
-from builderd.ssh.throttle import Attempt, Throttle
+from builderd.ssh.throttle import REFUSAL_SECONDS, Attempt, Throttle
 
 LOGIN_SECONDS = 20
 #: A client that leaves this many keepalives in a row unanswered is disconnected; the interval is in seconds.
@@ -151,7 +151,7 @@ class Login(asyncssh.SSHServer):
         """Return False when the token logs in; True asks for another authentication method, of which there is none.
 
         The token is looked up before anything is delayed, so wrong tokens from an address never delay a valid one.
-        Raises ``DisconnectError`` above the limits of logins of a grant and of delayed wrong tokens of an address.
+        Raises ``DisconnectError`` above the limit of logins of a grant.
         """
         now = self._app.clock.now()
         try:
@@ -168,13 +168,10 @@ class Login(asyncssh.SSHServer):
         return False
 
     async def _refuse(self, refusal: Unauthenticated) -> None:
-        """Send the refusal after a delay that grows with the wrong tokens from this address."""
+        """Send the refusal after a delay."""
         assert self._attempt is not None, "connection_made counts the attempt"
-        delay = self._gateway.throttle.failed(self._attempt, time.monotonic())
-        if delay is None:
-            reason = "Too many wrong SSH tokens from this address at the same time: try again in some seconds."
-            raise asyncssh.DisconnectError(asyncssh.DISC_TOO_MANY_CONNECTIONS, reason)
-        await asyncio.sleep(delay)
+        self._attempt.wrong = True
+        await asyncio.sleep(REFUSAL_SECONDS)
         if self._connection and not self._connection.is_closed():
             self._connection.send_auth_banner(f"{refusal.message}\r\n")
 

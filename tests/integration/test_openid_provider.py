@@ -21,7 +21,7 @@ from builderd.api.server.meter import Meter
 from builderd.domain.errors import Unauthenticated
 from builderd.domain.tokens import Attempt, Scope
 from builderd.web.app import Site, create_web
-from builderd.web.policy import PLAIN_NAME
+from builderd.web.policy import SESSION
 
 PACKAGE = "oidc-provider@9.13.3"
 BACK = "http://127.0.0.1:9/sign-in/openid/back"
@@ -138,8 +138,11 @@ async def test_a_person_signs_in_through_a_browser(installed: Path) -> None:
                     await page.wait_for_url(f"{root}/tokens")
                     assert "sso ada" in await page.inner_text("body")
                     cookies = {one["name"]: one for one in await context.cookies(root)}
-                    assert list(cookies) == [PLAIN_NAME]
-                    assert (cookies[PLAIN_NAME]["sameSite"], cookies[PLAIN_NAME]["httpOnly"]) == ("Strict", True)
+                    assert list(cookies) == [SESSION.plain_name]
+                    assert (cookies[SESSION.plain_name]["sameSite"], cookies[SESSION.plain_name]["httpOnly"]) == (
+                        "Strict",
+                        True,
+                    )
             finally:
                 # Before the listener ends: it waits for the streams of open pages.
                 await browser.close()

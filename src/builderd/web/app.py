@@ -22,28 +22,12 @@ from builderd.services import events
 from builderd.store.events import EventQuery
 from builderd.web.assets import PATH, Assets
 from builderd.web.failures import UnexpectedErrors, coded, routing
-from builderd.web.pages import (
-    account,
-    backups,
-    builder,
-    builders,
-    deploying,
-    files,
-    gates,
-    logs,
-    machine,
-    metrics,
-    settings,
-    sign_in,
-    spending,
-    versions,
-)
+from builderd.web.pages import account, builder, builders, deploying, files, logs, settings, sign_in, versions
 from builderd.web.policy import Policy, check_origin
 from builderd.web.visits import ROUTES, Renderer, Visit, page, route, visit_of
 
 #: Importing a file of pages adds them to ``ROUTES``.
-PAGES = [account, backups, builder, builders, deploying, files, gates, logs, machine, metrics, settings, sign_in]
-PAGES += [spending, versions]
+PAGES = [account, builder, builders, deploying, files, logs, settings, sign_in, versions]
 
 
 def create_web(operations: Operations, *, meter: Meter) -> Starlette:

@@ -38,7 +38,7 @@ from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
 from builderd.web import shown
 from builderd.web.assets import Assets
-from builderd.web.policy import check_origin, session_secret
+from builderd.web.policy import SESSION, check_origin
 from builderd.web.shown import MESSAGES, event_text
 
 T = TypeVar("T")
@@ -311,7 +311,7 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     application: Application = connection.app.state.application
     operations: Operations = connection.app.state.operations
     rates = operations.rates
-    secret = session_secret(application, connection)
+    secret = SESSION.get(application, connection)
     if secret is None:
         raise Unauthenticated("Sign in first.")
     now = application.clock.now()

@@ -11,7 +11,7 @@ from tests.service import MINIMAL, Service, running_service
 from builderd.api.server.meter import Meter
 from builderd.domain.tokens import Scope
 from builderd.web.app import Site, create_web
-from builderd.web.policy import PLAIN_NAME
+from builderd.web.policy import SESSION
 
 ORIGIN = "http://builderd"
 
@@ -57,5 +57,5 @@ async def pages() -> AsyncIterator[Pages]:
             secret = await service.token("acme", Scope.ADMIN, Scope.OPERATOR)
             answer = await found.sign_in(browser, secret)
             assert answer.status_code == 303
-            assert PLAIN_NAME in browser.cookies
+            assert SESSION.plain_name in browser.cookies
             yield found

@@ -20,7 +20,7 @@ from builderd.domain.tokens import Scope
 from builderd.services import backups, tenant_queue
 from builderd.store import UnitOfWork
 from builderd.web.app import Site
-from builderd.web.pages import spending
+from builderd.web.pages import account
 from builderd.web.policy import HEADERS
 from builderd.web.visits import ROUTES
 
@@ -274,7 +274,7 @@ async def test_an_unexpected_error_is_a_page_with_its_request_id(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(spending, "_month", fail)
+    monkeypatch.setattr(account, "_month", fail)
     answer = await pages.browser.get("/spending")
     assert answer.status_code == status
     assert answer.headers["content-type"].startswith("text/html")

@@ -15,14 +15,14 @@ from tests.unit.web.conftest import ORIGIN, Pages
 
 from builderd.domain.tokens import Identity, Scope
 from builderd.services import sessions
-from builderd.web.policy import PLAIN_ATTEMPT, PLAIN_NAME, SECURE_NAME
+from builderd.web.policy import SESSION, SIGN_IN_ATTEMPT
 
 
 async def test_the_cookie_is_kept_from_scripts_and_other_sites(pages: Pages) -> None:
     async with pages.stranger() as browser:
         answer = await pages.sign_in(browser, pages.service.read)
     cookie = answer.headers["set-cookie"]
-    assert cookie.startswith(f"{PLAIN_NAME}=bdw_")
+    assert cookie.startswith(f"{SESSION.plain_name}=bdw_")
     assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/"))
     assert "Domain" not in cookie
 
@@ -32,7 +32,7 @@ async def test_under_tls_the_cookie_is_bound_to_this_host(pages: Pages) -> None:
         browser.base_url = "https://builderd"
         browser.headers["Origin"] = "https://builderd"
         cookie = (await pages.sign_in(browser, pages.service.read)).headers["set-cookie"]
-    assert cookie.startswith(f"{SECURE_NAME}=")
+    assert cookie.startswith(f"{SESSION.secure_name}=")
     assert "Secure" in cookie
 
 
@@ -99,19 +99,22 @@ async def test_the_link_is_not_spent_by_another_site(pages: Pages) -> None:
 
 
 async def test_two_cookies_of_the_name_are_none(pages: Pages) -> None:
-    secret = pages.browser.cookies[PLAIN_NAME]
+    secret = pages.browser.cookies[SESSION.plain_name]
     async with pages.stranger() as browser:
-        for cookie in (f"{PLAIN_NAME}=bdw_planted; {PLAIN_NAME}={secret}", f"{PLAIN_NAME}={secret}; {PLAIN_NAME}=x"):
+        for cookie in (
+            f"{SESSION.plain_name}=bdw_planted; {SESSION.plain_name}={secret}",
+            f"{SESSION.plain_name}={secret}; {SESSION.plain_name}=x",
+        ):
             assert (await browser.get("/builders", headers={"Cookie": cookie})).status_code == 303
-        assert (await browser.get("/builders", headers={"Cookie": f"{PLAIN_NAME}={secret}"})).status_code == 200
+        assert (await browser.get("/builders", headers={"Cookie": f"{SESSION.plain_name}={secret}"})).status_code == 200
 
 
 async def test_signing_out_ends_the_session_for_copies_of_its_cookie(pages: Pages) -> None:
-    secret = pages.browser.cookies[PLAIN_NAME]
+    secret = pages.browser.cookies[SESSION.plain_name]
     answer = await pages.browser.post("/sign-out")
     assert answer.headers["location"] == "/sign-in?done=signed-out"
     async with pages.stranger() as browser:
-        assert (await browser.get("/builders", headers={"Cookie": f"{PLAIN_NAME}={secret}"})).status_code == 303
+        assert (await browser.get("/builders", headers={"Cookie": f"{SESSION.plain_name}={secret}"})).status_code == 303
 
 
 async def test_sessions_are_listed_and_ended_all_at_once(pages: Pages) -> None:
@@ -135,7 +138,7 @@ async def test_a_session_ends_with_its_token(pages: Pages) -> None:
 
 
 async def test_a_session_is_no_token_of_the_api_and_a_token_no_session(pages: Pages) -> None:
-    secret = pages.browser.cookies[PLAIN_NAME]
+    secret = pages.browser.cookies[SESSION.plain_name]
     assert (await pages.browser.get("/api/v1/builders")).status_code == 401
     async with pages.stranger() as browser:
         bearer = {"Authorization": f"Bearer {secret}"}
@@ -178,9 +181,9 @@ async def test_a_person_signs_in_and_goes_on_where_they_wanted(
     # No redirect: a browser would not send a Strict cookie on a way that began at another site.
     assert answer.status_code == 200
     assert 'content="0; url=/tokens?x=1"' in answer.text
-    session = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(PLAIN_NAME))
+    session = next(one for one in answer.headers.get_list("set-cookie") if one.startswith(SESSION.plain_name))
     assert "SameSite=strict" in session
-    assert PLAIN_ATTEMPT not in browser.cookies
+    assert SIGN_IN_ATTEMPT.plain_name not in browser.cookies
     assert "sso ada@example.org" in (await browser.get("/tokens")).text
     # The code and the attempt are spent.
     answer = await browser.get("/sign-in/openid/back", params={"code": "good", "state": state})
@@ -198,7 +201,7 @@ async def test_only_the_browser_that_began_comes_back(
         await there(browser)
         answer = await browser.get("/sign-in/openid/back", params={"code": "attackers", **params})
         assert answer.status_code == 401
-        assert PLAIN_NAME not in browser.cookies
+        assert SESSION.plain_name not in browser.cookies
     assert provider.people
 
 
@@ -206,7 +209,7 @@ async def test_only_the_browser_that_began_comes_back(
 async def test_a_cookie_that_is_none_signs_nobody_in(
     provider: FakeIdentityProvider, browser: httpx.AsyncClient, cookie: str
 ) -> None:
-    browser.cookies.set(PLAIN_ATTEMPT, cookie)
+    browser.cookies.set(SIGN_IN_ATTEMPT.plain_name, cookie)
     answer = await browser.get("/sign-in/openid/back", params={"code": "c", "state": "1"})
     assert answer.status_code == 401
 

@@ -28,7 +28,7 @@ from builderd.domain.tokens import Scope
 from builderd.operations.last_uses import LastUses
 from builderd.services import sessions
 from builderd.web.app import Site
-from builderd.web.policy import PLAIN_NAME, SECURE_NAME
+from builderd.web.policy import SESSION
 from builderd.web.visits import Renderer
 
 
@@ -87,8 +87,8 @@ async def test_session_that_was_signed_out_takes_no_more_turns_of_its_tenant(pag
         scope["state"] = {CALL: limiter.begin(connection, credential_of(scope["headers"]))}
         await site(scope, receive, send)
 
-    secret = pages.browser.cookies[PLAIN_NAME]
-    headers = {"Cookie": f"{PLAIN_NAME}={secret}"}
+    secret = pages.browser.cookies[SESSION.plain_name]
+    headers = {"Cookie": f"{SESSION.plain_name}={secret}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(listener), base_url="http://builderd") as copy:
         assert (await copy.get("/builders", headers=headers)).status_code == 200
         assert limiter.tenant_of(secret_hash(secret))
@@ -97,7 +97,7 @@ async def test_session_that_was_signed_out_takes_no_more_turns_of_its_tenant(pag
         assert limiter.tenant_of(secret_hash(secret)) is None
 
 
-@pytest.mark.parametrize("name", [PLAIN_NAME, SECURE_NAME])
+@pytest.mark.parametrize("name", [SESSION.plain_name, SESSION.secure_name])
 def test_listener_knows_the_cookie_of_a_session(name: str) -> None:
     assert credential_of([(b"cookie", f"theme=dark; {name}=secret".encode())]) == secret_hash("secret")
 
@@ -130,7 +130,7 @@ async def test_a_store_that_takes_no_write_delays_and_refuses_no_page(
 
 async def test_a_sessions_last_use_is_recorded(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "TOUCH_INTERVAL", timedelta())
-    secret = pages.browser.cookies[PLAIN_NAME]
+    secret = pages.browser.cookies[SESSION.plain_name]
     assert secret
     before = await pages.service.store.read(lambda uow: uow.sessions.by_secret_hash(secret_hash(secret)))
     assert (await pages.browser.get("/builders")).status_code == 200
@@ -148,7 +148,7 @@ async def terminal(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.05)
     pages.service.engine.answer("/bin/bash --login", Answer(echoes=True))
     await pages.create("my-api")
-    cookie = f"{PLAIN_NAME}={pages.browser.cookies[PLAIN_NAME]}"
+    cookie = f"{SESSION.plain_name}={pages.browser.cookies[SESSION.plain_name]}"
     async with listening(Site(pages.service.app, pages.web)) as url:  # type: ignore[arg-type]
         place = f"{url.replace('http', 'ws')}/builders/my-api/terminal/session"
         async with connect(

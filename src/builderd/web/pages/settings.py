@@ -17,7 +17,7 @@ from builderd.schemas.v1.account import NewSpendingCap
 from builderd.schemas.v1.builder_parts import NewDomain, NewPreviewLink
 from builderd.services import builders, caps, domains, preview_links
 from builderd.store import UnitOfWork
-from builderd.web import commands
+from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, read_frame
 from builderd.web.pages.deploying import number
 from builderd.web.visits import Form, Visit, page, see_other
@@ -75,7 +75,7 @@ async def change(visit: Visit) -> Response:
             return see_other(f"{back}/settings", done="saved")
         if group == "links":
             return await _change_links(visit, builder, form)
-        deployed = await commands.configure(visit, builder, _values(form, group))
+        deployed = await deploying.configure(visit, builder, _values(form, group))
     except ValidationFailed as error:
         return await _shown(visit, {name.removeprefix("resources."): why for name, why in error.errors.items()}, 422)
     if deployed.version is not None and deployed.builder.candidate_version == deployed.version:
@@ -113,7 +113,7 @@ async def _change_links(visit: Visit, builder: Builder, form: Form) -> Response:
     asked = {"expires_minutes": number(form.get("expires_minutes", "60"))}
     if form.get("link_port", "").strip():
         asked["port"] = number(form.get("link_port", ""))
-    new = commands.shape_of(visit.application, NewPreviewLink, asked)
+    new = deploying.shape_of(visit.application, NewPreviewLink, asked)
     wanted = preview_links.NewLink(new.expires_minutes, new.port)
     made = await preview_links.create(visit.application, visit.caller, builder.id, wanted)
     return await _shown(visit, {}, made_link=made.url)
@@ -136,7 +136,7 @@ async def _change_domain(visit: Visit, builder: Builder, do: str, host: str) -> 
     application, caller, now = visit.application, visit.caller, visit.now
     match do:
         case "add":
-            name = a_labels(commands.shape_of(application, NewDomain, {"host": host}).host)
+            name = a_labels(deploying.shape_of(application, NewDomain, {"host": host}).host)
             await visit.write(lambda uow: domains.add(uow, application, caller, builder.id, name, now))
         case "check":
             await visit.write(lambda uow: domains.ask_again(uow, caller, builder.id, host, now))
@@ -150,7 +150,7 @@ async def _change_domain(visit: Visit, builder: Builder, do: str, host: str) -> 
 def amount(visit: Visit, text: str) -> Decimal | None:
     """Return an amount of money, None for an empty text. Raises ``ValidationFailed``."""
     asked = {"monthly": number(text) if text.strip() else None}
-    monthly = commands.shape_of(visit.application, NewSpendingCap, asked).monthly
+    monthly = deploying.shape_of(visit.application, NewSpendingCap, asked).monthly
     # From the number's text: a binary 0.1 is not a tenth.
     return None if monthly is None else Decimal(str(monthly))
 
@@ -159,5 +159,5 @@ def amount(visit: Visit, text: str) -> Decimal | None:
 async def renew_token(visit: Visit) -> Response:
     """Make a new service token."""
     builder = await visit.find()
-    await commands.renew_service_token(visit, builder)
+    await deploying.renew_service_token(visit, builder)
     return see_other(f"/builders/{builder.name}/settings", done="renewed")

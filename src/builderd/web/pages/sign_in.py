@@ -23,7 +23,7 @@ from builderd.ports.identity_provider import IdentityProvider
 from builderd.services import sessions
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-from builderd.web.policy import attempt_cookie, check_origin, set_attempt, set_session
+from builderd.web.policy import SESSION, SIGN_IN_ATTEMPT, check_origin
 from builderd.web.visits import Renderer, Visit, page, read_form, route, see_other
 
 #: A path of these pages, and no other site: "//host" and "/\host" are other sites to a browser.
@@ -165,7 +165,7 @@ async def _begin(request: Request, secret: str, target: str, begin: Begin) -> Re
         count_guess(request, secret)
         raise
     response = RedirectResponse(quote(target, safe="/?&=%:+,;@!*'()~-._"), 303)
-    set_session(request.app.state.application, request, response, session_secret)
+    SESSION.set(request.app.state.application, request, response, session_secret)
     return response
 
 
@@ -174,7 +174,7 @@ async def sign_out(visit: Visit) -> Response:
     """End this session."""
     await visit.write(lambda uow: sessions.end(uow, visit.session, visit.session.id))
     response = see_other("/sign-in", done="signed-out")
-    set_session(visit.application, visit.request, response, None)
+    SESSION.set(visit.application, visit.request, response, None)
     return response
 
 
@@ -197,7 +197,7 @@ async def end_session(visit: Visit) -> Response:
     else:
         await visit.write(lambda uow: sessions.end_all(uow, visit.session))
     response = see_other("/sign-in", done="signed-out")
-    set_session(visit.application, visit.request, response, None)
+    SESSION.set(visit.application, visit.request, response, None)
     return response
 
 
@@ -234,7 +234,7 @@ async def begin(request: Request) -> Response:
     target = next_of(request.query_params.get("next", ""))
     fields = [attempt.state, attempt.nonce, attempt.verifier, attempt.redirect_uri, target]
     packed = urlsafe_b64encode(json.dumps(fields).encode()).decode()
-    set_attempt(application, request, response, packed)
+    SIGN_IN_ATTEMPT.set(application, request, response, packed)
     return response
 
 
@@ -243,20 +243,20 @@ async def come_back(request: Request) -> Response:
     """Begin a session for the person whom the provider vouches for."""
     provider, application, query = _provider(request), request.app.state.application, request.query_params
     try:
-        attempt, target = _unpacked(attempt_cookie(application, request) or "")
+        attempt, target = _unpacked(SIGN_IN_ATTEMPT.get(application, request) or "")
         identity = await provider.identity(_code(query, attempt), attempt)
         secret = await begin_session(request, lambda uow, client, now: sessions.sign_in_as(uow, identity, client, now))
     except Unauthenticated as error:
         status, message = _refusal(request, query.get("state", ""), error)
         response = await show_door(request, status, error=message)
-        set_attempt(application, request, response, None)
+        SIGN_IN_ATTEMPT.set(application, request, response, None)
         return response
     except RateLimited as error:
         return await show_door(request, 429, error=error.message)
     # A page, not a redirect: the browser would not send the new Strict cookie on a way that began at another site.
     response = await show_door(request, 200, template="signed_in.html", target=target)
-    set_session(application, request, response, secret)
-    set_attempt(application, request, response, None)
+    SESSION.set(application, request, response, secret)
+    SIGN_IN_ATTEMPT.set(application, request, response, None)
     return response
 
 

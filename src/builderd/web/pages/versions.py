@@ -18,7 +18,7 @@ from builderd.domain.versions import Version, VersionStatus
 from builderd.services import bundles, deployments, logs, outcomes
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
-from builderd.web import commands
+from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
 from builderd.web.shown import STAGES
 from builderd.web.visits import Visit, number_in, page, see_other
@@ -74,7 +74,7 @@ async def download_patch(visit: Visit) -> Response:
 async def roll_back(visit: Visit) -> Response:
     """Deploy an old version again."""
     form, builder = await visit.form(), await visit.find()
-    deployed = await commands.roll_back(visit, builder, number_in(form.get("version", ""), 0))
+    deployed = await deploying.roll_back(visit, builder, number_in(form.get("version", ""), 0))
     if deployed.version is None:
         return see_other(f"/builders/{builder.name}/versions", done="saved")
     return see_other(f"/builders/{builder.name}/versions/{deployed.version}")
@@ -171,7 +171,7 @@ async def deploy_code(visit: Visit) -> Response:
     path, content = form.get("path", "").strip(), form.get("content", "").replace("\r\n", "\n")
     entrypoint = form.get("entrypoint", "").strip()
     try:
-        deployed = await commands.deploy_edited(visit, frame.builder, version, path, content, entrypoint)
+        deployed = await deploying.deploy_edited(visit, frame.builder, version, path, content, entrypoint)
     except ValidationFailed as error:
         bundle = await bundles.fetch(visit.application, version)
         fault = "; ".join(f"{name} {', '.join(why)}" for name, why in error.errors.items())

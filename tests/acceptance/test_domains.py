@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dns.name
-import dns.tsig
 import httpx
 import pytest
 from click.testing import CliRunner
@@ -124,26 +122,6 @@ def test_a_domain_survives_deaths_and_redeploys(parts: tuple[LiveService, int], 
     until(lambda: _answer(tls_port) == "two")
     service.call("DELETE", f"/builders/{builder['uuid']}")
     until(lambda: _answer(tls_port) is None)
-
-
-def test_previews_get_a_wildcard_by_dns_updates(parts: tuple[LiveService, int], name_server: DnsServer) -> None:
-    service, tls_port = parts
-    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", "c2VjcmV0", "hmac-sha256")}
-    name_server.zone = "previews.test"
-    name_server.records["previews.test", "SOA"] = ["ns.previews.test. host.previews.test. 1 60 60 60 60"]
-    service.kill()
-    service.settings = {
-        **service.settings,
-        "BUILDERD_PREVIEW__DOMAIN": "apps.previews.test",
-        "BUILDERD_ACME__DNS__SERVER": name_server.address,
-        "BUILDERD_ACME__DNS__KEY": "hmac-sha256:acme:c2VjcmV0",
-    }
-    service.start()
-    url = service.create("shop")["preview_url"]
-    host = url.removeprefix("https://").partition(":")[0]
-    assert url == f"https://{host}:{tls_port}/"
-    until(lambda: _names(tls_port, host) == {"apps.previews.test", "*.apps.previews.test"})
-    assert Visitor(service.preview_port).get(host).header("location") == f"{url}head"
 
 
 def test_the_api_is_served_at_public_url_with_a_certificate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -24,7 +23,6 @@ from tests.previews.visitor import parse, read_all
 
 from builderd.adapters.domains import name_servers
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.adapters.domains.dns_hook import HookUpdates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
@@ -253,40 +251,6 @@ def test_a_wildcard_for_the_previews_is_proven_by_dns_updates(
     assert served(tls, f"any.{domain}") == certificate
     alias = previews_add(tls, tls.open(app))
     assert served(tls, alias.host) == der(alias)
-
-
-def test_a_wildcard_is_proven_by_a_hook(
-    tls: Proxy, world: World, name_server: DnsServer, app: App, tmp_path: Path
-) -> None:
-    """The hook here sends dynamic updates; a provider's has its own interface."""
-    zone = "hooked.test"
-    name_server.keys = {dns.name.from_text("acme"): dns.tsig.Key("acme", "c2VjcmV0", "hmac-sha256")}
-    name_server.zone = zone
-    hook = tmp_path / "hook"
-    hook.write_text(
-        f"""#!{sys.executable} -I
-import sys, dns.query, dns.tsig, dns.update
-action, name, value = sys.argv[1:]
-update = dns.update.UpdateMessage("{zone}.", keyring=dns.tsig.Key("acme", "c2VjcmV0", "hmac-sha256"))
-change = update.add if action == "set" else lambda owner, _, *record: update.delete(owner, *record)
-change(name + ".", 60, "TXT", '"' + value + '"')
-host, port = "{name_server.address}".split(":")
-dns.query.udp(update, host, 10, int(port))
-"""
-    )
-    hook.chmod(0o755)
-    domain = f"apps.{zone}"
-    application = replace(
-        world.application,
-        preview_domain=PreviewDomain("https", domain, tls.options.tls_port),
-        dns_updates=HookUpdates(hook, 60),
-    )
-    tls.run(WildcardJob(application).run_once())
-    stored = tls.run(world.read(lambda uow: uow.wildcard_certificates.get(domain)))
-    assert stored is not None
-    assert (stored.failures, stored.reason) == (0, "")
-    assert set(names_of(served(tls, f"any.{domain}"))) == {domain, f"*.{domain}"}
-    assert name_server.records[f"_acme-challenge.{domain}", "TXT"] == []
 
 
 @pytest.mark.slow

@@ -55,12 +55,6 @@ def test_a_client_reads_the_failure_envelope(proxy: Proxy, state: RouteState, ac
     assert answer.json["data"] == {"host": host}
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
-def test_every_method_gets_the_error_answer(proxy: Proxy, method: str) -> None:
-    host = proxy.closed(RouteState.STOPPED)
-    assert proxy.visitor.get(host, "/", "Content-Length: 0", method=method).status == 503
-
-
 def test_starting_says_when_to_come_back_and_a_browser_does_by_itself(proxy: Proxy) -> None:
     host = proxy.closed(RouteState.STARTING)
     page = proxy.visitor.browse(host)

@@ -127,15 +127,6 @@ async def test_request_during_a_map_change_is_served(
     assert host not in service.previews._paused._connections, "it would be woken again as soon as it sleeps"
 
 
-async def test_paused_route_pauses_requests(service: Service, app: App) -> None:
-    host = await service.asleep(state=RouteState.PAUSED)
-    waiting = asyncio.create_task(visit(service.visitor.get, host))
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
-    await service.wake(host, app)
-    assert (await waiting).status == 200
-
-
 async def test_waiting_request_is_reported_again_after_a_freeze(service: Service, app: App) -> None:
     host = await service.asleep(state=RouteState.PAUSED)
     waiting = asyncio.create_task(visit(service.visitor.get, host))
@@ -150,17 +141,6 @@ async def test_waiting_request_is_reported_again_after_a_freeze(service: Service
     await service.previews.put(Route(host, RouteState.ASLEEP, None, owner_hash=owner))
     await asyncio.sleep(0.1)
     assert service.knocks == [host, host], "nobody waits any more"
-
-
-async def test_many_wait_for_one_word(service: Service, app: App) -> None:
-    host = await service.asleep()
-    many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(200)]
-    await service.knocked(host)
-    await asyncio.sleep(0.2)
-    await service.wake(host, app)
-    async with asyncio.timeout(PATIENCE):
-        assert await asyncio.gather(*many) == [200] * 200
-    assert service.knocks == [host]
 
 
 async def test_body_of_a_paused_request_is_kept(service: Service, app: App) -> None:
@@ -219,17 +199,6 @@ async def test_paused_request_of_a_deleted_builder_is_404(service: Service) -> N
     assert (await waiting).status == 404
 
 
-async def test_next_service_is_notified_of_waiting_requests(service: Service, app: App) -> None:
-    host = await service.asleep()
-    await service.die()
-    waiting = asyncio.create_task(visit(service.visitor.get, host))
-    await asyncio.sleep(0.3)
-    await service.come_back()
-    await service.knocked(host)
-    await service.wake(host, app)
-    assert (await waiting).status == 200
-
-
 async def test_a_service_that_is_killed_while_it_wakes_is_asked_again(service: Service, app: App) -> None:
     host = await service.asleep()
     waiting = asyncio.create_task(visit(service.visitor.get, host))
@@ -260,18 +229,6 @@ async def test_requests_that_a_broken_release_leaves_are_answered(app: App, monk
         await service.wake(host, app)
         async with asyncio.timeout(PATIENCE):
             assert sorted(await asyncio.gather(*many)) == [200] * 4 + [503] * 6
-
-
-async def test_a_second_sleep_wakes_like_the_first(service: Service, app: App) -> None:
-    host = await service.asleep()
-    for number in range(1, 6):
-        waiting = asyncio.create_task(visit(service.visitor.get, host))
-        async with asyncio.timeout(PATIENCE):
-            while len(service.knocks) < number:
-                await asyncio.sleep(0.005)
-        await service.wake(host, app)
-        assert (await waiting).status == 200
-        await service.previews.put(Route(host, RouteState.ASLEEP, owner_hash=secret_hash(TOKEN)))
 
 
 # Attacks

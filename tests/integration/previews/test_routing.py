@@ -8,24 +8,9 @@ import pytest
 from tests.previews.proxy import TOKEN, App, Proxy
 from tests.previews.visitor import ask
 
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.previews import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
-
-
-def test_each_host_leads_to_its_app(proxy: Proxy, app: App, neighbour: App) -> None:
-    one, other = proxy.open(app), proxy.open(neighbour)
-    assert proxy.visitor.get(one).json["name"] == "app"
-    assert proxy.visitor.get(other).json["name"] == "neighbour"
-
-
-def test_a_changed_route_serves_the_next_request(proxy: Proxy, app: App, neighbour: App) -> None:
-    host = proxy.open(app)
-    for _ in range(20):
-        proxy.open(neighbour, host=host)
-        assert proxy.visitor.get(host).json["name"] == "neighbour"
-        proxy.open(app, host=host)
-        assert proxy.visitor.get(host).json["name"] == "app"
 
 
 def test_a_changed_route_serves_the_next_request_of_an_open_connection(proxy: Proxy, app: App, neighbour: App) -> None:
@@ -72,15 +57,3 @@ def test_every_method_passes(proxy: Proxy, app: App, method: str) -> None:
     assert answer.status == 200
     if method != "HEAD":
         assert answer.json["first"] == f"{method} /head?a=%20b&c HTTP/1.1"
-
-
-@pytest.mark.slow
-def test_ten_thousand_routes_are_as_good_as_one(proxy: Proxy, app: App) -> None:
-    async def fill() -> None:
-        for number in range(10_000):
-            await proxy.previews.put(Route(f"n{number}.localhost", RouteState.OPEN, Address("127.0.0.1", 9)))
-
-    proxy.run(fill())
-    host = proxy.open(app)
-    assert proxy.visitor.get(host).status == 200
-    assert len(proxy.run(proxy.previews.routes())) > 10_000

@@ -80,13 +80,6 @@ def test_secure_cookie_opens_the_preview_and_the_plain_one_does_not(tls: Proxy, 
     assert "unauthenticated" in curl(tls, host, "/head", version, "-b", f"builderd_service_token={TOKEN}")
 
 
-def test_a_large_upload_over_http2_arrives(tls: Proxy, app: App, tmp_path: Path) -> None:
-    file = tmp_path / "upload"
-    file.write_bytes(b"x" * 20_000_000)
-    said = json.loads(curl(tls, tls.open(app), "/upload", "--http2", "--data-binary", f"@{file}"))
-    assert said["size"] == 20_000_000
-
-
 async def look_at(pem: Path, tls: Proxy) -> None:
     """Watch the file for 0.2 s. The proxy may be at the work of an earlier test's service still."""
     with contextlib.suppress(TimeoutError):
@@ -97,13 +90,6 @@ async def look_at(pem: Path, tls: Proxy) -> None:
 def is_served(tls: Proxy, pem: Path, name: str) -> bool:
     tls.run(look_at(pem, tls))
     return bool(organisation(tls) == name)
-
-
-def test_a_renewed_certificate_is_served_to_new_connections(tls: Proxy, app: App, pem: Path) -> None:
-    for name in ("second", "third"):
-        write_certificate(pem, name)
-        eventually(partial(is_served, tls, pem, name))
-    assert json.loads(curl(tls, tls.open(app), "/head"))["name"] == "app"
 
 
 def test_a_running_service_notices_by_itself(tls: Proxy, pem: Path, monkeypatch: pytest.MonkeyPatch) -> None:

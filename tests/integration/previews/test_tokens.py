@@ -40,13 +40,6 @@ def test_token_link_grants_access(proxy: Proxy, app: App) -> None:
     assert_unseen(second)
 
 
-def test_a_websocket_may_bring_it_in_its_address(proxy: Proxy, app: App) -> None:
-    """A browser's script can set no header, and a handshake follows no redirect."""
-    answer = proxy.visitor.get(proxy.open(app, private=True), f"/head?service_token={TOKEN}", "Upgrade: something")
-    assert answer.status == 200
-    assert answer.json["first"] == "GET /head HTTP/1.1"
-
-
 def test_a_token_that_was_replaced_ends_at_once(proxy: Proxy, app: App) -> None:
     from dataclasses import replace
 
@@ -58,17 +51,6 @@ def test_a_token_that_was_replaced_ends_at_once(proxy: Proxy, app: App) -> None:
     proxy.put(replace(route, token_hash=secret_hash("bds_another")))
     assert proxy.visitor.get(route.host, "/head", f"X-Service-Token: {TOKEN}").status == 401
     assert proxy.visitor.get(route.host, "/head", "X-Service-Token: bds_another").status == 200
-
-
-def test_public_preview_needs_no_token_and_hides_it_from_the_app(proxy: Proxy, app: App) -> None:
-    host = proxy.open(app)
-    assert proxy.visitor.get(host).status == 200
-    answer = proxy.visitor.get(
-        host, "/head?a=1", f"X-Service-Token: {TOKEN}", f"Cookie: builderd_service_token={TOKEN}; c=d"
-    )
-    assert answer.status == 200
-    assert_unseen(answer)
-    assert answer.seen["cookie"] == ["c=d"]
 
 
 def test_a_parameter_of_that_name_is_a_public_apps_own_unless_it_is_the_token(proxy: Proxy, app: App) -> None:

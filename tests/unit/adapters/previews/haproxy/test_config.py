@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from dataclasses import replace
 from ipaddress import ip_network
@@ -70,10 +69,6 @@ def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
     assert "WARNING" not in checked.stderr, checked.stderr
 
 
-def test_config_is_deterministic() -> None:
-    assert render(PLAIN, FILES, HERE) == render(ProxyOptions(), FILES, HERE)
-
-
 def test_configuration_contains_a_digest_that_changes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     first = render(PLAIN, FILES, HERE)
     assert f'description "builderd previews {first.digest}"' in first.text
@@ -88,93 +83,9 @@ def test_configuration_contains_a_digest_that_changes_with_it(monkeypatch: pytes
     assert len({first.digest, *(other.digest for other in others)}) == 6
 
 
-def test_settings_are_in_the_config() -> None:
-    times = Timeouts(connect=11, request=12, keep_alive=13, client=14, server=15, tunnel=16, drain=17)
-    options = ProxyOptions(host="10.0.0.1", port=4711, threads=3, timeouts=times)
-    text = render(options, FILES, HERE).text
-    for line in (
-        'bind "ipv4@10.0.0.1:4711"',
-        "nbthread 3",
-        "maxconn 1000",
-        "timeout connect 11s",
-        "timeout http-request 12s",
-        "timeout http-keep-alive 13s",
-        "timeout client 14s",
-        "timeout server 15s",
-        "timeout tunnel 16s",
-        "hard-stop-after 17s",
-    ):
-        assert f"    {line}\n" in text
-
-
-def test_an_event_waits_for_no_further_data() -> None:
-    """Nagle's algorithm holds a small write back for up to 200 ms in the hope of more."""
-    assert "    option http-no-delay\n" in render(PLAIN, FILES, HERE).text
-
-
-def test_the_admin_socket_is_its_owners_alone() -> None:
-    assert 'stats socket "/data/preview/admin.sock" mode 600 level admin' in render(PLAIN, FILES, HERE).text
-
-
-def test_only_root_drops_its_rights() -> None:
-    assert not re.search(r"^ *(user|chroot) ", render(PLAIN, FILES, HERE).text, re.MULTILINE)
-    text = render(PLAIN, FILES, Host(1000, user="haproxy")).text
-    assert "    user haproxy\n" in text
-    assert '    chroot "/data/preview/empty"\n' in text
-
-
-def test_an_address_in_front_is_believed_only_where_one_is_trusted() -> None:
-    assert "set-src" not in render(PLAIN, FILES, HERE).text
-    assert "acl from_proxy fc_src 10.0.0.0/8 fd00::/8" in render(PROXIED, FILES, HERE).text
-
-
-def test_only_a_secure_way_sets_a_secure_cookie() -> None:
-    plain = render(PLAIN, FILES, HERE).text
-    secure = render(ProxyOptions(certificate=Path("/c.pem")), FILES, HERE).text
-    assert 'hdr Set-Cookie "builderd_service_token=%[var(txn.linked)]; Path=/; HttpOnly; SameSite=Lax"' in plain
-    assert "Secure" not in plain
-    assert 'hdr Set-Cookie "__Host-builderd_service_token=%[var(txn.linked)]; Path=/; Secure; HttpOnly' in secure
-    assert "alpn h2,http/1.1" in secure
-
-
 @pytest.mark.parametrize(
     "url", ["ftp://a", "https://a/path", "https://a b", "https://a%[src]", "https://a\nb", 'https://"']
 )
 def test_an_address_of_the_api_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="address of an API"):
         ProxyOptions(api_url=url)
-
-
-SPANS = (0, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10_000)
-
-
-@pytest.mark.parametrize("backend", ["preview_page", "preview_envelope"])
-@pytest.mark.parametrize("status", [101, 200, 204, 301, 404, 500, 503])
-def test_each_answer_is_counted_once_by_its_class_and_its_time(backend: str, status: int) -> None:
-    text = render(PLAIN, FILES, HERE).text.partition(f"backend {backend} from")[2].partition("\nbackend ")[0]
-    for number, low in enumerate((*SPANS, None)):
-        cls = status // 100
-        counters = [cls - 2] if cls > 1 else []
-        if low is not None:
-            counters += [4 + number]
-            counters += [15 + (cls - 3) * len(SPANS) + number] if cls > 2 else []
-        assert sorted(counted(text, status, low)) == sorted(counters)
-
-
-def counted(text: str, status: int, milliseconds: int | None) -> list[int]:
-    """Return the counters that an answer raises; ``milliseconds`` None: an answer of the proxy's own."""
-    values = {"status": status, "res.timer.hdr": milliseconds}
-    found = []
-    for line in text.splitlines():
-        action, _, conditions = line.strip().removeprefix("http-after-response ").partition(" if ")
-        if not action.startswith("sc-inc-gpc("):
-            continue
-        tests = re.findall(r"\{ (\S+) (\d+):(\d*) \}", conditions)
-        assert tests, line
-        if all(lies_within(values[name], low, high) for name, low, high in tests):
-            found.append(int(action.removeprefix("sc-inc-gpc(").partition(",")[0]))
-    return found
-
-
-def lies_within(value: int | None, low: str, high: str) -> bool:
-    return value is not None and int(low) <= value <= int(high or value)

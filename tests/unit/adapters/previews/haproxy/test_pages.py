@@ -69,13 +69,3 @@ def test_markup_in_a_text_stays_text() -> None:
 def test_every_state_without_an_app_has_a_page() -> None:
     states = {state.value for state in RouteState} - {RouteState.OPEN.value}
     assert {page.name for page in pages.NOT_OPEN} == states | {pages.UNHEARD.name, pages.FULL.name}
-
-
-def test_each_page_is_two_documents() -> None:
-    assert len(pages.documents()) == 2 * len(pages.ALL)
-
-
-def test_a_stranger_reads_no_host_and_no_way_to_the_logs() -> None:
-    for page in (pages.UNKNOWN, pages.PRIVATE):
-        for text in (pages.html(page), pages.envelope(page)):
-            assert "%[" not in text

@@ -100,22 +100,3 @@ async def test_hanging_proxy_means_no_proxy(monkeypatch: pytest.MonkeyPatch) -> 
             listener.listen()
             with pytest.raises(ProxyGone, match="no answer in time"):
                 await runtime_api.ask(path, "show info")
-
-
-async def test_a_certificate_is_set_without_blank_lines_and_committed() -> None:
-    def answer(command: str) -> str:
-        return "Transaction created for certificate x!\n" if command.startswith("set") else "Committing x\nSuccess!\n"
-
-    async with proxy(answer) as (admin, got):
-        await runtime_api.replace_certificate(admin, Path("/c.pem"), "KEY\n\n \nCHAIN\n")
-    assert got == ["set ssl cert /c.pem <<\nKEY\nCHAIN\n\n", "commit ssl cert /c.pem\n"]
-
-
-async def test_a_certificate_that_cannot_be_committed_is_let_go() -> None:
-    def answer(command: str) -> str:
-        return "Transaction created\n" if command.startswith("set") else "inconsistencies between private key\n"
-
-    async with proxy(answer) as (admin, got):
-        with pytest.raises(CommandRefused, match="inconsistencies"):
-            await runtime_api.replace_certificate(admin, Path("/c.pem"), "KEY")
-    assert got[-1] == "abort ssl cert /c.pem\n"

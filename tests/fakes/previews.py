@@ -97,14 +97,6 @@ class FakePreviews:
         self._need_running()
         self.links = {link.token_hash: link for link in await load()}
 
-    async def put_link(self, link: PreviewLink) -> None:
-        self._need_running()
-        self.links[link.token_hash] = link
-
-    async def remove_link(self, token_hash: str) -> None:
-        self._need_running()
-        self.links.pop(token_hash, None)
-
     async def put_challenge(self, token: str, answer: str) -> None:
         self._need_running()
         self.challenges[token] = answer

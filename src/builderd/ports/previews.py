@@ -84,12 +84,6 @@ class Previews(Protocol):
         One call at a time loads and applies them. Idempotent.
         """
 
-    async def put_link(self, link: PreviewLink) -> None:
-        """Let this link open its preview. Its cost does not grow with the links that there are. Idempotent."""
-
-    async def remove_link(self, token_hash: str) -> None:
-        """Let this link open nothing from now on. Idempotent."""
-
     async def put_challenge(self, token: str, answer: str) -> None:
         """Answer ``/.well-known/acme-challenge/<token>`` of any host with this text. Lost when the proxy restarts.
 

@@ -10,7 +10,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
-from builderd.domain.previews import MAX_LINKS, Link, PreviewLink, port_host
+from builderd.domain.previews import MAX_LINKS, Link, port_host
 from builderd.services import builders, tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
@@ -73,9 +73,7 @@ async def create(application: Application, caller: Caller, builder_id: str, new:
         return Made(builder, link, url)
 
     made = await application.store.write(write)
-    link = made.link
-    end = int(link.expires_at.timestamp())
-    await application.previews.put_link(PreviewLink(link.secret_hash, made.builder.host, link.port, end))
+    await sync(application)
     return made
 
 
@@ -88,17 +86,16 @@ async def revoke(application: Application, caller: Caller, builder_id: str, link
     """End a link at once. Raises ``NotFound``."""
     now = application.clock.now()
 
-    def write(uow: UnitOfWork) -> Link:
+    def write(uow: UnitOfWork) -> None:
         builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
         found = next((one for one in uow.preview_links.valid_of(builder.id, now) if one.id == link_id), None)
         if found is None:
             raise NotFound("The builder has no such link: GET /api/v1/builders/{uuid}/preview-links lists them.")
         uow.preview_links.remove(found.id)
         note_revoked(uow, found, caller.actor, f"revoked by {caller.actor}", now)
-        return found
 
-    revoked = await application.store.write(write)
-    await application.previews.remove_link(revoked.secret_hash)
+    await application.store.write(write)
+    await sync(application)
 
 
 async def sync(application: Application) -> None:

@@ -93,10 +93,6 @@ class Webhooks:
         self._connection.execute(_DELETE_DELIVERIES, {"webhook": webhook})
         self._connection.execute(delete(webhooks).where(_hook.id == bindparam("webhook")), {"webhook": webhook})
 
-    def any_active(self) -> bool:
-        """Return True if any tenant has an active one."""
-        return bool(self._connection.execute(select(exists().where(_is_active))).scalar_one())
-
     def expired(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones whose token has expired."""
         return self._connection.execute(_EXPIRED, {"now": now}).scalars().all()

@@ -53,18 +53,6 @@ def test_only_a_port_of_a_known_preview_is_one(proxy: Proxy, app: App) -> None:
         assert proxy.visitor.get(asked, "/head", OWN).status == 404, asked
 
 
-def test_link_is_put_and_removed_without_touching_the_others(proxy: Proxy, app: App) -> None:
-    host, end = proxy.open(app, private=True), int(time.time()) + 60
-    give(proxy, PreviewLink(secret_hash("bdpl_999"), host, None, end))
-    proxy.run(proxy.previews.put_link(PreviewLink(secret_hash(LINK), host, None, end)))
-    assert proxy.visitor.get(host, "/head", GUEST).status == 200
-    proxy.run(proxy.previews.remove_link(secret_hash(LINK)))
-    assert proxy.visitor.get(host, "/head", GUEST).status == 401
-    assert proxy.visitor.get(host, "/head", "X-Service-Token: bdpl_999").status == 200
-    give(proxy)
-    assert proxy.visitor.get(host, "/head", "X-Service-Token: bdpl_999").status == 401
-
-
 def test_link_opens_its_preview_alone_until_it_is_revoked(proxy: Proxy, app: App, neighbour: App) -> None:
     host, foreign = proxy.open(app, private=True), proxy.open(neighbour, private=True)
     assert proxy.visitor.get(host, "/head", GUEST).status == 401

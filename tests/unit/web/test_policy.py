@@ -14,7 +14,7 @@ from tests.unit.web.conftest import Pages
 from builderd.domain.errors import Forbidden
 from builderd.web.assets import Assets
 from builderd.web.charts import bars
-from builderd.web.policy import check_origin
+from builderd.web.policy import CONTENT_SECURITY_POLICY, check_origin
 
 
 def connection(method: str, headers: dict[str, str], scheme: str = "https", public_url: str = "") -> HTTPConnection:
@@ -88,6 +88,12 @@ def test_an_origin_of_another_scheme_is_refused_unless_a_proxy_ends_tls(
 ) -> None:
     with nullcontext() if passes else pytest.raises(Forbidden):
         check_origin(connection("POST", OWN, scheme, public_url))
+
+
+def test_the_policy_allows_no_inline_code_and_no_other_origin() -> None:
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    assert "http" not in CONTENT_SECURITY_POLICY
+    assert "*" not in CONTENT_SECURITY_POLICY
 
 
 async def test_a_file_is_immutable_under_its_hash_and_nowhere_else(pages: Pages) -> None:

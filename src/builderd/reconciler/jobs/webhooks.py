@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -64,12 +63,12 @@ class WebhookJob:
         store = self._app.store
         try:
             while True:
-                events, changed = store.writes(Kind.EVENTS), store.writes(Kind.WEBHOOKS)
-                if await self._are_any():
-                    seen = events + changed
-                    await store.wait_for_write(Kind.EVENTS, Kind.WEBHOOKS, seen=seen, timeout_seconds=LOOK_INTERVAL)
-                else:  # nobody wants events, of which each step of each builder writes some
-                    await store.wait_for_write(Kind.WEBHOOKS, seen=changed, timeout_seconds=LOOK_INTERVAL)
+                seen = store.writes(Kind.EVENTS) + store.writes(Kind.WEBHOOKS)
+                try:
+                    await self.poll()
+                except Exception:
+                    log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
+                await store.wait_for_write(Kind.EVENTS, Kind.WEBHOOKS, seen=seen, timeout_seconds=LOOK_INTERVAL)
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
             tasks = list(self._served.values())
@@ -77,23 +76,15 @@ class WebhookJob:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _are_any(self) -> bool:
-        """Look once; return False if no webhook is active."""
-        try:
-            return await self.poll()
-        except Exception:
-            log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
-            return True
-
-    async def poll(self) -> bool:
-        """Make deliveries of new events, and serve the webhooks with due ones. Return False if no webhook is active."""
+    async def poll(self) -> None:
+        """Make deliveries of new events, and serve the webhooks with due ones."""
         store, now, ended_by = self._app.store, self._app.clock.now(), self._app.clock.deletable()
-        found = await store.read(lambda uow: _look(uow, now, ended_by))
-        if found is None:
-            return False
-        expired, undelivered, due = found
+        expired, undelivered, due = await store.read(
+            lambda uow: (uow.webhooks.expired(ended_by), uow.webhooks.with_undelivered_events(), uow.webhooks.due(now))
+        )
         if expired:
-            await store.write(lambda uow: _disable(uow, expired, now))
+            why = "the token that made it has expired"
+            await store.write(lambda uow: [webhooks.disable(uow, one, SYSTEM, why, now) for one in expired])
         for webhook_id in undelivered:
             try:
                 await self._fan_out(webhook_id)
@@ -107,7 +98,6 @@ class WebhookJob:
         for webhook_id in due:
             if webhook_id not in self._served:
                 self._served[webhook_id] = asyncio.create_task(self._serve(webhook_id))
-        return True
 
     async def rest(self) -> None:
         """Wait until the deliveries now under way have ended."""
@@ -175,21 +165,6 @@ class WebhookJob:
         body = payload(event)
         signed = headers(delivery.id, self._app.clock.now(), body, secret)
         return await self._app.webhooks.post(webhook.url, signed, body)
-
-
-def _look(
-    uow: UnitOfWork, now: datetime, ended_by: datetime
-) -> tuple[Sequence[WebhookId], Sequence[WebhookId], Sequence[WebhookId]] | None:
-    """Return the webhooks whose token expired by ``ended_by``, those with undelivered events and those with due
-    deliveries; None if none is active."""
-    if not uow.webhooks.any_active():
-        return None
-    return uow.webhooks.expired(ended_by), uow.webhooks.with_undelivered_events(), uow.webhooks.due(now)
-
-
-def _disable(uow: UnitOfWork, expired: Sequence[WebhookId], now: datetime) -> None:
-    for webhook_id in expired:
-        webhooks.disable(uow, webhook_id, SYSTEM, "the token that made it has expired", now)
 
 
 def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webhook, Delivery, Event | None] | None:

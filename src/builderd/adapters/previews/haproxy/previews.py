@@ -173,18 +173,6 @@ class HaproxyPreviews:
                     self._links = wanted
                     await self._change(lambda: runtime_api.sync_entries(self._socket, self._files.links, wanted))
 
-    async def put_link(self, link: PreviewLink) -> None:
-        async with self._loading_links, self._lock:
-            self._links[link.token_hash] = link.entry
-            await self._change(
-                lambda: runtime_api.set_entry(self._socket, self._files.links, link.token_hash, link.entry)
-            )
-
-    async def remove_link(self, token_hash: str) -> None:
-        async with self._loading_links, self._lock:
-            self._links.pop(token_hash, None)
-            await self._change(lambda: runtime_api.delete_entry(self._socket, self._files.links, token_hash))
-
     async def put_challenge(self, token: str, answer: str) -> None:
         async with self._lock:
             await self._change(lambda: self._domains.put_challenge(token, answer))

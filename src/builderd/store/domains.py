@@ -58,7 +58,6 @@ _ROUTES = (
     .where(_held, builders.c.desired != Desired.DELETED)
     .order_by(_c.host)
 )
-_ROUTES_OF = _ROUTES.where(_c.host.in_(bindparam("hosts", expanding=True)))
 _RELEASED = (
     select(_c.id, _c.host)
     .where(_c.released_at.is_not(None), _c.next_try_at <= _time("now"))
@@ -147,13 +146,9 @@ class Domains:
         """
         return int(self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one())
 
-    def routes(self, hosts: Collection[str] | None = None) -> Sequence[DomainRoute]:
-        """Return the routes of held domains, of these hosts or of all, without reading certificates."""
-        if hosts is None:
-            found = self._connection.execute(_ROUTES)
-        else:
-            found = self._connection.execute(_ROUTES_OF, {"hosts": list(hosts)})
-        return [DomainRoute(**row) for row in found.mappings()]
+    def routes(self) -> Sequence[DomainRoute]:
+        """Return the routes of held domains, without reading certificates."""
+        return [DomainRoute(**row) for row in self._connection.execute(_ROUTES).mappings()]
 
     def released(self, now: datetime, limit: int) -> Sequence[tuple[DomainId, str]]:
         """Return released ones that the proxy may still have, with their hosts."""

@@ -103,9 +103,6 @@ async def test_released_hosts_are_due_until_the_proxy_has_them_no_more(store: St
     await put(store, held, other, gone, later)
     assert await store.read(lambda uow: uow.domains.released(NOW, 10)) == [(gone.id, gone.host)]
     assert await store.read(lambda uow: uow.domains.due(NOW, 10)) == [(TENANT.id, held.id)]
-    found = await store.read(lambda uow: uow.domains.routes([held.host, gone.host, "unknown.example.com"]))
-    assert [one.host for one in found] == [held.host]
-    assert await store.read(lambda uow: uow.domains.routes([])) == []
     await store.write(lambda uow: uow.domains.withdrawn([gone.id, held.id]))
     assert await store.read(lambda uow: uow.domains.released(NOW, 10)) == []
     assert await store.read(lambda uow: uow.domains.due(NOW, 10)) == [(TENANT.id, held.id)]

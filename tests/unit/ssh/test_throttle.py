@@ -1,4 +1,4 @@
-"""What is not logged in is bounded; no address is ever refused."""
+"""Connections before login are bounded; no address is ever refused."""
 
 from __future__ import annotations
 

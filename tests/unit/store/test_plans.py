@@ -35,7 +35,6 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     ),
     "due domains": (lambda uow: uow.domains.due(NOW, 10), ("ix_domains_next_try_at",)),
     "released domains": (lambda uow: uow.domains.released(NOW, 10), ("ix_domains_next_try_at",)),
-    "routes of hosts": (lambda uow: uow.domains.routes(["a"]), ("uq_domains_held",)),
     "unfinished backups": (lambda uow: uow.backups.open("me"), ("ix_backups_unfinished (owner=?)",)),
     "damaged backups": (lambda uow: uow.backups.count_damaged(), ("ix_backups_damaged",)),
     "builders with backups": (

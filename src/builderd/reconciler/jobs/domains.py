@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
 from builderd.domain.domains import ARI_INTERVAL, Domain, DomainRoute, renewal_time
 from builderd.domain.errors import BuilderdError, StoreUnavailable
@@ -73,14 +73,14 @@ class DomainJob:
 
     async def poll(self) -> None:
         """Bring the proxy up to date, and begin work on due domains. Reads what is due, by an index."""
-        if time.monotonic() >= self._next_sync:
-            await self.sync()
         now, store = self._app.clock.now(), self._app.store
         released, due = await store.read(
             lambda uow: (uow.domains.released(now, MAX_RELEASED), uow.domains.due(now, 10 * MAX_TASKS))
         )
+        if released or time.monotonic() >= self._next_sync:
+            await self.sync()
         if released:
-            await self._withdraw(released)
+            await store.write(lambda uow: uow.domains.withdrawn([domain_id for domain_id, _ in released]))
         for tenant_id, domain_id in due:
             if tenant_id not in self._in_work:
                 self._in_work[tenant_id] = asyncio.create_task(self._work(tenant_id, domain_id))
@@ -98,28 +98,19 @@ class DomainJob:
         await store.write(lambda uow: domains.expire(uow, self._app.clock.deletable()))
         await store.write(lambda uow: domains.warn(uow, now))
 
-    async def sync(self, hosts: Collection[str] | None = None) -> None:
-        """Make the proxy's domains and certificates those of the store: of these hosts, or of all."""
+    async def sync(self) -> None:
+        """Make the proxy's domains and certificates those of the store."""
         async with self._syncing:
-            routes = await self._app.store.read(lambda uow: uow.domains.routes(hosts))
+            routes = await self._app.store.read(lambda uow: uow.domains.routes())
             wanted = {one.host: one for one in routes}
             have = await self._app.previews.domains()
             # The API's host is ``public_certificate``'s.
             wanted.pop(own := self._app.domain_rules.public_host or "", None)
-            present = have.keys() if hosts is None else have.keys() & set(hosts)
-            for host in present - wanted.keys() - {own}:
+            for host in have.keys() - wanted.keys() - {own}:
                 await self._app.previews.remove_domain(host)
                 log.info("domain removed from the proxy host=%s", host)
             installed = [await self._install(route, have) for route in wanted.values()]
-            if not all(installed):
-                self._next_sync = 0.0
-            elif hosts is None:
-                self._next_sync = time.monotonic() + SYNC_INTERVAL
-
-    async def _withdraw(self, released: Sequence[tuple[DomainId, str]]) -> None:
-        """Take hosts of released claims from the proxy, unless another claim holds them by now."""
-        await self.sync([host for _, host in released])
-        await self._app.store.write(lambda uow: uow.domains.withdrawn([domain_id for domain_id, _ in released]))
+            self._next_sync = time.monotonic() + (SYNC_INTERVAL if all(installed) else 0)
 
     async def _install(self, route: DomainRoute, have: Mapping[str, tuple[str, str | None]]) -> bool:
         """Install one domain; return False for a fault, which keeps no other from being installed."""
@@ -167,7 +158,7 @@ class DomainJob:
         )
         log.info("domain checked host=%s reason=%s", domain.host, found.reason or "none")
         self._changed(domain)
-        await self.sync([domain.host])
+        await self.sync()
         if ready is not None:
             await self._order(ready)
 
@@ -203,7 +194,7 @@ class DomainJob:
             await store.write(lambda uow: domains.issued(uow, self._app, domain.id, certificate))
             log.info("certificate issued host=%s end=%s", domain.host, certificate.end.isoformat())
             self._fault("domain.recorded")
-            await self.sync([domain.host])
+            await self.sync()
         self._changed(domain)
 
     def _changed(self, domain: Domain) -> None:

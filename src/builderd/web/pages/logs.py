@@ -95,52 +95,32 @@ async def _batches(visit: Visit, builder_id: str, after: tuple[int, int] | None)
         _filter_of(visit, None if after else TAIL, since),
         visit.operations.paged_reads,
     )
-    queue: asyncio.Queue[logs.FollowedLine | None] = asyncio.Queue(2 * BATCH)
-    reading = asyncio.create_task(_read(followed, queue))
+    coming = asyncio.ensure_future(anext(followed, None))
+    batch: list[logs.FollowedLine] = []
+    deadline = 0.0
     try:
         while True:
-            batch, ended = await _next_batch(queue)
+            left = max(0.0, deadline - asyncio.get_running_loop().time()) if batch else None
+            await asyncio.wait({coming}, timeout=left)
+            line = coming.result() if coming.done() else None
+            if line is not None:
+                coming = asyncio.ensure_future(anext(followed, None))
+                deadline = deadline if batch else asyncio.get_running_loop().time() + WAIT_SECONDS
+                batch.append(line)
+                if len(batch) < BATCH:
+                    continue
             rows = [_row(line) for line in batch if after is None or _place(line) > after]
             if rows:
-                yield event(
-                    "lines",
-                    json.dumps(rows, ensure_ascii=False, separators=(",", ":")),
-                    "{}-{}".format(*_place(batch[-1])),
-                )
-            if ended:
+                text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+                yield event("lines", text, "{}-{}".format(*_place(batch[-1])))
+            batch = []
+            if line is None and coming.done():
                 yield event("done", {})
                 return
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-
-
-async def _read(followed: AsyncGenerator[logs.FollowedLine], queue: asyncio.Queue[logs.FollowedLine | None]) -> None:
-    try:
-        async with aclosing(followed):
-            async for line in followed:
-                await queue.put(line)
-    finally:
-        await queue.put(None)
-
-
-async def _next_batch(queue: asyncio.Queue[logs.FollowedLine | None]) -> tuple[list[logs.FollowedLine], bool]:
-    """Return the next lines, at least one, and whether the log has ended."""
-    first = await queue.get()
-    if first is None:
-        return [], True
-    batch = [first]
-    deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
-    while len(batch) < BATCH:
-        try:
-            async with asyncio.timeout_at(deadline):
-                line = await queue.get()
-        except TimeoutError:
-            break
-        if line is None:
-            return batch, True
-        batch.append(line)
-    return batch, False
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        await followed.aclose()
 
 
 def _place(line: logs.FollowedLine) -> tuple[int, int]:

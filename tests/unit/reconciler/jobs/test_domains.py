@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -407,31 +407,6 @@ async def test_a_domain_removed_while_its_certificate_is_ordered_stays_removed(w
     await work(world)
     assert await world.previews.domains() == {}
     assert await world.read(lambda uow: uow.domains.of_builder(builder.id)) == []
-
-
-async def test_one_job_reads_all_domains_once_and_then_what_is_due(world: World) -> None:
-    builder = await world.ask()
-    world.names.point(HOST, OURS)
-    job, reads = DomainJob(world.application), []
-    sync = job.sync
-
-    async def counted(hosts: Collection[str] | None = None) -> None:
-        reads.append(hosts)
-        await sync(hosts)
-
-    job.sync = counted  # type: ignore[method-assign]
-    await job.poll()
-    domain = await add(world, builder)
-    for _ in range(3):
-        await job.poll()
-        await job.rest()
-    assert await world.previews.domains() == {HOST: (builder.host, (await found(world, domain)).fingerprint)}
-    now = world.clock.now()
-    await world.application.store.write(lambda uow: domains.remove(uow, world.caller, builder.id, HOST, now))
-    for _ in range(2):
-        await job.poll()
-    assert await world.previews.domains() == {}
-    assert reads == [None, [HOST], [HOST], [HOST]]
 
 
 async def test_a_change_that_the_proxy_did_not_take_is_made_by_the_next_look(world: World) -> None:

@@ -117,7 +117,7 @@ def waits(world: World, name: str, works: Any) -> bool:
     return bool(waiting) and not any(future.done() for future in waiting)
 
 
-@each_job
+@pytest.mark.parametrize("name", sorted(JOBS.keys() - {"webhooks"}))
 async def test_other_changes_do_not_wake_it(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     builder = await world.ask()
     async with watched(world, monkeypatch, name) as (looks, works):
@@ -146,18 +146,6 @@ async def test_a_missed_change_is_found_by_the_next_look(
         await JOBS[name].change(world, builder)
         before = len(looks)
         await world.until(lambda: len(looks) > before + 1)
-
-
-async def test_events_wake_webhooks_only_where_there_is_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with watched(world, monkeypatch, "webhooks") as (looks, works):
-        await world.until(lambda: waits(world, "webhooks", works))
-        await world.ask()
-        assert waits(world, "webhooks", works)
-        await make_hook(world, await world.ask(name="another"))
-        await world.until(lambda: len(looks) > 1 and waits(world, "webhooks", works))
-        before = len(looks)
-        await world.ask(name="a-third")
-        await world.until(lambda: len(looks) > before)
 
 
 async def test_a_write_counts_also_when_its_caller_has_gone(world: World) -> None:

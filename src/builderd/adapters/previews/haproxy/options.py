@@ -12,8 +12,8 @@ _API_URL = re.compile(r"(?:https?://[A-Za-z0-9.:\[\]-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Timeouts in seconds. ``connect``: an app that is frozen for a moment, or whose listen backlog is full, answers no
-    connection; the kernel tries again after 1, 3, 7 and 15 s. ``handshake``: a whole TLS handshake.
+    """Timeouts in seconds. ``connect``: an app that is frozen, or whose listen backlog is full, accepts no connection;
+    the kernel tries again after 1, 3, 7 and 15 s. ``handshake``: a whole TLS handshake.
 
     ``client`` and ``server``: silence within a request, such as a quiet event stream.
 

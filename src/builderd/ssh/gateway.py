@@ -50,7 +50,7 @@ class Gateway:
         self._key = host_key
         self._tasks: set[asyncio.Task[None]] = set()
         #: Open logins, by grant id.
-        self._logins = Counter[str]()
+        self.logins = Counter[str]()
 
     async def serve(self, host: str, port: int) -> None:
         """Listen until cancelled; while the port is taken, retry every ``BIND_RETRY`` seconds."""
@@ -67,30 +67,13 @@ class Gateway:
                 await server.wait_closed()
             finally:
                 server.close()
-                await self.finish()
-
-    def is_full(self, grant: Grant) -> bool:
-        """Return True when this grant has ``MAX_LOGINS`` open logins."""
-        return self._logins[grant.id] >= MAX_LOGINS
-
-    def log_in(self, grant: Grant) -> None:
-        """Count a login; ``log_out`` must follow."""
-        self._logins[grant.id] += 1
-
-    def log_out(self, grant: Grant) -> None:
-        self._logins[grant.id] -= 1
-        if not self._logins[grant.id]:
-            del self._logins[grant.id]
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a short task that outlives its connection."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def finish(self) -> None:
-        """Wait for the background tasks."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHAcceptor:
         """Return a listener; each of its connections is closed when its grant ends."""
@@ -140,7 +123,7 @@ class Login(asyncssh.SSHServer):
         self._leave()
         if self._watch_task and self.grant:
             self._watch_task.cancel()
-            self._gateway.log_out(self.grant)
+            self._gateway.logins -= Counter([self.grant.id])
             self._gateway.background(self._record_end(self.grant))
 
     def _leave(self) -> None:
@@ -162,7 +145,7 @@ class Login(asyncssh.SSHServer):
             await self._refuse(refusal)
             return True
         # asyncssh calls auth_completed right after this without an await, so no other login is counted in between.
-        if self._gateway.is_full(self.grant):
+        if self._gateway.logins[self.grant.id] >= MAX_LOGINS:
             reason = f"At most {MAX_LOGINS} logins with one SSH token at a time."
             raise asyncssh.DisconnectError(asyncssh.DISC_TOO_MANY_CONNECTIONS, reason)
         return False
@@ -178,7 +161,7 @@ class Login(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         self._leave()
         assert self.grant is not None, "begin_auth sets the grant"
-        self._gateway.log_in(self.grant)
+        self._gateway.logins[self.grant.id] += 1
         self._watch_task = asyncio.ensure_future(self._watch(self.grant))
         self._gateway.background(self._record_begin(self.grant))
 

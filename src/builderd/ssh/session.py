@@ -91,21 +91,34 @@ CHUNK_BYTES = 64 * 1024
 #: Signals that a client may send to end what it started.
 ENDING = frozenset({"HUP", "INT", "TERM", "KILL", "QUIT"})
 
-Read = Callable[[], Awaitable[bytes]]
-
 
 async def join(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int | None:
     """Copy both directions until the process ends. Return its exit code, or None when the client left first."""
-    feeding = asyncio.ensure_future(_feed(channel, process))
     ending = asyncio.ensure_future(_copy_until_exit(channel, process))
-    closed = asyncio.ensure_future(channel.channel.wait_closed())
+    await _until_first(ending, _feed(channel, process), channel.channel.wait_closed())
+    return ending.result() if not ending.cancelled() and not ending.exception() else None
+
+
+async def forward(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], process: Process) -> None:
+    """Copy both directions of a forwarded connection until the relay process or the client ends it."""
+    copying = asyncio.ensure_future(_copy(process.read, writer))
     try:
-        await asyncio.wait({ending, closed}, return_when=asyncio.FIRST_COMPLETED)
-        return await ending if ending.done() and not ending.exception() else None
+        await _until_first(copying, _copy_input(reader, process), writer.channel.wait_closed())
     finally:
-        for task in (feeding, ending, closed):
+        writer.close()
+
+
+async def _until_first(
+    output: asyncio.Future[Any], feeding: Coroutine[Any, Any, None], closing: Coroutine[Any, Any, None]
+) -> None:
+    """Wait until the output has ended or the client has closed the channel; cancel the rest."""
+    fed, closed = asyncio.ensure_future(feeding), asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait({output, closed}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (fed, output, closed):
             task.cancel()
-        await asyncio.gather(feeding, ending, closed, return_exceptions=True)
+        await asyncio.gather(fed, output, closed, return_exceptions=True)
 
 
 async def _copy_until_exit(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int:
@@ -117,7 +130,7 @@ async def _copy_until_exit(channel: asyncssh.SSHServerProcess[bytes], process: P
     return await process.wait()
 
 
-async def _copy(read: Read, writer: asyncssh.SSHWriter[bytes]) -> None:
+async def _copy(read: Callable[[], Awaitable[bytes]], writer: asyncssh.SSHWriter[bytes]) -> None:
     while piece := await read():
         writer.write(piece)
         await writer.drain()
@@ -127,34 +140,14 @@ async def _feed(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> 
     """Copy the client's input, window sizes and signals to the process."""
     while True:
         try:
-            piece = await channel.stdin.read(CHUNK_BYTES)
+            return await _copy_input(channel.stdin, process)
         except asyncssh.TerminalSizeChanged as change:
             process.resize(Window(min(change.width, MAX_WINDOW), min(change.height, MAX_WINDOW)))
-            continue
         except asyncssh.BreakReceived:
             continue
         except asyncssh.SignalReceived as received:
             if received.signal in ENDING:
                 await process.kill()
-            continue
-        if not piece:
-            process.close_input()
-            return
-        await process.write(piece)
-
-
-async def forward(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], process: Process) -> None:
-    """Copy both directions of a forwarded connection until the relay process or the client ends it."""
-    copying = asyncio.ensure_future(_copy(process.read, writer))
-    feeding = asyncio.ensure_future(_copy_input(reader, process))
-    closed = asyncio.ensure_future(writer.channel.wait_closed())
-    try:
-        await asyncio.wait({copying, closed}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (copying, feeding, closed):
-            task.cancel()
-        await asyncio.gather(copying, feeding, closed, return_exceptions=True)
-        writer.close()
 
 
 async def _copy_input(reader: asyncssh.SSHReader[bytes], process: Process) -> None:

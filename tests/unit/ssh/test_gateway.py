@@ -92,7 +92,7 @@ async def logged_in() -> AsyncIterator[Logged]:
                 client.abort()
             server.close()
             await server.wait_closed()
-            await served.finish()
+            await asyncio.gather(*served._tasks)
 
 
 def break_store(world: World, monkeypatch: pytest.MonkeyPatch, failures: float) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -83,8 +84,7 @@ class WebhookJob:
             lambda uow: (uow.webhooks.expired(ended_by), uow.webhooks.with_undelivered_events(), uow.webhooks.due(now))
         )
         if expired:
-            why = "the token that made it has expired"
-            await store.write(lambda uow: [webhooks.disable(uow, one, SYSTEM, why, now) for one in expired])
+            await store.write(lambda uow: _disable(uow, expired, now))
         for webhook_id in undelivered:
             try:
                 await self._fan_out(webhook_id)
@@ -165,6 +165,11 @@ class WebhookJob:
         body = payload(event)
         signed = headers(delivery.id, self._app.clock.now(), body, secret)
         return await self._app.webhooks.post(webhook.url, signed, body)
+
+
+def _disable(uow: UnitOfWork, expired: Sequence[WebhookId], now: datetime) -> None:
+    for webhook_id in expired:
+        webhooks.disable(uow, webhook_id, SYSTEM, "the token that made it has expired", now)
 
 
 def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webhook, Delivery, Event | None] | None:

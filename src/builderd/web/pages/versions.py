@@ -159,8 +159,9 @@ async def show_code(visit: Visit) -> Response:
     frame, version = await visit.read(lambda uow: _find(uow, visit, query.get("version", "")))
     bundle = await bundles.fetch(visit.application, version)
     path = query.get("file") or _first(bundle, version)
-    edited = _Edited(path, *_text(bundle, path), version.settings.entrypoint)
-    return await _form(visit, frame, version, bundle, edited)
+    content, fault = _text(bundle, path)
+    entrypoint = version.settings.entrypoint
+    return await _form(visit, frame, version, bundle, path, content=content, fault=fault, entrypoint=entrypoint)
 
 
 @page("/builders/{name}/code", post=True, scope=Scope.WRITE)
@@ -175,8 +176,8 @@ async def deploy_code(visit: Visit) -> Response:
     except ValidationFailed as error:
         bundle = await bundles.fetch(visit.application, version)
         fault = "; ".join(f"{name} {', '.join(why)}" for name, why in error.errors.items())
-        edited = _Edited(path, content, fault, entrypoint or version.settings.entrypoint)
-        return await _form(visit, frame, version, bundle, edited, 422)
+        edited = {"content": content, "fault": fault, "entrypoint": entrypoint or version.settings.entrypoint}
+        return await _form(visit, frame, version, bundle, path, 422, **edited)
     number = deployed.version or deployed.builder.version
     return see_other(f"/builders/{frame.builder.name}/versions/{number}")
 
@@ -211,18 +212,8 @@ def _text(bundle: Bundle, path: str) -> tuple[str, str]:
     return ("", "The file is binary, and cannot be edited here.") if "\0" in text else (text, "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Edited:
-    """The editor's fields, and why they are refused ("": they are not)."""
-
-    path: str
-    content: str
-    fault: str
-    entrypoint: str
-
-
 async def _form(
-    visit: Visit, frame: BuilderFrame, version: Version, bundle: Bundle, edited: _Edited, status: int = 200
+    visit: Visit, frame: BuilderFrame, version: Version, bundle: Bundle, path: str, status: int = 200, **values: str
 ) -> Response:
     files = [file.path for file in bundle.files]
     return await builder_page(
@@ -234,11 +225,9 @@ async def _form(
         version=version,
         paths=files[:MAX_LISTED],
         more=max(0, len(files) - MAX_LISTED),
-        file=edited.path,
-        content=edited.content,
-        fault=edited.fault,
-        entrypoint=edited.entrypoint,
-        is_new=edited.path not in files,
+        file=path,
+        is_new=path not in files,
+        **values,
     )
 
 
@@ -262,11 +251,15 @@ class Stage:
     name: str
     kind: str
     icon: str
-    seconds: float | None
     note: str
+    seconds: float | None = None
     x: float = 0
     width: float = 0
     started: datetime | None = None
+
+
+#: The last start and end of a stage, and the event that ended it.
+Span = tuple[datetime | None, datetime | None, Event | None]
 
 
 def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Sequence[Stage]:
@@ -278,28 +271,31 @@ def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Seque
     is_over = version.status is not VersionStatus.PENDING
     last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)
     whole = max((last - begin).total_seconds(), 0.1)
-    return [_stage(name, version, spans[name], TimeAxis(begin, whole, now)) for name in spans]
 
-
-@dataclass(frozen=True, slots=True)
-class TimeAxis:
-    """The chart's time: where it begins, its length in seconds, and the present time."""
-
-    begin: datetime
-    whole: float
-    now: datetime
-
-    def place(self, start: datetime, end: datetime | None) -> tuple[float, float]:
+    def place(start: datetime, end: datetime) -> tuple[float, float]:
         """Return where a bar begins and its width, of 100."""
-        x = min(100.0, 100 * max((start - self.begin).total_seconds(), 0) / self.whole)
-        return x, max(LEAST, min(100 - x, 100 * ((end or self.now) - start).total_seconds() / self.whole))
+        x = min(100 - LEAST, 100 * max((start - begin).total_seconds(), 0) / whole)
+        return round(x, 1), round(max(LEAST, min(100 - x, 100 * (end - start).total_seconds() / whole)), 1)
 
+    def stage(name: str, started: datetime | None, end: datetime | None, ended: Event | None) -> Stage:
+        text, note = STAGES[name], NOTES[name]
+        if started is None and ((name == "review" and settings.skip_review) or (name == "qa" and settings.skip_qa)):
+            return Stage(text, "skip", "minus", "Left out.")
+        if ended is None and is_over:
+            return Stage(text, "todo", "minus", "Not reached.")
+        if started is None:
+            return Stage(text, "todo", "circle-dashed", note)
+        bar = place(started, end or now)
+        if ended is None:
+            return Stage(text, "now", "loader-circle", note, (now - started).total_seconds(), *bar, started)
+        kind, icon = ("pass", "circle-check") if ended.details.get("ok") else ("fail", "octagon-x")
+        note = (ended.reason if ended.reason != name else note).split("\n")[0]
+        return Stage(text, kind, icon, note, float(ended.details.get("seconds", 0)), *bar, started)
 
-Span = tuple[datetime | None, datetime | None, Event | None]
+    return [stage(name, *span) for name, span in spans.items()]
 
 
 def _span(name: str, events: Sequence[Event]) -> Span:
-    """Return the last start and end of the stage, and the event that ended it."""
     started: datetime | None = None
     ended: Event | None = None
     for event in events:
@@ -315,31 +311,6 @@ def _span(name: str, events: Sequence[Event]) -> Span:
     return started, ended.time if ended else None, ended
 
 
-def _stage(name: str, version: Version, span: Span, axis: TimeAxis) -> Stage:
-    started, end, ended = span
-    is_over = version.status is not VersionStatus.PENDING
-    text = STAGES[name]
-    skipped = (name == "review" and version.settings.skip_review) or (name == "qa" and version.settings.skip_qa)
-    if skipped and started is None:
-        return Stage(text, "skip", "minus", None, "Left out.")
-    if ended is None and (started is None or is_over):
-        return Stage(
-            text, "todo", "minus" if is_over else "circle-dashed", None, "Not reached." if is_over else NOTES[name]
-        )
-    seconds = (
-        float(ended.details.get("seconds", 0)) if ended else (axis.now - started).total_seconds() if started else 0
-    )
-    x, width = axis.place(started or (ended.time if ended else axis.begin), end)
-    if ended is None:
-        return Stage(text, "now", "loader-circle", seconds, NOTES[name], round(x, 1), round(width, 1), started)
-    ok = bool(ended.details.get("ok"))
-    note = ended.reason if ended.reason != name else NOTES[name]
-    kind, icon = ("pass", "circle-check") if ok else ("fail", "octagon-x")
-    return Stage(
-        text, kind, icon, seconds, note.split("\n")[0], round(min(x, 100 - LEAST), 1), round(width, 1), started
-    )
-
-
 def events_of(version: Version, events: Sequence[Event]) -> Sequence[Event]:
     """Return the events of this version among a builder's, newest first; oldest first.
 
@@ -350,8 +321,7 @@ def events_of(version: Version, events: Sequence[Event]) -> Sequence[Event]:
     for event in reversed(events):
         if event.type in ("builder.created", "version.created"):
             is_its = event.details.get("version", 1) == version.number
-            if is_its:
-                found = []
+            found = [] if is_its else found
         if is_its:
             found.append(event)
     return found

@@ -40,7 +40,7 @@ from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.stages import health_check
 from builderd.reconciler.stages.health_check import HealthCheck
 from builderd.services import builders, bundles, deployments, outcomes
-from builderd.services.application import Application, LatestUsage
+from builderd.services.application import Application
 from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Change
@@ -321,7 +321,7 @@ class World:
             store=store or self.application.store,
             signals=Signals(),
             instance=f"{self.application.instance}-{self._instances}",
-            usage=LatestUsage(),
+            usage={},
             scratch=set(),
             stalled=StalledEnds(),
         )

@@ -18,7 +18,7 @@ from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.processes import Gateway
 from builderd.ports.clock import Clock
-from builderd.services.application import Application, LatestUsage
+from builderd.services.application import Application
 from builderd.services.limits import Limits
 from builderd.services.reviews import Gate
 from builderd.services.signals import Signals
@@ -59,6 +59,6 @@ def make_application(
         instance="first",
         ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
         backup_repository=FakeBackupRepository(engine),
-        usage=LatestUsage(),
+        usage={},
         scratch=set(),
     )

@@ -28,7 +28,7 @@ from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import processes
 from builderd.domain.tokens import ClaimRules
-from builderd.services.application import Application, LatestUsage
+from builderd.services.application import Application
 from builderd.services.code_space import CodeSpace
 from builderd.services.signals import Signals
 from builderd.settings import OpenIdSettings, Settings
@@ -79,7 +79,7 @@ async def application(settings: Settings, owned: OwnedStore, previews: HaproxyPr
             backup_repository=make_backup_repository(settings, lambda: engine.tools),
             backup_rules=settings.backup.to_rules(),
             retention=settings.to_retention_policy(),
-            usage=LatestUsage(),
+            usage={},
             scratch=set(),
         )
     finally:

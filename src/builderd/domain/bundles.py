@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -59,31 +59,24 @@ class BundleFile:
     @property
     def content(self) -> bytes:
         """All bytes at once."""
-        return self.source if isinstance(self.source, bytes) else self.source.read(0, self.source.size)
+        return self.head(self.size)
 
-    def head(self, length: int) -> bytes:
-        """Return its first ``length`` bytes."""
-        return self.source[:length] if isinstance(self.source, bytes) else self.source.read(0, length)
+    def head(self, length: int, start: int = 0) -> bytes:
+        """Return its first ``length`` bytes, or those from ``start`` on."""
+        if isinstance(self.source, bytes):
+            return self.source[start : start + length]
+        return self.source.read(start, length)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield its bytes in chunks of at most 1 MiB."""
-        if isinstance(self.source, bytes):
-            yield self.source
-            return
-        for start in range(0, self.source.size, _CHUNK_BYTES):
-            yield self.source.read(start, _CHUNK_BYTES)
+        return (self.head(_CHUNK_BYTES, start) for start in range(0, self.size, _CHUNK_BYTES))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BundleFile):
             return NotImplemented
         if (self.path, self.executable, self.size) != (other.path, other.executable, other.size):
             return False
-        return all(self._piece(at) == other._piece(at) for at in range(0, self.size, _CHUNK_BYTES))
-
-    def _piece(self, start: int) -> bytes:
-        if isinstance(self.source, bytes):
-            return self.source[start : start + _CHUNK_BYTES]
-        return self.source.read(start, _CHUNK_BYTES)
+        return all(one == another for one, another in zip(self.chunks(), other.chunks(), strict=True))
 
     def __hash__(self) -> int:
         return hash((self.path, self.executable, self.size))
@@ -158,16 +151,6 @@ def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
     return digest.hexdigest()
 
 
-class SizeLimits(Protocol):
-    """Limits of the code of one version."""
-
-    @property
-    def max_files(self) -> int: ...
-
-    @property
-    def max_bytes(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Alteration:
     """Change of stored code: ``files`` replace those of the same path or are added, ``removed`` are taken out.
@@ -196,14 +179,17 @@ def altered(bundle: Bundle, alteration: Alteration) -> tuple[BundleFile, ...]:
     return tuple(sorted(files.values(), key=lambda file: file.path))
 
 
-def check_size(files: Sequence[BundleFile], limits: SizeLimits) -> None:
-    """Raise ``TooLarge`` for more files or bytes than stored code may have, however it came about."""
+def check_size(files: Sequence[BundleFile], limits: ArchiveLimits) -> None:
+    """Raise ``TooLarge`` for more files, bytes or names than stored code may have, however it came about."""
     size = sum(file.size for file in files)
     if len(files) > limits.max_files or size > limits.max_bytes:
         raise TooLarge(
             f"The code would have {len(files)} files of {size} bytes together: at most {limits.max_files} files of "
             f"{limits.max_bytes} bytes are taken."
         )
+    names = sum(len(file.path.encode()) for file in files)
+    if names > MAX_NAMES_BYTES:
+        raise TooLarge(f"All names would have {names} bytes together: at most {MAX_NAMES_BYTES} are taken.")
 
 
 def check_result(found: str, alteration: Alteration) -> None:
@@ -262,7 +248,7 @@ def tree_errors(paths: Iterable[str]) -> Mapping[str, str]:
 
 
 MAX_DEPTH = 64
-#: Limit of all names together: they are held in memory while an archive is read.
+#: Limit of all names together: they are in memory while an archive is read.
 MAX_NAMES_BYTES = 32_000_000
 _SHOWN = 200
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -339,8 +325,7 @@ class ArchiveIndex:
             self.files[entry] = path
 
     def _check_name(self, entry: str, path: str) -> None:
-        reason = name_error(path)
-        if reason:
+        if (reason := name_error(path)) is not None:
             raise ArchiveRejected(entry, f"is refused: its name {reason}")
         self._names += len(path.encode())
         if self._names > MAX_NAMES_BYTES:
@@ -405,39 +390,6 @@ def name_error(path: str) -> str | None:
     if path.count("/") >= MAX_DEPTH:
         return f"must not lie over {MAX_DEPTH} folders deep"
     return path_error(path)
-
-
-def check_added(before: Bundle, files: Sequence[BundleFile]) -> None:
-    """Apply the rules of an archive's names to the paths of ``files`` that ``before`` does not have.
-
-    Code that came as JSON may have names which an archive may not: they stay. Raises ``ValidationFailed``, and
-    ``TooLarge`` when all names together are too long.
-    """
-    known = {file.path for file in before.files}
-    paths = [file.path for file in files]
-    added = {path for path in paths if path not in known}
-    if not added:
-        return
-    errors = {path: why for path in sorted(added) if (why := name_error(path))} or _twins(paths, added)
-    if errors:
-        raise ValidationFailed({f"files.{path}": [why] for path, why in errors.items()})
-    size = sum(len(path.encode()) for path in paths)
-    if size > MAX_NAMES_BYTES:
-        raise TooLarge(f"All names would have {size} bytes together: at most {MAX_NAMES_BYTES} are taken.")
-
-
-def _twins(paths: Iterable[str], added: Collection[str]) -> Mapping[str, str]:
-    """Return added path → reason for those of which a part differs from another path only in case or coding."""
-    written: dict[str, str] = {}
-    errors = {}
-    for path in sorted(paths, key=lambda path: path in added):
-        parts = path.split("/")
-        for depth in range(1, len(parts) + 1):
-            part = "/".join(parts[:depth])
-            other = written.setdefault(_folded(part), part)
-            if other != part and path in added:
-                errors[path] = f"differs from {quote_entry(other)} only in the case or the coding of its letters"
-    return errors
 
 
 def _folded(path: str) -> str:

@@ -190,13 +190,9 @@ def _quoted(prefix: str, path: str) -> str:
     """Return a name, in git's quotes if it has what could end the line or reorder it."""
     if path.isprintable() and not set(path) & {'"', "\\"}:
         return f"{prefix}{path}"
-    return f'"{prefix}{"".join(map(_escaped, path))}"'
-
-
-def _escaped(letter: str) -> str:
-    if letter in ('"', "\\"):
-        return f"\\{letter}"
-    return letter if letter.isprintable() else "".join(f"\\{byte:03o}" for byte in letter.encode())
+    shown = path.replace("\\", "\\\\").replace('"', '\\"')
+    octal = (one if one.isprintable() else "".join(f"\\{byte:03o}" for byte in one.encode()) for one in shown)
+    return f'"{prefix}{"".join(octal)}"'
 
 
 def _ended(name: str) -> str:

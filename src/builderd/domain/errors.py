@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -72,8 +72,9 @@ class ValidationFailed(BuilderdError, code="validation_error"):
     """Fields that break a rule. ``errors`` maps a dotted path to the reasons; nothing was stored."""
 
     def __init__(self, errors: Mapping[str, Sequence[str]], message: str | None = None) -> None:
-        super().__init__(message or _summary(errors))
         self.errors = {field: list(reasons) for field, reasons in errors.items()}
+        first, *others = [f"{field}: {reason}" for field, reasons in errors.items() for reason in reasons]
+        super().__init__(message or (f"{first} (and {len(others)} more)" if others else first))
 
 
 class StageFailed(BuilderdError):
@@ -147,13 +148,6 @@ class MachineFault(BuilderdError, code="machine_fault"):
     """A fault of the machine, such as a full disk or a killed helper; the message names it and its cure."""
 
 
-def _summary(errors: Mapping[str, Sequence[str]]) -> str:
-    field, reasons = next(iter(errors.items()))
-    first = f"{field}: {reasons[0]}"
-    rest = sum(len(r) for r in errors.values()) - 1
-    return f"{first} (and {rest} more)" if rest else first
-
-
 #: By errno: what is wrong with the machine, and what its operator can do. See errno(3).
 _CURES: Mapping[int, tuple[str, str]] = {
     errno.ENOSPC: ("a disk of the service is full", "free space there (df -h, df -i, builderd doctor)"),
@@ -176,7 +170,8 @@ def machine_fault(error: BaseException) -> MachineFault | None:
 
     An error with a code is never a machine fault, even if one caused it: a builder's full disk is its owner's affair.
     """
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, BuilderdError):
             return cause if isinstance(cause, MachineFault) else None
         number = _errno_of(cause)
@@ -187,6 +182,8 @@ def machine_fault(error: BaseException) -> MachineFault | None:
                 f"Its operator can fix it: {cure}. Then try again.",
                 retry_after=RETRY_AFTER,
             )
+        # Libraries such as httpcore hide what they wrap (``from None``), which is still there.
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -205,14 +202,6 @@ def helper_died(what: str, how: str) -> MachineFault:
         "and dmesg (the kernel kills processes when memory runs out).",
         retry_after=RETRY_AFTER,
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        # Libraries such as httpcore hide what they wrap (``from None``), which is still there.
-        cause = cause.__cause__ or cause.__context__
 
 
 def _errno_of(error: BaseException) -> int:

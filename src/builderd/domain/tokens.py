@@ -250,16 +250,11 @@ def identity_of(claims: Mapping[str, Any], rules: ClaimRules) -> Identity:
         raise Unauthenticated(
             f"Your account has no tenant here: the identity provider must put its name into the claim {rules.tenant!r}."
         )
-    scopes = frozenset(Scope(one) for one in _words(claims.get(rules.scope)) if one in set(Scope)) - {Scope.OPERATOR}
+    given = claims.get(rules.scope)
+    words = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
+    scopes = frozenset(scope for scope in Scope if scope in words) - {Scope.OPERATOR}
     if not scopes:
         raise Unauthenticated(
             f"Your account may do nothing here: the identity provider must put scopes into the claim {rules.scope!r}."
         )
     return Identity(claims["sub"], tenant, scopes)
-
-
-def _words(value: Any) -> Iterable[str]:
-    """Return the words of a list, or of a text with spaces between them."""
-    if isinstance(value, str):
-        return value.split()
-    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

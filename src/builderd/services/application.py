@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -33,23 +33,6 @@ from builderd.services.limits import Limits, RetentionPolicy, TenantLimits
 from builderd.services.reviews import Gate
 from builderd.services.signals import Signals, StalledEnds
 from builderd.store import Store, UnitOfWork
-
-
-class LatestUsage:
-    def __init__(self) -> None:
-        self._samples: dict[BuilderId, UsageSample] = {}
-
-    def replace(self, samples: Sequence[UsageSample]) -> None:
-        """Replace all samples by these."""
-        self._samples = {one.watched.builder_id: one for one in samples}
-
-    def of_builder(self, builder_id: BuilderId) -> UsageSample | None:
-        """Return the builder's sample, None when it does not run or was not sampled yet."""
-        return self._samples.get(builder_id)
-
-    def all(self) -> Sequence[UsageSample]:
-        """Return the samples of all builders."""
-        return list(self._samples.values())
 
 
 class OfBuilder(Protocol):
@@ -89,7 +72,8 @@ class Application:
     instance: str
     backup_repository: BackupRepository
     uploads: Uploads
-    usage: LatestUsage
+    #: The last samples of builders that run.
+    usage: dict[BuilderId, UsageSample]
     #: Sandboxes for a report or a drill, in no row of the database; those of an earlier process are swept away.
     scratch: set[SandboxId]
     stalled: StalledEnds = field(default_factory=StalledEnds)

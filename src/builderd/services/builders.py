@@ -100,7 +100,26 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     check_settings(uow, application, caller.tenant_id, new.settings)
     has_replaced = _replace_failed(uow, application, caller, new.name, now)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
-    builder = _new_builder(application, caller, new, now)
+    builder_id = BuilderId(new_id())
+    builder = Builder(
+        id=builder_id,
+        tenant_id=caller.tenant_id,
+        name=new.name,
+        job_type=new.job_type,
+        visibility=new.visibility,
+        service_token=new_secret("bds"),
+        host=preview_host(new.name, builder_id, application.preview_domain.domain),
+        version=1,
+        disk=new.disk or DiskId(new_id()),
+        disk_has_data=new.disk is not None,
+        disk_is_made=new.disk is not None,
+        created_at=now,
+        updated_at=now,
+        auto_stop_interval=new.auto_stop_interval,
+        backup_interval_hours=new.backup_interval_hours,
+        cause=Cause(caller.actor, f"created by {caller.actor}"),
+        member=application.member,
+    )
     uow.builders.add(builder)
     version = Version(
         builder_id=builder.id,
@@ -255,7 +274,7 @@ def _views(
             builder=builder,
             version=versions[builder.id],
             preview_url=application.preview_domain.url(builder.host),
-            cost=spending.shown(application, versions[builder.id], sums.get(builder.id, Sum())),
+            cost=spending.shown(application, versions[builder.id].settings.resources, sums.get(builder.id, Sum())),
             needs_restart=builder.id in stale,
             review_passed=versions[builder.id].reviewed(now),
             last_backup=tried.get(builder.id),
@@ -311,37 +330,13 @@ def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantI
         raise ValidationFailed(errors)
 
 
-def _new_builder(application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
-    builder_id = BuilderId(new_id())
-    return Builder(
-        id=builder_id,
-        tenant_id=caller.tenant_id,
-        name=new.name,
-        job_type=new.job_type,
-        visibility=new.visibility,
-        service_token=new_secret("bds"),
-        host=preview_host(new.name, builder_id, application.preview_domain.domain),
-        version=1,
-        disk=new.disk or DiskId(new_id()),
-        disk_has_data=new.disk is not None,
-        disk_is_made=new.disk is not None,
-        created_at=now,
-        updated_at=now,
-        auto_stop_interval=new.auto_stop_interval,
-        backup_interval_hours=new.backup_interval_hours,
-        cause=Cause(caller.actor, f"created by {caller.actor}"),
-        member=application.member,
-    )
-
-
 def want_run(
     uow: UnitOfWork, application: Application, builder: Builder, caller: Caller, verb: str, now: datetime
 ) -> Builder:
     """Save the builder with a new run desired; ``verb`` names the caller's action."""
     admission.admit_run(uow, application, builder, now)
     if builder.disk_released_at is not None or not builder.disk_is_made:
-        version = uow.versions.get(builder.id, builder.version)
-        assert version is not None, "a builder's versions are always stored"
+        version = uow.versions.require(builder.id, builder.version)
         application.engine.disks.reserve_disk(builder.disk, version.settings.resources.disk_bytes)  # unless it is still
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(

@@ -40,12 +40,12 @@ async def keep(application: Application, sent: SentCode, refer: Callable[[UnitOf
     """
     stored, bundle, kept = application.bundles, sent.bundle, application.limits.kept_versions
     try:
-        async with AsyncExitStack() as held:
-            replaced = await held.enter_async_context(
+        async with AsyncExitStack() as stack:
+            replaced = await stack.enter_async_context(
                 application.code_space.reserved(stored, application.store, sent, kept)
             )
             async with stored.exclusive():  # no removal is under way that the pin would come too late for
-                held.enter_context(stored.pinned(bundle.hash))
+                stack.enter_context(stored.pinned(bundle.hash))
             await stored.put(bundle)
             async with stored.exclusive():
                 change = await application.commit(refer)
@@ -298,7 +298,9 @@ async def compare(application: Application, caller: Caller, builder_id: str, old
     if before.bundle_hash != after.bundle_hash:
         one, other = await fetch(application, before), await fetch(application, after)
         files = await asyncio.to_thread(diffs.compare, one, other)
-    return VersionDiff(before, after, files, _settings(before.settings, after.settings))
+    names = (one.name for one in fields(VersionSettings))
+    pairs = [(name, getattr(before.settings, name), getattr(after.settings, name)) for name in names]
+    return VersionDiff(before, after, files, [one for one in pairs if one[1] != one[2]])
 
 
 async def patch(application: Application, caller: Caller, builder_id: str, old: int, new: int) -> str:
@@ -315,8 +317,3 @@ def _version(uow: UnitOfWork, caller: Caller, builder_id: str, number: int) -> V
             f"The builder keeps no version {number}: list them with GET /api/v1/builders/{builder.id}/versions."
         )
     return version
-
-
-def _settings(old: VersionSettings, new: VersionSettings) -> Sequence[tuple[str, Any, Any]]:
-    pairs = ((one.name, getattr(old, one.name), getattr(new, one.name)) for one in fields(VersionSettings))
-    return [(name, before, after) for name, before, after in pairs if before != after]

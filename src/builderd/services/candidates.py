@@ -32,8 +32,7 @@ def remove_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
     """Return the builder without its candidate, whose disk is released and no longer billed. The caller saves it."""
     paid = uow.ledger.current(builder.id)
     if builder.handover is Handover.FORWARD and paid is not None and paid.billing is Billing.STOPPED:
-        current = uow.versions.get(builder.id, builder.version)
-        assert current is not None, "a builder's versions are always stored"
+        current = uow.versions.require(builder.id, builder.version)
         spending.bill(uow, prices, builder, current.settings.resources, Billing.STOPPED, now)
     disk = builder.candidate.disk if builder.candidate else None
     spare = (*builder.spare_disks, disk) if disk else builder.spare_disks
@@ -47,8 +46,7 @@ def fail_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, 
     """
     if builder.candidate is None:
         return replace(builder, handover=None)
-    version = uow.versions.get(builder.id, builder.candidate.version)
-    assert version is not None, "a builder's versions are always stored"
+    version = uow.versions.require(builder.id, builder.candidate.version)
     fail(uow, builder, version, InvalidState.code, f"Version {version.number} was given up: {why}.", now)
     return remove_candidate(uow, builder, prices, now)
 
@@ -69,8 +67,7 @@ def give_up_restore(
 
 def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime) -> None:
     """Fail the current version if it was never started: its successor replaces it."""
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's versions are always stored"
+    version = uow.versions.require(builder.id, builder.version)
     reason = f"Version {version.number} was never started: version {successor} came after it."
     fail(uow, builder, version, InvalidState.code, reason, now)
 
@@ -108,8 +105,9 @@ def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: 
 
 def note_skipped(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """Record an event for each gate that this new version skips."""
-    skipped = {"review": version.settings.skip_review, "qa": version.settings.skip_qa}
-    for gate in (name for name, is_skipped in skipped.items() if is_skipped):
+    for gate, is_skipped in (("review", version.settings.skip_review), ("qa", version.settings.skip_qa)):
+        if not is_skipped:
+            continue
         details = {"gate": gate, "version": version.number}
         reason = f"{gate} left out by {version.created_by}"
         uow.events.add(Event(builder.tenant_id, builder.id, now, "gate.skipped", version.created_by, reason, details))

@@ -149,9 +149,7 @@ def set_for_builder(
 
 
 def _check_amount(monthly: Decimal | None, limit: Decimal | None, currency: str) -> None:
-    if monthly is None:
-        return
-    if limit is not None and monthly > limit:
+    if monthly is not None and limit is not None and monthly > limit:
         raise ValidationFailed({"monthly": [f"must be at most {cents(limit)} {currency}: the operator set this limit"]})
 
 

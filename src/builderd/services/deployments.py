@@ -34,6 +34,8 @@ from builderd.store import UnitOfWork
 
 #: A version takes over within seconds.
 RETRY_AFTER = 5
+#: Why a waiting restore is cancelled: the caller's change replaces it.
+ANOTHER = "{} deployed another version in the meantime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,18 @@ def deploy(
     """
     builder = changeable(uow, application, caller, builder_id)
     base = _base(uow, builder)
-    _check_identity(builder, change)
+    fixed = {"name": (builder.name, change.name), "job_type": (builder.job_type.value, change.job_type)}
+    if errors := {
+        name: [f"cannot be changed: it is {has!r}; leave it out"]
+        for name, (has, wanted) in fixed.items()
+        if wanted not in (None, has)
+    }:
+        raise ValidationFailed(errors)
     settings = _settings(base.settings, change)
     check_job_type(builder.job_type, settings)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
-    _cancel_open_restores(uow, builder, caller)
+    candidates.give_up_restore(uow, builder, ANOTHER.format(caller.actor))
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
     if change.fresh:
         version = replace(version, fresh_since=version.number)
@@ -122,7 +130,7 @@ def configure(
     _check_changeable(application, builder)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
-    _cancel_open_restores(uow, builder, caller)
+    candidates.give_up_restore(uow, builder, ANOTHER.format(caller.actor))
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
         # The same release of the same code has run on this disk.
@@ -149,7 +157,7 @@ def roll_back(
     disk = max(old.settings.resources.disk, base.settings.resources.disk)
     settings = replace(old.settings.with_gates, resources=replace(old.settings.resources, disk=disk))
     check_settings(uow, application, caller.tenant_id, settings)
-    _cancel_open_restores(uow, builder, caller)
+    candidates.give_up_restore(uow, builder, ANOTHER.format(caller.actor))
     version = _next(uow, base, settings, caller, now, bundle_hash=old.bundle_hash)
     version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since)
     return _launch(uow, application, builder, version)
@@ -215,19 +223,7 @@ def _check_changeable(application: Application, builder: Builder) -> None:
 
 
 def _base(uow: UnitOfWork, builder: Builder) -> Version:
-    found = uow.versions.get(builder.id, builder.candidate_version or builder.version)
-    assert found is not None, "a builder's versions are always stored"
-    return found
-
-
-def _check_identity(builder: Builder, change: Change) -> None:
-    errors = {}
-    if change.name not in (None, builder.name):
-        errors["name"] = [f"cannot be changed: it is {builder.name!r}; leave it out"]
-    if change.job_type not in (None, builder.job_type):
-        errors["job_type"] = [f"cannot be changed: it is {builder.job_type.value!r}; leave it out"]
-    if errors:
-        raise ValidationFailed(errors)
+    return uow.versions.require(builder.id, builder.candidate_version or builder.version)
 
 
 def _check_disk(base: Version, settings: VersionSettings) -> None:
@@ -236,11 +232,6 @@ def _check_disk(base: Version, settings: VersionSettings) -> None:
         raise InvalidState(
             f"The disk has {has:g} GB and cannot shrink to {wanted:g} GB: create a new builder for that."
         )
-
-
-def _cancel_open_restores(uow: UnitOfWork, builder: Builder, caller: Caller) -> None:
-    """Cancel restores that wait: the caller's change replaces them."""
-    candidates.give_up_restore(uow, builder, f"{caller.actor} deployed another version in the meantime")
 
 
 def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
@@ -377,10 +368,14 @@ def _event(builder: Builder, caller: Caller, kind: str, reason: str, now: dateti
 def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     """Give the builder's disk back, end its bill, and record the event; return False if it is not to be given back."""
     builder = uow.builders.get(builder_id, lock=True)
-    if builder is None or not _is_over(uow, builder):
+    if builder is None or builder.status is not Status.FAILED or builder.desired is not Desired.STOPPED:
         return False
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
+    # An open sandbox uses the disk, and its end is recorded in the ledger.
+    if builder.candidate is not None or uow.sandboxes.open_of(builder.id) is not None:
+        return False
+    if builder.disk_released_at is not None or has_data(uow, builder):
+        return False
+    version = uow.versions.require(builder.id, builder.version)
     size = version.settings.resources.disk
     if version.released:
         # Its release has prepared the disk that goes.
@@ -398,18 +393,9 @@ def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     return True
 
 
-def holds_data(uow: UnitOfWork, builder: Builder) -> bool:
-    """Return True if its disk may hold more than the code: it was up, was restored, or got files from a caller."""
+def has_data(uow: UnitOfWork, builder: Builder) -> bool:
+    """Return True if its disk may have more than the code: it was up, was restored, or got files from a caller."""
     return builder.disk_has_data or any(one.status in WAS_UP for one in uow.versions.list(builder.id))
-
-
-def _is_over(uow: UnitOfWork, builder: Builder) -> bool:
-    """Return True if it failed, nothing is wanted of it or runs of it, and its disk holds nothing but the code."""
-    if builder.status is not Status.FAILED or builder.desired is not Desired.STOPPED or builder.candidate is not None:
-        return False
-    if uow.sandboxes.open_of(builder.id) is not None:
-        return False  # it uses the disk, and its end is recorded in the ledger
-    return builder.disk_released_at is None and not holds_data(uow, builder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from builderd.store import Store, UnitOfWork
 PAGE = 2_000
 
 
-async def read(store: Store, held: Collection[str]) -> Sequence[Route]:
-    """Return a closed route for every live builder whose host is not among ``held``.
+async def read(store: Store, known: Collection[str]) -> Sequence[Route]:
+    """Return a closed route for every live builder whose host is not among ``known``.
 
     Of all other builders only the host name is read.
     """
     hosts = await store.read(lambda uow: uow.builders.live_hosts())
-    lost = [host for host in hosts if host not in held]
+    lost = [host for host in hosts if host not in known]
     routes: list[Route] = []
     for start in range(0, len(lost), PAGE):
         found = await store.read(partial(_routed, hosts=lost[start : start + PAGE]))

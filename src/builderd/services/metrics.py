@@ -48,18 +48,17 @@ def report(
 ) -> Report:
     """Return the usage in a period. Raises ``NotFound``."""
     builder = builders.get(uow, tenant_id, builder_id)
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
+    version = uow.versions.require(builder.id, builder.version)
     count = -(-period.span // period.step)
     begin = start_of(period.end, period.step) - (count - 1) * period.step
     steps = resample(uow.metrics.of_builder(builder.id, begin), begin, period.step, count)
-    return Report(application.usage.of_builder(builder.id), version.settings.resources, period.step, steps)
+    return Report(application.usage.get(builder.id), version.settings.resources, period.step, steps)
 
 
 def users(uow: UnitOfWork) -> Sequence[BuilderStorage]:
     """Return all builders that are not deleted, by tenant and name."""
-    shown = [_user(uow, builder) for builder in uow.builders.get_all(uow.builders.ids()).values()]
-    return sorted(shown, key=lambda user: (user.tenant, user.name))
+    found = [_user(uow, builder) for builder in uow.builders.get_all(uow.builders.ids()).values()]
+    return sorted(found, key=lambda user: (user.tenant, user.name))
 
 
 def used_bundles(uow: UnitOfWork, bundles: Collection[str]) -> frozenset[str]:

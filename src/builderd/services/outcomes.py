@@ -45,6 +45,8 @@ MAX_WAIT_SECONDS = 30.0
 LOOK_INTERVAL = 0.5
 #: Interval of polls for results that take moments, in seconds.
 SHORT_INTERVAL = 0.01
+#: Seconds without an outcome after which a call is answered while nothing that starts or ends sandboxes answers.
+MAX_UNREACHABLE_SECONDS = 10.0
 
 FAILURES: dict[str, type[BuilderdError]] = {
     error.code: error
@@ -70,24 +72,34 @@ FAILED = tuple(FAILURES.values())
 
 
 class WaitLimit:
-    """Limits the wait for the outcome of one stored change, which the reconciler goes on with all the same."""
+    """Limits the wait for the outcome of stored work, which the reconciler goes on with all the same."""
 
-    def __init__(self, application: Application, wanted: Builder) -> None:
+    def __init__(self, application: Application) -> None:
         self._app = application
-        self._wanted = wanted
         self._failures_before = application.stalled.number
-        self._reach = Reach(application)
+        self._lost_since: float | None = None
 
-    def check(self) -> None:
+    def lost(self) -> str | None:
+        """Return what is out of reach, once it has been so for ``MAX_UNREACHABLE_SECONDS`` of looks; None before."""
+        readiness, now = self._app.engine.readiness(), asyncio.get_running_loop().time()
+        if not readiness.engine_unreachable:
+            self._lost_since = None
+        elif self._lost_since is None:
+            self._lost_since = now
+        elif now - self._lost_since >= MAX_UNREACHABLE_SECONDS:
+            return readiness.message
+        return None
+
+    def check(self, wanted: Builder) -> None:
         """Raise when no outcome is to be expected soon.
 
         ``EngineUnavailable`` while the engine has been out of reach; the error of a stop or deletion that keeps
         failing.
         """
-        if (lost := self._reach.lost()) is not None:
-            raise not_yet(self._wanted, EngineUnavailable(lost))
-        if self._wanted.desired is not Desired.RUNNING:
-            error = self._app.stalled.error_since(self._wanted, self._failures_before)
+        if (lost := self.lost()) is not None:
+            raise not_yet(wanted, EngineUnavailable(lost))
+        if wanted.desired is not Desired.RUNNING:
+            error = self._app.stalled.error_since(wanted, self._failures_before)
             if error is not None:
                 raise error
 
@@ -104,9 +116,11 @@ async def wait(application: Application, builder_id: BuilderId, generation: int)
 
 async def raise_failure(application: Application, builder: Builder, generation: int) -> None:
     """Raise the error of the stage that failed if this generation, or a newer one, put the builder into ``failed``."""
-    failure = failure_of(builder)
-    if failure is not None and builder.observed_generation >= generation:
-        raise await _with_findings(application, failure, builder, builder.version)
+    if builder.status is not Status.FAILED or builder.failure_code is None or builder.observed_generation < generation:
+        return
+    data = {"uuid": builder.id, "version": builder.version}
+    failure = _failure(builder.failure_code, builder.status_reason, data)
+    raise await _with_findings(application, failure, builder, builder.version)
 
 
 async def wait_until_settled(
@@ -116,24 +130,15 @@ async def wait_until_settled(
 
     Raises what ``WaitLimit`` raises where the wait is ``limited``.
     """
-    outcome = outcome_of(builder_id)
-    limit: WaitLimit | None = None
+    outcome, limit = outcome_of(builder_id), WaitLimit(application)
     while True:
         seen = application.signals.count(outcome)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))
         if is_over(builder, generation):
             return builder
-        limit = limit or WaitLimit(application, builder)
         if limited:
-            limit.check()
+            limit.check(builder)
         await application.signals.wait(outcome, seen, LOOK_INTERVAL)
-
-
-def failure_of(builder: Builder) -> BuilderdError | None:
-    """Return the stage error that put the builder into ``failed``; None if none did."""
-    if builder.status is not Status.FAILED or builder.failure_code is None:
-        return None
-    return _failure(builder.failure_code, builder.status_reason, {"uuid": builder.id, "version": builder.version})
 
 
 def _failure(code: str, reason: str, data: Mapping[str, Any]) -> BuilderdError:
@@ -162,14 +167,13 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
 
     After a failure, the rollback to the previous version is complete. A builder that was deleted is returned too.
     """
-    limit: WaitLimit | None = None
+    limit = WaitLimit(application)
     while True:
         seen = application.signals.count(builder_id)
         builder, version = await application.store.read(lambda uow: _get_version(uow, builder_id, number))
         if _is_deployed(builder, version):
             break
-        limit = limit or WaitLimit(application, builder)
-        limit.check()
+        limit.check(builder)
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
     if version.status is VersionStatus.FAILED and builder.desired is not Desired.DELETED:
         data = {"uuid": builder.id, "version": number}
@@ -181,6 +185,11 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
 async def after_take_over(application: Application, builder_id: BuilderId, change: Callable[[], Awaitable[T]]) -> T:
     """Make the change; while a version takes over or releases, wait first. Raises what ``change`` raises."""
     deadline = asyncio.get_running_loop().time() + MAX_WAIT_SECONDS
+
+    def is_taking_over(uow: UnitOfWork) -> bool:
+        builder = uow.builders.get(builder_id)
+        return builder is not None and (builder.handover is not None or releases(uow, builder))
+
     while True:
         seen = application.signals.count(builder_id)
         try:
@@ -188,16 +197,11 @@ async def after_take_over(application: Application, builder_id: BuilderId, chang
         except TakesOver:
             if asyncio.get_running_loop().time() >= deadline:
                 raise
-        while await application.store.read(lambda uow: _is_taking_over(uow, builder_id)):
+        while await application.store.read(is_taking_over):
             if asyncio.get_running_loop().time() >= deadline:
                 break
             await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
             seen = application.signals.count(builder_id)
-
-
-def _is_taking_over(uow: UnitOfWork, builder_id: BuilderId) -> bool:
-    builder = uow.builders.get(builder_id)
-    return builder is not None and (builder.handover is not None or releases(uow, builder))
 
 
 async def wait_until_reachable(application: Application, builder: Builder) -> None:
@@ -207,7 +211,10 @@ async def wait_until_reachable(application: Application, builder: Builder) -> No
     """
     try:
         async with asyncio.timeout(MAX_WAIT_SECONDS):
-            while not await _is_shown(application, builder):
+            while (route := await application.previews.get(builder.host)) is not None:
+                wanted = closed_route(builder)
+                if (route.token_hash, route.owner_hash) == (wanted.token_hash, wanted.owner_hash):
+                    return
                 await asyncio.sleep(SHORT_INTERVAL)
                 builder = await application.store.read(partial(_get, builder_id=builder.id))
     except TimeoutError:
@@ -215,11 +222,6 @@ async def wait_until_reachable(application: Application, builder: Builder) -> No
             "The change is stored, and the preview does not keep to it yet: look again in a moment.",
             data={"uuid": builder.id},
         ) from None
-
-
-async def _is_shown(application: Application, builder: Builder) -> bool:
-    wanted, route = closed_route(builder), await application.previews.get(builder.host)
-    return route is None or (route.token_hash, route.owner_hash) == (wanted.token_hash, wanted.owner_hash)
 
 
 def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:
@@ -285,29 +287,6 @@ def is_over(builder: Builder, generation: int) -> bool:
     return builder.settled
 
 
-#: Seconds without an outcome after which a call is answered while nothing that starts or ends sandboxes answers.
-MAX_UNREACHABLE_SECONDS = 10.0
-
-
-class Reach:
-    """Watches the engine during one wait."""
-
-    def __init__(self, application: Application) -> None:
-        self._engine = application.engine
-        self._lost_since: float | None = None
-
-    def lost(self) -> str | None:
-        """Return what is out of reach, once it has been so for ``MAX_UNREACHABLE_SECONDS`` of looks; None before."""
-        readiness, now = self._engine.readiness(), asyncio.get_running_loop().time()
-        if not readiness.engine_unreachable:
-            self._lost_since = None
-        elif self._lost_since is None:
-            self._lost_since = now
-        elif now - self._lost_since >= MAX_UNREACHABLE_SECONDS:
-            return readiness.message
-        return None
-
-
 Work = TypeVar("Work", Backup, Restore)
 
 
@@ -341,13 +320,13 @@ async def _ended(
     application: Application, work: Work, read: Callable[[UnitOfWork], Work | None], name: str
 ) -> Work | None:
     """Wait until the work is done or failed, and return it; None where it was removed before."""
-    reach = Reach(application)
+    limit = WaitLimit(application)
     while True:
         seen = application.signals.count(work.builder_id)
         found = await application.store.read(read)
         if found is None or not found.is_open:
             return found
-        if (lost := reach.lost()) is not None:
+        if (lost := limit.lost()) is not None:
             raise EngineUnavailable(
                 f"The {name} is stored and goes on, but may still fail: see GET "
                 f"/api/v1/builders/{work.builder_id}/backups. {lost}",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from functools import cache, partial
 from typing import Generic, TypeVar
 
 from builderd.domain.builders import Builder
@@ -24,7 +23,6 @@ from builderd.domain.prices import (
     total,
 )
 from builderd.domain.resources import Resources
-from builderd.domain.versions import Version
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 from builderd.store.builder_lists import CostedBuilder, ListedCost
@@ -87,9 +85,11 @@ def report(
     """Return the costs inside the span, oldest builder first."""
     listed = uow.builder_lists.costs(tenant_id, span.page, span.per_page, now)
     spent = uow.ledger.total_of_tenant(tenant_id, now, span.since, span.until)
-    sums = _sums(uow, listed, now, span)
-    rate = cache(partial(running_rate, application))
-    rows = tuple((one, cost_of(application, rate(one.resources), sums.get(one.id, Sum()))) for one in listed)
+    sums: Mapping[BuilderId, Sum] = {one.id: one.spent for one in listed}
+    if span.since is not None or span.until is not None:
+        ledger = uow.ledger.of_builders(list(sums), span.since, span.until)
+        sums = {builder: total(segments, now, span.since, span.until) for builder, segments in ledger.items()}
+    rows = tuple((one, shown(application, one.resources, sums.get(one.id, Sum()))) for one in listed)
     return CostReport(application.prices.currency, cents(spent.money), rows, uow.builder_lists.count_all(tenant_id))
 
 
@@ -101,11 +101,7 @@ def dearest(
     costed = uow.builder_lists.costed(ids)
     spent = uow.ledger.month_of_tenant(tenant_id, now, month)
     sums = uow.ledger.month_of_builders(ids, now, month)
-    rate = cache(partial(running_rate, application))
-    rows = tuple(
-        (one, cost_of(application, rate(one.resources), sums.get(one.id, Sum())))
-        for one in map(costed.__getitem__, ids)
-    )
+    rows = tuple((costed[one], shown(application, costed[one].resources, sums.get(one, Sum()))) for one in ids)
     return Spending(application.prices.currency, cents(spent.money), rows, total)
 
 
@@ -123,26 +119,9 @@ def by_day(
     return DayReport(application.prices.currency, cents(sum(sums.values(), Sum()).money), days)
 
 
-def _sums(uow: UnitOfWork, listed: Sequence[ListedCost], now: datetime, span: Span) -> Mapping[BuilderId, Sum]:
-    since, until = span.since, span.until
-    if since is None and until is None:
-        return {one.id: one.spent for one in listed}
-    ledger = uow.ledger.of_builders([one.id for one in listed], since, until)
-    return {builder: total(segments, now, since, until) for builder, segments in ledger.items()}
-
-
-def shown(application: Application, version: Version, spent: Sum) -> Cost:
-    """Return a builder's cost as shown to users, with the hourly rate of this version's resources."""
-    return cost_of(application, running_rate(application, version.settings.resources), spent)
-
-
-def running_rate(application: Application, resources: Resources) -> Decimal:
-    """Return the hourly rate of running with these resources, as shown to users."""
-    return rate_digits(application.prices.hourly_rate(resources, Billing.RUNNING))
-
-
-def cost_of(application: Application, rate: Decimal, spent: Sum) -> Cost:
-    """Return the cost as shown to users, with a rate that is rounded already."""
+def shown(application: Application, resources: Resources, spent: Sum) -> Cost:
+    """Return a builder's cost as shown to users, with the hourly rate of running with these resources."""
+    rate = rate_digits(application.prices.hourly_rate(resources, Billing.RUNNING))
     return Cost(application.prices.currency, rate, rate_digits(spent.hours), cents(spent.money))
 
 
@@ -184,7 +163,6 @@ def turn(uow: UnitOfWork, prices: Prices, builder: Builder, before: Billing, aft
     current = uow.ledger.current(builder.id)
     if current is None or current.billing is not before:
         return False
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
+    version = uow.versions.require(builder.id, builder.version)
     bill(uow, prices, builder, version.settings.resources, after, at)
     return True

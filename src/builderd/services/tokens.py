@@ -28,7 +28,10 @@ def create(
         raise ValidationFailed({"tenant": ["must be 1 to 63 lower-case letters, digits and hyphens, not at its ends"]})
     if expires_at is not None and expires_at <= now:
         raise ValidationFailed({"expires": ["must lie in the future"]})
-    tenant = uow.tenants.by_name(tenant_name) or _new_tenant(uow, tenant_name, now)
+    tenant = uow.tenants.by_name(tenant_name)
+    if tenant is None:
+        tenant = Tenant(TenantId(new_id()), tenant_name, now)
+        uow.tenants.add(tenant)
     return _new_token(uow, tenant.id, name, now, scopes, expires_at)
 
 
@@ -128,9 +131,3 @@ def _new_token(
     )
     uow.tokens.add(token)
     return token, secret
-
-
-def _new_tenant(uow: UnitOfWork, name: str, now: datetime) -> Tenant:
-    tenant = Tenant(TenantId(new_id()), name, now)
-    uow.tenants.add(tenant)
-    return tenant

@@ -50,7 +50,8 @@ def create(
     tokens.require_unrevoked(uow, caller.token_id)
     if len(uow.webhooks.list(caller.tenant_id)) >= MAX_WEBHOOKS:
         raise QuotaExceeded(f"There are {MAX_WEBHOOKS} webhooks already: delete one first.")
-    webhook_id, secret = WebhookId(new_id()), new.secret or _new_secret()
+    made_up = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(NEW_KEY_BYTES)).decode()
+    webhook_id, secret = WebhookId(new_id()), new.secret or made_up
     webhook = Webhook(
         id=webhook_id,
         tenant_id=caller.tenant_id,
@@ -119,10 +120,6 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
             place = associated_data_of(webhook)
             uow.webhooks.save(replace(webhook, secret=vault.seal(vault.open(webhook.secret, place), place)))
     return len(stale)
-
-
-def _new_secret() -> str:
-    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(NEW_KEY_BYTES)).decode()
 
 
 def _event(webhook: Webhook, kind: str, actor: str, reason: str, now: datetime) -> Event:

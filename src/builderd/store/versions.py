@@ -139,6 +139,12 @@ class Versions:
             found = self._known[builder, number] = _version(row)
             return found
 
+    def require(self, builder: BuilderId, number: int) -> Version:
+        """Return a version that is stored as long as its builder, such as the current one."""
+        found = self.get(builder, number)
+        assert found is not None, "a builder's current version and its candidate's are always stored"
+        return found
+
     def list(self, builder: BuilderId) -> Sequence[Version]:
         """Return all versions, newest first."""
         with damage_named(builder):

@@ -28,7 +28,6 @@ from builderd.domain.bundles import (
     BundleFile,
     altered,
     bundle_hash,
-    check_added,
     check_result,
     check_size,
 )
@@ -124,7 +123,6 @@ class LocalBundles:
     def _alter(self, base: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         before = self._get(base)
         files = altered(before, alteration)
-        check_added(before, files)
         check_size(files, limits)
         if files == before.files:
             check_result(base, alteration)

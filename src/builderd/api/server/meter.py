@@ -65,7 +65,7 @@ async def _look(application: Application) -> _Snapshot:
     builders = await application.store.read(lambda uow: uow.builders.count_by_status())
     previews_ready = await application.previews.ready()
     activity = await application.previews.activity() if previews_ready else {}
-    readings = application.usage.all()
+    readings = list(application.usage.values())
     now = application.clock.now()
     backups = await application.store.read(lambda uow: health(uow, now))
     ready = application.engine.readiness().ready

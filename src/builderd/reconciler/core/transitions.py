@@ -153,7 +153,7 @@ def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
     ``is_own``: the builder's own is gone, not only a candidate's copy of it.
     """
     uow, builder = transition.uow, transition.builder
-    if is_own and builder.disk_is_made and deployments.holds_data(uow, builder):
+    if is_own and builder.disk_is_made and deployments.has_data(uow, builder):
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
         add_event(transition, "disk.lost", reason=reason, details={"disk": builder.disk})
     version = as_stored(uow, item.version)
@@ -231,7 +231,7 @@ def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
     """
     uow, now = transition.uow, transition.now
     builder = uow.builders.get(transition.builder.id)
-    if builder is None or sandbox.disk != builder.disk or deployments.holds_data(uow, builder):
+    if builder is None or sandbox.disk != builder.disk or deployments.has_data(uow, builder):
         return
     uow.ledger.close(builder.id, now)
     spare = (*builder.spare_disks, builder.disk)

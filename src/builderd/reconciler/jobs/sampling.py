@@ -79,7 +79,8 @@ class Sampling:
             UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()
         ]
         readings = [one for sandbox, one in self._last.items() if sandbox not in errors]
-        self._app.usage.replace(readings)
+        self._app.usage.clear()
+        self._app.usage.update((one.watched.builder_id, one) for one in readings)
 
     async def _visits(self) -> Mapping[str, PreviewActivity]:
         try:

@@ -287,7 +287,7 @@ async def show_machine(visit: Visit) -> Response:
         ],
         running=allocated.running_builders,
         version=__version__,
-        readings=len(application.usage.all()),
+        readings=len(application.usage),
     )
 
 

@@ -152,7 +152,7 @@ def _bar(x: float, usage: Usage, most: int) -> dict[str, Any]:
 
 def _gauges(visit: Visit, frame: BuilderFrame) -> Sequence[dict[str, Any]]:
     """Return the resources in use; none before they were measured."""
-    reading, limits = visit.application.usage.of_builder(frame.builder.id), frame.version.settings.resources
+    reading, limits = visit.application.usage.get(frame.builder.id), frame.version.settings.resources
     if reading is None:
         return ()
     cpu, gb = reading.since_previous.cpu or 0.0, 1 << 30

@@ -106,7 +106,7 @@ def _row(visit: Visit, one: ShownBuilder, loads: Mapping[int, Load]) -> dict[str
     steps = [loads.get(number) for number in range(SPARK_STEPS)]
     cpu = [load and load.cpu for load in steps]
     memory = [load and load.memory_bytes for load in steps]
-    reading = application.usage.of_builder(one.id)
+    reading = application.usage.get(one.id)
     visited = reading.visited if reading else None
     return {
         "builder": one,

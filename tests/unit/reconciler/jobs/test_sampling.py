@@ -22,7 +22,7 @@ VISITS = PreviewActivity(10, 0, 0, 1, 0, 0, 0.0, answers_2xx=8, answers_5xx=2)
 
 
 def sample_of(world: World, builder: BuilderId) -> UsageSample:
-    found = world.application.usage.of_builder(builder)
+    found = world.application.usage.get(builder)
     assert found
     return found
 
@@ -136,7 +136,7 @@ async def test_unreadable_sandbox_does_not_stop_the_sampling_of_others(world: Wo
         losing(world, first)
         world.clock.move(10)
         await sampling.sample()
-        assert [one.watched.builder_id for one in world.application.usage.all()] == [other.id]
+        assert [one.watched.builder_id for one in world.application.usage.values()] == [other.id]
         using(world, usage_of(cpu=5))
         world.clock.move(10)
         await sampling.sample()
@@ -149,10 +149,10 @@ async def test_sandbox_of_another_service_has_no_usage(world: World) -> None:
         builder = await world.create()
         sampling = Sampling(world.application)
         await sampling.sample()
-        assert world.application.usage.of_builder(builder.id)
+        assert world.application.usage.get(builder.id)
         await world.reached(builders.stop, builder)
         await sampling.sample()
-        assert world.application.usage.all() == []
+        assert world.application.usage == {}
 
 
 async def test_a_proxy_that_is_down_costs_no_reading(world: World) -> None:
@@ -181,7 +181,7 @@ async def test_a_service_that_ends_writes_down_what_it_read(world: World) -> Non
     async with world.reconciling():
         builder = await world.create()
         task = asyncio.create_task(sample(world.application))
-        await world.until(world.application.usage.all)
+        await world.until(lambda: world.application.usage)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert await steps(world, builder)

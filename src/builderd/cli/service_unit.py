@@ -9,7 +9,7 @@ import asyncio
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -68,35 +68,24 @@ service's alone: before a command in a shell, such as builderd backup, give it t
   set -a; . /etc/default/{name}; set +a"""
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceUnit:
-    """A unit to write: ``name`` without ``.service``, absolute paths, further arguments of ``builderd serve``."""
+def render(name: str, executable: Path, data_dir: Path, serve_options: Sequence[str] = ()) -> str:
+    """Return the text of the unit ``name`` (without ``.service``), with further arguments of ``builderd serve``.
 
-    name: str
-    executable: Path
-    data_dir: Path
-    serve_options: tuple[str, ...] = ()
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.name}.service"
-
-
-def render(unit: ServiceUnit) -> str:
-    """Return the text of the unit file. Raises ``ValueError`` for a wrong name, relative paths, control characters."""
-    if not UNIT_NAME.fullmatch(unit.name):
-        raise ValueError(f"{unit.name!r} is no unit name: use letters, digits, '_', '.' and '-'")
-    for path in (unit.executable, unit.data_dir):
+    Raises ``ValueError`` for a wrong name, relative paths, control characters.
+    """
+    if not UNIT_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no unit name: use letters, digits, '_', '.' and '-'")
+    for path in (executable, data_dir):
         if not path.is_absolute():
             raise ValueError(f"{path} is not absolute: systemd starts the service in another working directory")
-    arguments = ("serve", "--data-dir", str(unit.data_dir), *unit.serve_options)
+    arguments = ("serve", "--data-dir", str(data_dir), *serve_options)
     # systemd expands no variables in the program's own path, so a dollar in it is not doubled.
-    command = " ".join([quote(str(unit.executable)), *(quote(word).replace("$", "$$") for word in arguments)])
+    command = " ".join([quote(str(executable)), *(quote(word).replace("$", "$$") for word in arguments)])
     return TEMPLATE.format(
-        name=unit.name,
+        name=name,
         command=command,
-        data_dir=str(unit.data_dir).replace("%", "%%"),
-        data_dir_list=quote(str(unit.data_dir)),
+        data_dir=str(data_dir).replace("%", "%%"),
+        data_dir_list=quote(str(data_dir)),
     )
 
 
@@ -134,22 +123,19 @@ def install_service(
         for name, value in sorted(serve_options.items())
         if value is not None
     ]
-    unit = ServiceUnit(name, executable, folder, tuple(word for option in given for word in option))
     try:
-        text = render(unit)
+        text = render(name, executable, folder, [word for option in given for word in option])
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    path = (unit_dir or SYSTEM_UNITS) / unit.file_name
+    path = (unit_dir or SYSTEM_UNITS) / f"{name}.service"
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror}; run it as root") from error
     click.echo(f"wrote {path}")
-    click.echo(OWN_SETTINGS.format(name=name, data_dir=unit.data_dir))
-    if unit_dir is None:
-        runs = _enable(unit, now)
-        if runs:
-            _print_link(load(data_dir=data_dir, host=serve_options["host"], port=serve_options["port"]))
+    click.echo(OWN_SETTINGS.format(name=name, data_dir=folder))
+    if unit_dir is None and _enable(name, folder, now):
+        _print_link(load(data_dir=data_dir, host=serve_options["host"], port=serve_options["port"]))
 
 
 def _print_link(settings: Settings) -> None:
@@ -168,42 +154,40 @@ def _print_link(settings: Settings) -> None:
     click.echo(url)
 
 
-def _enable(unit: ServiceUnit, now: bool) -> bool:
+def _enable(name: str, data_dir: Path, now: bool) -> bool:
     """Enable the unit, and start it if it is to; return whether it runs now."""
     if not SYSTEMD_RUNS.is_dir():
-        click.echo(f"systemd does not run here: where it does, run: systemctl enable --now {unit.name}")
+        click.echo(f"systemd does not run here: where it does, run: systemctl enable --now {name}")
         return False
     _systemctl("daemon-reload")
-    _systemctl("enable", unit.file_name)
+    _systemctl("enable", f"{name}.service")
     if now:
         # Fail when a service other than the unit's, such as the demo's, has the data directory.
-        state = _systemctl("show", "--property=ActiveState", "--value", unit.file_name).strip()
-        if is_ours(unit.data_dir) and state == "inactive":
-            with lock(unit.data_dir):
+        state = _systemctl("show", "--property=ActiveState", "--value", f"{name}.service").strip()
+        if is_ours(data_dir) and state == "inactive":
+            with lock(data_dir):
                 pass
-        _start(unit)
+        _start(name)
     else:
-        click.echo(f"it starts at boot; to start or restart it now: systemctl restart {unit.name}")
+        click.echo(f"it starts at boot; to start or restart it now: systemctl restart {name}")
     return now
 
 
-def _start(unit: ServiceUnit) -> None:
+def _start(name: str) -> None:
     """Restart the unit, so that a running service gets the new options. Returns once it listens.
 
     That takes as long as it takes (``TimeoutStartSec``): systemd goes on with it even where this command is ended.
     """
-    command = ("systemctl", "restart", unit.file_name)
+    command = ("systemctl", "restart", f"{name}.service")
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as restart:
         try:
             restart.wait(NOTE_SECONDS)
         except subprocess.TimeoutExpired:
-            click.echo(
-                f"{unit.name} is still starting after {NOTE_SECONDS:.0f} s; follow its log: journalctl -fu {unit.name}"
-            )
+            click.echo(f"{name} is still starting after {NOTE_SECONDS:.0f} s; follow its log: journalctl -fu {name}")
     if restart.returncode != 0:
-        words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
-        raise click.ClickException(f"{unit.name} does not start, and systemd retries each second:\n{words}")
-    click.echo(f"it runs; its log: journalctl -u {unit.name}")
+        words = _run("journalctl", "--unit", f"{name}.service", "--lines", "5", "--output", "cat").stdout.strip()
+        raise click.ClickException(f"{name} does not start, and systemd retries each second:\n{words}")
+    click.echo(f"it runs; its log: journalctl -u {name}")
 
 
 def _systemctl(*arguments: str) -> str:

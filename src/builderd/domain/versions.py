@@ -266,8 +266,10 @@ def parse(text: str) -> EnvFile:
     return found
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    return _ESCAPED.get(found[1], found[1] if found[1] in '"\\$' else found[0])
+def _unquoted(quoted: re.Match[str]) -> str:
+    if quoted["plain"] is not None:
+        return quoted["plain"]
+    return _ESCAPE.sub(lambda one: _ESCAPED.get(one[1], one[1] if one[1] in '"\\$' else one[0]), quoted["escaped"])
 
 
 def _take(text: str, start: int, line: int, found: EnvFile) -> int:
@@ -288,15 +290,14 @@ def _take(text: str, start: int, line: int, found: EnvFile) -> int:
         if quoted is None or closed is None:
             found.errors.append(f"line {line}: the value of {name} has no closing {value[0]}, or text after it")
             return next_line
-        plain, end = quoted["plain"], closed.end()
-        value = plain if plain is not None else _ESCAPE.sub(_unescaped, quoted["escaped"])
+        value, end = _unquoted(quoted), closed.end()
     else:
         value = _COMMENT.split(value, maxsplit=1)[0].strip()
     if name in PLATFORM_ENV:
         # As with every library that reads such files: what is set already stays.
         found.ignored.append(name)
-    elif (why := env_error(name, value)) is not None:
-        found.errors.append(f"line {line}: {name[:40]}: {why}")
+    elif (fault := env_error(name, value)) is not None:
+        found.errors.append(f"line {line}: {name[:40]}: {fault}")
     else:
         found.values[name] = value
     return end

@@ -17,7 +17,7 @@ from typing import TypeVar
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream, Sandbox
+from builderd.domain.sandboxes import LogLine, LogMatch, LogStream, Sandbox
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.tenant_queue import PagedReads
@@ -29,14 +29,10 @@ FOLLOW_INTERVAL = 0.2
 PAGE = 500
 #: Extra lines that are looked at to allow for filters, the factor by which pieces grow, and the lines of the largest.
 LOOK_BACK, LOOK_FURTHER, MAX_PIECE = 500, 8, 10_000
-#: Lines found while looking back that one reader keeps, and their characters; beyond them they are read again.
-KEPT_LINES, KEPT_SIZE = 2_000, 1 << 18
 #: Seconds after a sandbox's end in which its last lines may still be written.
 LATE = timedelta(seconds=5)
 
 T = TypeVar("T")
-#: Returns a piece of a sandbox's log before a cursor, as ``Engine.search_log``: (sandbox, match, before, count).
-SearchLog = Callable[[Sandbox, LogMatch, str, int], Awaitable[LogPiece]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,42 +121,6 @@ class LogFilter:
         return LogMatch(self.since, self.stream, self.search)
 
 
-class _LookBack:
-    """Search from the ends of logs for the last wanted lines, each line once.
-
-    The lines found are kept for the reader, up to a limit over all its logs.
-    """
-
-    def __init__(self, search: SearchLog, wanted: LogFilter) -> None:
-        self._search = search
-        self._wanted = wanted
-        self._lines, self._size = KEPT_LINES, KEPT_SIZE
-
-    async def find(self, sandbox: Sandbox, missing: int) -> tuple[_Log, int]:
-        """Return a log with at least ``missing`` wanted lines ahead, if it has them, and their number."""
-        kept: deque[Sequence[LogLine]] | None = deque()
-        end, before, found, count = None, "", 0, missing + self._wanted.spare
-        while True:
-            piece = await self._search(sandbox, self._wanted.match, before, min(count, MAX_PIECE))
-            end, before, found = piece.end if end is None else end, piece.begin, found + len(piece.lines)
-            if kept is not None:
-                kept.appendleft(piece.lines)
-                kept = kept if self._keeps(piece.lines) else None
-            if found >= missing or not piece.more:
-                break
-            count *= LOOK_FURTHER
-        if kept is None:
-            return _Log(before), found
-        log = _Log(end)
-        log.hold([VersionedLine(sandbox.version, line) for lines in kept for line in lines])
-        return log, found
-
-    def _keeps(self, lines: Sequence[LogLine]) -> bool:
-        self._lines -= len(lines)
-        self._size -= sum(len(line.text) for line in lines)
-        return self._lines >= 0 and self._size >= 0
-
-
 async def follow(
     application: Application,
     tenant_id: TenantId,
@@ -234,14 +194,29 @@ class Follower:
     async def begin(self) -> int:
         """Find the cursors at which the last lines begin; return the number of lines after them if ``tail`` is set."""
         sandboxes, found = await self._read(self._start_positions)
-        missing, look_back = self._wanted.tail, _LookBack(self._piece, self._wanted)
+        missing = self._wanted.tail
         for sandbox in reversed(sandboxes):
             if self._wanted.is_older(sandbox) or (missing == 0 and sandbox.end is not None):
                 self._over.add(sandbox.id)
             elif missing is not None:
-                self._starts[sandbox.id], passed = await look_back.find(sandbox, missing)
+                self._starts[sandbox.id], passed = await self._look_back(sandbox, missing)
                 found, missing = found + passed, max(missing - passed, 0)
         return found
+
+    async def _look_back(self, sandbox: Sandbox, missing: int) -> tuple[_Log, int]:
+        """Return a log with at least ``missing`` wanted lines ahead, if it has them, and their number."""
+        # The lines of a release are all of one stream, which its log does not name.
+        match = replace(self._match, stream=None) if sandbox.release else self._match
+        before, found, count = "", 0, missing + self._wanted.spare
+        while True:
+            async with self._place:
+                piece = await self._application.engine.logs.search_log(
+                    sandbox.id, match, before, count=min(count, MAX_PIECE)
+                )
+            before, found = piece.begin, found + len(piece.lines)
+            if found >= missing or not piece.more:
+                return _Log(before), found
+            count *= LOOK_FURTHER
 
     def _start_positions(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], int]:
         builder = self._find(uow)
@@ -283,26 +258,15 @@ class Follower:
     def _new_sandboxes(self, uow: UnitOfWork) -> Sequence[Sandbox]:
         builder = self._find(uow)
         self._builds.more = builder is not None and self._wanted.build
-        while self._builds.more and not self._builds.held:
+        while self._builds.more and not self._builds.buffer:
             news = uow.build_logs.following(self._builder_id, self._built, PAGE)
             self._built = news[-1][0] if news else self._built
-            self._hold(self._builds, [VersionedLine(version, line) for _, version, line in news], len(news) == PAGE)
+            self._buffer(self._builds, [VersionedLine(version, line) for _, version, line in news], len(news) == PAGE)
         return () if builder is None else self._sandboxes(uow, builder)
 
     async def _read(self, work: Callable[[UnitOfWork], T]) -> T:
         async with self._place:
             return await self._application.store.read(work)
-
-    async def _page(self, sandbox: Sandbox, cursor: str, since: datetime | None) -> LogPage:
-        async with self._place:
-            page = await self._application.engine.logs.read_log(sandbox.id, cursor, since=since, limit=PAGE)
-        return page._replace(lines=_with_stream(sandbox, page.lines))
-
-    async def _piece(self, sandbox: Sandbox, match: LogMatch, before: str, count: int) -> LogPiece:
-        match = replace(match, stream=None) if sandbox.release else match
-        async with self._place:
-            piece = await self._application.engine.logs.search_log(sandbox.id, match, before, count=count)
-        return piece._replace(lines=_with_stream(sandbox, piece.lines))
 
     def _find(self, uow: UnitOfWork) -> Builder | None:
         builder = uow.builders.get(self._builder_id)
@@ -316,27 +280,31 @@ class Follower:
 
     async def _read_on(self, sandbox: Sandbox, log: _Log) -> None:
         log.more = True
-        while log.more and not log.held:
+        while log.more and not log.buffer:
             # The start is found by time once; then the cursor has it.
             since = None if log.cursor else self._wanted.since
-            page = await self._page(sandbox, log.cursor, since)
-            log.cursor = page.cursor
-            self._hold(log, [VersionedLine(sandbox.version, line) for line in page.lines], page.more)
-        if sandbox.end is not None and not log.held:
+            async with self._place:
+                page = await self._application.engine.logs.read_log(sandbox.id, log.cursor, since=since, limit=PAGE)
+            log.cursor, lines = page.cursor, page.lines
+            if sandbox.release:  # callers see them as a stream of their own
+                lines = [replace(line, stream=LogStream.RELEASE) for line in lines]
+            self._buffer(log, [VersionedLine(sandbox.version, line) for line in lines], page.more)
+        if sandbox.end is not None and not log.buffer:
             self._over.add(sandbox.id)
             del self._runs[sandbox.id]
 
-    def _hold(self, log: _Log, lines: Iterable[VersionedLine], more: bool) -> None:
-        log.hold(one for one in lines if self._match.passes(one.line))
+    def _buffer(self, log: _Log, lines: Iterable[VersionedLine], more: bool) -> None:
+        wanted = (one for one in lines if self._match.passes(one.line))
+        log.buffer.extend(sorted(wanted, key=lambda one: one.line.time))
         log.more = more
 
     def due(self) -> Iterator[VersionedLine]:
         """Yield the lines read so far, ordered by time, until another page of a log is needed to know the next one."""
         logs = self._logs()
-        while holding := [log for log in logs if log.held]:
-            log = min(holding, key=lambda log: log.held[0].line.time)
-            yield log.held.popleft()
-            if log.more and not log.held:
+        while unread := [log for log in logs if log.buffer]:
+            log = min(unread, key=lambda log: log.buffer[0].line.time)
+            yield log.buffer.popleft()
+            if log.more and not log.buffer:
                 return
 
     def _logs(self) -> Sequence[_Log]:
@@ -348,21 +316,13 @@ class _Log:
 
     def __init__(self, cursor: str = "") -> None:
         self.cursor = cursor
-        self.held: deque[VersionedLine] = deque()
+        self.buffer: deque[VersionedLine] = deque()
         self.more = False
-
-    def hold(self, lines: Iterable[VersionedLine]) -> None:
-        self.held.extend(sorted(lines, key=lambda one: one.line.time))
 
     @property
     def last(self) -> datetime | None:
         """The time of the last unconsumed line."""
-        return self.held[-1].line.time if self.held else None
-
-
-def _with_stream(sandbox: Sandbox, lines: Sequence[LogLine]) -> Sequence[LogLine]:
-    """Return the lines with the stream that callers see: those of a release have one of their own."""
-    return [replace(line, stream=LogStream.RELEASE) for line in lines] if sandbox.release else lines
+        return self.buffer[-1].line.time if self.buffer else None
 
 
 @dataclass(frozen=True, slots=True)

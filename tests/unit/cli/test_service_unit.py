@@ -20,7 +20,7 @@ from builderd.cli import service, service_unit
 from builderd.cli.group import builderd
 from builderd.cli.group import builderd as main
 from builderd.cli.service import usage_lines
-from builderd.cli.service_unit import ServiceUnit, install_service, quote, render
+from builderd.cli.service_unit import install_service, quote, render
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.resources import GB
@@ -29,8 +29,8 @@ from builderd.settings import Settings
 
 def unit(
     name: str = "builderd", executable: str = "/opt/b/bin/builderd", data_dir: str = "/var/lib/b", *options: str
-) -> ServiceUnit:
-    return ServiceUnit(name, Path(executable), Path(data_dir), options)
+) -> str:
+    return render(name, Path(executable), Path(data_dir), options)
 
 
 def directives(text: str) -> configparser.ConfigParser:
@@ -41,7 +41,7 @@ def directives(text: str) -> configparser.ConfigParser:
 
 
 def test_the_unit_starts_at_boot_once_it_listens_and_its_restart_ends_the_service_alone() -> None:
-    text = directives(render(unit(data_dir="/srv/b")))
+    text = directives(unit(data_dir="/srv/b"))
     expected = {
         "Unit": {"After": "network-online.target", "RequiresMountsFor": "/srv/b"},
         "Service": {
@@ -60,12 +60,12 @@ def test_the_unit_starts_at_boot_once_it_listens_and_its_restart_ends_the_servic
 
 
 def test_nothing_gives_the_service_a_mount_namespace_of_its_own() -> None:
-    keys = directives(render(unit()))["Service"].keys()
+    keys = directives(unit())["Service"].keys()
     assert not [key for key in keys if key.startswith(("Private", "Protect", "ReadOnly", "Inaccessible", "Temporary"))]
 
 
 def test_the_command_has_absolute_paths_and_the_given_options() -> None:
-    text = render(unit("b", "/opt/b/bin/builderd", "/srv/b", "--host", "::1", "--port", "8080"))
+    text = unit("b", "/opt/b/bin/builderd", "/srv/b", "--host", "::1", "--port", "8080")
     command = directives(text)["Service"]["ExecStart"]
     assert command == "/opt/b/bin/builderd serve --data-dir /srv/b --host ::1 --port 8080"
 
@@ -88,7 +88,7 @@ def test_words_are_quoted_as_systemd_reads_them(word: str, quoted: str) -> None:
 
 
 def test_specifiers_and_variables_in_a_path_are_taken_literally() -> None:
-    text = render(unit(executable="/opt/$x/builderd", data_dir="/srv/%h/$HOME"))
+    text = unit(executable="/opt/$x/builderd", data_dir="/srv/%h/$HOME")
     assert "ExecStart=/opt/$x/builderd serve --data-dir /srv/%%h/$$HOME\n" in text
     assert "RequiresMountsFor=/srv/%%h/$HOME\n" in text
 
@@ -96,19 +96,19 @@ def test_specifiers_and_variables_in_a_path_are_taken_literally() -> None:
 @pytest.mark.parametrize("hostile", ["/srv/a\nExecStartPre=/bin/evil", "/srv/a\rb", "/srv/a\x7f"])
 def test_a_path_cannot_add_a_directive(hostile: str) -> None:
     with pytest.raises(ValueError, match="control character"):
-        render(unit(data_dir=hostile))
+        unit(data_dir=hostile)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../a", "a/b", "a\nb", "-a", "a@b", "a%b"])
 def test_a_unit_name_is_plain(name: str) -> None:
     with pytest.raises(ValueError, match="unit name"):
-        render(unit(name))
+        unit(name)
 
 
 @pytest.mark.parametrize(("executable", "data_dir"), [("builderd", "/srv"), ("/bin/builderd", "srv")])
 def test_relative_paths_are_refused(executable: str, data_dir: str) -> None:
     with pytest.raises(ValueError, match="not absolute"):
-        render(unit("b", executable, data_dir))
+        unit("b", executable, data_dir)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
-"""``builderd api``, ``doctor``, ``completion`` and ``man``."""
+"""``builderd api``, ``doctor`` and ``completion``."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,51 +107,3 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     click.echo(found(builderd, {}, "builderd", "_BUILDERD_COMPLETE").source())
-
-
-@click.command()
-@click.argument("words", nargs=-1, metavar="[COMMAND]...")
-def man(words: Sequence[str]) -> None:
-    """Print the manual page, of one command or of all: builderd man | man -l -"""
-    from builderd.cli.group import builderd  # noqa: PLC0415
-
-    context = click.Context(builderd, info_name="builderd")
-    found: click.Command = builderd
-    for word in words:
-        inner = found.get_command(context, word) if isinstance(found, click.Group) else None
-        if inner is None:
-            raise click.UsageError(f"there is no command {' '.join(words)!r}")
-        found, context = inner, click.Context(inner, info_name=word, parent=context)
-    click.echo("\n".join(_page(found, context)))
-
-
-def _page(found: click.Command, context: click.Context) -> Iterator[str]:
-    title = context.command_path.replace(" ", "-").upper()
-    yield f'.TH {title} 1 "" "builderd {__version__}"'
-    yield f".SH NAME\n{_roff(context.command_path.replace(' ', '-'))} \\- {_roff(found.get_short_help_str(200))}"
-    yield from _section(found, context, ".SH SYNOPSIS\n", ".SH")
-    if not isinstance(found, click.Group):
-        return
-    yield ".SH COMMANDS"
-    for name in found.list_commands(context):
-        # Not of the machine's commands without Linux or the packages of the service.
-        with suppress(click.ClickException):
-            if (inner := found.get_command(context, name)) is not None:
-                yield f".SS {_roff(name)}"
-                yield from _section(inner, click.Context(inner, info_name=name, parent=context), "", "")
-
-
-def _section(found: click.Command, context: click.Context, head: str, heading: str) -> Iterator[str]:
-    usage = " ".join(found.collect_usage_pieces(context))
-    yield f"{head}.B {_roff(context.command_path)}\n{_roff(usage)}"
-    text = (found.help or "").replace("\f", "").strip()
-    yield f"{heading} DESCRIPTION\n{_roff(text)}" if heading else f".PP\n{_roff(text)}"
-    records = [record for one in found.get_params(context) if (record := one.get_help_record(context))]
-    if heading and records:
-        yield f"{heading} OPTIONS"
-    yield from (f".TP\n.B {_roff(names)}\n{_roff(help_)}" for names, help_ in records)
-
-
-def _roff(text: str) -> str:
-    escaped = text.replace("\\", "\\e").replace("-", "\\-")
-    return "\n".join(f"\\&{line}" if line[:1] in {".", "'"} else line for line in escaped.splitlines())

@@ -33,7 +33,6 @@ ELSEWHERE = {
     "shell",
     "port-forward",
     "completion",
-    "man",
 }
 
 

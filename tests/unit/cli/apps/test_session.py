@@ -303,14 +303,6 @@ def test_completion_names_commands_and_options(home: Path) -> None:
     assert "rollback" in done.stdout
 
 
-def test_the_manual_page_is_one(home: Path, tmp_path: Path) -> None:
-    whole, one = run("man"), run("man", "env", "set")
-    assert whole.stdout.startswith(".TH BUILDERD 1")
-    assert ".SS port\\-forward" in whole.stdout
-    assert "builderd env set" in one.stdout.replace("\\", "")
-    assert run("man", "nothing").exit_code == 2
-
-
 def test_no_color_is_respected(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def colours(*words: str) -> bool:
         return "\x1b[" in CliRunner().invoke(builderd, list(words), color=True, prog_name="builderd").stdout

@@ -6,27 +6,37 @@ https://doc.libsodium.org/secret-key_cryptography/aead/chacha20-poly1305/xchacha
 
 from __future__ import annotations
 
-import binascii
 import logging
-import os
 import stat
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from nacl import bindings, pwhash
-from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_KEYBYTES as KEY_BYTES
+from nacl import pwhash
 from nacl.encoding import RawEncoder
 from nacl.exceptions import CryptoError
 from nacl.hash import blake2b
+from nacl.secret import Aead
 from nacl.utils import random
 
 from builderd.domain.errors import EngineUnavailable, ValidationFailed
 from builderd.linux import atomic_files
 
-ID_BYTES = 8
+KEY_BYTES, ID_BYTES = Aead.KEY_SIZE, 8
+#: Seconds after which a caller may try again while the keys cannot be read.
+RETRY_SECONDS = 30
+_FORMAT = b"\x01"
+_HEADER = len(_FORMAT) + ID_BYTES
+_MIN_BYTES = _HEADER + Aead.NONCE_SIZE + Aead.MACBYTES
+#: Characters of a passphrase: a shorter one could be guessed.
+MIN_LENGTH = 12
+#: Argon2id's cost of each guess, which is part of the format: other limits derive other keys.
+_OPERATIONS, _MEMORY = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
+_SALT = pwhash.argon2id.SALTBYTES
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +52,13 @@ class Key:
     @classmethod
     def from_text(cls, text: str) -> Key:
         """Parse base64, as ``text`` writes it. Raises ``ValueError``."""
+        wrong = f"a key of the vault is {KEY_BYTES} bytes in base64, as `openssl rand -base64 32` makes one"
         try:
             material = b64decode(text.strip(), validate=True)
-        except binascii.Error:
-            material = b""
+        except ValueError:
+            raise ValueError(wrong) from None
         if len(material) != KEY_BYTES:
-            raise ValueError(
-                f"a key of the vault is {KEY_BYTES} bytes in base64, as `openssl rand -base64 32` makes one"
-            )
+            raise ValueError(wrong)
         return cls(material)
 
     @property
@@ -63,14 +72,6 @@ class Key:
 
     def __repr__(self) -> str:
         return f"Key({self.id.hex()})"
-
-
-class Keys(Protocol):
-    def load(self) -> Sequence[Key]:
-        """Return at least one key, made if there is none: the first seals, all open."""
-
-    def existing(self) -> Sequence[Key]:
-        """Return the keys that exist, and create none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class ConfiguredKeys:
 
 
 class KeyFile:
-    """A file with one base64 key a line; the first seals. Mode 600, created at the first need.
+    """A file with one base64 key a line; the first seals, all open. Mode 600, created at the first need.
 
     It is read again when it changed, so that a running service follows a key rotation.
     """
@@ -98,7 +99,10 @@ class KeyFile:
         self._stamp: tuple[int, int, int] | None = None
 
     def load(self) -> Sequence[Key]:
-        """Return the keys. Raises ``ValidationFailed`` if others may read the file, or it has no keys."""
+        """Return at least one key, made if there is none.
+
+        Raises ``ValidationFailed`` if others may read the file, or it has no keys.
+        """
         if keys := self.existing():
             return keys
         self._make([Key.new()], replacing=False)
@@ -112,17 +116,14 @@ class KeyFile:
             return ()
         stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
         if stamp != self._stamp:
-            self._check(state)
+            if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise self._invalid(f"others may read it: `chmod 600 {self._path}`")
             self._keys, self._stamp = self._read(), stamp
         return self._keys
 
     def save(self, keys: Sequence[Key]) -> None:
         """Replace all keys at once; after a crash the file has the old or the new ones."""
         self._make(keys, replacing=True)
-
-    def _check(self, state: os.stat_result) -> None:
-        if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise self._invalid(f"others may read it: `chmod 600 {self._path}`")
 
     def _read(self) -> Sequence[Key]:
         try:
@@ -140,7 +141,9 @@ class KeyFile:
             if replacing:
                 fresh.replace(self._path)
             else:
-                _link(fresh, self._path)
+                # Two services that start at once then use one key.
+                with suppress(FileExistsError):
+                    self._path.hardlink_to(fresh)
             # Secrets sealed with a new key would be lost if the machine failed before the file is on the disk.
             atomic_files.sync(self._path.parent)
         finally:
@@ -150,42 +153,28 @@ class KeyFile:
         return ValidationFailed({"vault.key_file": [f"{self._path}: {why}"]})
 
 
-def _link(source: Path, target: Path) -> None:
-    """Link the file unless another process was faster: two that start at once then use one key."""
-    try:
-        target.hardlink_to(source)
-    except FileExistsError:
-        return
-
-
-log = logging.getLogger(__name__)
-
-#: Seconds after which a caller may try again while the keys cannot be read.
-RETRY_SECONDS = 30
-_FORMAT = b"\x01"
-_NONCE_BYTES = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
-_HEADER = len(_FORMAT) + ID_BYTES
-_MIN_BYTES = _HEADER + _NONCE_BYTES + bindings.crypto_aead_xchacha20poly1305_ietf_ABYTES
-
-
 class SodiumVault:
     """Implements ``ports.vault.Vault``."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: ConfiguredKeys | KeyFile) -> None:
         self._keys = keys
 
     def seal(self, secret: bytes, associated_data: str) -> bytes:
         """Seal a secret: encrypt it and authenticate it together with its associated data."""
-        key, nonce = self._load()[0], random(_NONCE_BYTES)
-        data = associated_data.encode()
-        text = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, data, nonce, key.material)
-        return _FORMAT + key.id + nonce + text
+        key = self._read(self._keys.load)[0]
+        return _FORMAT + key.id + Aead(key.material).encrypt(secret, associated_data.encode())
 
     def open(self, sealed: bytes, associated_data: str) -> bytes:
-        key, data = self._key_of(sealed), associated_data.encode()
-        nonce, text = sealed[_HEADER : _HEADER + _NONCE_BYTES], sealed[_HEADER + _NONCE_BYTES :]
+        name = key_id(sealed)
+        if name is None:
+            raise EngineUnavailable("A stored secret is damaged: write it again.")
+        key = next((key for key in self._read(self._keys.load) if key.id == name), None)
+        if key is None:
+            raise EngineUnavailable(
+                f"A stored secret is sealed with the key {name.hex()}, which this service lacks: put its key file back."
+            )
         try:
-            return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(text, data, nonce, key.material)
+            return Aead(key.material).decrypt(sealed[_HEADER:], associated_data.encode())
         except CryptoError:
             raise EngineUnavailable(f"The secret of {associated_data} is damaged: write it again.") from None
 
@@ -193,21 +182,7 @@ class SodiumVault:
         self._read(self._keys.existing)
 
     def is_current(self, sealed: bytes) -> bool:
-        return sealed[len(_FORMAT) : _HEADER] == self._load()[0].id
-
-    def _key_of(self, sealed: bytes) -> Key:
-        name = key_id(sealed)
-        if name is None:
-            raise EngineUnavailable("A stored secret is damaged: write it again.")
-        for key in self._load():
-            if key.id == name:
-                return key
-        raise EngineUnavailable(
-            f"A stored secret is sealed with the key {name.hex()}, which this service lacks: put its key file back."
-        )
-
-    def _load(self) -> Sequence[Key]:
-        return self._read(self._keys.load)
+        return sealed[len(_FORMAT) : _HEADER] == self._read(self._keys.load)[0].id
 
     def _read(self, read: Callable[[], Sequence[Key]]) -> Sequence[Key]:
         """Return the keys. Raises ``EngineUnavailable`` while they cannot be read: no caller can mend that."""
@@ -233,21 +208,11 @@ def in_memory() -> SodiumVault:
     return SodiumVault(ConfiguredKeys((Key.new(),)))
 
 
-#: Characters of a passphrase: a shorter one could be guessed.
-MIN_LENGTH = 12
-#: Argon2id's cost of each guess, which is part of the format: other limits derive other keys.
-_OPERATIONS, _MEMORY = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
-_SALT = pwhash.argon2id.SALTBYTES
-_NONCE = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
-
-
 def seal(secret: bytes, passphrase: str, associated_data: str) -> bytes:
     """Encrypt the secret; ``unseal`` needs the same associated data. Raises ``ValidationFailed`` if too short."""
     check_length(passphrase)
-    salt, nonce = random(_SALT), random(_NONCE)
-    key = _key(passphrase, salt)
-    text = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, associated_data.encode(), nonce, key)
-    return _FORMAT + salt + nonce + text
+    salt = random(_SALT)
+    return _FORMAT + salt + _aead(passphrase, salt).encrypt(secret, associated_data.encode())
 
 
 def check_length(passphrase: str) -> None:
@@ -260,20 +225,12 @@ def unseal(sealed: bytes, passphrase: str, associated_data: str) -> bytes:
     """Return the secret. Raises ``ValidationFailed`` for another passphrase or changed bytes."""
     if sealed[:1] != _FORMAT:
         raise ValidationFailed({"passphrase": ["the sealed data is damaged, or a newer builderd wrote it"]})
-    salt, nonce = sealed[1 : 1 + _SALT], sealed[1 + _SALT : 1 + _SALT + _NONCE]
-    text = sealed[1 + _SALT + _NONCE :]
     try:
-        key = _key(passphrase, salt)
-        return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(text, associated_data.encode(), nonce, key)
+        aead = _aead(passphrase, sealed[1 : 1 + _SALT])
+        return aead.decrypt(sealed[1 + _SALT :], associated_data.encode())
     except (CryptoError, ValueError):
         raise ValidationFailed({"passphrase": ["is not the one of this backup, or its keys are damaged"]}) from None
 
 
-def _key(passphrase: str, salt: bytes) -> bytes:
-    return pwhash.argon2id.kdf(
-        bindings.crypto_aead_xchacha20poly1305_ietf_KEYBYTES,
-        passphrase.encode(),
-        salt,
-        opslimit=_OPERATIONS,
-        memlimit=_MEMORY,
-    )
+def _aead(passphrase: str, salt: bytes) -> Aead:
+    return Aead(pwhash.argon2id.kdf(KEY_BYTES, passphrase.encode(), salt, opslimit=_OPERATIONS, memlimit=_MEMORY))

@@ -15,8 +15,7 @@ from builderd.adapters.backup_repositories.restic.repository import ResticReposi
 from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
-from builderd.adapters.uploads.local import LocalUploads
-from builderd.adapters.uploads.shared import SharedUploads
+from builderd.adapters.uploads.stores import LocalUploads, SharedUploads
 from builderd.bootstrap.data_directory import identity
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.errors import ValidationFailed

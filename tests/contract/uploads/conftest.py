@@ -9,8 +9,7 @@ import pytest
 from tests.fakes.uploads import FakeUploads
 from tests.stores import memory_store
 
-from builderd.adapters.uploads.local import LocalUploads
-from builderd.adapters.uploads.shared import SharedUploads
+from builderd.adapters.uploads.stores import LocalUploads, SharedUploads
 from builderd.ports.uploads import Uploads
 
 

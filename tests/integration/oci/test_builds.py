@@ -19,8 +19,7 @@ from tests.integration.oci.stores import OPTIONS, quiet
 
 from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.runtime.runner import Runner
-from builderd.adapters.engines.oci.storage.builds import Bind, BuildRun
-from builderd.adapters.engines.oci.storage.layers import LAYER_UID
+from builderd.adapters.engines.oci.storage.layers import LAYER_UID, Bind, BuildRun
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed

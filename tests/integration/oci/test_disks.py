@@ -23,9 +23,9 @@ from builderd.adapters.engines.oci.storage.disks import (
     SCRATCH_BYTES,
     Disks,
 )
-from builderd.adapters.engines.oci.storage.home_in_backup import HOME
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume
+from builderd.adapters.engines.oci.storage.tree import HOME_IN_BACKUP as HOME
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import NoCapacity, NotFound
 from builderd.domain.ids import DiskId

@@ -16,7 +16,7 @@ from tests.engines import make_spec, until_state
 from tests.small_memory import limited_memory
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.storage.builds import BuildRun
+from builderd.adapters.engines.oci.storage.layers import BuildRun
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxState

@@ -22,12 +22,11 @@ import pytest
 from tests.integration.oci.stores import open_store
 
 from builderd.adapters.engines.oci.storage import app_builds
-from builderd.adapters.engines.oci.storage import builds as transcript
 from builderd.adapters.engines.oci.storage import layers as module
-from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.storage import layers as transcript
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.layer_store import LayerCache, LayerStore
-from builderd.adapters.engines.oci.storage.layers import Layers
+from builderd.adapters.engines.oci.storage.layers import BuildExit, BuildRun, Layers, Output
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound, machine_fault

@@ -11,7 +11,7 @@ from tests.contract.engine.apps import App
 from tests.engines import ENGINE_TIMEOUT, kill_monitor, make_spec, prepared, processes_of, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.storage.builds import BuildRun
+from builderd.adapters.engines.oci.storage.layers import BuildRun
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.processes import ProcessSpec, shell

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.bundles import unpacking
+from builderd.adapters.bundles import local
 from builderd.domain.bundles import ArchiveLimits
 from builderd.domain.errors import BuilderdError, MachineFault, NoCapacity, ValidationFailed
 
 
 async def unpack_by(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int) -> str:
     (tmp_path / "taken_over.py").write_text(program)
-    monkeypatch.setattr(unpacking, "_MODULE", "taken_over")
-    monkeypatch.setattr(unpacking, "_SOURCE", str(tmp_path))
+    monkeypatch.setattr(local, "_MODULE", "taken_over")
+    monkeypatch.setattr(local, "_SOURCE", str(tmp_path))
     with (tmp_path / "in").open("w+b") as archive, (tmp_path / "out").open("w+b") as out:
         async with asyncio.timeout(60):
-            return await unpacking.unpack(archive, out, ArchiveLimits(seconds=seconds))
+            return await local.unpack(archive, out, ArchiveLimits(seconds=seconds))
 
 
 async def test_a_report_in_pieces_is_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ async def test_report_over_the_limit_is_ignored(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "_WALL_TIME_FACTOR", 1)
+    monkeypatch.setattr(local, "_WALL_TIME_FACTOR", 1)
     program = "import sys\nwhile True:\n    sys.stderr.write('x' * 100_000)\n"
     with pytest.raises(ValidationFailed, match="takes too long"):
         await unpack_by(program, tmp_path, monkeypatch, seconds=1)
@@ -57,7 +57,7 @@ async def test_full_room_is_reported_wherever_the_last_write_ends(tmp_path: Path
         (tmp_path / "out").open("w+b") as out,
         pytest.raises(NoCapacity, match="above the floor"),
     ):
-        await unpacking.unpack(archive, out, ArchiveLimits(room_bytes=room))
+        await local.unpack(archive, out, ArchiveLimits(room_bytes=room))
 
 
 async def test_killed_unpacking_process_is_a_machine_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

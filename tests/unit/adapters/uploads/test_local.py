@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.uploads.local import LocalUploads
+from builderd.adapters.uploads.stores import LocalUploads
 from builderd.domain.ids import UploadId, new_id
 
 ONE = UploadId(new_id())

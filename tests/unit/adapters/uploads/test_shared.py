@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.stores import memory_store
 
-from builderd.adapters.uploads import shared as module
-from builderd.adapters.uploads.shared import SharedUploads
+from builderd.adapters.uploads import stores as module
+from builderd.adapters.uploads.stores import SharedUploads
 from builderd.domain.errors import NoCapacity, QuotaExceeded, StoreUnavailable
 from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import TenantId, UploadId, new_id

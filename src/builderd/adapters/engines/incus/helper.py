@@ -50,8 +50,7 @@ _MODULES = (
     "adapters/engines/incus/helper_program.py",
     "adapters/engines/oci/__init__.py",
     "adapters/engines/oci/storage/__init__.py",
-    *(f"adapters/engines/oci/storage/{name}.py" for name in ("tree", "app_builds", "file_copy")),
-    *(f"adapters/engines/oci/storage/{name}.py" for name in ("subvolumes", "home_in_backup")),
+    *(f"adapters/engines/oci/storage/{name}.py" for name in ("tree", "app_builds", "file_copy", "subvolumes")),
 )
 _FOLDER = "/opt/builderd/program"
 _PROGRAM = "builderd.adapters.engines.incus.helper_program"

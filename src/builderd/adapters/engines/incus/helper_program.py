@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from builderd.adapters.engines.oci.storage import app_builds, home_in_backup, tree
+from builderd.adapters.engines.oci.storage import app_builds, tree
 from builderd.adapters.engines.oci.storage.app_builds import FinishedBuild, layer_error, measure, write_version
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.domain.bundles import Bundle, BundleFile
@@ -263,13 +263,13 @@ def finish_build(request: Json) -> None:
 
 def put_home_in(request: Json) -> None:
     """Move the user's home of a copy among the files, where a backup finds it. Idempotent."""
-    home_in_backup.put_in(_volume(request))
+    tree.put_home_in(_volume(request))
     say({})
 
 
 def take_home_out(request: Json) -> None:
     """Move the home of a restored disk out of the files. Idempotent."""
-    home_in_backup.take_out(_volume(request))
+    tree.take_home_out(_volume(request))
     os.sync()
     say({})
 

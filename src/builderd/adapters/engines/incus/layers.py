@@ -20,7 +20,7 @@ from builderd.adapters.engines.incus.disks import FULL, HelperOf, described, sen
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.adapters.engines.incus.instances import Instances, Volumes, own_of, users_of
-from builderd.adapters.engines.oci.storage.builds import Transcript
+from builderd.adapters.engines.oci.storage.layers import Transcript
 from builderd.adapters.engines.oci.storage.store import over_layer_limit, over_tenant_limit
 from builderd.domain.database_lease import MemberAway
 from builderd.domain.errors import InstallFailed, NotFound

@@ -13,7 +13,7 @@ from builderd.adapters.engines.incus.client import PoolFull, error_of
 from builderd.adapters.engines.incus.helper import _error_of
 from builderd.adapters.engines.incus.instances import Volumes
 from builderd.adapters.engines.incus.layers import Layers
-from builderd.adapters.engines.oci.storage.builds import Transcript
+from builderd.adapters.engines.oci.storage.layers import Transcript
 from builderd.domain.database_lease import MemberAway
 from builderd.domain.layers import LayerPlan
 

@@ -25,7 +25,7 @@ from builderd.adapters.engines.oci.runtime.run import (
     overlay_paths,
 )
 from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, runtime_mounts
-from builderd.adapters.engines.oci.storage.builds import Bind
+from builderd.adapters.engines.oci.storage.layers import Bind
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.sandboxes import SECRETS_FOLDER
 from builderd.linux.json_files import write_json

@@ -17,8 +17,8 @@ from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.records import Heartbeat, Records
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
 from builderd.adapters.engines.oci.storage.base import APP_UID
-from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
+from builderd.adapters.engines.oci.storage.layers import Bind
 from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace
 from builderd.domain.layers import APP, NODE_MODULES
 from builderd.domain.sandboxes import SandboxSpec

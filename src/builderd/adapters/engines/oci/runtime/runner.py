@@ -23,8 +23,8 @@ from builderd.adapters.engines.oci.runtime.run import INIT, Root, Run
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
 from builderd.adapters.engines.oci.storage.base import APP_UID
-from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER, DISK_UID, Disks
+from builderd.adapters.engines.oci.storage.layers import Bind, BuildExit, BuildRun, Output
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause

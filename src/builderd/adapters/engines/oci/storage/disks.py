@@ -23,14 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from builderd.adapters.engines.oci.storage import home_in_backup, space_reservations
+from builderd.adapters.engines.oci.storage import space_reservations
 from builderd.adapters.engines.oci.storage.app_builds import FinishedBuild, read_built, write_version
 from builderd.adapters.engines.oci.storage.backing import mounted_roots
 from builderd.adapters.engines.oci.storage.base import APP_UID
 from builderd.adapters.engines.oci.storage.quotas import DiskSpace
 from builderd.adapters.engines.oci.storage.store import SYNC_MARK, Store, is_damaged, store_full
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
-from builderd.adapters.engines.oci.storage.tree import clear, make_empty_folder
+from builderd.adapters.engines.oci.storage.tree import clear, make_empty_folder, put_home_in, take_home_out
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
@@ -111,7 +111,7 @@ class Disks:
     def clone(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
         """Clone a disk, with a limit of its own that counts only later writes. Raises ``NoCapacity``.
 
-        ``for_backup``: its home lies in ``app``, as ``home_in_backup`` says; ``mark_bundle`` takes it out again.
+        ``for_backup``: its home lies in ``app``, as in a backup; ``mark_bundle`` takes it out again.
         """
         origin = self._existing(source)
         with self._lock, self._new_disk(target, size_bytes) as unfinished:
@@ -124,7 +124,7 @@ class Disks:
             (unfinished / SYNC_MARK).unlink(missing_ok=True)
             _remove_leftovers(unfinished)
             if for_backup:
-                home_in_backup.put_in(unfinished)
+                put_home_in(unfinished)
             self._limit(target, unfinished, size_bytes)
         # Deleted content may be large: it goes in the background.
         self._empty_trash(self._path(target))
@@ -206,7 +206,7 @@ class Disks:
 
     def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         """Record the bundle after a sync: the app's changes could not be restored from the bundle."""
-        home_in_backup.take_out(self._existing(disk))
+        take_home_out(self._existing(disk))
         self.write_out(disk)
         atomic_files.replace(self._existing(disk) / "bundle", f"{bundle_hash}\n".encode(), mode=0o644)
 

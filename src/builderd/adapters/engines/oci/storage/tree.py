@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import heapq
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.subvolumes import ROOT_INODE, delete_subvolume_in
 from builderd.domain.errors import InvalidState
@@ -310,3 +312,42 @@ def _lift(folder: int, name: str, is_over: Callable[[], bool]) -> None:
     # The next round finds what was put into it just before.
     with suppress(OSError):
         os.rmdir(name, dir_fd=folder)
+
+
+#: A backup has the one folder ``app``. The user's home is ``.builderd-home`` in it or, if the app has that name itself,
+#: the one of ``.builderd-home-1``, ``.builderd-home-2`` and so on that follows all of the app's own.
+HOME_IN_BACKUP = ".builderd-home"
+_NUMBERED = re.compile(re.escape(HOME_IN_BACKUP) + r"(?:-(\d{1,9}))?")
+
+
+def put_home_in(disk: Path) -> None:
+    """Move the home of a copy among its files. Idempotent."""
+    app, home = disk / "app", disk / "home"
+    if is_folder(home):
+        home.rename(app / _home_name(_last_number(app) + 1))
+
+
+def take_home_out(disk: Path) -> None:
+    """Move the home of a restored disk, whose own is empty, out of its files. Idempotent."""
+    app, home = disk / "app", disk / "home"
+    found = app / _home_name(_last_number(app))
+    if is_folder(found) and not (is_folder(home) and any(home.iterdir())):
+        found.rename(home)  # replaces the empty one
+
+
+def _home_name(number: int) -> str:
+    return f"{HOME_IN_BACKUP}-{number}" if number > 0 else HOME_IN_BACKUP
+
+
+def _last_number(app: Path) -> int:
+    """Return the highest number of a home's name in the folder: 0 for the name without one, -1 without any."""
+    found = (_NUMBERED.fullmatch(path.name) for path in app.iterdir())
+    return max((int(match[1] or 0) for match in found if match), default=-1)
+
+
+def is_folder(path: Path) -> bool:
+    """Return True for a folder, and never for a link: a mount would follow it."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False

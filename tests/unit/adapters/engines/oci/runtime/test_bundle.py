@@ -28,8 +28,8 @@ from builderd.adapters.engines.oci.runtime.run import (
     overlay_paths,
 )
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID
+from builderd.adapters.engines.oci.storage.layers import Bind
 from builderd.adapters.engines.oci.storage.quotas import NO_SPACE
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources

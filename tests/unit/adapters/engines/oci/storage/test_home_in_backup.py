@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import home_in_backup
-from builderd.adapters.engines.oci.storage.home_in_backup import HOME
+from builderd.adapters.engines.oci.storage import tree
+from builderd.adapters.engines.oci.storage.tree import HOME_IN_BACKUP as HOME
 
 Tree = Mapping[str, str]
 
@@ -59,13 +59,13 @@ def restored(disk: Path, backup: Path) -> Path:
 @pytest.mark.parametrize("home", [{"notes": "mine", f"{HOME}/x": "y"}, {}], ids=["home", "empty home"])
 def test_home_and_files_come_back_from_a_backup_whatever_they_are_called(tmp_path: Path, name: str, home: Tree) -> None:
     copy = make_disk(tmp_path / "copy", APPS[name], home)
-    home_in_backup.put_in(copy)
+    tree.put_home_in(copy)
     before = content_of(copy / "app")
-    home_in_backup.put_in(copy)
+    tree.put_home_in(copy)
     assert content_of(copy / "app") == before
     disk = restored(tmp_path / "disk", copy)
-    home_in_backup.take_out(disk)
+    tree.take_home_out(disk)
     if home:
-        home_in_backup.take_out(disk)
+        tree.take_home_out(disk)
     assert (content_of(disk / "app"), content_of(disk / "home")) == (APPS[name], home)
     assert sorted(path.name for path in disk.iterdir()) == ["app", "home"]

@@ -7,6 +7,7 @@ the repository is remote.
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -74,7 +75,7 @@ class ResticRepository:
     async def save(
         self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
     ) -> SnapshotSummary:
-        work = self._work(repository.tenant_id, request.builder)
+        work = self._work_root / repository.tenant_id / request.builder
         listed = await self._run_manifest(work, request.disk, ("record", str(request.limit_bytes)))
         await asyncio.to_thread(self._check_free_space, repository.tenant_id, int(listed["stored"]))
         run = Run(self._context, repository, disk=request.disk, reads_all=True, work=work, on_progress=on_progress)
@@ -87,7 +88,7 @@ class ResticRepository:
             messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
         except ParentLost:
             messages = await run(*argv, "--force", timeout=LONG)  # reads all files, without a parent
-        summary = runs.find(messages, "summary")
+        summary = next((one for one in reversed(messages) if one.get("message_type") == "summary"), None)
         if summary is None:
             raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
         added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
@@ -98,7 +99,7 @@ class ResticRepository:
     async def restore(
         self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
     ) -> RestoreReport:
-        work = self._work(repository.tenant_id, BuilderId(disk))
+        work = self._work_root / repository.tenant_id / disk
         try:
             run = Run(self._context, repository, disk=disk, writable=True, work=work, on_progress=on_progress)
             await self._fetch(run, repository, snapshot)
@@ -115,12 +116,21 @@ class ResticRepository:
             try:
                 await run("restore", f"{snapshot}:{runs.WORK}", *target, timeout=QUICK)
             except TargetFull as error:
-                # It goes to the service's folder, not to the disk.
                 raise _data_directory_full() from error
             # Long runs of zeros become holes again.
             await run("restore", f"{snapshot}:{runs.DISK}", "--target", runs.DISK, "--sparse", timeout=LONG)
         except TargetFull as error:
-            raise _no_room(error) from error
+            if not error.store_full:
+                raise NoCapacity(
+                    "The backup's files do not fit on a disk of the builder's size, so nothing was replaced: deploy a "
+                    f"version with a larger disk (resources.disk), then restore again. {error.message}."
+                ) from error
+            raise NoCapacity(
+                "The machine's store for apps and layers is full: the backup was not restored, and nothing was "
+                "replaced. Delete a builder that is not needed (stopping one frees nothing), or its operator frees "
+                "space (builderd doctor) or enlarges the store (store.size). Then restore again.",
+                retry_after=RETRY_FULL,
+            ) from error
         except (ResticFailed, RepositoryDamaged) as error:
             # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
             await self.snapshots(repository)
@@ -139,7 +149,7 @@ class ResticRepository:
         messages: Sequence[Mapping[str, Any]] = ()
         with _missing_only_if_new(repository):
             messages = await Run(self._context, repository)("snapshots", "--no-lock", timeout=QUICK)
-        found = runs.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
+        found = json.loads("".join(str(one.get("text", "")) for one in messages) or "[]")
         records = (_record(one) for one in found)
         return {one.summary.snapshot: one for one in records if one is not None}
 
@@ -246,24 +256,6 @@ class ResticRepository:
                 f"have {share / 1e9:.1f} GB here: remove backups (DELETE /api/v1/backups/{{id}}) or files. The "
                 "operator sets the share (backup.tenant_share)."
             )
-
-    def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
-        return self._work_root / tenant / builder
-
-
-def _no_room(error: TargetFull) -> NoCapacity:
-    """Return the error of a restore that had no room for the backup's files; waiting helps a full store alone."""
-    if error.store_full:
-        return NoCapacity(
-            "The machine's store for apps and layers is full: the backup was not restored, and nothing was replaced. "
-            "Delete a builder that is not needed (stopping one frees nothing), or its operator frees space (builderd "
-            "doctor) or enlarges the store (store.size). Then restore again.",
-            retry_after=RETRY_FULL,
-        )
-    return NoCapacity(
-        "The backup's files do not fit on a disk of the builder's size, so nothing was replaced: deploy a version with "
-        f"a larger disk (resources.disk), then restore again. {error.message}."
-    )
 
 
 def _data_directory_full() -> NoCapacity:

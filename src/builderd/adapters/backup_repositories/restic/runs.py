@@ -47,10 +47,6 @@ class RepositoryLocation:
     def is_local(self) -> bool:
         return self.base.startswith("/")
 
-    @property
-    def is_sftp(self) -> bool:
-        return self.base.startswith("sftp:")
-
     def folder(self, tenant: TenantId) -> Path:
         """Return the folder of a tenant's local repository."""
         return Path(self.base) / tenant
@@ -58,28 +54,6 @@ class RepositoryLocation:
     def url(self, tenant: TenantId) -> str:
         """Return the repository's URL, or its path in the sandbox of restic."""
         return REPOSITORY if self.is_local else f"{self.base.rstrip('/')}/{tenant}"
-
-
-def environment(location: RepositoryLocation, tenant: TenantId, key: bytes) -> dict[str, str]:
-    """Return restic's environment, which contains secrets."""
-    ssh = {"BUILDERD_SSH_KEY": location.ssh_key, "BUILDERD_SSH_HOSTS": location.ssh_hosts} if location.is_sftp else {}
-    return {
-        **location.environment,
-        **ssh,
-        "RESTIC_REPOSITORY": location.url(tenant),
-        "RESTIC_PASSWORD": key.hex(),
-        "RESTIC_CACHE_DIR": CACHE,
-        "RESTIC_PROGRESS_FPS": "1",
-        "TMPDIR": "/tmp",  # noqa: S108
-    }
-
-
-def restic(location: RepositoryLocation, *arguments: str) -> tuple[str, ...]:
-    """Return the command line; a local repository needs no cache."""
-    options = ("--no-cache",) if location.is_local else ()
-    if not location.is_sftp:
-        return ("restic", "--json", *options, *arguments)
-    return ("sh", "-c", _WITH_SSH, "sh", "restic", "--json", "-o", f"sftp.args={_SSH_ARGUMENTS}", *options, *arguments)
 
 
 #: Seconds that a backup or a restore may take.
@@ -187,14 +161,29 @@ class Run:
             if self._on_message is not None:
                 self._on_message(message)
 
+        location = self._context.location
+        command = ["restic", "--json", *argv]
+        env = {
+            **location.environment,
+            "RESTIC_REPOSITORY": location.url(self._repository.tenant_id),
+            "RESTIC_PASSWORD": self._repository.key.hex(),
+            "RESTIC_CACHE_DIR": CACHE,
+            "RESTIC_PROGRESS_FPS": "1",
+            "TMPDIR": "/tmp",  # noqa: S108
+        }
+        if location.is_local:
+            command = ["restic", "--json", "--no-cache", *argv]
+        elif location.base.startswith("sftp:"):
+            command = ["sh", "-c", _WITH_SSH, "sh", "restic", "--json", "-o", f"sftp.args={_SSH_ARGUMENTS}", *argv]
+            env |= {"BUILDERD_SSH_KEY": location.ssh_key, "BUILDERD_SSH_HOSTS": location.ssh_hosts}
         tool = Tool(
-            argv=restic(self._context.location, *argv),
-            env=environment(self._context.location, self._repository.tenant_id, self._repository.key),
+            argv=tuple(command),
+            env=env,
             disk=self._disk,
             writable=self._writable,
             reads_all=self._reads_all,
             folders=self._folders,
-            network=not self._context.location.is_local,
+            network=not location.is_local,
             hostname=self._context.name,
             timeout_seconds=timeout,
         )
@@ -226,48 +215,41 @@ class Run:
         if is_full(messages, during="restore"):
             raise TargetFull(self.explain(messages), store_full=ended.store_full)
         if is_full(messages):
-            raise repository_full()
+            # It needs some room even for a restore: its lock.
+            raise NoCapacity(
+                "The file system of the backups' repositories is full: its operator must free space there (df -h, "
+                "builderd doctor) or move them (backup.repository). Nothing was changed or lost; then try again.",
+                retry_after=RETRY_FULL,
+            )
         why = self.explain(messages)
-        if is_damaged(messages):
+        if any(_DAMAGE.search(_error_text(one)) for one in messages):
             raise RepositoryDamaged(f"The repository of backups is damaged: {why}.")
-        if is_parent_lost(messages):
+        if any(_PARENT_LOST.search(_error_text(one)) for one in messages):
             raise ParentLost(why)
-        _raise_for_exit_code(ended.exit_code, why)
+        match ended.exit_code:
+            case ExitCode.NO_REPOSITORY:
+                raise NoRepository(
+                    f"There is no repository of backups: {why}. If it was there before, put it back (is its disk "
+                    "mounted?), or remove the backups that were in it to begin a new one."
+                )
+            case ExitCode.LOCKED:
+                raise BackupFailed(
+                    f"The repository is locked by another service: {why}. Try again when that has ended."
+                )
+            case ExitCode.WRONG_KEY:
+                raise BackupFailed(
+                    "The repository does not open with its key: it was created again, or the stored key is another."
+                )
+            case ExitCode.INCOMPLETE:
+                raise ResticFailed(f"Not every file could be read: {why}.")
+            case code:
+                raise ResticFailed(f"restic failed with exit code {code}: {why}.")
 
     def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Quote what restic printed, without the secrets of this run."""
         location = self._context.location
         lines = (*location.ssh_key.splitlines(), *location.ssh_hosts.splitlines())
         return explain(messages, (self._repository.key.hex(), *location.environment.values(), *lines))
-
-
-def repository_full() -> NoCapacity:
-    """Return the error of a run that had no room in the repository, which needs some even for a restore: its lock."""
-    return NoCapacity(
-        "The file system of the backups' repositories is full: its operator must free space there (df -h, builderd "
-        "doctor) or move them (backup.repository). Nothing was changed or lost; then try again.",
-        retry_after=RETRY_FULL,
-    )
-
-
-def _raise_for_exit_code(code: int, why: str) -> None:
-    """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status; it is not 0."""
-    match code:
-        case ExitCode.NO_REPOSITORY:
-            raise NoRepository(
-                f"There is no repository of backups: {why}. If it was there before, put it back (is its disk mounted?)"
-                ", or remove the backups that were in it to begin a new one."
-            )
-        case ExitCode.LOCKED:
-            raise BackupFailed(f"The repository is locked by another service: {why}. Try again when that has ended.")
-        case ExitCode.WRONG_KEY:
-            raise BackupFailed(
-                "The repository does not open with its key: it was created again, or the stored key is another."
-            )
-        case ExitCode.INCOMPLETE:
-            raise ResticFailed(f"Not every file could be read: {why}.")
-        case _:
-            raise ResticFailed(f"restic failed with exit code {code}: {why}.")
 
 
 #: A user and password in a URL, which no message may show.
@@ -311,16 +293,6 @@ def is_full(messages: Iterable[Mapping[str, Any]], *, during: str = "") -> bool:
     )
 
 
-def is_damaged(messages: Iterable[Mapping[str, Any]]) -> bool:
-    """Return True if an error says that data of the repository cannot be read."""
-    return any(_DAMAGE.search(_error_text(one)) for one in messages)
-
-
-def is_parent_lost(messages: Iterable[Mapping[str, Any]]) -> bool:
-    """Return True if an error says that data of the parent snapshot is lost; the file was stored again."""
-    return any(_PARENT_LOST.search(_error_text(one)) for one in messages)
-
-
 def needs_repair(message: Mapping[str, Any]) -> bool:
     """Return True if a message of ``check`` tells of damage other than data that an earlier repair found lost."""
     match message.get("message_type"):
@@ -349,11 +321,6 @@ class IncompleteSnapshots:
         elif line.startswith("would ") and self._snapshot:
             self.found.add(self._snapshot)
             self._snapshot = ""
-
-
-def find(messages: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
-    """Return the last message of a kind, None if there is none."""
-    return next((one for one in reversed(list(messages)) if one.get("message_type") == kind), None)
 
 
 def explain(messages: Iterable[Mapping[str, Any]], secrets: Iterable[str] = ()) -> str:
@@ -391,11 +358,3 @@ def _error_text(message: Mapping[str, Any]) -> str:
         case _:
             return ""
     return " ".join(text.split())
-
-
-def parse_list(text: str) -> list[Mapping[str, Any]]:
-    """Parse an array and return its objects. Raises ``ValueError`` for anything else."""
-    found = json.loads(text)
-    if not isinstance(found, list):
-        raise ValueError("not an array")  # noqa: TRY004
-    return [one for one in found if isinstance(one, dict)]

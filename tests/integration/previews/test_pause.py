@@ -221,7 +221,7 @@ async def test_browser_gets_a_page_without_the_service(service: Service) -> None
 
 
 async def test_requests_that_a_broken_release_leaves_are_answered(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(monkeypatch, "local wave, now = milliseconds(), nil", 'error("broken")')
+    change(monkeypatch, "core.msleep(WAVE_PAUSE)", 'error("broken")')
     async with serving() as service:
         host = await service.asleep()
         many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(10)]

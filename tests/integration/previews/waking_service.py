@@ -116,15 +116,6 @@ def change(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
     monkeypatch.setattr(pause, "script", lambda: script.replace(line, other))
 
 
-def at_the_apps_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Release requests as the app answers, however long that takes."""
-    script, changed = pause.script(), pause.script()
-    for line, other in {"WAVE_WAIT = 1000": "WAVE_WAIT = 600000", "PACED = 10000": "PACED = 600000"}.items():
-        assert line in script
-        changed = changed.replace(line, other)
-    monkeypatch.setattr(pause, "script", lambda: changed)
-
-
 async def visit(look: Callable[..., Answer], *args: Any, **options: str) -> Answer:
     return await asyncio.to_thread(look, *args, **options)
 

@@ -16,10 +16,8 @@ local POLL = 20 -- ms between two lookups in the map
 local RETRY = 250 -- ms until the service is asked again, after it did not answer
 local ANSWER_TIMEOUT = 35 -- s to wait for its answer: longer than a request is paused
 local MAX_PAUSED = 2000 -- paused requests of one host
-local WAVE = 4 -- requests in progress up to which others are released: many apps have a listen backlog of five
-local WAVE_POLL = 1 -- ms between two checks for the next wave
-local WAVE_WAIT = 1000 -- ms that a wave waits at most
-local PACED = 10000 -- ms in which all waves are released, however slow the app is
+local WAVE = 4 -- requests of a host that are released at a time
+local WAVE_PAUSE = 20 -- ms between two waves
 
 -- host -> { requests = the paused requests, over = true once released, answered = whether the service took the question }
 local paused = {}
@@ -63,40 +61,15 @@ local function let_go(request, route)
   end
 end
 
-local function in_progress(host)
-  local function open(name)
-    local entry = core.proxies[name].stktable:lookup(host)
-    return entry and entry.conn_cur or 0
-  end
-  return open("activity") - open("streams")
-end
-
--- Release all requests with this route; in waves if it leads to an app, since connections beyond its listen backlog are
--- dropped, and fail: with WAVE in progress there is room for two visitors who come meanwhile. The map may not have the
--- service's new route yet, so its entry is ignored until it has been open once. After that the map decides, since an app
--- can crash under many requests: if the map pauses again, the remaining requests are paused anew.
+-- Release all requests with this route; some at a time if it leads to an app, since many apps have a listen backlog of
+-- five. After the first ones the map decides, since an app can crash under many requests: if the map pauses (still, or
+-- again), the remaining requests are paused anew, and asked for anew.
 local function release(host, requests, route)
-  local map_is_current, room = false, WAVE
-  local longest = math.min(WAVE_WAIT, PACED * WAVE // (#requests + 1))
   for number, request in ipairs(requests) do
     let_go(request, route)
-    room = room - 1
-    if route:find("^open|") and room <= 0 then
-      local wave, now = milliseconds(), nil
-      repeat
-        core.msleep(WAVE_POLL)
-        now = routes:lookup(host)
-        map_is_current = map_is_current or not pauses(now)
-        if milliseconds() - wave > longest then
-          room = WAVE
-        elseif request.goes_on then
-          -- It is counted as in progress, which it is once it goes on in its thread, or its visitor has left.
-          room = WAVE - in_progress(host)
-        end
-      until room > 0
-      if map_is_current then
-        route = now or "gone|"
-      end
+    if number % WAVE == 0 and route:find("^open|") then
+      core.msleep(WAVE_PAUSE)
+      route = routes:lookup(host) or "gone|"
     end
   end
 end
@@ -198,9 +171,7 @@ local function wait(host, paused_route, deadline)
   pause.requests[#pause.requests + 1] = request
   tenants[request] = tenant
   count(tenant, 1)
-  local route = request.queue:pop_wait()
-  request.goes_on = true
-  return route
+  return request.queue:pop_wait()
 end
 
 core.register_action("pause", { "http-req" }, function(txn)

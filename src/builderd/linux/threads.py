@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 class RepeatedCall(Generic[Subjects]):
     """Calls ``work`` in a thread every ``seconds`` with what ``subjects`` returns in the event loop.
 
-    ``event`` names the call in the log; the next call is made all the same.
+    ``event`` names the call in the log, where only the first of several failures stands; the next call is made all
+    the same.
     """
 
     def __init__(
@@ -67,13 +68,17 @@ class RepeatedCall(Generic[Subjects]):
             self._task.cancel()
 
     async def _run(self) -> None:
+        failed = False
         while True:
             try:
                 await asyncio.to_thread(self._work, self._subjects())
+                failed = False
             except Exception:
-                log.warning(
-                    "repeated call failed, retrying seconds=%s event=%s", self._seconds, self._event, exc_info=True
-                )
+                if not failed:
+                    log.warning(
+                        "repeated call failed, retrying seconds=%s event=%s", self._seconds, self._event, exc_info=True
+                    )
+                failed = True
             await asyncio.sleep(self._seconds)
 
 

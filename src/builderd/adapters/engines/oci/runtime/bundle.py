@@ -6,7 +6,6 @@ Format: github.com/opencontainers/runtime-spec, version 1.0.2. One writer for cr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,7 @@ def make_config(
     shared = [bind.target for bind in run.root.binds if not bind.read_only] if run.runtime.is_gvisor else []
     own_files = {f"/proc/{name}": name for name in OWN_PROC} | {DISK_LIMITS: DISK_FILE} if run.has_own_proc else {}
     return {
-        "process": make_process(
-            ProcessConfig(run.argv, run.env, run.user, open_files, run.cwd), capabilities=run.capabilities
-        ),
+        "process": make_process(run.argv, run.env, run.user, open_files, cwd=run.cwd, capabilities=run.capabilities),
         "ociVersion": "1.0.2",
         "root": {"path": str(root), "readonly": run.root.scratch is None},
         "hostname": run.hostname,
@@ -84,33 +81,33 @@ def make_config(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessConfig:
-    """Process in a sandbox. ``user`` is the id inside."""
+def make_process(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    user: int,
+    open_files: int,
+    *,
+    cwd: str = "/",
+    terminal: bool = False,
+    capabilities: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Return the ``process`` document: without any capability but those given, and with no way to gain one.
 
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    user: int
-    open_files: int
-    cwd: str = "/"
-    terminal: bool = False
-
-
-def make_process(process: ProcessConfig, capabilities: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the ``process`` document: without any capability but those given, and with no way to gain one."""
+    ``user`` is the id inside.
+    """
     return {
-        "terminal": process.terminal,
-        "user": {"uid": process.user, "gid": process.user},
-        "args": list(process.argv),
-        "env": [f"{name}={value}" for name, value in process.env.items()],
-        "cwd": process.cwd,
+        "terminal": terminal,
+        "user": {"uid": user, "gid": user},
+        "args": list(argv),
+        "env": [f"{name}={value}" for name, value in env.items()],
+        "cwd": cwd,
         "capabilities": {
             kind: list(capabilities) for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
         },
         "noNewPrivileges": True,
         "oomScoreAdj": OOM_SCORE,
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "hard": process.open_files, "soft": process.open_files},
+            {"type": "RLIMIT_NOFILE", "hard": open_files, "soft": open_files},
             {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
         ],
     }

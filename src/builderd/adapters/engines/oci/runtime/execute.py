@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime import runtime_commands
-from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, ProcessConfig, make_process
+from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, make_process
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.records import Record
@@ -97,18 +97,15 @@ class Execution:
     async def begin(self) -> None:
         """Start the program; on failure nothing of it is left. Raises what ``Engine.open_process`` does."""
         try:
-            await self._begin()
+            write_json(self._document, self._process(self._spec.argv))
+            await self._launch()
+            await self._pass_the_gate()
+        except FileNotFoundError:
+            await asyncio.shield(self.end(0))
+            raise InvalidState("The sandbox does not run.") from None
         except BaseException:
             await asyncio.shield(self.end(0))
             raise
-
-    async def _begin(self) -> None:
-        try:
-            write_json(self._document, self._process(self._spec.argv))
-        except FileNotFoundError:
-            raise InvalidState("The sandbox does not run.") from None
-        await self._launch()
-        await self._pass_the_gate()
 
     async def _launch(self) -> None:
         window = self._spec.window
@@ -159,8 +156,7 @@ class Execution:
         if self._runtime.is_gvisor:
             env[MARK] = self._name
         gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
-        terminal = self._spec.window is not None
-        return make_process(ProcessConfig(gate, env, app["user"]["uid"], open_files(), terminal=terminal))
+        return make_process(gate, env, app["user"]["uid"], open_files(), terminal=self._spec.window is not None)
 
     async def _pass_the_gate(self) -> None:
         try:
@@ -194,21 +190,14 @@ class Execution:
         """Move the gate into a control group of its own; return False when the sandbox has ended."""
         if self._runtime.is_gvisor:
             return True
-        while not (pid := self._pid()):  # noqa: ASYNC110
+        while not (self._pid_file.exists() and (pid := self._pid_file.read_text())):  # noqa: ASYNC110
             await asyncio.sleep(0.0005)
         try:
-            self._runs.cgroups.enter_inner(self._record.id, self._name, pid)
+            self._runs.cgroups.enter_inner(self._record.id, self._name, int(pid))
         except (FileNotFoundError, ProcessLookupError):
             return False
         self._in_group = True
         return True
-
-    def _pid(self) -> int | None:
-        """Return the pid from the runtime's pid file, None before it is written."""
-        try:
-            return int(self._pid_file.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
 
     async def end(self, timeout: float = HANG_UP_SECONDS) -> None:
         """Close the streams, then kill the process if it does not end.
@@ -220,23 +209,18 @@ class Execution:
                 with contextlib.suppress(EngineUnavailable):
                     await kill_marked(self._runs, self._record, self._name)
         finally:
-            self._close_streams()
+            for stream in (self._input, self._output, self._errors):
+                if stream:
+                    stream.close()
+            self._input = self._output = self._errors = self._terminal = None
         if not self._ended.done():
             await asyncio.wait({self._ended}, timeout=timeout)
         with contextlib.suppress(EngineUnavailable):
             await self.kill()
-        for file in (self._document, self._pid_file):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file)  # noqa: PTH108
+        self._document.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
         if not self._runtime.is_gvisor:
             self._runs.cgroups.discard_inner(self._record.id)
-
-    def _close_streams(self) -> None:
-        for stream in (self._input, self._output, self._errors):
-            if stream:
-                stream.close()
-        self._terminal = None
-        self._input = self._output = self._errors = None
 
     # The port
 
@@ -274,13 +258,11 @@ class Execution:
                 "The command was cut off: the process that ran it on the host was killed. Try again."
             )
         status = self._ended.result().status
-        if status == _RUNSC_FAILED and self._runtime.is_gvisor and await self._is_gone():
+        # runsc fails when the sandbox ends while runsc waits for the program.
+        failed = status == _RUNSC_FAILED and self._runtime.is_gvisor
+        if failed and await self._runs.exits.wait(self._record.id, _GONE_SECONDS):
             return KILLED_EXIT_CODE
         return status if status >= 0 else 128 - status
-
-    async def _is_gone(self) -> bool:
-        """Return True if the sandbox ended: runsc fails when it goes away while runsc waits for the program."""
-        return await self._runs.exits.wait(self._record.id, _GONE_SECONDS)
 
     @property
     def _is_cut_off(self) -> bool:
@@ -352,7 +334,7 @@ async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
     argv = ["/bin/sh", "-c", _KILL_MARKED, f"{MARK}={name}"]
     try:
         user = json.loads((folder / "config.json").read_text())["process"]["user"]["uid"]
-        write_json(document, make_process(ProcessConfig(argv, COMMAND_ENV, user, open_files())))
+        write_json(document, make_process(argv, COMMAND_ENV, user, open_files()))
     except FileNotFoundError:
         return True
     pid_file = document.with_suffix(".pid")
@@ -377,7 +359,7 @@ MAX_OPEN = 64
 
 @contextlib.asynccontextmanager
 async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
-    """Hold one of the sandbox's command places while the context lasts."""
+    """Run a command in the sandbox while the context lasts."""
     begun = Execution(runs, record, spec)
     await begun.begin()
     try:
@@ -405,14 +387,6 @@ async def end_left_over(runs: Runs, record: Record) -> None:
             log.warning("command of an earlier service not killed sandbox=%s error=%s", record.id, error)
         else:
             log.info("command of an earlier service ended sandbox=%s command=%s", record.id, document.stem)
-
-
-async def read_all(begun: Execution, limit_bytes: int) -> bytes:
-    """Read its output, up to a limit in bytes."""
-    output = b""
-    while len(output) < limit_bytes and (piece := await begun.read()):
-        output += piece
-    return output
 
 
 class Executions:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from builderd.adapters.engines.oci.runtime.execute import execution, read_all
+from builderd.adapters.engines.oci.runtime.execute import execution
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import InvalidState
@@ -55,7 +55,10 @@ class ListeningPorts:
             return parse_listening(await asyncio.to_thread(_read_files, record.process.pid))
         try:
             async with asyncio.timeout(_CACHE_SECONDS * 5), execution(self._runs, record, _COMMAND) as command:
-                return parse_listening((await read_all(command, _MAX_BYTES)).decode(errors="replace"))
+                output = b""
+                while len(output) < _MAX_BYTES and (piece := await command.read()):
+                    output += piece
+                return parse_listening(output.decode(errors="replace"))
         except (InvalidState, TimeoutError):
             return frozenset()
 

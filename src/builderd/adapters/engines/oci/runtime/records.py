@@ -13,11 +13,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.domain.ids import BuilderId, SandboxId
@@ -98,11 +97,10 @@ class Records:
         """Return the folder in which a sandbox's shim keeps its files."""
         return self._root / name
 
-    def all(self) -> Iterator[Record]:
+    def all(self) -> list[Record]:
         """Return all complete records; remove those that a power cut left incomplete."""
-        for folder in sorted(self._root.iterdir()) if self._root.exists() else ():
-            if record := self._load(folder):
-                yield record
+        folders = sorted(self._root.iterdir()) if self._root.exists() else []
+        return [record for record in map(self._load, folders) if record]
 
     def sweep(self) -> None:
         """Remove files without a record, left by a service or shim that was killed while writing.
@@ -136,17 +134,15 @@ class Records:
 
     def remove_unfinished_exit(self, name: str) -> None:
         """Remove the exit file of a shim that was killed while it wrote it. Idempotent."""
-        if not os.path.exists(f"{self.exits}/{name}"):  # noqa: PTH110
+        if not (self.exits / name).exists():
             for unfinished in self.exits.glob(f"{name}.*"):
                 unfinished.unlink(missing_ok=True)
 
     def exit(self, name: str) -> Exit | None:
         """Return the exit that the shim wrote, or None."""
-        file = f"{self.exits}/{name}"
+        file = self.exits / name
         try:
-            # Checked first: cheapest when there is none, which is the usual case. Asked often: pathlib takes longer.
-            ended_at = os.stat(file).st_mtime  # noqa: PTH116
-            return Exit(int(Path(file).read_text()), self._at(ended_at))
+            return Exit(int(file.read_text()), self._at(file.stat().st_mtime))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -160,11 +156,11 @@ class Records:
 
     def saw_oom(self, name: str) -> bool:
         """Return True when the shim or the service saw the kernel kill one of its processes for memory."""
-        return os.path.exists(f"{self._root}/{name}/oom")  # noqa: PTH110
+        return (self._root / name / "oom").exists()
 
     def saw_host_oom(self, name: str) -> bool:
         """Return True when the service saw the kernel kill one of its processes for the memory of the host."""
-        return os.path.exists(f"{self._root}/{name}/host-oom")  # noqa: PTH110
+        return (self._root / name / "host-oom").exists()
 
     def _load(self, folder: Path) -> Record | None:
         try:
@@ -189,16 +185,10 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+#: Seconds between two heartbeats.
 INTERVAL = 1.0
 #: The file never changes its length, so that writing it again touches nothing else of the file system.
-LENGTH = 80
-
-
-class Beat(NamedTuple):
-    """Boot id of the machine, and time in seconds since 1970."""
-
-    boot: str
-    at: float
+_LENGTH = 80
 
 
 class Heartbeat:
@@ -207,46 +197,31 @@ class Heartbeat:
         self._boot = boot
         self._now = now
         self._calls: RepeatedCall[bool] | None = None
-        #: True when the last write failed.
-        self._fails = False
 
-    def last(self) -> Beat | None:
-        """Return the last heartbeat on disk, None when there is none."""
+    def last(self) -> tuple[str, float] | None:
+        """Return the boot id and the time of the last heartbeat on disk, None when there is none."""
         try:
             boot, at = self._file.read_text().split()
-            return Beat(boot, float(at))
+            return boot, float(at)
         except (FileNotFoundError, ValueError):
             return None
 
     def beat(self) -> None:
         """Write a heartbeat through to the disk: a power cut loses one second at most."""
-        line = f"{self._boot} {self._now():.3f}".ljust(LENGTH - 1) + "\n"
-        file = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.pwrite(file, line.encode(), 0)
+        line = f"{self._boot} {self._now():.3f}".ljust(_LENGTH - 1) + "\n"
+        with os.fdopen(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(line)
+            file.flush()
             os.fdatasync(file)
-        finally:
-            os.close(file)
 
     def start(self, is_busy: Callable[[], bool]) -> None:
         """Write a heartbeat each second while ``is_busy`` returns True. Needs a running event loop."""
-        self._calls = RepeatedCall("heartbeat", INTERVAL, is_busy, self._try)
+        self._calls = RepeatedCall("heartbeat", INTERVAL, is_busy, lambda busy: self.beat() if busy else None)
         self._calls.start()
 
     def stop(self) -> None:
         if self._calls is not None:
             self._calls.close()
-
-    def _try(self, is_busy: bool) -> None:
-        """Write a heartbeat; a failure, such as a full disk, is logged once and the next write retries."""
-        try:
-            if is_busy:
-                self.beat()
-            self._fails = False
-        except OSError:
-            if not self._fails:
-                log.warning("heartbeat not written, retrying file=%s", self._file, exc_info=True)
-            self._fails = True
 
 
 #: File times may be behind by one tick of the kernel, in seconds.

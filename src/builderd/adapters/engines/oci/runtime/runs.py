@@ -100,8 +100,8 @@ class Runs:
         last = self.heartbeat.last()
         if record.started_at is None or self.is_running(record):
             return
-        if record.seen_at is None and last is not None and last.boot == record.boot:
-            self.save(replace(record, seen_at=last.at))
+        if record.seen_at is None and last is not None and last[0] == record.boot:
+            self.save(replace(record, seen_at=last[1]))
 
     async def _adopt(self, record: Record) -> None:
         process = record.process

@@ -12,7 +12,6 @@ import pytest
 from builderd.adapters.engines.oci.runtime import runtime_commands
 from builderd.adapters.engines.oci.runtime.bundle import (
     LEAST_SHARES,
-    ProcessConfig,
     make_config,
     make_process,
 )
@@ -125,7 +124,7 @@ def test_read_only_root_is_in_the_config() -> None:
 
 
 def test_the_environment_keeps_its_values_whole() -> None:
-    assert make_process(ProcessConfig(["true"], RUN.env, 0, 10))["env"] == ["HOME=/app", "GREETING=a=b"]
+    assert make_process(["true"], RUN.env, 0, 10)["env"] == ["HOME=/app", "GREETING=a=b"]
 
 
 def test_own_files_of_proc_are_mounted_read_only() -> None:

@@ -50,8 +50,15 @@ RUN_DIR = Path("/run/builderd")
 class Machine:
     """Resources of one service. ``base``, ``layers`` and ``tools`` exist once it is open. Needs root."""
 
+    base: Base
+    layers: Layers
+    tools: Tools
+
     def __init__(self, settings: EngineOptions) -> None:
-        refuse_without_root()
+        if os.geteuid():
+            raise EngineUnavailable(
+                "Sandboxes need root, for namespaces, mounts and the firewall: run builderd as root."
+            )
         self.settings = settings
         self.allocations = Allocations()
         self.allocation = self._claim()
@@ -85,9 +92,6 @@ class Machine:
         self.logs = Logs(settings.data_dir / "logs", self.runs.runs_now)
         self.listening_ports = ListeningPorts(self.runs)
         self.proc_files = ProcFiles(self.cgroups, config.bundle, self.runs.all, self.disks.space_if_there)
-        self._base: Base | None = None
-        self._layers: Layers | None = None
-        self._tools: Tools | None = None
 
     def _claim(self) -> Allocation:
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -97,21 +101,6 @@ class Machine:
     def _grow(self) -> tuple[int, ...]:
         self.allocation = self.allocations.grow(self.allocation)
         return self.allocation.blocks
-
-    @property
-    def base(self) -> Base:
-        assert self._base, "the machine is open"
-        return self._base
-
-    @property
-    def layers(self) -> Layers:
-        assert self._layers, "the machine is open"
-        return self._layers
-
-    @property
-    def tools(self) -> Tools:
-        assert self._tools, "the machine is open"
-        return self._tools
 
     def lowers(self, layer: Path | None = None) -> tuple[Path, ...]:
         """Return the lower layers of a sandbox's root, the topmost first: the host's files, the layer, the base."""
@@ -135,9 +124,9 @@ class Machine:
         self.proc_files.start()
         await asyncio.gather(*(end_left_over(self.runs, record) for record in self.runs.all()))
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
-        self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())}, base_id=self.base.id)
-        await run_to_completion(self._layers.open)
-        self._tools = Tools(
+        self.layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())}, base_id=self.base.id)
+        await run_to_completion(self.layers.open)
+        self.tools = Tools(
             runner,
             self.runtimes["standard"],
             self.lowers(),
@@ -145,7 +134,7 @@ class Machine:
             self.disks,
             self.runs.refuse_while_used,
         )
-        await run_to_completion(self._tools.open)
+        await run_to_completion(self.tools.open)
         self.store.start_watch()
 
     def _make(self, progress: Progress) -> None:
@@ -155,8 +144,8 @@ class Machine:
         progress("opening the store")
         self.store.open(progress)
         self.disks.open()
-        self._base = ensure_base(progress)
-        write_host_files(self._host_files, self._base.root, [Path(find_uv_bin())])
+        self.base = ensure_base(progress)
+        write_host_files(self._host_files, self.base.root, [Path(find_uv_bin())])
         raise_host_limits()
         if self.cgroups.counts_sockets:
             raise_socket_pools(total_memory())
@@ -184,13 +173,15 @@ class Machine:
 
 def find_runtimes(state: Path) -> dict[str, Runtime]:
     """Return the installed runtimes by name, and by the isolation that uses them: ``standard``, ``strong``."""
-    found = {name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := _find(name))}
+    found = {
+        name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := find_program(name))
+    }
     standard, strong = found.get("crun") or found.get("runc"), found.get("runsc")
     uses = {"standard": standard, "strong": strong}
     return found | {isolation: runtime for isolation, runtime in uses.items() if runtime}
 
 
-def _find(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     return shutil.which(name, path=SEARCH_PATH)
 
 
@@ -202,16 +193,10 @@ def seccomp(*, clones: bool = False) -> Mapping[str, object]:
         raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
 
 
-def refuse_without_root() -> None:
-    """Raise ``EngineUnavailable`` unless the process is root."""
-    if os.geteuid():
-        raise EngineUnavailable("Sandboxes need root, for namespaces, mounts and the firewall: run builderd as root.")
-
-
 def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
     """Raise ``EngineUnavailable`` with the package to install when a program is missing."""
     if "standard" not in runtimes:
         raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
     for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
-        if not shutil.which(program, path=SEARCH_PATH):
+        if not find_program(program):
             raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")

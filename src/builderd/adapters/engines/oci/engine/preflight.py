@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from builderd.adapters.engines.oci.engine.machine import RUN_DIR
+from builderd.adapters.engines.oci.engine.machine import RUN_DIR, find_program
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.network.nft import COUNTING
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
@@ -19,7 +19,7 @@ from builderd.adapters.engines.oci.runtime.runs import swaps_to_zram
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
 from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
 from builderd.adapters.engines.oci.storage.space_reservations import StorageDevice, find_failure
-from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
+from builderd.domain.inventory import PreflightCheck
 from builderd.domain.resources import GB
 
 #: (program, Debian package, consequence of its lack, vital)
@@ -44,7 +44,7 @@ def run_checks(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
 
 
 def _runtime() -> PreflightCheck:
-    found = _find("crun") or _find("runc")
+    found = find_program("crun") or find_program("runc")
     cost = "no sandbox can be started: apt-get install crun"
     return PreflightCheck(
         "runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True
@@ -52,13 +52,9 @@ def _runtime() -> PreflightCheck:
 
 
 def _program(name: str, package: str, cost: str, vital: bool) -> PreflightCheck:
-    path = _find(name)
+    path = find_program(name)
     detail = _version(path) if path else "not installed"
     return PreflightCheck(name, path is not None, detail, f"{cost}: apt-get install {package}", vital)
-
-
-def _find(name: str) -> str | None:
-    return shutil.which(name, path=SEARCH_PATH)
 
 
 def _version(program: str) -> str:
@@ -93,7 +89,7 @@ def _kernel() -> Sequence[PreflightCheck]:
 def _connection_limit() -> PreflightCheck:
     """Check that nftables can count connections, with a table that is only parsed (``nft --check``)."""
     cost = "one sandbox can use up the connections of all (CONFIG_NFT_CONNLIMIT)"
-    command = [_find("nft") or "nft", "--check", "-f", "-"]
+    command = [find_program("nft") or "nft", "--check", "-f", "-"]
     try:
         done = subprocess.run(command, input=COUNTING, capture_output=True, text=True, check=False)
     except OSError:

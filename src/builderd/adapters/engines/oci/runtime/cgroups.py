@@ -112,10 +112,6 @@ class Cgroups:
             directory.mkdir(exist_ok=True)
             (directory / "cgroup.procs").write_text(str(pid))
 
-    def _hierarchies(self) -> list[Path]:
-        """Return where the hierarchies of version 1 are mounted."""
-        return [Path(entry.path) for entry in os.scandir(self._root) if entry.is_dir(follow_symlinks=False)]
-
     def discard_inner(self, name: str) -> None:
         """Remove the empty ones of these groups. A background process keeps its own for as long as it continues."""
         for group in self._directory("pids", name).glob(f"{INNER}*"):
@@ -125,22 +121,12 @@ class Cgroups:
     def usage(self, name: str) -> CgroupUsage | None:
         """Return the usage, or None when there is no such group."""
         try:
-            return self._usage_v2(name) if self.version == 2 else self._usage_v1(name)
+            counted = self.counters(name)
+            memory = max(counted.memory - counted.inactive_file, 0)
+            processes = int(read(self._directory("pids", name) / "pids.current"))
+            return CgroupUsage(self.cpu_seconds(name), memory, processes)
         except FileNotFoundError:
             return None
-
-    def _usage_v1(self, name: str) -> CgroupUsage:
-        cpu, memory = self.cpu_seconds(name), self._directory("memory", name)
-        used = int(read(memory / "memory.usage_in_bytes"))
-        idle = counter(memory / "memory.stat", "total_inactive_file")
-        processes = int(read(self._directory("pids", name) / "pids.current"))
-        return CgroupUsage(cpu, max(used - idle, 0), processes)
-
-    def _usage_v2(self, name: str) -> CgroupUsage:
-        directory, cpu = self._directory("cpu", name), self.cpu_seconds(name)
-        used = int(read(directory / "memory.current"))
-        idle = counter(directory / "memory.stat", "inactive_file")
-        return CgroupUsage(cpu, max(used - idle, 0), int(read(directory / "pids.current")))
 
     def cpu_seconds(self, name: str) -> float:
         """Return the CPU time of a group. Raises ``FileNotFoundError`` when there is no such group."""
@@ -302,10 +288,10 @@ class Cgroups:
 
     def _directories(self, name: str) -> list[Path]:
         """Return the group's folder in every hierarchy, existing or not."""
-        path = self.path(name).strip("/")
-        if self.version == 2:
-            return [self._root / path]
-        return [base / path for base in self._hierarchies()]
+        bases = [self._root]
+        if self.version == 1:
+            bases = [Path(entry.path) for entry in os.scandir(self._root) if entry.is_dir(follow_symlinks=False)]
+        return [base / self.path(name).strip("/") for base in bases]
 
     def _directory(self, controller: str, name: str) -> Path:
         base = self._root if self.version == 2 else self._root / controller

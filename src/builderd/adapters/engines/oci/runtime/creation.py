@@ -16,13 +16,11 @@ from builderd.adapters.engines.oci.runtime.launching import Ended, Program
 from builderd.adapters.engines.oci.runtime.proc_files import write_first
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import (
-    Root,
     Run,
     RunContext,
     hide_source,
     make_mounts,
     mount_points,
-    overlay_paths,
 )
 from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, runtime_mounts
 from builderd.adapters.engines.oci.storage.layers import Bind
@@ -47,9 +45,9 @@ class Creation:
         bundle.mkdir(mode=0o711)
         for folder in mount_points(run.root, bundle):
             folder.mkdir(mode=0o711)
-        for folder in overlay_paths(run.root):
-            os.chown(folder, uid, uid)
         if run.root.scratch:
+            for name in ("upper", "work"):
+                os.chown(run.root.scratch / name, uid, uid)
             write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
             for path in (*run.root.mirrors, *run.root.writable):
                 # The app may write beside the layer's files: tools keep their caches there.
@@ -78,7 +76,11 @@ class Creation:
         tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)
         own = [PROC_FOLDER] * run.has_own_proc + [SECRETS] * bool(run.secret_files)
         mounts = [hide_source(bundle, folder) for folder in own]
-        mounts += make_mounts(_root(run, bundle), bundle, self._context.config.store)
+        root = run.root
+        if run.secret_files:  # read-only, with the owner that they have already
+            secrets = Bind(bundle / SECRETS, SECRETS_FOLDER, read_only=True, owner=None)
+            root = replace(root, binds=(*root.binds, secrets))
+        mounts += make_mounts(root, bundle, self._context.config.store)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             program = Program(
@@ -97,13 +99,6 @@ class Creation:
             ) from error
         finally:
             os.close(read)
-
-
-def _root(run: Run, bundle: Path) -> Root:
-    """Return the root with the secret files, if there are any."""
-    if not run.secret_files:
-        return run.root
-    return replace(run.root, binds=(*run.root.binds, bind_secret_files(bundle)))
 
 
 def first_process(ended: Ended, report: bytes) -> int:
@@ -133,9 +128,9 @@ def write_secret_files(bundle: Path, files: Mapping[str, str], owner: int) -> No
         file.parent.mkdir(mode=0o700, exist_ok=True)
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as opened:
             opened.write(text)
-    for path in (top, *top.rglob("*")):
-        path.chmod(0o500 if path.is_dir() else 0o400)
-        os.chown(path, owner, owner)
+    for made in (top, *top.rglob("*")):
+        made.chmod(0o500 if made.is_dir() else 0o400)
+        os.chown(made, owner, owner)
 
 
 def make_secrets_target(upper: Path, uid: int) -> None:
@@ -143,11 +138,6 @@ def make_secrets_target(upper: Path, uid: int) -> None:
     for folder in (upper / "run", upper / SECRETS_FOLDER.lstrip("/")):
         folder.mkdir(mode=0o755)
         os.chown(folder, uid, uid)
-
-
-def bind_secret_files(bundle: Path) -> Bind:
-    """Return their bind mount: read-only, with the owner that they have already."""
-    return Bind(bundle / SECRETS, SECRETS_FOLDER, read_only=True, owner=None)
 
 
 def relative_secret(name: str) -> PurePosixPath:

@@ -89,18 +89,12 @@ class Ending:
         """Remove the groups, the runtime's state, and the bundle. Blocks."""
         self._context.cgroups.remove(f"{name}.shim")
         self._context.records.remove_unfinished_exit(name)
-        if runtime:
-            _forget(runtime, name)
+        if runtime:  # its state: a folder of crun and runc, files named after it of gVisor
+            shutil.rmtree(runtime.root / name, ignore_errors=True)
+            for file in runtime.root.glob(f"*{name}*") if runtime.is_gvisor else ():
+                file.unlink()
         self._context.cgroups.remove(name)
         shutil.rmtree(self._context.config.bundle(name), ignore_errors=True)
-
-
-def _forget(runtime: Runtime, name: str) -> None:
-    """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
-    shutil.rmtree(runtime.root / name, ignore_errors=True)
-    if runtime.is_gvisor:
-        for file in runtime.root.glob(f"*{name}*"):
-            file.unlink()
 
 
 _IN_CLOSE_WRITE = 0x8

@@ -41,16 +41,16 @@ class Logs:
 
     def begin(self, builder: BuilderId, sandbox: SandboxId) -> Path:
         """Create an empty log for a new sandbox; remove the oldest logs of the builder."""
-        log = self._folder(builder) / f"{sandbox}.log"
-        log.unlink(missing_ok=True)
-        log.touch(mode=0o600)
-        return _with_first(log)
-
-    def _folder(self, builder: BuilderId) -> Path:
         folder = self._root / builder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _prune(folder)
-        return folder
+        logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
+        log = folder / f"{sandbox}.log"
+        for old in (*logs[KEPT_LOGS:], log):
+            old.unlink(missing_ok=True)
+            _first(old).unlink(missing_ok=True)
+        log.touch(mode=0o600)
+        _first(log).hardlink_to(log)
+        return log
 
     async def read_log(
         self,
@@ -105,22 +105,8 @@ class Logs:
                 self._found.pop(sandbox, None)
 
 
-def _with_first(log: Path) -> Path:
-    first = _first(log)
-    first.unlink(missing_ok=True)
-    first.hardlink_to(log)
-    return log
-
-
 def _first(log: Path) -> Path:
     return log.with_suffix(".first")
-
-
-def _prune(folder: Path) -> None:
-    logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
-    for log in logs[KEPT_LOGS:]:
-        _first(log).unlink(missing_ok=True)
-        log.unlink(missing_ok=True)
 
 
 def _files_of(log: Path) -> list[Content]:

@@ -55,7 +55,7 @@ class ProcFiles:
 
     def update(self, records: Sequence[Record]) -> None:
         """Write the changing files of the sandboxes that run and are not frozen. Blocks."""
-        boot, uptime = boot_id(), read_uptime()
+        boot, uptime = boot_id(), Uptime.now()
         for record in records:
             if record.started_at is not None and record.boot == boot and not record.counts_as_frozen:
                 self._update(record, uptime)
@@ -77,11 +77,10 @@ def write_first(bundle: Path, cpu: float, memory_bytes: int, space: DiskSpace) -
     folder = bundle / PROC_FOLDER
     folder.mkdir(mode=0o711)
     limits, unused = CgroupLimits(cpu, memory_bytes), GroupCounters()
-    uptime = read_uptime()
     texts = {
         "cpuinfo": make_cpuinfo(limits.cpus, _host_cpuinfo()),
         "meminfo": make_meminfo(memory_bytes, unused),
-        "stat": make_stat(limits.cpus, unused, uptime),
+        "stat": make_stat(limits.cpus, unused, Uptime.now()),
         DISK_FILE: make_disk(space),
     }
     for name, text in texts.items():
@@ -97,10 +96,10 @@ class Uptime:
     booted: int
     seconds: float
 
-
-def read_uptime() -> Uptime:
-    seconds = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return Uptime(round(time.time() - seconds), seconds)
+    @classmethod
+    def now(cls) -> Uptime:
+        seconds = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return cls(round(time.time() - seconds), seconds)
 
 
 @cache

@@ -62,7 +62,7 @@ def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
     if root.scratch:
         below.append(_bind(root.scratch, bundle / SCRATCH, False, None))
     inside = bundle / "root"
-    binds = [make_bind(bind, _at(inside, bind.target)) for bind in root.binds]
+    binds = [_bind(one.source, _at(inside, one.target), one.read_only, one.owner) for one in root.binds]
     mirrors = [_bind(_at(inside, path), _at(inside, other), False, None) for path, other in root.mirrors.items()]
     return [*below, _overlay(root, bundle), *binds, *mirrors, {"kind": "detach", "target": str(store)}]
 
@@ -96,19 +96,9 @@ def _overlay(root: Root, bundle: Path) -> dict[str, Any]:
     }
 
 
-def make_bind(bind: Bind, target: Path | str) -> dict[str, Any]:
-    """Return the launcher's bind mount at this path."""
-    return _bind(bind.source, target, bind.read_only, bind.owner)
-
-
 def _bind(source: Path, target: Path | str, read_only: bool, owner: int | None) -> dict[str, Any]:
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
     return {"kind": "bind", "source": str(source), "target": str(target), "attributes": attributes, "owner": owner}
-
-
-def overlay_paths(root: Root) -> Sequence[Path]:
-    """Return the overlay folders that the sandbox's root owns on the host."""
-    return (root.scratch / "upper", root.scratch / "work") if root.scratch else ()
 
 
 @dataclass(frozen=True, slots=True)

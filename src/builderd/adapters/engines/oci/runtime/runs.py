@@ -13,7 +13,6 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.runtime import runtime_commands
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.creation import Creation
 from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending, Exits
 from builderd.adapters.engines.oci.runtime.host_limits import NetlinkWatch
@@ -29,6 +28,9 @@ log = logging.getLogger(__name__)
 _KILL_SECONDS = 5.0
 #: A sandbox younger than this may have missed TERM, which is sent again after so many seconds.
 _YOUNG_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
+_SWAPS = Path("/proc/swaps")
+#: A later round takes pages that were used too recently for the first one.
+_ROUNDS = 3
 
 
 class Runs:
@@ -310,13 +312,14 @@ class Runs:
 
 
 class Freezing:
-    """One lock a sandbox, held while it is frozen or thawed, and while work needs it frozen."""
+    """Freezes and thaws sandboxes, one at a time each; work that needs one frozen takes the same lock."""
 
     def __init__(self, context: RunContext, known: Runs) -> None:
         self._cgroups = context.cgroups
         self._records = context.records
         self._known = known
-        self._reclaiming = Reclaiming(context.cgroups)
+        #: A task for each sandbox whose memory is being moved out.
+        self._reclaiming: dict[str, asyncio.Task[None]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -372,7 +375,9 @@ class Freezing:
                 if self._known.is_running(record):
                     self.resume(record)
                 raise
-            self._reclaiming.begin(record.id)
+            if swaps_to_zram():
+                task = self._reclaiming[record.id] = asyncio.create_task(self._reclaim(record.id))
+                task.add_done_callback(lambda done: self._forget_reclaim(record.id, done))
 
     async def thaw(self, record: Record) -> Record:
         """Thaw the sandbox. Idempotent."""
@@ -390,49 +395,23 @@ class Freezing:
         self._cgroups.thaw(record.id)
         return record
 
-    def end_reclaim(self, name: str) -> None:
-        """Stop moving a frozen sandbox's memory out."""
-        self._reclaiming.end(name)
-
-    def close(self) -> None:
-        self._reclaiming.close()
-
-
-_SWAPS = Path("/proc/swaps")
-#: A later round takes pages that were used too recently for the first one.
-_ROUNDS = 3
-
-
-class Reclaiming:
-    """One task for each sandbox whose memory is being moved out."""
-
-    def __init__(self, cgroups: Cgroups) -> None:
-        self._cgroups = cgroups
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    def begin(self, name: str) -> None:
-        """Start moving a sandbox's memory out if there is zram; returns at once."""
-        if swaps_to_zram():
-            task = self._tasks[name] = asyncio.get_running_loop().create_task(self._reclaim(name))
-            task.add_done_callback(lambda done: self._forget(name, done))
-
-    def end(self, name: str) -> None:
-        """Stop moving a sandbox's memory out."""
-        if task := self._tasks.pop(name, None):
-            task.cancel()
-        self._cgroups.end_reclaim(name)
-
-    def close(self) -> None:
-        for task in self._tasks.values():
-            task.cancel()
-
     async def _reclaim(self, name: str) -> None:
         for _ in range(_ROUNDS):
             await asyncio.to_thread(self._cgroups.reclaim, name)
 
-    def _forget(self, name: str, done: asyncio.Task[None]) -> None:
-        if self._tasks.get(name) is done:
-            del self._tasks[name]
+    def _forget_reclaim(self, name: str, done: asyncio.Task[None]) -> None:
+        if self._reclaiming.get(name) is done:
+            del self._reclaiming[name]
+
+    def end_reclaim(self, name: str) -> None:
+        """Stop moving a frozen sandbox's memory out."""
+        if task := self._reclaiming.pop(name, None):
+            task.cancel()
+        self._cgroups.end_reclaim(name)
+
+    def close(self) -> None:
+        for task in self._reclaiming.values():
+            task.cancel()
 
 
 def swaps_to_zram() -> bool:

@@ -72,6 +72,7 @@ def test_sockets_have_no_limit_of_their_own_on_version_2(v2: Path) -> None:
 
 def test_usage_leaves_out_what_the_kernel_could_drop(v1: Path) -> None:
     (v1 / "cpuacct/builderd-x/ab/cpuacct.usage").write_text("1500000000\n")
+    (v1 / "cpuacct/builderd-x/ab/cpuacct.stat").write_text("user 150\nsystem 0\n")
     (v1 / "memory/builderd-x/ab/memory.usage_in_bytes").write_text("5000\n")
     (v1 / "memory/builderd-x/ab/memory.stat").write_text("cache 4000\ninactive_file 1\ntotal_inactive_file 3000\n")
     (v1 / "pids/builderd-x/ab/pids.current").write_text("7\n")

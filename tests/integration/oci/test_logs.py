@@ -53,19 +53,6 @@ async def test_lines_are_whole_in_order_and_of_their_stream(engine: OciEngine) -
     assert all(line.time >= started.started_at.replace(microsecond=0) for line in lines)
 
 
-async def test_a_log_is_followed_line_by_line(engine: OciEngine) -> None:
-    spec = await make_spec(engine, app("for i in 1 2 3 4 5; do echo $i; sleep 0.05; done"))
-    await engine.sandboxes.start(spec)
-    cursor = ""
-    told: list[str] = []
-    async with asyncio.timeout(ENGINE_TIMEOUT):
-        while len(told) < 5:
-            lines, cursor, _ = await engine.logs.read_log(spec.id, cursor)
-            told += [line.text for line in lines]
-            await asyncio.sleep(0.01)
-    assert told == ["1", "2", "3", "4", "5"]
-
-
 async def test_a_flood_is_held_back_and_its_beginning_and_end_are_kept(settings: EngineOptions) -> None:
     """And a neighbour answers all along."""
     async with prepared(replace(settings, log_limit=LOG_LIMIT)) as engine:

@@ -10,7 +10,6 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime import cgroups, runs
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.runs import has_zram
 
 
 @pytest.fixture
@@ -28,24 +27,12 @@ def v2(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_version_is_seen(v1: Path) -> None:
-    assert Cgroups("x", v1).version == 1
-
-
 def test_on_version_2_the_controllers_are_handed_down_outside_of_any_unit(v2: Path) -> None:
     groups = Cgroups("x", v2)
     assert groups.version == 2
     groups.open()
     assert (v2 / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
     assert (v2 / "builderd-x/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
-
-
-def test_the_shim_is_held_back(v1: Path) -> None:
-    groups = Cgroups("x", v1)
-    tasks = Path(groups.open_shim("ab"))
-    groups.limit_shim("ab")
-    assert tasks == v1 / "cpu/builderd-x/ab.shim/tasks"
-    assert (tasks.parent / "cpu.cfs_quota_us").read_text() == "20000"
 
 
 def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
@@ -70,17 +57,6 @@ def test_sockets_have_no_limit_of_their_own_on_version_2(v2: Path) -> None:
     assert not list((v2 / "builderd-x/ab").iterdir())
 
 
-def test_usage_leaves_out_what_the_kernel_could_drop(v1: Path) -> None:
-    (v1 / "cpuacct/builderd-x/ab/cpuacct.usage").write_text("1500000000\n")
-    (v1 / "cpuacct/builderd-x/ab/cpuacct.stat").write_text("user 150\nsystem 0\n")
-    (v1 / "memory/builderd-x/ab/memory.usage_in_bytes").write_text("5000\n")
-    (v1 / "memory/builderd-x/ab/memory.stat").write_text("cache 4000\ninactive_file 1\ntotal_inactive_file 3000\n")
-    (v1 / "pids/builderd-x/ab/pids.current").write_text("7\n")
-    used = Cgroups("x", v1).usage("ab")
-    assert used
-    assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
-
-
 def test_usage_on_version_2(v2: Path) -> None:
     group = v2 / "builderd-x/ab"
     (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
@@ -97,14 +73,6 @@ def test_process_outside_of_sandboxes_is_not_moved(v1: Path) -> None:
     with pytest.raises(ProcessLookupError):
         Cgroups("x", v1).enter_inner("ab", "exec-1", os.getpid())
     assert not (v1 / "pids/builderd-x/ab/exec-1").exists()
-
-
-def test_kills_for_memory_are_counted(v1: Path, tmp_path: Path) -> None:
-    groups = Cgroups("x", v1)
-    (v1 / "memory/builderd-x/ab/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    assert groups.oom_kills("ab") == 2
-    assert groups.oom_kills("gone") == 0
-    assert groups.usage("gone") is None
 
 
 def test_version_2_tells_kills_for_the_host_from_those_at_the_limit(v2: Path) -> None:
@@ -138,15 +106,6 @@ def test_version_1_takes_a_kill_for_the_own_once_memory_and_swap_together_met_th
     assert Cgroups("x", v1).host_oom_kills("ab") is by_host
 
 
-def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
-    (v1 / "pids/builderd-x/ab/exec-1").mkdir()
-    Cgroups("x", v1).remove("ab")
-    assert not list(v1.glob("*/builderd-x/ab"))
-    Cgroups("x", v1).close()
-    assert not list(v1.glob("*/builderd-x"))
-    Cgroups("x", v1).close()
-
-
 def test_on_version_1_what_is_in_one_hierarchy_only_is_killed_as_well(
     v1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,19 +134,6 @@ def test_process_entering_a_removed_group_is_killed(v1: Path, monkeypatch: pytes
     assert not list(v1.glob("*/builderd-x/ab"))
 
 
-def test_on_version_1_a_group_is_frozen_by_its_state(v1: Path) -> None:
-    state = v1 / "freezer/builderd-x/ab/freezer.state"
-    state.write_text("THAWED\n")
-    groups = Cgroups("x", v1)
-    assert not groups.is_frozen("ab")
-    state.write_text("")
-    groups.freeze("ab")
-    assert groups.is_frozen("ab")
-    state.write_text("")
-    groups.thaw("ab")
-    assert state.read_text() == "THAWED"
-
-
 def test_a_group_that_is_gone_is_not_frozen(v1: Path, v2: Path) -> None:
     for root in (v1, v2):
         groups = Cgroups("x", root)
@@ -211,15 +157,6 @@ def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only_and_not_beyo
     (group / "memory.swap.max").write_text("")
     groups.end_reclaim("ab")
     assert (group / "memory.swap.max").read_text() == "0"
-
-
-def test_group_file_without_seek_is_written(v1: Path) -> None:
-    state = v1 / "freezer/builderd-x/ab/freezer.state"
-    os.mkfifo(state)
-    reader = os.open(state, os.O_RDONLY | os.O_NONBLOCK)
-    Cgroups("x", v1).thaw("ab")
-    assert os.read(reader, 16) == b"THAWED"
-    os.close(reader)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -260,43 +197,7 @@ def test_a_group_s_file_is_never_created(group: Path) -> None:
     assert not (group / "freezer.state").exists()
 
 
-def test_numbers_are_read_by_their_names(group: Path) -> None:
-    assert cgroups.counters(group / "memory.events") == {"oom": 1, "oom_kill": 3}
-    assert cgroups.counter(group / "memory.events", "oom_kill") == 3
-    assert cgroups.counter(group / "memory.events", "low") == 0
-
-
-def test_processes_are_found_below_a_group(group: Path) -> None:
-    (group / "cgroup.procs").write_text("3\n4\n")
-    (group / "inner/cgroup.procs").write_text("5\n")
-    assert sorted(cgroups.processes_below(group)) == [3, 4, 5]
-    assert not cgroups.processes_below(group / "gone")
-
-
-def test_group_in_removal_reads_as_missing_and_other_errors_stay(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = errno.ENODEV
-
-    def refuse(file: Path, *_: object) -> int:
-        raise OSError(number, os.strerror(number), str(file))
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(FileNotFoundError):
-        cgroups.write(group / "memory.events", "1")
-    number = errno.EIO
-    with pytest.raises(OSError, match="Input/output error"):
-        cgroups.write(group / "memory.events", "1")
-
-
 HEADING = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-
-
-def test_memory_is_moved_out_where_the_machine_swaps_to_zram() -> None:
-    assert has_zram(f"{HEADING}/dev/zram0 partition 4194300 0 100\n")
-
-
-def test_a_disk_is_too_slow_to_come_back_from() -> None:
-    assert not has_zram(f"{HEADING}/dev/sda2 partition 4194300 0 -2\n")
-    assert not has_zram(HEADING)
 
 
 def test_a_kernel_that_knows_no_swap_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,11 +40,6 @@ def test_lower_host_limits_are_raised_and_higher_ones_kept(tmp_path: Path) -> No
         assert (few.read_text(), many.read_text()) == ("8192", "65536\n")
 
 
-def test_forbidden_host_limit_change_is_tolerated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    raise_host_limits(tmp_path)
-    assert caplog.text.count("kernel limit not raised") == len(LEAST)
-
-
 def test_the_pools_of_socket_buffers_are_raised_to_half_of_the_memory(tmp_path: Path) -> None:
     tcp, udp = (tmp_path / name for name in SOCKET_POOLS)
     tcp.parent.mkdir(parents=True)

@@ -85,25 +85,11 @@ def test_reading_in_any_pieces_gives_what_reading_at_once_gives(seed: int) -> No
     assert told + texts(lines) == whole
 
 
-def test_reading_continues_over_a_rotation() -> None:
-    first, newest = record("a", second=1) + record("b", "P"), record("y", second=9)
-    lines, cursor, _ = read_generations([first], Cursor(), False)
-    assert texts(lines) == ["a"]
-    lines, cursor, _ = read_generations([first, newest], Cursor.parse(cursor), False)
-    assert texts(lines) == ["b", "y"]
-    assert read_generations([first, newest], Cursor.parse(cursor), False) == ([], cursor, False)
-
-
 def test_a_generation_that_was_lost_is_passed_over() -> None:
     first, middle, newest = (record(text, second=second) for text, second in (("a", 1), ("m", 5), ("y", 9)))
     _, cursor, _ = read_generations([first, middle], Cursor(), False)
     lines, _, _ = read_generations([first, newest], Cursor.parse(cursor), False)
     assert texts(lines) == ["y"]
-
-
-def test_an_empty_log_has_an_empty_cursor() -> None:
-    assert read_generations([b""], Cursor(), False) == ([], "", False)
-    assert read_generations([], Cursor(), False) == ([], "", False)
 
 
 async def test_the_first_file_stays_when_the_shim_replaces_the_log(tmp_path: Path) -> None:
@@ -137,44 +123,6 @@ def test_the_last_lines_are_those_of_the_whole(count: int) -> None:
     lines, cursor, _ = read_generations(contents, Cursor(), True, count)
     assert texts(lines) == texts(everything)[max(len(everything) - count, 0) :]
     assert cursor == end
-
-
-def test_reading_continues_after_the_last_lines() -> None:
-    content = record("a") + record("b") + record("open", "P")
-    lines, cursor, _ = read_generations([content], Cursor(), False, 1)
-    assert texts(lines) == ["b"]
-    lines, _, _ = read_generations([content + record(" line")], Cursor.parse(cursor), False)
-    assert texts(lines) == ["open line"]
-
-
-def test_the_last_lines_after_a_cursor_are_not_those_before_it() -> None:
-    content = record("a") + record("b")
-    _, cursor, _ = read_generations([content], Cursor(), False)
-    more = content + record("c")
-    assert texts(read_generations([more], Cursor.parse(cursor), False, 10)[0]) == ["c"]
-
-
-async def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading on reads only the new lines of a long log."""
-    logs = Logs(tmp_path, lambda _: True)
-    log = logs.begin(BuilderId("b"), SandboxId("5a"))
-    with log.open("ab") as file:
-        file.write(b"".join(record(str(number)) for number in range(50_000)))
-    _, cursor, _ = await logs.read_log(SandboxId("5a"), tail=1)
-    with log.open("ab") as file:
-        file.write(record("new"))
-    looked: list[int] = []
-    real = module.records
-
-    def counting(content: module.Content, offset: int) -> object:
-        for one in real(content, offset):
-            looked.append(one[4])
-            yield one
-
-    monkeypatch.setattr(module, "records", counting)
-    lines, _, _ = await logs.read_log(SandboxId("5a"), cursor)
-    assert [line.text for line in lines] == ["new"]
-    assert len(looked) == 1
 
 
 # In pages
@@ -219,16 +167,6 @@ def test_long_lines_make_short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_generations([content], Cursor.parse(cursor), True)[0]) == 3
 
 
-@pytest.mark.parametrize("tail", [0, 1, 50, 99, 100, 101, 200, 5_000])
-def test_where_the_last_lines_begin_is_found_without_them(tail: int) -> None:
-    contents = [talk(1, 200), talk(2, 150, 200)]
-    start = read_generations(contents, Cursor(), True, tail, limit=0)
-    assert start.lines == []
-    whole = read_generations(contents, Cursor(), True)[0]
-    rest = read_generations(contents, Cursor.parse(start.cursor), True)[0]
-    assert texts(rest) == texts(whole)[max(len(whole) - tail, 0) :]
-
-
 @pytest.mark.parametrize("second", [0, 1, 100, 199, 200, 230, 349, 350])
 def test_reading_begins_at_a_time_with_whole_lines(second: int) -> None:
     contents, since = [talk(1, 200), talk(2, 150, 200)], BEGINNING + timedelta(seconds=second)
@@ -236,19 +174,6 @@ def test_reading_begins_at_a_time_with_whole_lines(second: int) -> None:
     whole = read_generations(contents, Cursor(), True)[0]
     assert [line for line in lately if line.time >= since] == [line for line in whole if line.time >= since]
     assert len([line for line in lately if line.time < since]) <= 1
-
-
-def test_to_begin_at_a_time_little_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    content, looked, real = b"".join(at(n, str(n)) for n in range(50_000)), [], module._time
-
-    def counting(text: bytes) -> datetime:
-        looked.append(text)
-        return real(text)
-
-    monkeypatch.setattr(module, "_time", counting)
-    page = read_generations([content], Cursor(), True, since=BEGINNING + timedelta(seconds=25_000), limit=100)
-    assert page.lines[-1].text > "25000"
-    assert len(looked) < 300
 
 
 def test_rotated_log_is_continued() -> None:
@@ -312,18 +237,6 @@ def test_reading_goes_on_after_the_newest_piece() -> None:
     assert [line.text for line in page.lines] == ["open ", "new", "line"]
 
 
-def test_reading_from_the_beginning_of_a_piece_gives_its_lines() -> None:
-    content = talk(3, 300)
-    piece = search_generations([content], LogMatch(), Cursor(), True, 50)
-    assert read_generations([content], Cursor.parse(piece.begin), True).lines == piece.lines
-
-
-def test_pieces_before_a_time_are_not_read() -> None:
-    content = b"".join(at(number, str(number)) for number in range(10_000))
-    found, pieces = search([content], LogMatch(since=BEGINNING + timedelta(seconds=9_950)), 100)
-    assert (len(found), pieces) == (50, 1)
-
-
 def test_pieces_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE_SIZE", 1_000)
     content = b"".join(at(number, "x" * 100) for number in range(50))
@@ -337,11 +250,6 @@ def test_endless_line_ends_the_search() -> None:
     found, pieces = search([at(0, "first") + dots], LogMatch(search="FIRST"), 10)
     assert [line.text for line in found] == ["first"]
     assert pieces < 10
-
-
-def test_text_over_parts_of_a_line_is_found() -> None:
-    content = at(0, "nee", "P") + at(1, "dle") + b"".join(at(number, "x") for number in range(2, 50))
-    assert [line.text for line in search([content], LogMatch(search="needle"), 10)[0]] == ["needle"]
 
 
 @pytest.mark.parametrize("text", ["Kelvin \u212a", "Stra\u00dfe", "\u0130stanbul"])

@@ -47,14 +47,6 @@ async def test_flood_is_passed_on_in_pieces(log: Path) -> None:
     assert told == numbers
 
 
-async def test_overlong_line_is_passed_on_truncated(log: Path) -> None:
-    told: list[str] = []
-    append(log, record("x" * 8_000, "P") * 140 + record("end"))
-    await Tail(log, told.append).finish()
-    assert "".join(told) == "x" * 8_000 * 140 + "end"
-    assert len(told) == 2
-
-
 async def test_replaced_log_is_read_from_its_start(log: Path) -> None:
     told: list[str] = []
     append(log, record("a") + record("op", "P"))

@@ -26,7 +26,6 @@ from builderd.adapters.engines.oci.runtime.records import Heartbeat, Record, Rec
 from builderd.adapters.engines.oci.runtime.run import Root, Run, RunContext, RunsConfig
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import SandboxState
@@ -155,21 +154,6 @@ async def test_end_of_a_dying_sandbox_is_read_after_its_exit_file(host: Host) ->
         assert (report.state, report.end and report.end.exit_code) == (SandboxState.EXITED, 3)
 
 
-async def test_each_of_two_copies_that_overlap_is_of_one_moment(host: Host) -> None:
-    async with running(host) as (engine, copies):
-        first = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
-        await copies.until_begun(ONE)
-        second = asyncio.create_task(engine.disks.clone_disk(DISK, TWO, GB))
-        await asyncio.sleep(0.05)
-        copies.may_end[ONE].set()
-        await first
-        await copies.until_begun(TWO)
-        copies.may_end[TWO].set()
-        await second
-        assert copies.stood_still == {ONE: True, TWO: True}
-        assert not host.cgroups.is_frozen(APP)
-
-
 async def test_freeze_during_a_copy_is_kept(host: Host) -> None:
     async with running(host) as (engine, copies):
         copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
@@ -180,20 +164,6 @@ async def test_freeze_during_a_copy_is_kept(host: Host) -> None:
         await copying
         assert (await freezing).state is SandboxState.FROZEN
         assert host.cgroups.is_frozen(APP)
-
-
-async def test_thaw_during_a_copy_takes_effect_after_it(host: Host) -> None:
-    async with running(host) as (engine, copies):
-        await engine.sandboxes.freeze(APP)
-        copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
-        await copies.until_begun(ONE)
-        thawing = asyncio.create_task(engine.sandboxes.thaw(APP))
-        await asyncio.sleep(0.05)
-        copies.may_end[ONE].set()
-        await copying
-        assert (await thawing).state is SandboxState.RUNNING
-        assert copies.stood_still == {ONE: True}
-        assert not host.cgroups.is_frozen(APP)
 
 
 async def test_a_thaw_undoes_the_freeze_that_is_on_its_way(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,22 +197,6 @@ async def test_cancelled_copy_thaws_the_sandbox(host: Host) -> None:
             await copying
         assert copies.stood_still == {ONE: True}
         assert not host.cgroups.is_frozen(APP)
-
-
-async def test_failed_freeze_is_not_recorded(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
-        raise TimeoutError(name)
-
-    async with running(host) as (engine, copies):
-        monkeypatch.setattr(host.cgroups, "freeze", fail)
-        with pytest.raises(EngineUnavailable):
-            await engine.sandboxes.freeze(APP)
-        monkeypatch.undo()
-        copying = asyncio.create_task(engine.disks.clone_disk(DISK, ONE, GB))
-        await copies.until_begun(ONE)
-        assert (await engine.sandboxes.report(APP)).state is SandboxState.RUNNING
-        copies.may_end[ONE].set()
-        await copying
 
 
 async def test_interrupted_freeze_is_undone_at_start(host: Host) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,11 +44,6 @@ def judge(call: str, *arguments: int, machine: str = "x86_64", clones: bool = Fa
         if call in rule["names"] and all(matches(condition, arguments) for condition in rule.get("args", ())):
             return rule["action"], rule.get("errnoRet")
     return seccomp["defaultAction"], seccomp["defaultErrnoRet"]
-
-
-def test_ordinary_calls_pass() -> None:
-    assert judge("read", 0)[0] == ALLOW
-    assert judge("memfd_create", 0)[0] == ALLOW
 
 
 @pytest.mark.parametrize("call", sorted(REFUSED))
@@ -96,12 +89,6 @@ def test_internet_sockets_are_limited_to_tcp_and_udp(family: int, flags: int) ->
     assert judge("socket", family, 3 | flags, 1) == (ERRNO, 1)
 
 
-def test_pairs_of_sockets_are_of_the_unix_family() -> None:
-    assert judge("socketpair", 1, 1, 0)[0] == ALLOW
-    for family in (2, 10, 16, 30, 40):
-        assert judge("socketpair", family, 1, 0)[0] == ERRNO
-
-
 HIGH = 1 << 32
 
 
@@ -116,11 +103,6 @@ def test_no_program_attaches_filters_and_all_other_options_pass(high: int) -> No
     assert judge("prctl", high | 22, 2) == (ERRNO, 22)
     assert judge("prctl", 0x53564D41)[0] == ALLOW, "glibc names its heaps"
     assert judge("seccomp", 1, 0, 0) == (ERRNO, 38)
-
-
-@pytest.mark.parametrize("request_", [0x5401, 0x5413, 0x541B, 0x80086601, 0x8004_9408 ^ 0x100])
-def test_ioctls_of_terminals_and_files_pass(request_: int) -> None:
-    assert judge("ioctl", 3, request_)[0] == ALLOW
 
 
 @pytest.mark.parametrize("request_", [0x4004_9409, 0x4020_940D, 0xC018_9436])
@@ -142,13 +124,3 @@ def test_calls_of_other_machines_and_of_privileged_programs_are_left_out() -> No
     assert judge("arch_prctl")[0] == ALLOW
     assert judge("bpf", 0)[0] == ERRNO
     assert make_seccomp(PROFILE, "x86_64")["architectures"] == ["SCMP_ARCH_X86_64"]
-
-
-def test_the_installed_profile_gives_a_filter() -> None:
-    installed = Path("/usr/share/containers/seccomp.json")
-    if not installed.exists():
-        pytest.skip("the containers' common profile is not installed")
-    names = [
-        name for rule in make_seccomp(json.loads(installed.read_text()), "x86_64")["syscalls"] for name in rule["names"]
-    ]
-    assert {"openat", "execve", "futex", "epoll_wait", "clone"} <= set(names)

@@ -39,12 +39,12 @@ def test_plain_list_of_setup_py_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("setup(install_requires=open('r.txt').read().split())", "begins with 'open'"),
-        ("setup(install_requires=read())", "begins with 'read'"),
+        ("setup(install_requires=open('r.txt').read().split())", "is no list"),
+        ("setup(install_requires=read())", "is no list"),
         ("setup(install_requires=['a'] + MORE)", "not a plain list"),
-        ("setup(install_requires=['a', B])", "'B' in line 1 is not one of its texts"),
+        ("setup(install_requires=['a', B])", "has more than texts"),
         ("setup(install_requires=[f'a{x}'])", "not a plain list"),
-        ("setup(install_requires=[b'a'])", "is not a text"),
+        ("setup(install_requires=[b'a'])", "has more than texts"),
         ("setup(install_requires=['a'.upper()])", "not a plain list"),
         ("def f():\n    deps = ['a']\nsetup(install_requires=deps)", "deps is assigned 0 times"),
         ("deps = ['a']\ndeps = []\nsetup(install_requires=deps)", "deps is assigned 2 times"),
@@ -66,7 +66,7 @@ def test_plain_list_of_setup_py_is_read(text: str) -> None:
         ("setup(**{'install_requires': ['a']})", "given 0 times"),
         ("setup(install_requires=", "is not Python"),
         ("setup(install_requires=['a'", "is not Python"),
-        ("install_requires=", "begins with ''"),
+        ("install_requires=", "is not Python"),
     ],
 )
 def test_computed_list_is_refused_with_the_cure(text: str, why: str) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from builderd.domain.errors import StageFailed, ValidationFailed
 from builderd.domain.ids import BuilderId
@@ -192,26 +191,16 @@ def fingerprints(hits: Sequence[Hit]) -> Sequence[str]:
     return named
 
 
-def ordered(findings: Iterable[Finding]) -> Sequence[Finding]:
-    """Sort by severity, highest first, then by location."""
-    return sorted(findings, key=lambda f: (ORDER[f.severity], f.path, f.line, f.rule))
+def limit_findings(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], Mapping[str, int], int]:
+    """Return (readable number of findings, omitted ones by rule, number of omitted ones that block or hold).
 
-
-class LimitedFindings(NamedTuple):
-    """Findings of a report. ``left_out`` counts omitted ones by rule; ``untold`` those that block or hold."""
-
-    kept: tuple[Finding, ...]
-    left_out: Mapping[str, int]
-    untold: int
-
-
-def limit_findings(findings: Sequence[Finding]) -> LimitedFindings:
-    """Limit findings to a readable number. Blocks and holds come first and so are never dropped for warnings."""
+    Blocks and holds come first and so are never dropped for warnings.
+    """
     kept: list[Finding] = []
     warnings: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     untold = 0
-    for finding in ordered(findings):
+    for finding in sorted(findings, key=lambda f: (ORDER[f.severity], f.path, f.line, f.rule)):
         is_warning = finding.severity is Severity.WARN
         warnings[finding.rule] += is_warning
         if len(kept) < MAX_FINDINGS and not (is_warning and warnings[finding.rule] > MAX_OF_RULE):
@@ -219,7 +208,7 @@ def limit_findings(findings: Sequence[Finding]) -> LimitedFindings:
             continue
         left_out[finding.rule] += 1
         untold += not is_warning
-    return LimitedFindings(tuple(kept), dict(left_out), untold)
+    return tuple(kept), dict(left_out), untold
 
 
 def summary(verdict: Verdict) -> str:
@@ -245,11 +234,6 @@ def _describe(finding: Finding) -> str:
 def location(finding: Finding) -> str:
     """Return the location: ``app.py:12``, or the file alone."""
     return f"{finding.path}:{finding.line}" if finding.line else finding.path or "the code"
-
-
-def demote(finding: Finding) -> Finding:
-    """Return the finding as a demoted warning."""
-    return replace(finding, severity=Severity.WARN, demoted=True)
 
 
 OFF = "off"
@@ -306,34 +290,17 @@ class Policy:
 
         No policy can lower the ``SAN-`` rules, or let the language model's rules do more than hold.
         """
-        if rule not in self._weights:
-            found = [severity for pattern, severity in self._patterns if pattern.match(rule)]
-            self._weights[rule] = _within_bounds(rule, found[-1] if found else Severity.WARN)
-        return self._weights[rule]
+        found = [severity for pattern, severity in self.rules if fnmatchcase(rule, pattern)]
+        severity = found[-1] if found else Severity.WARN
+        if rule.startswith(SANITY):
+            return Severity.BLOCK
+        if rule.startswith(ADVICE) and (severity is Severity.BLOCK or rule in BLIND):
+            return Severity.HOLD
+        return severity
 
     def is_demoted(self, path: str) -> bool:
         """Return True for a file with reduced severity: a test, a document or the like."""
-        return any(pattern.match(path) for pattern in self._places)
-
-    @cached_property
-    def _weights(self) -> dict[str, Severity | None]:
-        return {}
-
-    @cached_property
-    def _patterns(self) -> tuple[tuple[re.Pattern[str], Severity | None], ...]:
-        return tuple((re.compile(translate(pattern)), severity) for pattern, severity in self.rules)
-
-    @cached_property
-    def _places(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(re.compile(translate(pattern), re.IGNORECASE) for pattern in self.demoted)
-
-
-def _within_bounds(rule: str, severity: Severity | None) -> Severity | None:
-    if rule.startswith(SANITY):
-        return Severity.BLOCK
-    if rule.startswith(ADVICE) and (severity is Severity.BLOCK or rule in BLIND):
-        return Severity.HOLD
-    return severity
+        return any(fnmatchcase(path.lower(), pattern.lower()) for pattern in self.demoted)
 
 
 def make_policy(document: Any) -> Policy:

@@ -7,7 +7,7 @@ import posixpath
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle, path_error
@@ -30,7 +30,6 @@ from builderd.domain.reviews import (
     Report,
     Severity,
     content_hash,
-    demote,
     fingerprints,
     limit_findings,
 )
@@ -51,10 +50,6 @@ from builderd.ports.scanners import Scan, Scanner
 MAX_OF_TENANT = 2
 
 
-def _semaphores() -> defaultdict[TenantId, asyncio.Semaphore]:
-    return defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
-
-
 @dataclass(frozen=True, slots=True)
 class Gate:
     """Code review: the scanner, the policy, and an optional ``adviser``, which can only add holds.
@@ -65,7 +60,9 @@ class Gate:
     scanner: Scanner
     policy: Policy
     adviser: Scanner | None = None
-    concurrency: defaultdict[TenantId, asyncio.Semaphore] = field(default_factory=_semaphores)
+    concurrency: defaultdict[TenantId, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
+    )
 
     @property
     def key(self) -> str:
@@ -90,19 +87,19 @@ class Gate:
         scanned = self.scanner.scan(bundle, self.policy.limits, run)
         advised = self.adviser.scan(bundle, self.policy.limits, run) if self.adviser else asyncio.sleep(0)
         scan, advice = await asyncio.gather(scanned, advised)
-        limited = await asyncio.to_thread(
-            lambda: limit_findings(list(assess(bundle, entrypoint, scan, self.policy, advice)))
+        kept, left_out, untold = await asyncio.to_thread(
+            lambda: limit_findings(assess(bundle, entrypoint, scan, self.policy, advice))
         )
         return Report(
             content_hash=content_hash(bundle.hash, entrypoint),
             policy_hash=self.key,
-            findings=limited.kept,
+            findings=kept,
             scanners={**scan.scanners, **(advice.scanners if advice else {})},
             files=len(bundle.files),
             seconds=round(time.monotonic() - begun, 3),
             reviewed_at=now,
-            left_out=limited.left_out,
-            untold=limited.untold,
+            left_out=left_out,
+            untold=untold,
         )
 
 
@@ -129,7 +126,8 @@ def assess(
             continue
         finding = Finding(fingerprint, hit.rule, severity, hit.path, hit.line, hit.text, hit.message, hit.advice)
         reaches = imported if hit.rule == "SAN-syntax" else runs
-        yield demote(finding) if _is_demoted(hit, entry, reaches, policy) else finding
+        is_demoted = _is_demoted(hit, entry, reaches, policy)
+        yield replace(finding, severity=Severity.WARN, demoted=True) if is_demoted else finding
 
 
 def _run(bundle: Bundle, entrypoint: str) -> Mapping[str, Kind]:

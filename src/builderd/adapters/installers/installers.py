@@ -34,12 +34,9 @@ class Installers:
 
     def from_sources(self, plan: LayerPlan, sources: PackageSources, tenant: TenantId) -> LayerPlan:
         parts = (plan.key, "sources", sources.fingerprint, tenant)
-        steps = tuple(
-            npm.with_sources(step, sources) if npm.is_step(step) else uv.with_sources(step, sources)
-            for step in plan.steps
-        )
-        inputs = {**plan.inputs, **npm.settings_file(sources)}
-        return replace(plan, key=hashlib.sha256("\n".join(parts).encode()).hexdigest(), steps=steps, inputs=inputs)
+        steps = tuple(uv.with_sources(step, sources) for step in plan.steps)
+        private = npm.with_sources(replace(plan, steps=steps), sources)
+        return replace(private, key=hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
         return self.from_source(plan, tenant) if self.uv.lacks_wheels(output) else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,29 +101,21 @@ class NpmInstaller:
 SETTINGS = "npmrc"
 
 
-def is_step(step: BuildStep) -> bool:
-    """Return True for a step that runs npm."""
-    return "npm_config_cache" in step.env
-
-
-def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
-    """Return the step with a private registry, whose token is in its environment alone."""
-    env = {**step.env}
+def with_sources(plan: LayerPlan, sources: PackageSources) -> LayerPlan:
+    """Return the plan with a private registry for npm, whose token is in the step's environment alone."""
+    env, secrets, inputs = {}, {}, {}
     if sources.registry:
         env["npm_config_registry"] = sources.registry
-    if not sources.has_npm_token:
-        return replace(step, env=env)
-    env["npm_config_userconfig"] = f"{INPUT}/{SETTINGS}"
-    return replace(step, env=env, secrets={NPM_TOKEN: sources.secrets[NPM_TOKEN]})
-
-
-def settings_file(sources: PackageSources) -> Mapping[str, bytes]:
-    """Return the settings that name the variable of the token; nothing without one."""
-    if not sources.has_npm_token:
-        return {}
-    parts = urlsplit(sources.registry or PUBLIC_REGISTRY)
-    line = f"//{parts.netloc}{parts.path.rstrip('/')}/:_authToken=${{{NPM_TOKEN}}}\n"
-    return {SETTINGS: line.encode()}
+    if sources.has_npm_token:
+        parts = urlsplit(sources.registry or PUBLIC_REGISTRY)
+        line = f"//{parts.netloc}{parts.path.rstrip('/')}/:_authToken=${{{NPM_TOKEN}}}\n"
+        inputs, secrets = {SETTINGS: line.encode()}, {NPM_TOKEN: sources.secrets[NPM_TOKEN]}
+        env["npm_config_userconfig"] = f"{INPUT}/{SETTINGS}"
+    steps = [
+        replace(step, env={**step.env, **env}, secrets=secrets) if "npm_config_cache" in step.env else step
+        for step in plan.steps
+    ]
+    return replace(plan, steps=tuple(steps), inputs={**plan.inputs, **inputs})
 
 
 FILE = "package.json"
@@ -178,7 +170,8 @@ def read_packages(bundle: Bundle, registry: str | None, *, dev: bool = False) ->
     if not any(manifest.get(name) for name in wanted):
         return None
     lock = next(filter(None, (_document(bundle, name) for name in LOCKS)), None)
-    specs = [spec for name in DECISIVE for spec in _specs(manifest.get(name))]
+    tables = [manifest.get(name) or {} for name in DECISIVE]
+    specs = [spec for table in tables for spec in table.values() if isinstance(spec, str)]
     specs += _overriding(overrides) if overrides else ()
     foreign = any(_is_remote(spec) for spec in specs)
     foreign = foreign or (lock is not None and _check_lock(lock, registry))
@@ -219,10 +212,6 @@ def _check_spec(key: str, spec: Any) -> None:
             f"{FILE}: {key}: {spec!r} is refused: use a version of the registry, "
             "or an https:// or git+https:// address."
         )
-
-
-def _specs(table: Any) -> Iterator[str]:
-    yield from (spec for spec in (table or {}).values() if isinstance(spec, str))
 
 
 def _is_remote(spec: str) -> bool:

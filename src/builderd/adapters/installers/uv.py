@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from builderd.adapters.installers.project import read_locks, read_project
-from builderd.adapters.installers.requirements import Requirements, read_requirements
+from builderd.adapters.installers.requirements import read_requirements
 from builderd.adapters.installers.setup_files import read_setup
 from builderd.domain.bundles import Bundle
 from builderd.domain.credentials import DEFAULT_NAME, NPM_TOKEN, PackageSources
@@ -69,12 +69,15 @@ class UvInstaller:
     index: str | None = None
 
     def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
-        requirements = _read(bundle)
+        read = (reader(bundle) for reader in (read_requirements, read_project, read_locks, read_setup))
+        requirements = next(filter(None, read), None)  # of the first file that names any
         if requirements is None:
             return None
         kind = f"tenant {tenant}" if requirements.foreign else "shared"
-        key = self._key(requirements, base_id, kind)
-        inputs = _inputs(requirements)
+        decisive = [RECIPE, "uv", self.version, base_id, self.index, kind, requirements.lines, requirements.constraints]
+        key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+        files = {"requirements.txt": requirements.lines, "constraints.txt": requirements.constraints}
+        inputs = {name: "".join(f"{line}\n" for line in lines).encode() for name, lines in files.items() if lines}
         return self._foreign(key, inputs) if requirements.foreign else self.wheels(key, inputs)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
@@ -114,29 +117,11 @@ class UvInstaller:
         index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}
         return BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
 
-    def _key(self, requirements: Requirements, base_id: str, kind: str) -> str:
-        decisive = [RECIPE, "uv", self.version, base_id, self.index, kind, requirements.lines, requirements.constraints]
-        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-
-
-def _read(bundle: Bundle) -> Requirements | None:
-    """Return the dependencies of the first file that names any."""
-    return read_requirements(bundle) or read_project(bundle) or read_locks(bundle) or read_setup(bundle)
-
-
-def _inputs(requirements: Requirements) -> Mapping[str, bytes]:
-    inputs = {"requirements.txt": _file(requirements.lines)}
-    if requirements.constraints:
-        inputs["constraints.txt"] = _file(requirements.constraints)
-    return inputs
-
-
-def _file(lines: Sequence[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
-
 
 def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
-    """Return the step with private indexes. What they serve is not written to the cache that all tenants share."""
+    """Return a step of uv with private indexes. What they serve is not written to the cache that all tenants share."""
+    if "UV_NO_CONFIG" not in step.env:
+        return step
     env = {**step.env}
     if sources.index:
         env["UV_DEFAULT_INDEX"] = f"{DEFAULT_NAME}={sources.index}"

@@ -1,25 +1,36 @@
-"""The install stage: plan the version's layer, make it, and keep what the installer wrote."""
+"""The install and build stages: plan a version's layers, make them, and keep what their commands print."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from builderd.domain.builders import Builder
-from builderd.domain.bundles import Bundle
-from builderd.domain.credentials import Masker, PackageSources
+from builderd.domain.bundles import Bundle, folder_of
+from builderd.domain.credentials import Masker
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound
-from builderd.domain.hints import install_hint, pin_notes, unread_notes
+from builderd.domain.failures import SHOWN_CHARACTERS, SHOWN_LINES
+from builderd.domain.hints import build_hint, install_hint, node_hint, pin_notes, unread_notes
 from builderd.domain.ids import TenantId
-from builderd.domain.layers import BUILD_RESOURCES, BuildOutcome, Built, Installed, LayerPlan
+from builderd.domain.layers import (
+    APP,
+    BUILD_RESOURCES,
+    NODE_MODULES,
+    AppBuild,
+    BuildOutcome,
+    BuildStep,
+    Built,
+    Cache,
+    Installed,
+    LayerPlan,
+)
 from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER, ignored_names
-from builderd.ports.installer import Installer
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.app_build import explain_build, plan_build
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import admission, bundles, credentials
 from builderd.services.application import Application
@@ -31,24 +42,6 @@ FLUSH_INTERVAL = 0.3
 MAX_LINES, MAX_CHARACTERS = 5_000, 1_000
 #: Layers that are made at the same time, and those of one tenant among them.
 MAX_BUILDS, MAX_OF_TENANT = 8, 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Final:
-    """Completion of an installer's plan for one version: its private indexes, and layers of its own."""
-
-    installer: Installer
-    item: WorkItem
-    sources: PackageSources | None
-    masker: Masker
-
-    @property
-    def tenant(self) -> TenantId:
-        return self.item.builder.tenant_id
-
-    def of(self, plan: LayerPlan) -> LayerPlan:
-        private = plan if self.sources is None else self.installer.from_sources(plan, self.sources, self.tenant)
-        return _own(private, self.item)
 
 
 class LayerInstalls:
@@ -91,27 +84,37 @@ class LayerInstalls:
         del files  # neither while this waits nor while the layer is built
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
-        final = await self._final(item)
+        complete, masker = await self._completion(item)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
-            if known is not None and await self._app.engine.layers.has_layer(key := final.of(known).key):
+            if known is not None and await self._app.engine.layers.has_layer(key := complete(known).key):
                 await admission.check_reuse(self._app, tenant, key)
                 return Installed(key, 0.0, reused=True)
-        async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, final.masker) as log:
-            plan = await admission.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
-            return await self._build(plan, final, log)
+        async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, masker) as log:
+            bounded = await admission.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
+            made, outcome, seconds = await self._build(item, bounded, complete, log)
+        if not outcome.ok:
+            bundle = await bundles.fetch_root(self._app, item.version)
+            message = await asyncio.to_thread(_explain, self._app, made, outcome, bundle)
+            raise InstallFailed(masker.text(message))
+        return Installed(made.key, seconds, outcome.reused)
 
-    async def _final(self, item: WorkItem) -> _Final:
-        """Return the completion of this version's plans. Raises ``InstallFailed`` for a credential that is gone."""
+    async def _completion(self, item: WorkItem) -> tuple[Callable[[LayerPlan], LayerPlan], Masker]:
+        """Return what completes an installer's plan for this version: its private indexes, and layers of its own.
+
+        Raises ``InstallFailed`` for a credential that is gone.
+        """
         tenant, names = item.builder.tenant_id, item.version.settings.credentials
         if not names:
-            return _Final(self._app.installer, item, None, Masker(()))
+            return lambda plan: _own(plan, item), Masker(())
         try:
             sources, masker = await self._app.store.read(
                 lambda uow: credentials.package_sources(uow, self._app.vault, tenant, names)
             )
         except NotFound as lack:
             raise InstallFailed(lack.message) from lack
-        return _Final(self._app.installer, item, sources, masker)
+        if sources is None:
+            return lambda plan: _own(plan, item), masker
+        return lambda plan: _own(self._app.installer.from_sources(plan, sources, tenant), item), masker
 
     async def _name_unread(self, item: WorkItem, bundle: Bundle) -> None:
         """Name in the log the files that people expect to be read, and versions that do not run here."""
@@ -124,24 +127,19 @@ class LayerInstalls:
                 for note in notes:
                     log.line(note)
 
-    async def _build(self, plan: LayerPlan, final: _Final, log: BuildLog) -> Installed:
-        installer, builder = self._app.installer, final.item.builder
-        made = final.of(plan)
-        outcome = await self._run(builder, made, log)
-        seconds = outcome.seconds
-        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, final.tenant)
-        if fallback is not None:
-            log.line("No wheels for everything: building from source in a sandbox of its own.")
-            made = final.of(
-                replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes, quota_bytes=plan.quota_bytes)
-            )
-            outcome = await self._run(builder, made, log)
-            seconds += outcome.seconds
-        if not outcome.ok:
-            bundle = await bundles.fetch_root(self._app, final.item.version)
-            message = await asyncio.to_thread(_explain, self._app, made, outcome, bundle)
-            raise InstallFailed(final.masker.text(message))
-        return Installed(made.key, seconds, outcome.reused)
+    async def _build(
+        self, item: WorkItem, plan: LayerPlan, complete: Callable[[LayerPlan], LayerPlan], log: BuildLog
+    ) -> tuple[LayerPlan, BuildOutcome, float]:
+        """Make the layer, from source where wheels are lacking; return the last plan, its outcome, and all seconds."""
+        made = complete(plan)
+        outcome = await self._run(item.builder, made, log)
+        if outcome.ok or not (source := self._app.installer.fallback(plan, outcome.output, item.builder.tenant_id)):
+            return made, outcome, outcome.seconds
+        log.line("No wheels for everything: building from source in a sandbox of its own.")
+        source = replace(source, tenant=plan.tenant, limit_bytes=plan.limit_bytes, quota_bytes=plan.quota_bytes)
+        made, before = complete(source), outcome.seconds
+        outcome = await self._run(item.builder, made, log)
+        return made, outcome, before + outcome.seconds
 
     async def _run(self, builder: Builder, plan: LayerPlan, log: BuildLog) -> BuildOutcome:
         """Make the layer. Only what runs no code of a package is free."""
@@ -235,3 +233,63 @@ class BuildLog:
 
     def _write(self, uow: UnitOfWork, lines: Sequence[LogLine]) -> None:
         uow.build_logs.add(self._subject.builder.id, self._subject.version.number, lines)
+
+
+#: Part of every key: increment it when a build of the same files makes something else.
+RECIPE = 1
+#: The home of a build is thrown away, so that caches of tools do not become files of the version.
+HOME = "/tmp"  # noqa: S108 -- the sandbox's own
+ENVIRONMENT = {
+    "PATH": f"/venv/bin:{APP}/{NODE_MODULES}/.bin:/{NODE_MODULES}/.bin:/usr/local/bin:/usr/bin:/bin",
+    "VIRTUAL_ENV": "/venv",
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+    "npm_config_update_notifier": "false",
+    "npm_config_fund": "false",
+    "npm_config_audit": "false",
+}
+
+
+def plan_build(item: WorkItem, bundle: Bundle, base_id: str, timeout_seconds: float) -> LayerPlan:
+    """Return the plan of the version's build. Its result is the tenant's alone: the command is the tenant's code."""
+    settings, tenant = item.version.settings, item.builder.tenant_id
+    layer = item.version.layer_key or None
+    decisive = [RECIPE, base_id, tenant, bundle.hash, layer, settings.build, sorted(settings.variables.items())]
+    if settings.root:
+        decisive.append(settings.root)
+    step = BuildStep(
+        title=f"Building: {settings.build}",
+        argv=("/bin/sh", "-ec", settings.build),
+        network=True,
+        cache=Cache.NONE,
+        env={**ENVIRONMENT, "HOME": HOME, **settings.variables},
+        timeout_seconds=max(1, round(timeout_seconds)),
+    )
+    return LayerPlan(
+        key=hashlib.sha256(f"app build\n{json.dumps(decisive)}".encode()).hexdigest(),
+        inputs={},
+        steps=(step,),
+        runs_foreign_code=True,
+        tenant=tenant,
+        app=AppBuild(bundle, layer, settings.root),
+    )
+
+
+def explain_build(item: WorkItem, bundle: Bundle, outcome: BuildOutcome, timeout_seconds: float) -> str:
+    """Return the message of a failed build: the reason, its last lines, and the next command."""
+    command = item.version.settings.build
+    if outcome.out_of_memory:
+        why = f"The build ({command}) was killed: out of memory. Have it use less, or build before the deployment."
+    elif outcome.timed_out:
+        why = (
+            f"The build ({command}) did not end within {timeout_seconds:g} s (limits.build_timeout), and was stopped. "
+            "Does it start a server? That is the entrypoint's work."
+        )
+    else:
+        root = item.version.settings.root
+        lacking = build_hint(outcome.output[-SHOWN_LINES:], folder_of(bundle, root), root)
+        hint = node_hint(outcome.output) or lacking
+        why = f"The build ({command}) failed with exit code {outcome.exit_code}.{hint and f' {hint}'}"
+    lines = "\n".join(line[:SHOWN_CHARACTERS] for line in outcome.output[-SHOWN_LINES:])
+    more = f'All of its lines: builderd logs {item.builder.name} --stream build. To deploy without it: build = "".'
+    return f"{why} Its last lines:\n{lines}\n{more}" if lines else f"{why} It wrote nothing. {more}"

@@ -48,10 +48,10 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str,
     ]
     for number, (_, _, text) in enumerate(scripts):
         (folder / str(number)).write_text(str(text))
-    read = javascript.read_scripts([node], folder, [], list(range(len(scripts))), 60)
-    assert read.trees is not None
+    _, read = javascript.read_scripts([node], folder, [], list(range(len(scripts))), 60)
+    assert read is not None
     for number, (name, path, _) in enumerate(scripts):
-        found.setdefault(name, {})[path] = read.trees[number]
+        found.setdefault(name, {})[path] = read[number]
     return found
 
 

@@ -69,14 +69,16 @@ class LanguageModelAdviser:
         await self._http.aclose()
 
     async def _ask(self, bundle: Bundle, run: Mapping[str, Kind]) -> list[Hit]:
-        asked = await asyncio.to_thread(questions, bundle, run)
+        messages, unread = await asyncio.to_thread(questions, bundle, run)
         found: list[Hit] = []
-        for message in asked.messages:
+        for message in messages:
             async with self._limit:
                 answer = await self._post(message)
             found += await asyncio.to_thread(hits, answer, bundle)
-        if asked.unread:
-            found.append(_unread(asked.unread, bundle))
+        if unread:
+            message = f"{len(unread)} files are too large for the language model to read: {', '.join(unread[:5])[:300]}"
+            advice = "Accept the finding with a reason, or make them smaller"
+            found.append(Hit("LLM-unread", "", 0, "", bundle.hash, message, advice))
         return found
 
     async def _post(self, message: str) -> bytes:
@@ -90,12 +92,6 @@ class LanguageModelAdviser:
                 if len(read) > MAX_ANSWER:
                     raise Unusable("gave an answer that is too long")
         return bytes(read)
-
-
-def _unread(paths: tuple[str, ...], bundle: Bundle) -> Hit:
-    shown = ", ".join(paths[:5])[:300]
-    message = f"{len(paths)} files are too large for the language model to read: {shown}"
-    return Hit("LLM-unread", "", 0, "", bundle.hash, message, "Accept the finding with a reason, or make them smaller")
 
 
 #: Counts up when the question changes, since reports are kept by it.
@@ -124,25 +120,23 @@ class Unusable(Exception):
     """The answer is not what was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """``messages`` are for one request each; ``unread`` are files that go into none of them."""
+def questions(bundle: Bundle, run: Mapping[str, Kind]) -> tuple[list[str], list[str]]:
+    """Return (a message for each request, files that go into none of them).
 
-    messages: tuple[str, ...]
-    unread: tuple[str, ...]
-
-
-def questions(bundle: Bundle, run: Mapping[str, Kind]) -> Questions:
-    """Put the code files, and those in ``run``, into JSON with numbered lines: no file can forge a delimiter."""
+    The code files, and those in ``run``, are put into JSON with numbered lines: no file can forge a delimiter.
+    """
     parts: list[list[dict[str, Any]]] = []
     unread: list[str] = []
     room = 0
     for file in bundle.files:
         if (run.get(file.path) or kind_of(file)) not in CODE:
             continue
-        document = _document(file) if file.size <= MAX_CHARACTERS else None
-        size = len(json.dumps(document)) if document else 0
-        if document is None or size > MAX_CHARACTERS or (size > room and len(parts) == MAX_REQUESTS):
+        numbered = (
+            {str(number): line for number, line in enumerate(_lines(file), 1)} if file.size <= MAX_CHARACTERS else {}
+        )
+        document = {"path": file.path, "lines": numbered}
+        size = len(json.dumps(document))
+        if not numbered or size > MAX_CHARACTERS or (size > room and len(parts) == MAX_REQUESTS):
             unread.append(file.path)
             continue
         if size > room:
@@ -150,12 +144,7 @@ def questions(bundle: Bundle, run: Mapping[str, Kind]) -> Questions:
             room = MAX_CHARACTERS
         parts[-1].append(document)
         room -= size
-    return Questions(tuple(json.dumps({"files": part}) for part in parts), tuple(unread))
-
-
-def _document(file: BundleFile) -> dict[str, Any]:
-    lines = _lines(file)
-    return {"path": file.path, "lines": {str(number): line for number, line in enumerate(lines, 1)}}
+    return [json.dumps({"files": part}) for part in parts], unread
 
 
 def _lines(file: BundleFile) -> Sequence[str]:
@@ -172,15 +161,11 @@ def hits(answer: bytes, bundle: Bundle) -> Sequence[Hit]:
     """Parse the model's findings. Raises ``Unusable`` for any other answer, which must not pass as harmless."""
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
-        findings = json.loads(_object_in(content))["findings"]
+        # Some models put other words around the object.
+        findings = json.loads(content[content.index("{") : content.rindex("}") + 1])["findings"]
         return list(_hits(findings[:MAX_FINDINGS], {file.path: file for file in bundle.files}))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Unusable("gave an answer that is not what was asked for") from error
-
-
-def _object_in(text: str) -> str:
-    """Return the JSON object in a text; some models put other words around it."""
-    return text[text.index("{") : text.rindex("}") + 1]
 
 
 def _hits(findings: Sequence[Mapping[str, Any]], files: Mapping[str, BundleFile]) -> Iterator[Hit]:
@@ -192,12 +177,9 @@ def _hits(findings: Sequence[Mapping[str, Any]], files: Mapping[str, BundleFile]
         number = line if 0 < line <= len(lines) else 0
         text = lines[number - 1].strip() if number else ""
         mark = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
-        yield Hit("LLM-risk", path, number, _shown(text)[:200], mark, _reason(reason), ADVICE)
-
-
-def _reason(text: str) -> str:
-    said = " ".join(_shown(text).split()).rstrip(".")
-    return f"a language model says: {said[:MAX_REASON]}"
+        said = " ".join(_shown(reason).split()).rstrip(".")
+        message = f"a language model says: {said[:MAX_REASON]}"
+        yield Hit("LLM-risk", path, number, _shown(text)[:200], mark, message, ADVICE)
 
 
 def _shown(text: str) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Job:
     address_space: int | None = None
 
 
-def make_argv(job: Job, channel: int) -> list[str]:
+def _command(job: Job, channel: int) -> list[str]:
     """Return the command line of the jail. ``channel`` is the descriptor on which a listening socket comes out."""
     folders = [Folder("venv", Path(sys.prefix), VENV), Folder("workers", WORKERS, Path("/workers"))]
     if not Path(sys.base_prefix).is_relative_to("/usr"):
@@ -68,7 +68,7 @@ async def run(job: Job, address: Address) -> Any:
     try:
         with inner:
             process = await asyncio.create_subprocess_exec(
-                *make_argv(job, inner.fileno()),
+                *_command(job, inner.fileno()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -163,8 +163,7 @@ async def _watch(pid: int, limit: int) -> None:
     """Check the memory of all processes of the jail until cancelled. Raises ``JailFailed`` over the limit."""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
-        held = await asyncio.to_thread(memory_of, pid)
-        if held > limit:
+        if await asyncio.to_thread(memory_of, pid) > limit:
             raise JailFailed(f"it took more than {limit / 1e6:.0f} MB of memory")
 
 
@@ -209,23 +208,13 @@ class Relay:
             async with self._limit:
                 there, onward = await asyncio.open_connection(self._address.ip, self._address.port)
                 try:
-                    await _both(_copy(reader, onward), _copy(there, writer))
+                    await asyncio.gather(_copy(reader, onward), _copy(there, writer))
                 finally:
                     onward.close()
         except OSError:
             pass  # the app is unreachable: the client sees its connection end
         finally:
             writer.close()
-
-
-async def _both(*ways: Coroutine[Any, Any, None]) -> None:
-    """Run both directions until they end, and cancel what is left."""
-    tasks = [asyncio.create_task(way) for way in ways]
-    try:
-        await asyncio.wait(tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

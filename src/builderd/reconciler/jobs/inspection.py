@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from builderd.domain.builders import Builder
@@ -97,7 +97,7 @@ class Inspection:
         self._checks.append(await self._started(wait, CheckName.COPY, "The copy"))
         if wait.reachable:
             await self._ask()
-            await self._check_exits()
+            await self._judge_afterwards()
         elif wait.ended is None:
             await self._look_for_network()
         await self._restart(was_up=wait.reachable)
@@ -128,14 +128,24 @@ class Inspection:
         self._screenshots = tuple(browsing.screenshots)
         self._checks += await testers.probe(target)
 
-    async def _check_exits(self) -> None:
-        """Check that the app still runs after all these requests."""
+    async def _judge_afterwards(self) -> None:
+        """Judge the log, the idle app and that it still runs after all these requests."""
         lines = await self._copy.lines()
         self._reached_out |= any(is_out_of_reach(line) for line in lines)
         self._checks.append(check_log(lines))
         await self._look_for_network()
         await self._measure()
-        self._checks.append(await self._stays_up(lines))
+        report, resources = await self._copy.report(), self._copy.version.settings.resources
+        outcome, message = Outcome.FAILED, "The app was up at the end, and nothing of it was killed."
+        if not report.alive:
+            how = describe_end(report.end, resources) if report.end else "it is gone"
+            message = f"The app ended while it was looked at: {how}." + quoted(lines)
+        elif report.out_of_memory:
+            message = f"The kernel killed a process of the app: out of memory, limit {resources.memory:g} GB."
+            message += quoted(lines)
+        else:
+            outcome = Outcome.PASSED
+        self._checks.append(Check(CheckName.STAYS_UP, outcome, message))
 
     async def _look_for_network(self) -> None:
         """Note whether the app tried to reach a network, which a copy may not."""
@@ -155,17 +165,6 @@ class Inspection:
         limit = self._copy.version.settings.resources.memory_bytes
         self._checks.append(check_memory_use(after.memory_bytes, limit))
 
-    async def _stays_up(self, lines: Sequence[str]) -> Check:
-        report, resources = await self._copy.report(), self._copy.version.settings.resources
-        if not report.alive:
-            how = describe_end(report.end, resources) if report.end else "it is gone"
-            message = f"The app ended while it was looked at: {how}." + quoted(lines)
-            return Check(CheckName.STAYS_UP, Outcome.FAILED, message)
-        if report.out_of_memory:
-            message = f"The kernel killed a process of the app: out of memory, limit {resources.memory:g} GB."
-            return Check(CheckName.STAYS_UP, Outcome.FAILED, message + quoted(lines))
-        return Check(CheckName.STAYS_UP, Outcome.PASSED, "The app was up at the end, and nothing of it was killed.")
-
     async def _restart(self, *, was_up: bool) -> None:
         """Stop it as every stop does, and start it again on the same disk."""
         before = await self._files()
@@ -180,7 +179,12 @@ class Inspection:
             self._checks.append(Check(CheckName.SIGTERM, Outcome.NOT_JUDGED, message))
         wait = await self._copy.start()
         self._checks.append(await self._started(wait, CheckName.RESTART, "Started again, the app"))
-        self._checks.append(_files_check(before, await self._files()))
+        after = await self._files()
+        if before is None or after is None:
+            message = "The app did not run when its files were to be looked at."
+            self._checks.append(Check(CheckName.FILES, Outcome.NOT_JUDGED, message))
+        else:
+            self._checks.append(check_files(before, after))
 
     async def _files(self) -> Mapping[str, FileState] | None:
         """Return size and hash of the copy's files by path, read inside its sandbox; None where it does not run."""
@@ -208,12 +212,6 @@ class Inspection:
         if self._copy.version.settings.credentials:
             return as_not_judged(check, "the app asks for credentials, of which a copy has dummies only.")
         return check
-
-
-def _files_check(before: Mapping[str, FileState] | None, after: Mapping[str, FileState] | None) -> Check:
-    if before is None or after is None:
-        return Check(CheckName.FILES, Outcome.NOT_JUDGED, "The app did not run when its files were to be looked at.")
-    return check_files(before, after)
 
 
 def _unreachable(snmp: str) -> int:
@@ -316,7 +314,13 @@ class Copy:
 
     async def _spec(self, sandbox: SandboxId) -> SandboxSpec:
         builder, settings = self.builder, self.version.settings
-        dummies = await self._app.store.read(self._dummies)
+
+        def names(uow: UnitOfWork) -> list[str]:
+            """``<credential>/<variable>`` of all that the version asks for."""
+            found = (uow.credentials.get(builder.tenant_id, name) for name in settings.credentials)
+            return [f"{one.name}/{variable}" for one in found if one is not None for variable in one.variables]
+
+        dummies = await self._app.store.read(names)
         platform = {
             "SERVICE_TOKEN": new_secret("bds"),
             "BUILDER_UUID": builder.id,
@@ -338,11 +342,6 @@ class Copy:
             egress=False,
             secret_files=dict.fromkeys(dummies, DUMMY),
         )
-
-    def _dummies(self, uow: UnitOfWork) -> list[str]:
-        """``<credential>/<variable>`` of all that the version asks for."""
-        found = (uow.credentials.get(self.builder.tenant_id, name) for name in self.version.settings.credentials)
-        return [f"{one.name}/{variable}" for one in found if one is not None for variable in one.variables]
 
 
 async def remove_disk(application: Application, disk: DiskId) -> None:

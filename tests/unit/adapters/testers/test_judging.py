@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tests.fakes.testers import PIXEL
 
-from builderd.adapters.testers.judging import judge_browser, judge_crawl, judge_probe
+from builderd.adapters.testers.local import judge_browser, judge_crawl, judge_probe
 from builderd.domain.qa import CheckName, Outcome
 
-CRAWL = {"pages": [["/", 200, "", 0.01]], "elsewhere": 0, "robots": 404, "left_out": 0}
+CRAWL = {"pages": [["/", 200, ""]], "elsewhere": 0, "robots": 404, "left_out": 0}
 PROBE = {
     "document": "/openapi.json",
     "operations": 2,
@@ -44,11 +44,11 @@ def browsed(**changes: Any) -> dict[CheckName, Outcome]:
 
 def test_a_page_that_fails_is_the_crawl_s_and_one_that_is_missing_the_links() -> None:
     assert crawled()[CheckName.CRAWL] is Outcome.PASSED
-    assert crawled(pages=[["/", 200, "", 0], ["/a", 500, "", 0]])[CheckName.CRAWL] is Outcome.FAILED
-    assert crawled(pages=[["/", 200, "", 0], ["/a", None, "no answer in time", 0]])[CheckName.CRAWL] is Outcome.FAILED
-    gone = crawled(pages=[["/", 200, "", 0], ["/a", 404, "", 0]])
+    assert crawled(pages=[["/", 200, ""], ["/a", 500, ""]])[CheckName.CRAWL] is Outcome.FAILED
+    assert crawled(pages=[["/", 200, ""], ["/a", None, "no answer in time"]])[CheckName.CRAWL] is Outcome.FAILED
+    gone = crawled(pages=[["/", 200, ""], ["/a", 404, ""]])
     assert (gone[CheckName.CRAWL], gone[CheckName.LINKS]) == (Outcome.PASSED, Outcome.FAILED)
-    assert crawled(pages=[["/", 404, "", 0]])[CheckName.LINKS] is Outcome.PASSED
+    assert crawled(pages=[["/", 404, ""]])[CheckName.LINKS] is Outcome.PASSED
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_malformed_worker_answer_raises(view: dict[str, Any]) -> None:
 
 
 def test_hostile_text_is_one_short_line() -> None:
-    (check, *_) = judge_crawl({**CRAWL, "pages": [["/" + "x\n" * 5000, 500, "", 0]]}, 0.1)
+    (check, *_) = judge_crawl({**CRAWL, "pages": [["/" + "x\n" * 5000, 500, ""]]}, 0.1)
     (finding,) = check.findings
     assert "\n" not in finding
     assert len(finding) < 500

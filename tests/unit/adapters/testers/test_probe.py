@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.testers.judging import judge_probe
+from builderd.adapters.testers.local import judge_probe
 from builderd.adapters.testers.workers import __path__ as workers
 from builderd.domain.qa import Outcome
 

@@ -31,12 +31,13 @@ MAX_SCRIPTS = 150_000
 PRIVATE_KEY = "SEC-private-key"
 
 
-class ToolKilled(Exception):
-    """A scanning program was killed from outside: no verdict on the files that it read."""
+class ToolFailed(Exception):
+    """A scanning program was killed from outside, or ``is_late``: it ran out of time before its limit of CPU time,
+    since it hangs or the machine is overloaded. Neither is a verdict on the files that it read."""
 
-
-class ToolLate(Exception):
-    """A scanning program ran out of time before its limit of CPU time: it hangs, or the machine is overloaded."""
+    def __init__(self, name: str, *, is_late: bool) -> None:
+        super().__init__(name)
+        self.is_late = is_late
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,10 @@ class Analyser:
             self._read_scripts(review)
             for source in sources:
                 self._search(review, source)
-            self._read_packages(review)
+            for source in sources:
+                folder, _, name = source.path.rpartition("/")
+                if name == "package.json" and "node_modules" not in folder:
+                    self._read_package(review, source, folder)
             self._collect(review, scripts, "Node.js")
             self._follow_scripts(review)
             self._collect(review, linted, "ruff")
@@ -160,14 +164,14 @@ class Analyser:
         files = [(source.path, number) for number, source in enumerate(sources)]
         contents = {str(number): source.content for number, source in enumerate(sources)}
         followed = [int(number) for number in python_code.followed_files(contents, MAX_SCRIPTS)]
-        read = javascript.read_scripts(self._tools.node, folder, files, followed, review.left())
-        for problem in read.problems:
-            rule = "SAN-syntax" if problem.syntax else "SAN-unparsable"
+        problems, trees = javascript.read_scripts(self._tools.node, folder, files, followed, review.left())
+        for path, line, message, is_syntax in problems:
+            rule = "SAN-syntax" if is_syntax else "SAN-unparsable"
             words = CATALOGUE[rule]
-            review.add(rule, problem.path, problem.line, f"{words.message}: {problem.message}", words.advice)
-        if read.trees is None:
+            review.add(rule, path, line, f"{words.message}: {message}", words.advice)
+        if trees is None:
             review.skipped.append("acorn")
-        review.trees = {sources[number].path: tree for number, tree in (read.trees or {}).items()}
+        review.trees = {sources[number].path: tree for number, tree in (trees or {}).items()}
 
     def _follow_scripts(self, review: Review) -> None:
         """Follow the flow of data through the scripts, once their trees are there."""
@@ -198,7 +202,13 @@ class Analyser:
 
     def _search(self, review: Review, source: Source) -> None:
         text = review.texts[source.path]
-        review.secrets[source.path] = found = list(_most_severe(self._secrets.find(source.path, text)))
+        # One secret a line: a specific rule wins over a generic one.
+        best: dict[int, Secret] = {}
+        for secret in self._secrets.find(source.path, text):
+            known = best.get(secret.line)
+            if known is None or _weight(secret) < _weight(known):
+                best[secret.line] = secret
+        review.secrets[source.path] = found = list(best.values())
         for secret in found:
             if secret.rule == PRIVATE_KEY and secret_rules.is_local(source.path, review.texts):
                 review.add(
@@ -212,21 +222,16 @@ class Analyser:
         for signature in self._signatures.find(source.path, source.content):
             review.add(signature.rule, source.path, signature.line, signature.description, FOR_WARNINGS)
 
-    def _read_packages(self, review: Review) -> None:
-        for source in review.sources:
-            folder, _, name = source.path.rpartition("/")
-            if name == "package.json" and "node_modules" not in folder:
-                self._read_package(review, source, folder)
-
     def _read_package(self, review: Review, source: Source, folder: str) -> None:
         try:
             package = json.loads(source.content)
         except (ValueError, RecursionError):
             review.add("SAN-syntax", source.path, 0, "this is not JSON", CATALOGUE["SAN-syntax"].advice)
             return
-        scripts = package.get("scripts") if isinstance(package, dict) else None
+        package = package if isinstance(package, dict) else {}
+        scripts = package.get("scripts")
         commands = {str(k): v for k, v in scripts.items() if isinstance(v, str)} if isinstance(scripts, dict) else {}
-        main = [package["main"]] if isinstance(package, dict) and isinstance(package.get("main"), str) else []
+        main = [package["main"]] if isinstance(package.get("main"), str) else []
         words = [word for command in commands.values() for word in command.replace("=", " ").split()]
         review.references[source.path] = References(scripts=tuple(f"./{word}" for word in (*main, *words)))
         for name, command in commands.items():
@@ -264,15 +269,15 @@ class Analyser:
 
 @contextmanager
 def _machine_faults(name: str) -> Iterator[None]:
-    """Raise ``ToolKilled`` or ``ToolLate`` where the program's end says nothing about the files."""
+    """Raise ``ToolFailed`` where the program's end says nothing about the files."""
     try:
         yield
     except subprocess.TimeoutExpired as error:
-        raise ToolLate(name) from error
+        raise ToolFailed(name, is_late=True) from error
     except subprocess.CalledProcessError as error:
         if error.returncode == -signal.SIGKILL:
             # No limit of a review ends a program so: SIGXCPU or a failed allocation does.
-            raise ToolKilled(name) from error
+            raise ToolFailed(name, is_late=False) from error
         raise
 
 
@@ -287,16 +292,6 @@ def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:
     folder.mkdir()
     for number, source in enumerate(sources):
         (folder / f"{number}{ending}").write_bytes(source.content)
-
-
-def _most_severe(secrets: Iterator[Secret]) -> Iterator[Secret]:
-    """Keep one secret a line: a specific rule wins over a generic one."""
-    best: dict[int, Secret] = {}
-    for secret in secrets:
-        known = best.get(secret.line)
-        if known is None or _weight(secret) < _weight(known):
-            best[secret.line] = secret
-    yield from best.values()
 
 
 def _weight(secret: Secret) -> tuple[bool, bool]:

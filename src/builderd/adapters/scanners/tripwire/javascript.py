@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from builderd.domain.sources import References
 
@@ -72,24 +72,11 @@ IMPORTS = re.compile(r"""\b(?:from\s*|import\s*\(?\s*|require(?:\.resolve)?\s*\(
 STRINGS = re.compile(r"""["'`]([^"'`\n]{2,200})["'`]""")
 
 
-class SyntaxProblem(NamedTuple):
-    path: str
-    line: int
-    message: str
-    syntax: bool
-
-
-class Scripts(NamedTuple):
-    """``trees``: number of the file → ESTree in a short form. None: this Node.js has no parser to lend."""
-
-    problems: Sequence[SyntaxProblem]
-    trees: Mapping[int, Any] | None
-
-
 def read_scripts(
     node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], followed: Sequence[int], seconds: float
-) -> Scripts:
-    """Return the files that do not parse, and the trees of those that are ``followed``.
+) -> tuple[list[list[Any]], dict[int, Any] | None]:
+    """Return the files that do not parse, each as [path, line, message, True for a syntax error], and the trees of
+    those that are ``followed``: number of the file → ESTree in a short form; None where Node.js has no parser to lend.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if Node.js fails.
     """
@@ -104,17 +91,14 @@ def read_scripts(
     )
     answer = json.loads(done.stdout)
     trees = None if answer["trees"] is None else {number: tree for number, tree in answer["trees"] if tree}
-    return Scripts([SyntaxProblem(*problem) for problem in answer["problems"]], trees)
+    return answer["problems"], trees
 
 
 def references(text: str, basenames: Mapping[str, Sequence[str]]) -> References:
     """Return the relative imports of a script, and the files of the bundle whose names it contains."""
-    mentioned = {path for found in STRINGS.finditer(text) for path in _named(found[1], basenames)}
+    names = {found[1].rpartition("/")[2] for found in STRINGS.finditer(text)}
+    mentioned = {path for name in names for path in basenames.get(name, ())}
     return References(
         scripts=tuple(sorted({found[1] for found in IMPORTS.finditer(text)})),
         paths=tuple(sorted(mentioned)),
     )
-
-
-def _named(text: str, basenames: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    yield from basenames.get(text.rpartition("/")[2], ())

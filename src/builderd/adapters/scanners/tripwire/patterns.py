@@ -207,15 +207,14 @@ def matches(kind: Kind, text: str) -> Iterator[Match]:
         if pattern.kinds is not None and kind not in pattern.kinds:
             continue
         for found in pattern.regex.finditer(text):
-            line = _line_of(text, found)
-            minified = kind is Kind.JAVASCRIPT and len(lines[line - 1]) > MINIFIED
-            rule = _in_minified(pattern.rule) if minified else pattern.rule
+            # RE2 cannot look behind, so the match may begin with a line break.
+            blanks = len(found.group()) - len(found.group().lstrip())
+            line = text.count("\n", 0, found.start() + blanks) + 1
+            rule: str | None = pattern.rule
+            if kind is Kind.JAVASCRIPT and len(lines[line - 1]) > MINIFIED:
+                rule = MINIFIED_RULE if pattern.rule.startswith("MAL-") else None
             if rule and not COMMENTS[kind].match(lines[line - 1]):
                 yield Match(rule, line)
-
-
-def _in_minified(rule: str) -> str | None:
-    return MINIFIED_RULE if rule.startswith("MAL-") else None
 
 
 def in_strings(strings: Iterable[tuple[int, str]]) -> Iterator[Match]:
@@ -242,12 +241,6 @@ def _portions(strings: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
             portion, size = [], 0
     if portion:
         yield portion
-
-
-def _line_of(text: str, found: re.Match[str]) -> int:
-    """Return the line of a match; RE2 cannot look behind, so the match may begin with a line break."""
-    before = len(found.group()) - len(found.group().lstrip())
-    return text.count("\n", 0, found.start() + before) + 1
 
 
 def reordered(text: str) -> Iterator[int]:

@@ -250,6 +250,7 @@ def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
 #: More are not judged, and so nothing passes for them.
 MAX_HITS = 20_000
 MAX_TEXT = 1_000
+_REFERENCES = ("modules", "scripts", "paths", "folders")
 
 
 def read_answer(content: bytes, bundle: Bundle, versions: Mapping[str, str]) -> Scan:
@@ -259,7 +260,13 @@ def read_answer(content: bytes, bundle: Bundle, versions: Mapping[str, str]) -> 
         answer = json.loads(content)
         reported = answer["hits"]
         hits = tuple(_hit(entry, paths) for entry in reported[:MAX_HITS])
-        references = {path: _references(entry) for path, entry in answer["references"].items() if path in paths}
+        references = {
+            path: References(
+                **{name: tuple(map(_text, entry[name])) for name in _REFERENCES}, anything=entry["anything"] is True
+            )
+            for path, entry in answer["references"].items()
+            if path in paths
+        }
         hooks = tuple(path for path in answer["hooks"] if path in paths)
         failures = [_text(failure) for failure in answer["failures"]]
         if len(reported) > MAX_HITS:
@@ -276,11 +283,6 @@ def _hit(entry: Mapping[str, Any], paths: set[str]) -> Hit:
         raise ValueError("a hit outside the bundle")
     words = {name: _text(entry[name]) for name in ("rule", "text", "mark", "message", "advice")}
     return Hit(path=entry["path"], line=line, **words)
-
-
-def _references(entry: Mapping[str, Any]) -> References:
-    names = {name: tuple(_text(one) for one in entry[name]) for name in ("modules", "scripts", "paths", "folders")}
-    return References(**names, anything=entry["anything"] is True)
 
 
 def _text(value: Any) -> str:

@@ -105,7 +105,8 @@ class SecretRules:
 
     def _find(self, rule: Rule, path: str, text: str) -> Iterator[Secret]:
         for found in rule.regex.finditer(text):
-            secret = _secret_of(rule, found)
+            group = found.group(rule.group) if rule.group else next(filter(None, found.groups()), None)
+            secret = group or found.group()
             start = text.rfind("\n", 0, found.start()) + 1
             end = text.find("\n", found.end())
             line = text[start : end if end >= 0 else len(text)]
@@ -115,12 +116,6 @@ class SecretRules:
             name = f"GEN-{rule.name[4:]}" if TEST_KEY.match(secret) else rule.name
             offset = text.find(secret, found.start())
             yield Secret(name, text.count("\n", 0, max(offset, 0)) + 1, secret, rule.description)
-
-
-def _secret_of(rule: Rule, found: re.Match[str]) -> str:
-    if rule.group:
-        return found.group(rule.group) or found.group()
-    return next((group for group in found.groups() if group), found.group())
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:

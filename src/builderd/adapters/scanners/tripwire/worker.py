@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from builderd.adapters.scanners.tripwire.analysis import Analyser, ToolKilled, ToolLate, Tools
+from builderd.adapters.scanners.tripwire.analysis import Analyser, ToolFailed, Tools
 from builderd.adapters.scanners.tripwire.review import Source
 from builderd.linux.syscalls import die_with_parent
 from builderd.sandboxing import confinement
@@ -129,10 +129,8 @@ class Server:
             no_memory = isinstance(error, MemoryError) or "start new thread" in str(error)
             if no_memory:
                 code = OUT_OF_MEMORY
-            elif isinstance(error, ToolKilled):
-                code = TOOL_KILLED
-            elif isinstance(error, ToolLate):
-                code = TOOL_LATE
+            elif isinstance(error, ToolFailed):
+                code = TOOL_LATE if error.is_late else TOOL_KILLED
             _log(f"a review failed: {type(error).__name__}: {error}")
         finally:
             os._exit(code)

@@ -71,7 +71,7 @@ def view(browser: Browser, name: str, options: dict[str, Any], url: str, axe: st
     listen(page, urlsplit(url).hostname or "", seen)
     try:
         load(page, url, seen)
-        picture(page, seen)
+        seen["png"] = base64.b64encode(page.screenshot(type="png", animations="disabled")).decode()
         if name == "desktop" and seen["html"] and (seen["status"] or 500) < 400:
             page.evaluate(axe)
             seen["axe"] = page.evaluate(AXE)[:MAX_LIST]
@@ -92,10 +92,6 @@ def load(page: Page, url: str, seen: dict[str, Any]) -> None:
     with suppress(Error):  # a page that polls for ever is as ready as it gets
         page.wait_for_load_state("networkidle", timeout=IDLE_MILLISECONDS)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
-
-
-def picture(page: Page, seen: dict[str, Any]) -> None:
-    seen["png"] = base64.b64encode(page.screenshot(type="png", animations="disabled")).decode()
 
 
 def listen(page: Page, host: str, seen: dict[str, Any]) -> None:

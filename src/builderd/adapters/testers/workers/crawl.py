@@ -1,6 +1,6 @@
 """Requests ``/`` and the pages that it links to, within limits. Reads its request as JSON and prints the result.
 
-Request: ``{"url", "port", "pages", "seconds"}``; answer: ``{"pages": [[path, status, fault, seconds]], "elsewhere": n,
+Request: ``{"url", "port", "pages", "seconds"}``; answer: ``{"pages": [[path, status, fault]], "elsewhere": n,
 "robots": status | null, "left_out": n}``.
 """
 
@@ -53,12 +53,9 @@ class Crawl:
         self.pages: list[list[Any]] = []
         self.elsewhere: set[str] = set()
 
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
     def get(self, path: str) -> tuple[int, str, str, bytes]:
         """Return (status, location, content type, body)."""
-        seconds = max(min(REQUEST_SECONDS, self.left()), 0.05)
+        seconds = max(min(REQUEST_SECONDS, self.end - time.monotonic()), 0.05)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         try:
             connection.putrequest("GET", path, skip_host=True, skip_accept_encoding=True)
@@ -74,23 +71,19 @@ class Crawl:
             connection.endheaders()
             answer = connection.getresponse()
             kind = answer.headers.get_content_type()
-            body = self.body(answer) if kind == "text/html" else b""
+            body = b""
+            while kind == "text/html" and len(body) < MAX_BODY and time.monotonic() < self.end:
+                chunk = answer.read1(65536)
+                if not chunk:
+                    break
+                body += chunk
             return answer.status, answer.headers.get("Location", ""), kind, body
         finally:
             connection.close()
 
-    def body(self, answer: http.client.HTTPResponse) -> bytes:
-        body = b""
-        while len(body) < MAX_BODY and self.left() > 0:
-            chunk = answer.read1(65536)
-            if not chunk:
-                break
-            body += chunk
-        return body
-
     def page(self, path: str) -> list[str]:
         """Request a page, follow redirects within the app, and return its links."""
-        begun, asked, fault = time.monotonic(), path, ""
+        asked, fault = path, ""
         status: int | None = None
         kind, body = "", b""
         try:
@@ -106,7 +99,7 @@ class Crawl:
             status, fault = None, "no answer in time"
         except (OSError, http.client.HTTPException, ValueError) as error:
             status, fault = None, f"{type(error).__name__}: {error}"[:200]
-        self.pages.append([path, status, fault, round(time.monotonic() - begun, 3)])
+        self.pages.append([path, status, fault])
         return self.links(asked, body) if kind == "text/html" and status == 200 else []
 
     def links(self, path: str, body: bytes) -> list[str]:
@@ -139,7 +132,7 @@ class Crawl:
         waiting = [link for link in self.page("/") if link != "/"]
         left_out = 0
         for path in waiting:
-            if len(self.pages) >= self.limit or self.left() <= 0:
+            if len(self.pages) >= self.limit or time.monotonic() >= self.end:
                 left_out += 1
                 continue
             self.page(path)

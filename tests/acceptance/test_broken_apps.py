@@ -1,6 +1,6 @@
 """Broken apps on the real parts: each answer names the cause and the change that mends it.
 
-``-s`` prints the messages. ``tests/unit/test_broken_apps.py`` has the same ways to fail on the pure functions.
+``-s`` prints the messages.
 """
 
 from __future__ import annotations

@@ -73,11 +73,7 @@ def test_the_file_in_the_data_directory_is_read_without_being_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "given"),
-    [
-        ("preview_port = 8090", {"port": 8081}),
-        ("[ssh]\nport = 0", {"preview_port": 8022}),
-    ],
+    ("text", "given"), [("preview_port = 8090", {"port": 8081}), ("[ssh]\nport = 0", {"preview_port": 8022})]
 )
 def test_the_command_line_is_judged_together_with_the_file(tmp_path: Path, text: str, given: dict[str, Any]) -> None:
     write(tmp_path / "data" / "builderd.toml", text)

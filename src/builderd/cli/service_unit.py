@@ -82,10 +82,7 @@ def render(name: str, executable: Path, data_dir: Path, serve_options: Sequence[
     # systemd expands no variables in the program's own path, so a dollar in it is not doubled.
     command = " ".join([quote(str(executable)), *(quote(word).replace("$", "$$") for word in arguments)])
     return TEMPLATE.format(
-        name=name,
-        command=command,
-        data_dir=str(data_dir).replace("%", "%%"),
-        data_dir_list=quote(str(data_dir)),
+        name=name, command=command, data_dir=str(data_dir).replace("%", "%%"), data_dir_list=quote(str(data_dir))
     )
 
 

@@ -51,11 +51,7 @@ class FollowedLine(VersionedLine):
 
 
 async def read(
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    wanted: LogFilter,
-    pages: PagedReads | None = None,
+    application: Application, tenant_id: TenantId, builder_id: str, wanted: LogFilter, pages: PagedReads | None = None
 ) -> AsyncGenerator[VersionedLine]:
     """Return the last lines that pass the filter and were written before the call, oldest first.
 
@@ -122,11 +118,7 @@ class LogFilter:
 
 
 async def follow(
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    wanted: LogFilter,
-    pages: PagedReads | None = None,
+    application: Application, tenant_id: TenantId, builder_id: str, wanted: LogFilter, pages: PagedReads | None = None
 ) -> AsyncGenerator[FollowedLine]:
     """Yield the last ``wanted.tail`` lines, then each new line until the builder is deleted; both pass the filter.
 

@@ -39,13 +39,7 @@ class Report:
     steps: Sequence[tuple[datetime, Usage]]
 
 
-def report(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    period: Period,
-) -> Report:
+def report(uow: UnitOfWork, application: Application, tenant_id: TenantId, builder_id: str, period: Period) -> Report:
     """Return the usage in a period. Raises ``NotFound``."""
     builder = builders.get(uow, tenant_id, builder_id)
     version = uow.versions.require(builder.id, builder.version)

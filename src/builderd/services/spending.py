@@ -76,11 +76,7 @@ class Span:
 
 
 def report(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    now: datetime,
-    span: Span,
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime, span: Span
 ) -> CostReport[ListedCost]:
     """Return the costs inside the span, oldest builder first."""
     listed = uow.builder_lists.costs(tenant_id, span.page, span.per_page, now)
@@ -145,12 +141,7 @@ def bill(
 
 
 def bill_trial(
-    uow: UnitOfWork,
-    prices: Prices,
-    builder: Builder,
-    resources: Resources,
-    start: datetime,
-    end: datetime,
+    uow: UnitOfWork, prices: Prices, builder: Builder, resources: Resources, start: datetime, end: datetime
 ) -> None:
     """Bill a finished trial, build or QA report of a version with these resources. Call it once for each of them."""
     rate = prices.hourly_rate(resources, Billing.TRIAL)

@@ -156,10 +156,7 @@ def systemd(
     """One whose units are in the state ``before``, and start with that result. What it was asked to change."""
     folder = tmp_path / "systemd"
     folder.mkdir()
-    texts = {
-        "systemctl": SYSTEMCTL.format(folder=folder, before=before, restarted=restarted),
-        "journalctl": JOURNALCTL,
-    }
+    texts = {"systemctl": SYSTEMCTL.format(folder=folder, before=before, restarted=restarted), "journalctl": JOURNALCTL}
     for name, text in texts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)

@@ -402,15 +402,7 @@ def test_spending_comes_whole_or_in_pages(running: Running) -> None:
 
 
 def _event(number: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "time": LINE["time"],
-        "type": "x",
-        "builder": None,
-        "actor": "",
-        "reason": "",
-        "details": {},
-    }
+    return {"id": number, "time": LINE["time"], "type": "x", "builder": None, "actor": "", "reason": "", "details": {}}
 
 
 def _builder() -> dict[str, Any]:

@@ -63,10 +63,7 @@ def test_an_accepted_path_stays_below_its_folder_and_is_the_only_name_of_its_fil
 
 def test_no_path_is_a_file_and_a_folder() -> None:
     faults = tree_errors(["a", "a/b", "a/b/c", "ab", "a-b", "x/y"])
-    assert faults == {
-        "a": "is both a file and the folder of 'a/b'",
-        "a/b": "is both a file and the folder of 'a/b/c'",
-    }
+    assert faults == {"a": "is both a file and the folder of 'a/b'", "a/b": "is both a file and the folder of 'a/b/c'"}
     assert tree_errors([]) == {}
     assert tree_errors(["a", "a.b", "a0", "a b", "b/a"]) == {}
 

@@ -234,9 +234,7 @@ async def test_expired_upload_in_progress_is_swept_later(world: World) -> None:
         await go_on.wait()
         yield b"abc"
 
-    sending = asyncio.create_task(
-        bundles.receive(world.application, upload, bundles.Part(0, 3), slow(), None),
-    )
+    sending = asyncio.create_task(bundles.receive(world.application, upload, bundles.Part(0, 3), slow(), None))
     await begun.wait()
     world.clock.move(LIFETIME.total_seconds())
     await sweep(world.application, ())

@@ -105,10 +105,10 @@ async def load_inventory(settings: Settings) -> Inventory | None:
         users, used = await opened.read(lambda uow: (metrics.users(uow), metrics.used_bundles(uow, sizes)))
     finally:
         await opened.close()
-    held = None
+    stored = None
     with suppress(OSError, EngineUnavailable):
-        held = await asyncio.to_thread(engine_provider(settings).read_inventory, settings.data_dir.absolute())
-    return Inventory(users, sizes, used, held)
+        stored = await asyncio.to_thread(engine_provider(settings).read_inventory, settings.data_dir.absolute())
+    return Inventory(users, sizes, used, stored)
 
 
 async def describe_code(settings: Settings) -> Sequence[str]:

@@ -12,7 +12,7 @@ import click
 
 from builderd.bootstrap import machine, state
 from builderd.cli import options
-from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory
+from builderd.domain.inventory import BuilderStorage, Inventory
 from builderd.domain.resources import GB
 from builderd.settings import Settings
 
@@ -47,22 +47,14 @@ def doctor(settings: Settings) -> None:
         lines = [f"database: cannot be read: {error}"]
     for line in lines:
         click.echo(f"\n{line}")
-    _print_usage(settings)
-    if any(check.vital and not check.found for check in checks):
-        raise SystemExit(1)
-
-
-def _print_usage(settings: Settings) -> None:
-    """Print the storage of each tenant and builder; an error is printed too, so that the checks above are seen."""
     try:
         inventory, code = asyncio.run(machine.load_inventory(settings)), asyncio.run(machine.describe_code(settings))
-    except Exception as error:
-        click.echo(f"\nstorage: cannot be read: {error}")
-        return
-    if inventory is not None:
-        click.echo("")
-        for line in (*usage_lines(inventory), *code):
-            click.echo(line)
+    except Exception as error:  # printed too, so that the checks above are seen
+        inventory, code = None, [f"storage: cannot be read: {error}"]
+    for line in ("", *(usage_lines(inventory) if inventory is not None else ()), *code):
+        click.echo(line)
+    if any(check.vital and not check.found for check in checks):
+        raise SystemExit(1)
 
 
 @click.group()
@@ -86,18 +78,32 @@ def usage_lines(inventory: Inventory) -> Iterator[str]:
         yield from _tenant(tenant, list(users), inventory)
     if not inventory.users:
         yield "No builders."
-    unused = inventory.unused_bundles()
-    size, idle = sum(inventory.bundles.values()), sum(unused.values())
-    yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(idle)}"
-    if inventory.held is None:
+    unused = [size for name, size in inventory.bundles.items() if name not in inventory.used_bundles]
+    size = sum(inventory.bundles.values())
+    yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(sum(unused))}"
+    if (stored := inventory.stored) is None:
         yield "The store is not mounted or not readable: start the service and run this as root to see sizes."
         return
-    yield from _layers(inventory, inventory.held)
-    yield from _rest(inventory, inventory.held)
+    yield f"layers: {len(stored.layers)}, {_gb(sum(layer.bytes for layer in stored.layers))}"
+    for layer in sorted(stored.layers, key=lambda one: -one.bytes):
+        names = {f"{user.tenant}/{user.name}" for user in inventory.users if layer.key in user.layers}
+        seen = ", a sandbox runs on it" if layer.seen else ""
+        asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
+        yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {', '.join(sorted(names)) or 'unused'}{seen}, {asked}"
+    for base in stored.bases:
+        use = ", ".join(word for word, is_so in (("ours", base.own), ("sandboxes run on it", base.seen)) if is_so)
+        asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"
+        yield f"base {base.name}: {_gb(base.bytes)}, {use or 'unused'}, {asked}"
+    claimed = {disk for user in inventory.users for disk in user.disks}
+    for disk in (one for one in stored.disks if one.id not in claimed):
+        yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
+    scratch = f"scratch of {stored.scratch} sandboxes: {_gb(stored.scratch_bytes)}"
+    yield f"download cache: {_gb(stored.cache_bytes)}; {scratch}"
+    yield f"store: {_gb(stored.free_bytes)} free of {_gb(stored.total_bytes)}"
 
 
 def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> Iterator[str]:
-    disks = {disk.id: disk for disk in (inventory.held.disks if inventory.held else ())}
+    disks = {disk.id: disk for disk in (inventory.stored.disks if inventory.stored else ())}
     own = [disks[disk] for user in users for disk in user.disks if disk in disks]
     sizes = f", disks {_gb(sum(disk.bytes for disk in own))} of {_gb(sum(disk.limit_bytes for disk in own))}"
     yield f"tenant {tenant}: {len(users)} builders{sizes if own else ''}"
@@ -107,27 +113,6 @@ def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> I
         layer = user.layer[:SHOWN_KEY] if user.layer else "none"
         versions = f"v{user.version} ({user.versions} kept)"
         yield f"  {user.name:<24} {user.status:<9} {versions:<12} disk {size:<22} layer {layer:<12} {user.id}"
-
-
-def _layers(inventory: Inventory, stored: EngineInventory) -> Iterator[str]:
-    yield f"layers: {len(stored.layers)}, {_gb(sum(layer.bytes for layer in stored.layers))}"
-    for layer in sorted(stored.layers, key=lambda one: -one.bytes):
-        users = ", ".join(sorted({f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key)}))
-        seen = ", a sandbox runs on it" if layer.seen else ""
-        asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
-        yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'unused'}{seen}, {asked}"
-
-
-def _rest(inventory: Inventory, stored: EngineInventory) -> Iterator[str]:
-    for base in stored.bases:
-        use = ", ".join(word for word, is_so in (("ours", base.own), ("sandboxes run on it", base.seen)) if is_so)
-        asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"
-        yield f"base {base.name}: {_gb(base.bytes)}, {use or 'unused'}, {asked}"
-    for disk in inventory.unclaimed_disks():
-        yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
-    scratch = f"scratch of {stored.scratch} sandboxes: {_gb(stored.scratch_bytes)}"
-    yield f"download cache: {_gb(stored.cache_bytes)}; {scratch}"
-    yield f"store: {_gb(stored.free_bytes)} free of {_gb(stored.total_bytes)}"
 
 
 def _gb(size: int) -> str:

@@ -71,24 +71,12 @@ class BuilderStorage:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Everything stored. ``held`` is None while the engine's store cannot be read. ``bundles``: hash → bytes."""
+    """Everything stored. ``stored`` is None while the engine's store cannot be read. ``bundles``: hash → bytes."""
 
     users: Sequence[BuilderStorage]
     bundles: Mapping[str, int] = field(default_factory=dict)
     used_bundles: frozenset[str] = frozenset()
-    held: EngineInventory | None = None
-
-    def users_of_layer(self, key: str) -> Sequence[BuilderStorage]:
-        return [user for user in self.users if key in user.layers]
-
-    def unclaimed_disks(self) -> Sequence[StoredDisk]:
-        """Return disks of no builder: copies for a backup, a restore or a report, or left by a crash."""
-        claimed = {disk for user in self.users for disk in user.disks}
-        return [disk for disk in (self.held.disks if self.held else ()) if disk.id not in claimed]
-
-    def unused_bundles(self) -> Mapping[str, int]:
-        """Return hash → bytes of bundles that neither a version nor a backup uses."""
-        return {name: size for name, size in self.bundles.items() if name not in self.used_bundles}
+    stored: EngineInventory | None = None
 
 
 #: Search path for programs, independent of the operator's shell: the one of a plain ``su`` lacks the sbin folders.

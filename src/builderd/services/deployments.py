@@ -64,14 +64,6 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class FilledDisk:
-    """Disk that was filled elsewhere, with code and settings of ``version``."""
-
-    id: DiskId
-    version: Version
-
-
-@dataclass(frozen=True, slots=True)
 class Deployed:
     """Result of a change. ``version`` is the number that is being deployed, None without a new version."""
 
@@ -164,17 +156,22 @@ def roll_back(
 
 
 def switch(
-    uow: UnitOfWork, application: Application, caller: Caller, builder: Builder, disk: FilledDisk, now: datetime
+    uow: UnitOfWork,
+    application: Application,
+    caller: Caller,
+    builder: Builder,
+    disk: DiskId,
+    code: Version,
+    now: datetime,
 ) -> Deployed:
-    """Begin a new version with the disk's code and settings, on that disk.
+    """Begin a new version on a disk that was filled elsewhere, with code and settings of the version ``code``.
 
     The serving version is replaced without a trial; if the new one does not come up, the old one serves again on its
     own disk, and ``disk`` is removed. The builder must be locked and ``changeable``. Files on the disk beside those of
     its version stay.
     """
-    base, code = _base(uow, builder), disk.version
-    version = _next(uow, base, code.settings.with_gates, caller, now, bundle_hash=code.bundle_hash)
-    return _launch(uow, application, builder, replace(version, fresh_since=code.fresh_since), disk=disk.id)
+    version = _next(uow, _base(uow, builder), code.settings.with_gates, caller, now, bundle_hash=code.bundle_hash)
+    return _launch(uow, application, builder, replace(version, fresh_since=code.fresh_since), disk=disk)
 
 
 def renew_service_token(
@@ -398,16 +395,8 @@ def has_data(uow: UnitOfWork, builder: Builder) -> bool:
     return builder.disk_has_data or any(one.status in WAS_UP for one in uow.versions.list(builder.id))
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """Number of removed results, and their bytes."""
-
-    results: int
-    bytes: int
-
-
-async def remove(application: Application, caller: Caller, builder_id: str) -> Removed:
-    """Remove the kept results of the builder's versions. Raises ``NotFound``.
+async def remove(application: Application, caller: Caller, builder_id: str) -> tuple[int, int]:
+    """Remove the kept results of the builder's versions; return their number and bytes. Raises ``NotFound``.
 
     No version loses what is on its disk; one that needs its result on another disk, such as by a rollback, is built
     again.
@@ -419,7 +408,7 @@ async def remove(application: Application, caller: Caller, builder_id: str) -> R
 
     keys = await application.store.read(load)
     if not keys:
-        return Removed(0, 0)
+        return 0, 0
     stored = (await application.engine.layers.stored_layers(keys)).layers
     removed = await application.engine.layers.collect_layers(stored.keys(), 0)
-    return Removed(len(removed), sum(stored[key].bytes for key in removed))
+    return len(removed), sum(stored[key].bytes for key in removed)

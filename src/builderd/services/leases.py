@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import MAX_LEASES, Builder, Desired, Lease, LeaseId
@@ -16,17 +16,10 @@ from builderd.services.wake import User
 from builderd.store import UnitOfWork
 
 
-@dataclass(frozen=True, slots=True)
-class NewLease:
-    """Lease to be taken: for ``seconds`` from now, by ``actor``."""
-
-    actor: str
-    seconds: int
-    reason: str
-
-
-def take(uow: UnitOfWork, application: Application, builder: Builder, new: NewLease, now: datetime) -> Lease:
-    """Record a new lease of the locked builder, and wake the builder if it is frozen.
+def take(
+    uow: UnitOfWork, application: Application, builder: Builder, actor: str, seconds: int, reason: str, now: datetime
+) -> Lease:
+    """Record a new lease of the locked builder for ``seconds`` from now, and wake the builder if it is frozen.
 
     Raises ``InvalidState`` when it does not run, or has the maximum number of leases.
     """
@@ -36,10 +29,10 @@ def take(uow: UnitOfWork, application: Application, builder: Builder, new: NewLe
     uow.leases.expire(builder.id, now)
     if len(active(uow, builder, now)) >= MAX_LEASES:
         raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
-    wake.request_wake(uow, application, builder, User(new.actor, f"woken for a lease by {new.actor}"), now)
-    lease = Lease(LeaseId(new_id()), builder.id, new.reason, new.actor, now, now + timedelta(seconds=new.seconds))
+    wake.request_wake(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
+    lease = Lease(LeaseId(new_id()), builder.id, reason, actor, now, now + timedelta(seconds=seconds))
     uow.leases.add(lease)
-    _record_event(uow, builder, "lease.taken", new.actor, lease, now)
+    _record_event(uow, builder, "lease.taken", actor, lease, now)
     return lease
 
 

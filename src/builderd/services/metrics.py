@@ -11,19 +11,10 @@ from builderd.domain.ids import TenantId
 from builderd.domain.inventory import BuilderStorage
 from builderd.domain.metrics import Usage, UsageSample, resample, start_of
 from builderd.domain.resources import Resources
-from builderd.domain.versions import NO_LAYER, Version, VersionStatus
+from builderd.domain.versions import VersionStatus
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """The last ``span`` before ``end``, in steps of ``step``; both are multiples of ``domain.metrics.STEP``."""
-
-    end: datetime
-    span: timedelta
-    step: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +30,19 @@ class Report:
     steps: Sequence[tuple[datetime, Usage]]
 
 
-def report(uow: UnitOfWork, application: Application, tenant_id: TenantId, builder_id: str, period: Period) -> Report:
-    """Return the usage in a period. Raises ``NotFound``."""
+def report(
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, builder_id: str, span: timedelta, step: timedelta
+) -> Report:
+    """Return the usage in the last ``span``, in steps; both are multiples of ``domain.metrics.STEP``.
+
+    Raises ``NotFound``.
+    """
     builder = builders.get(uow, tenant_id, builder_id)
     version = uow.versions.require(builder.id, builder.version)
-    count = -(-period.span // period.step)
-    begin = start_of(period.end, period.step) - (count - 1) * period.step
-    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, period.step, count)
-    return Report(application.usage.get(builder.id), version.settings.resources, period.step, steps)
+    count = -(-span // step)
+    begin = start_of(application.clock.now(), step) - (count - 1) * step
+    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, step, count)
+    return Report(application.usage.get(builder.id), version.settings.resources, step, steps)
 
 
 def users(uow: UnitOfWork) -> Sequence[BuilderStorage]:
@@ -72,11 +68,7 @@ def _user(uow: UnitOfWork, builder: Builder) -> BuilderStorage:
         version=builder.version,
         versions=len(kept),
         disks=builder.disks,
-        layer=_layer(current) if current else None,
-        layers=frozenset(key for one in kept if (key := _layer(one)) is not None),
+        layer=(current.layer_key or None) if current else None,
+        layers=frozenset(one.layer_key for one in kept if one.layer_key),
         bundles=frozenset(one.bundle_hash for one in kept),
     )
-
-
-def _layer(version: Version) -> str | None:
-    return None if version.layer_key in (None, NO_LAYER) else version.layer_key

@@ -295,36 +295,27 @@ async def taken(application: Application, backup: Backup) -> Backup:
 
     Raises ``EngineUnavailable`` while the engine is out of reach; the backup is taken later.
     """
-    found = await _ended(application, backup, lambda uow: uow.backups.get(backup.id), "backup")
-    if found is None:
-        raise NotFound("The backup was removed before it was done.")
-    if found.status is BackupStatus.FAILED:
-        raise backups.failure_of(found)
-    return found
+    return await _ended(application, backup, lambda uow: uow.backups.get(backup.id), "backup", "done")
 
 
 async def restored(application: Application, restore: Restore) -> Restore:
-    """Wait for the restore and return it. Raises ``BackupFailed`` with the reason, or its external cause's error.
-
-    Raises ``EngineUnavailable`` while the engine is out of reach; the restore goes on later.
-    """
-    found = await _ended(application, restore, lambda uow: uow.restores.get(restore.id), "restore")
-    if found is None:
-        raise NotFound("The backup was removed before it was restored.")
-    if found.status is RestoreStatus.FAILED:
-        raise backups.failure_of(found)
-    return found
+    """Wait for the restore and return it. Raises as ``taken``; it goes on later."""
+    return await _ended(application, restore, lambda uow: uow.restores.get(restore.id), "restore", "restored")
 
 
 async def _ended(
-    application: Application, work: Work, read: Callable[[UnitOfWork], Work | None], name: str
-) -> Work | None:
-    """Wait until the work is done or failed, and return it; None where it was removed before."""
+    application: Application, work: Work, read: Callable[[UnitOfWork], Work | None], name: str, end: str
+) -> Work:
+    """Wait until the work is done, and return it."""
     limit = WaitLimit(application)
     while True:
         seen = application.signals.count(work.builder_id)
         found = await application.store.read(read)
-        if found is None or not found.is_open:
+        if found is None:
+            raise NotFound(f"The backup was removed before it was {end}.")
+        if found.status in (BackupStatus.FAILED, RestoreStatus.FAILED):
+            raise backups.failure_of(found)
+        if not found.is_open:
             return found
         if (lost := limit.lost()) is not None:
             raise EngineUnavailable(

@@ -18,14 +18,6 @@ from builderd.store import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)
-class NewLink:
-    """Request for a link. ``port`` None: the builder's own."""
-
-    minutes: int
-    port: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Made:
     """A new link with its URL, which holds its token and is shown once."""
 
@@ -47,14 +39,17 @@ def url_of_port(application: Application, builder: Builder, port: int | None) ->
     return application.preview_domain.url(host)
 
 
-async def create(application: Application, caller: Caller, builder_id: str, new: NewLink) -> Made:
-    """Make a link. Raises ``NotFound``, ``InvalidState`` without a preview, and ``Conflict`` for too many."""
+async def create(application: Application, caller: Caller, builder_id: str, minutes: int, port: int | None) -> Made:
+    """Make a link to a port, None: the builder's own.
+
+    Raises ``NotFound``, ``InvalidState`` without a preview, and ``Conflict`` for too many.
+    """
     token, now = new_secret("bdpl"), application.clock.now()
 
     def write(uow: UnitOfWork) -> Made:
         builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
         tokens.require_unrevoked(uow, caller.token_id)
-        url = f"{url_of_port(application, builder, new.port)}?service_token={token}"
+        url = f"{url_of_port(application, builder, port)}?service_token={token}"
         if len(uow.preview_links.valid_of(builder.id, now)) >= MAX_LINKS:
             raise Conflict(f"{MAX_LINKS} links to this builder are valid already: revoke one of them first.")
         link = Link(
@@ -62,10 +57,10 @@ async def create(application: Application, caller: Caller, builder_id: str, new:
             tenant_id=builder.tenant_id,
             builder_id=builder.id,
             secret_hash=secret_hash(token),
-            port=new.port,
+            port=port,
             created_by=caller.actor,
             created_at=now,
-            expires_at=caller.end(now + timedelta(minutes=new.minutes)),
+            expires_at=caller.end(now + timedelta(minutes=minutes)),
             token_id=caller.token_id,
         )
         uow.preview_links.add(link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain import events as domain
@@ -29,34 +29,31 @@ from builderd.store import UnitOfWork
 NEW_KEY_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True)
-class NewWebhook:
-    """A request whose fields have passed the domain's rules. ``secret`` None: one is generated."""
-
-    url: str
-    events: tuple[str, ...]
-    secret: str | None
-
-
 def create(
-    uow: UnitOfWork, application: Application, caller: Caller, new: NewWebhook, now: datetime
+    uow: UnitOfWork,
+    application: Application,
+    caller: Caller,
+    url: str,
+    events: Sequence[str],
+    secret: str | None,
+    now: datetime,
 ) -> tuple[Webhook, str]:
-    """Store the webhook with its secret; it receives events from now on.
+    """Store the webhook with its secret (None: one is generated); it receives events from now on.
 
     Raises ``ValidationFailed`` for an address in a local network, and ``QuotaExceeded``.
     """
-    if application.webhooks.refuses(new.url):
+    if application.webhooks.refuses(url):
         raise ValidationFailed({"url": ["must lead to a public address; the operator may allow others"]})
     tokens.require_unrevoked(uow, caller.token_id)
     if len(uow.webhooks.list(caller.tenant_id)) >= MAX_WEBHOOKS:
         raise QuotaExceeded(f"There are {MAX_WEBHOOKS} webhooks already: delete one first.")
     made_up = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(NEW_KEY_BYTES)).decode()
-    webhook_id, secret = WebhookId(new_id()), new.secret or made_up
+    webhook_id, secret = WebhookId(new_id()), secret or made_up
     webhook = Webhook(
         id=webhook_id,
         tenant_id=caller.tenant_id,
-        url=new.url,
-        events=new.events,
+        url=url,
+        events=tuple(events),
         secret=application.vault.seal(secret.encode(), associated_data_of(webhook_id)),
         created_at=now,
         created_by=caller.actor,

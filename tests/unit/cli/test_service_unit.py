@@ -329,7 +329,7 @@ USERS = (
     ),
     BuilderStorage("zeta", BuilderId("3"), "web", "running", 1, 1, (DiskId("d3"),), KEY, frozenset({KEY}), frozenset()),
 )
-HELD = EngineInventory(
+STORED = EngineInventory(
     layers=[StoredLayer(KEY, GB // 2, NOW, seen=True), StoredLayer(OTHER, GB, NOW, seen=False)],
     disks=[StoredDisk(DiskId(name), GB, 3 * GB) for name in ("d1", "d2", "d3", "stray")],
     bases=[StoredBase("5c1b", GB, NOW, seen=True, own=True), StoredBase("0old", GB, NOW, seen=False, own=False)],
@@ -339,7 +339,7 @@ HELD = EngineInventory(
     free_bytes=10 * GB,
     total_bytes=50 * GB,
 )
-INVENTORY = Inventory(USERS, {"x": GB, "y": GB, "z": GB}, frozenset({"x", "y"}), HELD)
+INVENTORY = Inventory(USERS, {"x": GB, "y": GB, "z": GB}, frozenset({"x", "y"}), STORED)
 
 
 def test_usage_is_listed_by_tenant_builder_layer_base_bundle_and_stray() -> None:
@@ -362,7 +362,7 @@ def test_usage_is_listed_by_tenant_builder_layer_base_bundle_and_stray() -> None
 
 
 def test_without_the_store_it_says_how_to_see_more() -> None:
-    text = list(usage_lines(replace(INVENTORY, held=None)))
+    text = list(usage_lines(replace(INVENTORY, stored=None)))
     assert text[-1].startswith("The store is not mounted")
     assert any(line.startswith("tenant acme: 2 builders") for line in text)
 

@@ -154,8 +154,7 @@ async def switch(world: World, builder: Builder | None) -> Builder:
 
     def write(uow: UnitOfWork) -> Builder:
         found = deployments.changeable(uow, world.application, world.caller, known.id)
-        filled = deployments.FilledDisk(disk, code)
-        return deployments.switch(uow, world.application, world.caller, found, filled, world.clock.now()).builder
+        return deployments.switch(uow, world.application, world.caller, found, disk, code, world.clock.now()).builder
 
     return await world.application.commit(write)
 

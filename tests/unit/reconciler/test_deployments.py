@@ -513,8 +513,8 @@ async def test_switch_uses_the_filled_disk(world: World) -> None:
 
         def switch(uow: Any) -> Builder:
             found = deployments.changeable(uow, world.application, world.caller, builder.id)
-            filled = deployments.FilledDisk(disk, code)
-            return deployments.switch(uow, world.application, world.caller, found, filled, world.clock.now()).builder
+            now = world.clock.now()
+            return deployments.switch(uow, world.application, world.caller, found, disk, code, now).builder
 
         await world.application.commit(switch)
         await world.deployed(builder, 2)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from tests.application import MAIN, REQUIREMENTS, World
 
 from builderd.domain.bundles import BundleFile
-from builderd.domain.ids import DiskId
-from builderd.domain.inventory import EngineInventory, Inventory, StoredDisk
 from builderd.services import builders, metrics
 
 
@@ -29,8 +27,3 @@ async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:
     assert [user.disks for user in found] == [(other.disk,), (first.disk,), (foreign.disk,)]
     stored = set(world.bundles.stored)
     assert await world.read(lambda uow: metrics.used_bundles(uow, [*stored, "9" * 64])) == stored
-    held = EngineInventory([], [StoredDisk(first.disk, 1, 2), StoredDisk(DiskId("stray"), 1, 2)], [], 0, 0, 0, 0, 0)
-    stock = Inventory(found, {**dict.fromkeys(stored, 1), "9" * 64: 5}, frozenset(stored), held)
-    assert [user.name for user in stock.users_of_layer(key)] == ["zebra", "api"]
-    assert [disk.id for disk in stock.unclaimed_disks()] == ["stray"]
-    assert stock.unused_bundles() == {"9" * 64: 5}

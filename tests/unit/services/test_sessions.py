@@ -112,8 +112,8 @@ async def test_a_sign_in_with_other_scopes_ends_what_the_person_made(world: Worl
     session, _ = await store.write(lambda uow: sessions.sign_in_as(uow, person, "Firefox", now))
     token = await world.read(lambda uow: uow.tokens.get(session.token_id))
     assert token is not None
-    new = webhooks.NewWebhook("https://example.com", ("*",), None)
-    hook, _ = await store.write(lambda uow: webhooks.create(uow, world.application, Caller.of(token), new, now))
+    caller, url = Caller.of(token), "https://example.com"
+    hook, _ = await store.write(lambda uow: webhooks.create(uow, world.application, caller, url, ["*"], None, now))
     assert hook.expires_at == token.expires_at
     await store.write(lambda uow: sessions.sign_in_as(uow, person, "Firefox", now))
     assert (await world.read(lambda uow: webhooks.get(uow, token.tenant_id, hook.id))).status is WebhookStatus.ACTIVE

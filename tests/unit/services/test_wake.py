@@ -286,9 +286,8 @@ async def take(world: World, builder: Builder, count: int, seconds: int = 1) -> 
 
     def write(uow: UnitOfWork) -> None:
         locked = builders.get(uow, caller.tenant_id, builder.id, lock=True)
-        new = leases.NewLease(caller.actor, seconds, "an import")
         for _ in range(count):
-            leases.take(uow, world.application, locked, new, now)
+            leases.take(uow, world.application, locked, caller.actor, seconds, "an import", now)
 
     await world.application.store.write(write)
 

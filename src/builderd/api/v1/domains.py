@@ -137,8 +137,8 @@ async def get_port_preview(application: TheApplication, identity: Reader, uuid: 
 )
 async def create_preview_link(application: TheApplication, identity: Writer, uuid: Uuid, body: LinkBody) -> Response:
     """Share a private preview, or one of its ports, for a time and without the service token."""
-    new = preview_links.NewLink(body.value.expires_minutes, body.value.port)
-    made = await preview_links.create(application, identity.caller, uuid.lower(), new)
+    new = body.value
+    made = await preview_links.create(application, identity.caller, uuid.lower(), new.expires_minutes, new.port)
     data = PreviewLinkWithUrl(**_present_link(made.link).model_dump(), url=made.url)
     return success(PreviewLinkAnswer(message=f"The link opens {made.builder.name}.", data=data), 201).response()
 

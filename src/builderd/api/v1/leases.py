@@ -78,7 +78,7 @@ async def take_for(application: Application, find: Find, actor: str, new: NewLea
     now = application.clock.now()
 
     def write(uow: UnitOfWork) -> domain.Lease:
-        return leases.take(uow, application, find(uow), leases.NewLease(actor, new.seconds, new.reason), now)
+        return leases.take(uow, application, find(uow), actor, new.seconds, new.reason, now)
 
     lease = await application.store.write(write)
     # It may have been asleep.

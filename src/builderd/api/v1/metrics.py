@@ -39,10 +39,10 @@ async def read_metrics(
 ) -> Response:
     """Return CPU, memory, disk, network, requests and their answers: now, and over the last hours."""
     tenant_id, step = identity.token.tenant_id, STEPS[query.step]
-    period = metrics.Period(application.clock.now(), timedelta(hours=query.hours), step)
+    span = timedelta(hours=query.hours)
     async with operations_of(request).lists.one(tenant_id):
         report = await application.store.read(
-            lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), period)
+            lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), span, step)
         )
     data = wire.Metrics(
         now=_present(report.now, report.limits) if report.now else None,

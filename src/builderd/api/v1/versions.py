@@ -360,7 +360,7 @@ async def clear_build_cache(application: TheApplication, identity: Writer, uuid:
 
     A version that runs or is stopped keeps its files. A rollback to another version builds it again.
     """
-    removed = await deployments.remove(application, identity.caller, uuid.lower())
-    data = RemovedBuilds(results=removed.results, bytes=removed.bytes)
-    message = f"{removed.results} results of builds are removed."
+    results, size = await deployments.remove(application, identity.caller, uuid.lower())
+    data = RemovedBuilds(results=results, bytes=size)
+    message = f"{results} results of builds are removed."
     return success(RemovedBuildsAnswer(message=message, data=data)).response()

@@ -37,9 +37,9 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
     The secret is shown this once.
     """
     now = application.clock.now()
-    new = webhooks.NewWebhook(body.value.url, tuple(body.value.events), body.value.secret)
+    new = body.value
     webhook, secret = await application.store.write(
-        lambda uow: webhooks.create(uow, application, identity.caller, new, now)
+        lambda uow: webhooks.create(uow, application, identity.caller, new.url, new.events, new.secret, now)
     )
     data = wire.WebhookWithSecret(**_present(webhook).model_dump(), secret=secret)
     message = "The webhook is made; keep its secret, which is not shown again."

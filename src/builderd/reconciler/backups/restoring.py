@@ -212,8 +212,7 @@ async def _switch(context: BackupContext, restore: Restore, stored: StoredState)
         builder = deployments.changeable(uow, app, caller, restore.builder_id)
         _refuse_given_up(uow, restore)
         builders.check_settings(uow, app, caller.tenant_id, stored.version.settings)
-        disk = deployments.FilledDisk(restore.disk, stored.version)
-        deployed = deployments.switch(uow, app, caller, builder, disk, now)
+        deployed = deployments.switch(uow, app, caller, builder, restore.disk, stored.version, now)
         _done(uow, replace(restore, number=deployed.version), stored, now)
         return deployed.builder
 

@@ -170,8 +170,9 @@ async def change_webhooks(visit: Visit) -> Response:
     patterns = form.get("events", "*").replace(",", " ").split()
     try:
         asked = deploying.shape_of(visit.application, NewWebhook, {"url": url, "events": patterns or ["*"]})
-        new = webhooks.NewWebhook(asked.url, tuple(asked.events), None)
-        _, secret = await visit.write(lambda uow: webhooks.create(uow, visit.application, visit.caller, new, visit.now))
+        _, secret = await visit.write(
+            lambda uow: webhooks.create(uow, visit.application, visit.caller, asked.url, asked.events, None, visit.now)
+        )
     except ValidationFailed as error:
         return await _webhooks(visit, 422, errors=error.errors, url=url)
     return await _webhooks(visit, 201, secret=secret)

@@ -179,8 +179,8 @@ def _hours(visit: Visit) -> str:
 
 
 def _report(uow: UnitOfWork, visit: Visit, builder_id: str, hours: str) -> metrics.Report:
-    period = metrics.Period(visit.now, timedelta(hours=int(hours)), SPANS[hours])
-    return metrics.report(uow, visit.application, visit.token.tenant_id, builder_id, period)
+    span, tenant = timedelta(hours=int(hours)), visit.token.tenant_id
+    return metrics.report(uow, visit.application, tenant, builder_id, span, SPANS[hours])
 
 
 def _answers(whole: Usage) -> Sequence[dict[str, Any]]:

@@ -114,8 +114,7 @@ async def _change_links(visit: Visit, builder: Builder, form: Form) -> Response:
     if form.get("link_port", "").strip():
         asked["port"] = number(form.get("link_port", ""))
     new = deploying.shape_of(visit.application, NewPreviewLink, asked)
-    wanted = preview_links.NewLink(new.expires_minutes, new.port)
-    made = await preview_links.create(visit.application, visit.caller, builder.id, wanted)
+    made = await preview_links.create(visit.application, visit.caller, builder.id, new.expires_minutes, new.port)
     return await _shown(visit, {}, made_link=made.url)
 
 

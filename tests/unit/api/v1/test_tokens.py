@@ -14,7 +14,6 @@ from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import MAX_VALID_TOKENS, Scope
 from builderd.services import bundles, revocations, ssh, tokens, webhooks
 from builderd.services.builders import Caller
-from builderd.services.preview_links import NewLink
 from builderd.services.preview_links import create as create_link
 
 TOKENS = "/api/v1/tokens"
@@ -225,13 +224,13 @@ async def test_a_token_that_was_revoked_since_it_was_recognized_makes_nothing(
     store = application.store
     own, _ = await store.write(lambda uow: tokens.create(uow, "acme", "ci", now, scopes=[Scope.ADMIN]))
     await store.write(lambda uow: revocations.revoke(uow, own.tenant_id, own.id, "me", "", now))
-    caller, hook = Caller.of(own), webhooks.NewWebhook(HOOK, ("*",), None)
+    caller = Caller.of(own)
     kept = await service.kept()
     attempts = [
         store.write(lambda uow: tokens.derive(uow, own, "more", now, scopes=[Scope.READ])),
         store.write(lambda uow: ssh.grant(uow, caller, builder, 60, now)),
-        create_link(application, caller, builder, NewLink(60, None)),
-        store.write(lambda uow: webhooks.create(uow, application, caller, hook, now)),
+        create_link(application, caller, builder, 60, None),
+        store.write(lambda uow: webhooks.create(uow, application, caller, HOOK, ["*"], None, now)),
         store.write(lambda uow: bundles.create(uow, application.upload_rules, caller, 3, None, now)),
     ]
     for attempt in attempts:

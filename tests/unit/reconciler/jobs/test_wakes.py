@@ -44,9 +44,10 @@ async def claim_domain(world: World, builder: Builder) -> None:
 
 
 async def make_hook(world: World, builder: Builder) -> None:
-    new = hooks.NewWebhook("https://example.com/one", ("*",), SECRET)
-    now = world.clock.now()
-    await world.application.store.write(lambda uow: hooks.create(uow, world.application, world.caller, new, now))
+    url, now = "https://example.com/one", world.clock.now()
+    await world.application.store.write(
+        lambda uow: hooks.create(uow, world.application, world.caller, url, ["*"], SECRET, now)
+    )
 
 
 async def want_report(world: World, builder: Builder) -> None:

@@ -39,9 +39,9 @@ def sender(world: World) -> FakeWebhookSender:
 
 
 async def hook(world: World, url: str = URL, *events: str, caller: Caller | None = None) -> Webhook:
-    new = webhooks.NewWebhook(url, events or ("*",), SECRET)
+    by, now = caller or world.caller, world.clock.now()
     made, _ = await world.application.store.write(
-        lambda uow: webhooks.create(uow, world.application, caller or world.caller, new, world.clock.now())
+        lambda uow: webhooks.create(uow, world.application, by, url, events or ("*",), SECRET, now)
     )
     return made
 

@@ -55,8 +55,8 @@ async def test_start_restart_and_purge_build_nothing_again(world: World) -> None
     async with world.reconciling():
         builder = await world.create(MAIN, build=COMMAND)
         assert world.called("build_layer") == 1
-        removed = await deployments.remove(world.application, world.caller, builder.id)
-        assert (removed.results, removed.bytes > 0) == (1, True)
+        results, size = await deployments.remove(world.application, world.caller, builder.id)
+        assert (results, size > 0) == (1, True)
         for command in (builders.stop, builders.start, builders.restart):
             builder = await world.reached(command, builder)
         assert builder.status is Status.RUNNING

@@ -219,7 +219,7 @@ async def _check(application: Application, upload: Upload, sha256: str | None) -
 
 
 async def _save(application: Application, upload: Upload) -> Upload:
-    if not await application.store.write(lambda uow: uow.uploads.save(upload)):
+    if not await application.store.write(lambda uow: uow.uploads.update(upload)):
         raise await _gone(application, upload)
     return upload
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +17,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    insert,
     literal,
     or_,
     select,
@@ -30,6 +28,7 @@ from builderd.domain.backups import Backup, BackupCheck, BackupKey, BackupStatus
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
 from builderd.store.database import Kind
+from builderd.store.repository import Queries, Repository, batches
 from builderd.store.tables import (
     BACKED_UP,
     DAMAGED,
@@ -41,13 +40,10 @@ from builderd.store.tables import (
     restores,
     tenants,
 )
-from builderd.store.types import omit, row_of
 
 _newest_first = (backups.c.created_at.desc(), backups.c.id)
 
-# In the order of the fields: a row becomes its value without a look at names, as of builders.
-_SELECT = select(*(backups.c[field.name] for field in fields(Backup)))
-_UPDATE = update(backups).where(backups.c.id == bindparam("of_id"))
+_SELECT = select(backups)
 _OF_BUILDER = _SELECT.where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
 _OF_TENANT = _SELECT.where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
 _OPEN_OF = (
@@ -107,59 +103,49 @@ _last_good = (
 _last_goods = select(_last_good.label("at")).select_from(builders).where(*_wanting).subquery()
 
 _NEWEST_WITH_STATUS = _newest(backups.c.status == bindparam("status", type_=backups.c.status.type))
-#: Builders that one statement asks for, each twice: SQLite takes 32,766 parameters.
-BATCH = 10_000
 
 
-class Backups:
-    def __init__(self, connection: Connection, written: set[Kind]) -> None:
-        self._connection = connection
-        self._written = written
-
+class Backups(Repository[Backup]):
     # The builder's row is locked first, as it is by all who change a builder and then its backups.
 
-    def add(self, backup: Backup) -> None:
-        self._written.add(Kind.BACKUPS)
-        clear(self._connection, backup.builder_id)
-        self._connection.execute(insert(backups), row_of(backup))
+    _table, _record, _kind = backups, Backup, Kind.BACKUPS
+
+    def add(self, value: Backup) -> None:
+        clear(self._connection, value.builder_id)
+        super().add(value)
+
+    def save(self, value: Backup) -> None:
+        clear(self._connection, value.builder_id)
+        super().save(value)
 
     def get(self, backup: BackupId) -> Backup | None:
-        row = self._connection.execute(_SELECT.where(backups.c.id == bindparam("id")), {"id": backup}).first()
-        return Backup(*row) if row else None
-
-    def save(self, backup: Backup) -> None:
-        """Save it. Raises ``LookupError`` if it was deleted."""
-        self._written.add(Kind.BACKUPS)
-        clear(self._connection, backup.builder_id)
-        if self._connection.execute(_UPDATE, {"of_id": backup.id, **omit(row_of(backup), "id")}).rowcount != 1:
-            raise LookupError(f"no backup {backup.id} to save")
+        return self._first(_SELECT.where(backups.c.id == bindparam("id")), id=backup)
 
     def delete(self, backup: BackupId) -> None:
         """Delete it with its restores. Idempotent."""
         clear_of_backup(self._connection, backup)
-        self._connection.execute(delete(restores).where(restores.c.backup_id == bindparam("id")), {"id": backup})
+        self._change(delete(restores).where(restores.c.backup_id == bindparam("id")), id=backup)
         self._connection.execute(delete(backups).where(backups.c.id == bindparam("id")), {"id": backup})
 
     def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
         """Return the builder's backups, newest first."""
-        return [Backup(*row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder})]
+        return self._all(_OF_BUILDER, builder=builder)
 
     def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
         """Return the backups of each of these builders, newest first."""
         found: dict[BuilderId, list[Backup]] = {one: [] for one in builders}
-        for start in range(0, len(builders), BATCH):
-            values = {"builders": builders[start : start + BATCH]}
-            for backup in (Backup(*row) for row in self._connection.execute(_OF_BUILDERS, values)):
+        for some in batches(builders):
+            for backup in self._all(_OF_BUILDERS, builders=some):
                 found[backup.builder_id].append(backup)
         return found
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
         """Return the tenant's backups, newest first."""
-        return [Backup(*row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant})]
+        return self._all(_OF_TENANT, tenant=tenant)
 
     def open(self, owner: str) -> Sequence[Backup]:
         """Return the owner's backups that are to be taken or saved, or have a copy to delete, oldest first."""
-        return [Backup(*row) for row in self._connection.execute(_OPEN_OF, {"owner": owner})]
+        return self._all(_OPEN_OF, owner=owner)
 
     def newest_of(
         self, builders: Sequence[BuilderId], status: BackupStatus | None = None
@@ -167,45 +153,42 @@ class Backups:
         """Return each builder's newest backup, or its newest of this status; builders without one are left out."""
         statement = _newest() if status is None else _NEWEST_WITH_STATUS
         found: dict[BuilderId, Backup] = {}
-        for start in range(0, len(builders), BATCH):
-            values = {"builders": builders[start : start + BATCH], "status": status}
-            newest = (Backup(*row) for row in self._connection.execute(statement, values))
+        for some in batches(builders):
+            newest = self._all(statement, builders=some, status=status)
             found.update((backup.builder_id, backup) for backup in newest)
         return found
 
     def expired(self, now: datetime) -> Sequence[Backup]:
         """Return those that have expired."""
-        return [Backup(*row) for row in self._connection.execute(_EXPIRED, {"now": now})]
+        return self._all(_EXPIRED, now=now)
 
     def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
         """Return builders that have backups, in the order of their ids, so many after the given id ("": the first)."""
-        return self._connection.execute(_BUILDERS, {"after": after, "limit": limit}).scalars().all()
+        return self._scalars(_BUILDERS, after=after, limit=limit)
 
     def among(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
         """Return those of these builders that have backups."""
         found: set[BuilderId] = set()
-        for start in range(0, len(builders), BATCH):
-            found.update(self._connection.execute(_AMONG, {"builders": builders[start : start + BATCH]}).scalars())
+        for some in batches(builders):
+            found.update(self._scalars(_AMONG, builders=some))
         return found
 
     def has_done(self, tenant: TenantId, now: datetime) -> bool:
         """Return whether the tenant has a backup that is done and has not expired."""
-        return bool(self._connection.execute(_HAS_DONE, {"tenant": tenant, "now": now}).scalar_one())
+        return bool(self._scalar(_HAS_DONE, tenant=tenant, now=now))
 
     def count_failing(self) -> int:
         """Count the live builders with a backup interval whose newest backup failed."""
-        number: int = self._connection.execute(_COUNT_FAILING).scalar_one()
-        return number
+        return int(self._scalar(_COUNT_FAILING))
 
     def oldest_last_good(self) -> datetime | None:
         """Return the oldest among the newest done backups of each live builder with a backup interval."""
-        at: datetime | None = self._connection.execute(select(func.min(_last_goods.c.at))).scalar_one()
+        at: datetime | None = self._scalar(select(func.min(_last_goods.c.at)))
         return at
 
     def count_damaged(self) -> int:
         """Count the backups whose last drill failed."""
-        number: int = self._connection.execute(_COUNT_DAMAGED).scalar_one()
-        return number
+        return int(self._scalar(_COUNT_DAMAGED))
 
     def count_by_status(self) -> Mapping[BackupStatus, int]:
         return {row.status: row.number for row in self._connection.execute(_COUNTS)}
@@ -228,40 +211,31 @@ _LAST_DRILLS = (
 )
 
 
-class Restores:
-    def __init__(self, connection: Connection, written: set[Kind]) -> None:
-        self._connection = connection
-        self._written = written
+class Restores(Repository[Restore]):
+    _table, _record, _kind = restores, Restore, Kind.BACKUPS
 
-    def add(self, restore: Restore) -> None:
-        self._written.add(Kind.BACKUPS)
-        clear(self._connection, restore.builder_id)
-        self._connection.execute(insert(restores), row_of(restore))
+    def add(self, value: Restore) -> None:
+        clear(self._connection, value.builder_id)
+        super().add(value)
+
+    def save(self, value: Restore) -> None:
+        clear(self._connection, value.builder_id)
+        super().save(value)
 
     def get(self, restore: RestoreId) -> Restore | None:
-        row = self._connection.execute(_RESTORE, {"id": restore}).mappings().first()
-        return Restore(**row) if row else None
-
-    def save(self, restore: Restore) -> None:
-        """Save it. Raises ``LookupError`` if it was deleted."""
-        self._written.add(Kind.BACKUPS)
-        clear(self._connection, restore.builder_id)
-        values = {"of_id": restore.id, **omit(row_of(restore), "id")}
-        if self._connection.execute(update(restores).where(restores.c.id == bindparam("of_id")), values).rowcount != 1:
-            raise LookupError(f"no restore {restore.id} to save")
+        return self._first(_RESTORE, id=restore)
 
     def open(self, owner: str) -> Sequence[Restore]:
         """Return the owner's restores that are not finished, oldest first."""
-        return [Restore(**row) for row in self._connection.execute(_OPEN_RESTORES_OF, {"owner": owner}).mappings()]
+        return self._all(_OPEN_RESTORES_OF, owner=owner)
 
     def open_of(self, builder: BuilderId) -> Sequence[Restore]:
         """Return a builder's restores that are not finished, of any owner, oldest first."""
-        rows = self._connection.execute(_OPEN_RESTORES_OF_BUILDER, {"builder": builder}).mappings()
-        return [Restore(**row) for row in rows]
+        return self._all(_OPEN_RESTORES_OF_BUILDER, builder=builder)
 
     def with_open(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
         """Return those of these builders with a restore that is not finished."""
-        return set(self._connection.execute(_WITH_OPEN_RESTORE, {"builders": builders}).scalars())
+        return set(self._scalars(_WITH_OPEN_RESTORE, builders=builders))
 
     def last_drills(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, datetime]:
         """Return when the newest drill of each builder was requested, finished or not, of a backup that still exists.
@@ -274,36 +248,28 @@ class Restores:
 _KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
 _KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
 _LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
-_UPDATE_KEY = update(backup_keys).where(backup_keys.c.tenant_id == bindparam("of_tenant"))
 
 
-class BackupKeys:
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
-        self._connection = connection
-        self._locks = locks
+class BackupKeys(Repository[BackupKey]):
+    _table, _record, _key = backup_keys, BackupKey, ("tenant_id",)
 
-    def add(self, key: BackupKey) -> None:
+    def add(self, value: BackupKey) -> None:
         """Add it. Raises ``Conflict`` if the tenant has one."""
-        if self.get(key.tenant_id) is not None:
+        if self.get(value.tenant_id) is not None:
             raise Conflict("The tenant has a key for its backups already.")
-        self._connection.execute(insert(backup_keys), row_of(key))
+        super().add(value)
 
     def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
         statement = _KEY.with_for_update(key_share=True) if lock and self._locks else _KEY
-        row = self._connection.execute(statement, {"tenant": tenant}).mappings().first()
-        return BackupKey(**{**row, "sealed": bytes(row["sealed"])}) if row else None
+        return self._first(statement, tenant=tenant)
 
     def lacking(self) -> Sequence[TenantId]:
         """Return the tenants without a key."""
-        return self._connection.execute(_LACKING).scalars().all()
+        return self._scalars(_LACKING)
 
     def all(self) -> Sequence[BackupKey]:
-        rows = self._connection.execute(_KEYS).mappings()
-        return [BackupKey(**{**row, "sealed": bytes(row["sealed"])}) for row in rows]
-
-    def save(self, key: BackupKey) -> None:
-        self._connection.execute(_UPDATE_KEY, {"of_tenant": key.tenant_id, **omit(row_of(key), "tenant_id")})
+        return self._all(_KEYS)
 
 
 _row = builders.c
@@ -352,12 +318,8 @@ def clear_of_backup(connection: Connection, backup: BackupId) -> None:
     connection.execute(_CLEAR_OF_BACKUP, {"backup": backup})
 
 
-class BackupChecks:
+class BackupChecks(Queries):
     """Times at which the schedule looks at builders again. A change of a builder's backups makes it due at once."""
-
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
-        self._connection = connection
-        self._locks = locks
 
     def due(self, now: datetime, tried_before: datetime | None, limit: int) -> Sequence[BuilderId]:
         """Return live builders with a backup interval that are due for a look, at most so many.
@@ -365,18 +327,19 @@ class BackupChecks:
         ``tried_before``: those whose backups were last tried by a drill before are due as well; None: no drills. A unit
         of work that writes locks them, and leaves out those that another one works on.
         """
-        found = list(self._connection.execute(_DUE, {"now": now, "limit": limit}).scalars())
+        found = list(self._scalars(_DUE, now=now, limit=limit))
         if tried_before is not None:
-            values = {"tried_before": tried_before, "limit": limit}
-            found += self._connection.execute(_DRILLS_DUE, values).scalars()
+            found += self._scalars(_DRILLS_DUE, tried_before=tried_before, limit=limit)
         ids = sorted(set(found))[:limit]
         if not ids or not self._locks:
             return ids
-        return self._connection.execute(_LOCKED, {"builders": ids}).scalars().all()
+        return self._scalars(_LOCKED, builders=ids)
 
     def record(self, checks: Mapping[BuilderId, BackupCheck]) -> None:
         """Store when each builder, locked by ``due``, is to be looked at again."""
         if checks:
-            names = ("builder", "check_at", "base_at")
-            rows = ((one, check.check_at, check.drill_base_at) for one, check in checks.items())
-            self._connection.execute(_RECORD, [dict(zip(names, row, strict=True)) for row in rows])
+            rows = [
+                {"builder": one, "check_at": check.check_at, "base_at": check.drill_base_at}
+                for one, check in checks.items()
+            ]
+            self._connection.execute(_RECORD, rows)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.prices import OpenBuild
 from builderd.domain.sandboxes import LogLine
+from builderd.store.repository import Queries, Repository
 from builderd.store.tables import build_logs, open_builds
 from builderd.store.types import row_of
 
@@ -29,10 +30,7 @@ _EXPIRE = delete(build_logs).where(
 )
 
 
-class BuildLogs:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
+class BuildLogs(Queries):
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None:
         if lines:
             rows = [{"builder_id": builder, "version": version, **row_of(line)} for line in lines]
@@ -45,7 +43,7 @@ class BuildLogs:
         values = {"builder": builder}
         first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
         if found == 0:
-            return self._connection.execute(_LAST_ID, values).scalar_one() or 0, 0
+            return self._scalar(_LAST_ID, **values) or 0, 0
         return first - 1, found
 
     def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
@@ -55,10 +53,10 @@ class BuildLogs:
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` of the oldest lines from before this time; return the number."""
-        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+        return self._change(_EXPIRE, before=before, limit=limit)
 
     def delete(self, builder: BuilderId) -> None:
-        self._connection.execute(delete(build_logs).where(_of_builder), {"builder": builder})
+        self._change(delete(build_logs).where(_of_builder), builder=builder)
 
 
 _by_id = open_builds.c.id == bindparam("build")
@@ -67,20 +65,16 @@ _ALL = select(open_builds).order_by(open_builds.c.started_at, open_builds.c.id)
 _SEEN = update(open_builds).where(_by_id).values(seen_at=bindparam("at", type_=open_builds.c.seen_at.type))
 
 
-class OpenBuilds:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, build: OpenBuild) -> None:
-        self._connection.execute(insert(open_builds), row_of(build))
+class OpenBuilds(Repository[OpenBuild]):
+    _table, _record = open_builds, OpenBuild
 
     def seen(self, build: str, at: datetime) -> None:
         """Record that it still runs; do nothing once it is removed."""
-        self._connection.execute(_SEEN, {"build": build, "at": at})
+        self._change(_SEEN, build=build, at=at)
 
     def all(self) -> Sequence[OpenBuild]:
-        return [OpenBuild(**row) for row in self._connection.execute(_ALL).mappings()]
+        return self._all(_ALL)
 
     def remove(self, build: str) -> bool:
         """Remove it; return False if it was removed before."""
-        return self._connection.execute(delete(open_builds).where(_by_id), {"build": build}).rowcount == 1
+        return self._change(delete(open_builds).where(_by_id), build=build) == 1

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Connection,
     FromClause,
     Integer,
     Select,
@@ -31,8 +30,8 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Sum, month_of, seconds_between
 from builderd.domain.resources import Resources
 from builderd.store.builders import BUILDER_COLUMNS, BuilderQuery, read_builder
-from builderd.store.claims import BATCH
 from builderd.store.damage import read_each
+from builderd.store.repository import Queries, Transaction, batches
 from builderd.store.tables import LIVE, builders, ledger, ledger_months, tenants, versions
 
 
@@ -108,10 +107,10 @@ _LIFE = tuple("desired_reason" if name == "cause_reason" else name for name in B
 _ZERO = Decimal(0)
 
 
-class BuilderLists:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._is_postgresql = connection.dialect.name == "postgresql"
+class BuilderLists(Queries):
+    def __init__(self, transaction: Transaction) -> None:
+        super().__init__(transaction)
+        self._is_postgresql = self._connection.dialect.name == "postgresql"
 
     def page(self, tenant: TenantId, query: BuilderQuery) -> Sequence[Builder]:
         """Return one page of a tenant's live builders."""
@@ -140,9 +139,9 @@ class BuilderLists:
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         """Return the number of builders on all pages."""
         if not any((query.name, query.status, query.job_type, query.search)):
-            return self._connection.execute(select(tenants.c.live_builders).where(tenants.c.id == tenant)).scalar() or 0
+            return self._scalar(select(tenants.c.live_builders).where(tenants.c.id == tenant)) or 0
         counted = select(func.count()).select_from(builders).where(*_conditions(tenant, query))
-        return self._connection.execute(counted).scalar_one()
+        return int(self._scalar(counted))
 
     def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
         """Return one page of a tenant's builders, oldest first, deleted ones included, with costs up to ``now``."""
@@ -173,15 +172,15 @@ class BuilderLists:
         columns = (builders.c.id, builders.c.name, builders.c.desired, *(versions.c[name] for name in _RESOURCES))
         every = select(*columns).join(versions, _is_current(versions, builders))
         found: dict[BuilderId, CostedBuilder] = {}
-        for start in range(0, len(ids), BATCH):
-            rows = self._connection.execute(every.where(builders.c.id.in_(ids[start : start + BATCH])))
+        for some in batches(ids):
+            rows = self._connection.execute(every.where(builders.c.id.in_(some)))
             found.update((row[0], CostedBuilder(row[0], row[1], row[2], Resources(*row[3:]))) for row in rows)
         return found
 
     def count_all(self, tenant: TenantId) -> int:
         """Return the number of a tenant's builders, deleted ones included."""
         counted = select(func.count()).select_from(builders).where(builders.c.tenant_id == tenant)
-        return self._connection.execute(counted).scalar_one()
+        return int(self._scalar(counted))
 
     def _cut(self, tenant: TenantId, query: BuilderQuery, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
         found = select(*columns).where(*_conditions(tenant, query)).order_by(*_order(query.sort, builders))

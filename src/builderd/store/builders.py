@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Connection,
     Integer,
     Row,
     RowMapping,
@@ -38,9 +37,10 @@ from builderd.domain.previews import RoutedBuilder
 from builderd.domain.resources import Allocation
 from builderd.domain.versions import VersionStatus
 from builderd.store.backups import CHECK_AT_AFTER_SAVE
-from builderd.store.claims import BATCH, Claims, is_held
+from builderd.store.claims import Claims, is_held
 from builderd.store.damage import damage_named, read_each, replace_undecodable
 from builderd.store.live_totals import UNITS, LiveTotals, reserved_units
+from builderd.store.repository import Transaction, batches
 from builderd.store.tables import ACTIVE, CAPPED, LIVE, builders, sandboxes, versions
 from builderd.store.types import changes, omit, row_of
 
@@ -194,10 +194,8 @@ _HELD = _LOCKED[_BY_ID].where(is_held)
 class Builders(Claims):
     """Builders and their leases. Only a write transaction locks rows; ``on_lock`` is called with each that it locks."""
 
-    def __init__(
-        self, connection: Connection, totals: LiveTotals, on_lock: Callable[[BuilderId], None], *, locks: bool
-    ) -> None:
-        super().__init__(connection, locks=locks)
+    def __init__(self, transaction: Transaction, totals: LiveTotals, on_lock: Callable[[BuilderId], None]) -> None:
+        super().__init__(transaction)
         self._on_lock = on_lock
         self._own: set[BuilderId] = set()
         #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
@@ -213,7 +211,7 @@ class Builders(Claims):
                 "choose another name, or change that builder instead.",
                 data={"uuid": other.id},
             )
-        self._connection.execute(_INSERT, {**_row(builder), "backup_check_at": builder.created_at})
+        self._change(_INSERT, **_row(builder), backup_check_at=builder.created_at)
         self._own.add(builder.id)
         self._totals.added(builder.id)
 
@@ -229,7 +227,8 @@ class Builders(Claims):
 
     def owner_of_live(self, builder: BuilderId) -> TenantId | None:
         """Return the tenant of a live builder; of its row no other value is decoded."""
-        return self._connection.execute(_OWNER, {"id": builder}).scalar()
+        found: TenantId | None = self._scalar(_OWNER, id=builder)
+        return found
 
     def replace_undecodable(self, builder: BuilderId, now: datetime) -> None:
         """Overwrite values that cannot be decoded in the rows of a builder, so that it can be deleted."""
@@ -241,9 +240,8 @@ class Builders(Claims):
         Like every list, it leaves out those whose row cannot be decoded; a single one raises ``RecordDamaged``.
         """
         found: dict[BuilderId, Builder] = {}
-        for start in range(0, len(builders), BATCH):
-            batch = {"ids": builders[start : start + BATCH]}
-            found.update((one.id, one) for one in read_each(self._connection, _BY_IDS, batch, read_builder))
+        for some in batches(builders):
+            found.update((one.id, one) for one in read_each(self._connection, _BY_IDS, {"ids": some}, read_builder))
         return found
 
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
@@ -257,9 +255,9 @@ class Builders(Claims):
     def by_hosts(self, hosts: Sequence[str]) -> Mapping[str, Builder]:
         """Return the live builders whose previews have these host names, by host name."""
         found: dict[str, Builder] = {}
-        for start in range(0, len(hosts), BATCH):
-            batch = {"hosts": hosts[start : start + BATCH]}
-            found.update((one.host, one) for one in read_each(self._connection, _BY_HOSTS, batch, read_builder))
+        for some in batches(hosts):
+            read = read_each(self._connection, _BY_HOSTS, {"hosts": some}, read_builder)
+            found.update((one.host, one) for one in read)
         return found
 
     def by_service_token(self, service_token: str) -> Builder | None:
@@ -285,17 +283,17 @@ class Builders(Claims):
 
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
-        return self._connection.execute(_IDS).scalars().all()
+        return self._scalars(_IDS)
 
     def live_hosts(self) -> Sequence[str]:
         """Return the host names of the previews of all tenants' live builders."""
-        return self._connection.execute(_LIVE_HOSTS).scalars().all()
+        return self._scalars(_LIVE_HOSTS)
 
     def routed(self, hosts: Sequence[str]) -> Sequence[RoutedBuilder]:
         """Return those live builders whose previews have these host names, as far as routes follow from them."""
         found: list[RoutedBuilder] = []
-        for start in range(0, len(hosts), BATCH):
-            rows = self._connection.execute(_ROUTED, {"hosts": hosts[start : start + BATCH]})
+        for some in batches(hosts):
+            rows = self._connection.execute(_ROUTED, {"hosts": some})
             found += (RoutedBuilder._make(row) for row in rows)
         return found
 
@@ -305,11 +303,11 @@ class Builders(Claims):
 
     def tenants(self) -> Sequence[TenantId]:
         """Return the tenants with a builder that is not deleted."""
-        return self._connection.execute(_TENANTS).scalars().all()
+        return self._scalars(_TENANTS)
 
     def located(self, location: str) -> Sequence[BuilderId]:
         """Return the builders that are not deleted and live on this member of the cluster."""
-        return self._connection.execute(_LOCATED, {"at": location}).scalars().all()
+        return self._scalars(_LOCATED, at=location)
 
     def unlocated(self) -> Mapping[DiskId, BuilderId]:
         """Return the builders that are not deleted and whose member is not recorded, by their disk."""
@@ -320,7 +318,7 @@ class Builders(Claims):
 
         A builder is at rest when it is stopped as it should be, without a sandbox, a candidate or a disk to remove.
         """
-        return self._connection.execute(_RESTLESS).scalars().all()
+        return self._scalars(_RESTLESS)
 
     def count_by_status(self, tenant: TenantId | None = None) -> Mapping[Status, int]:
         """Count the builders of a tenant, or of all, that are not deleted."""
@@ -355,7 +353,7 @@ class Builders(Claims):
 
     def failed(self, before: datetime, limit: int) -> Sequence[BuilderId]:
         """Return builders that failed before this time, never were up, and have a disk; the longest failed first."""
-        return self._connection.execute(_FAILED, {"before": before, "limit": limit}).scalars().all()
+        return self._scalars(_FAILED, before=before, limit=limit)
 
     def save(self, builder: Builder) -> None:
         """Replace the row, except its claim. Raises ``RuntimeError`` unless this unit of work added or locked it."""
@@ -370,7 +368,7 @@ class Builders(Claims):
         }
         # Only the columns that changed, and those that are computed: all of them take longer than the rest of a save.
         row, known = omit(_row(builder), "id"), self._known.get(builder.id)
-        self._connection.execute(_UPDATE, {**key, **(row if known is None else changes(_row(known), row))})
+        self._change(_UPDATE, **key, **(row if known is None else changes(_row(known), row)))
         self._known[builder.id] = builder
         if known is None or _reservation(known) != _reservation(builder):
             self._totals.change(builder.id)
@@ -384,7 +382,7 @@ class Builders(Claims):
             return self._keep(row) if locks else read_builder(row)
 
     def _id_of(self, statement: Select[Any], values: Mapping[str, str]) -> str:
-        return str(self._connection.execute(select(statement.subquery().c.id), values).scalar())
+        return str(self._scalar(select(statement.subquery().c.id), **values))
 
     def _keep(self, row: Row[Any]) -> Builder:
         """Return the builder of a row that this transaction has locked."""

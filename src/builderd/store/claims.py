@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import BindParameter, Case, Connection, and_, bindparam, case, or_, select, update
+from sqlalchemy import BindParameter, Case, and_, bindparam, case, or_, select, update
 
 from builderd.domain.ids import BuilderId
+from builderd.store.repository import Queries, batches
 from builderd.store.tables import builders, due_since
 
 _row = builders.c
@@ -53,30 +54,22 @@ _MAKE_ALL_DUE = (
     .values(due_at=_earlier)
     .returning(_row.id)
 )
-#: Builders that one statement makes due.
-BATCH = 1_000
 _DUE = select(_row.id).where(due_since <= _now).order_by(due_since, _row.id).limit(bindparam("limit"))
 
 
-class Claims:
-    """Leases on builders, a part of ``Builders``. With ``locks`` the transaction writes, and so may lock rows."""
-
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
-        self._connection = connection
-        self._locks = locks
+class Claims(Queries):
+    """Leases on builders, a part of ``Builders``."""
 
     def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
         """Take the claim, or keep it; return False while another owner's has not expired."""
-        values = {"builder": builder, "owner": owner, "now": now, "until": until}
-        return self._connection.execute(_CLAIM, values).rowcount == 1
+        return self._change(_CLAIM, builder=builder, owner=owner, now=now, until=until) == 1
 
     def renew(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
         """Let this owner's claim hold until then; one that was released stays so.
 
         Return False while another owner's has not expired.
         """
-        values = {"builder": builder, "owner": owner, "now": now, "until": until}
-        return self._connection.execute(_RENEW, values).rowcount == 1
+        return self._change(_RENEW, builder=builder, owner=owner, now=now, until=until) == 1
 
     def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
         """Release the claim; the builder is due at ``due_at``, or (None) after a change."""
@@ -91,12 +84,12 @@ class Claims:
 
         Return the claims that are left, of builders that other transactions work on: each needs one of its own.
         """
-        self._connection.execute(_RELEASE_ALL, {"owner": owner, "at": due_at})
-        return self._connection.execute(_OF_OWNER, {"owner": owner}).scalars().all()
+        self._change(_RELEASE_ALL, owner=owner, at=due_at)
+        return self._scalars(_OF_OWNER, owner=owner)
 
     def make_due(self, builder: BuilderId, at: datetime) -> None:
         """Make the builder due at this time or earlier."""
-        self._connection.execute(_MAKE_DUE, {"builder": builder, "at": at})
+        self._change(_MAKE_DUE, builder=builder, at=at)
 
     def make_all_due(self, builders: Sequence[BuilderId], at: datetime) -> Sequence[BuilderId]:
         """Make these builders due at this time or earlier.
@@ -104,11 +97,10 @@ class Claims:
         Return those that other transactions work on, and that are gone: each of these needs a transaction of its own.
         """
         made: set[BuilderId] = set()
-        for start in range(0, len(builders), BATCH):
-            values = {"builders": builders[start : start + BATCH], "at": at}
-            made.update(self._connection.execute(_MAKE_ALL_DUE, values).scalars())
+        for some in batches(builders):
+            made.update(self._scalars(_MAKE_ALL_DUE, builders=some, at=at))
         return [one for one in builders if one not in made]
 
     def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
         """Return builders that are due and unclaimed, the longest due first."""
-        return self._connection.execute(_DUE, {"now": now, "limit": limit}).scalars().all()
+        return self._scalars(_DUE, now=now, limit=limit)

@@ -23,6 +23,7 @@ from builderd.store.database import Database
 from builderd.store.database_lease import DatabaseLeases
 from builderd.store.migrations import refuse_unreleased, revisions, upgrade
 from builderd.store.postgresql import open_postgresql
+from builderd.store.repository import Transaction
 from builderd.store.sqlite import open_sqlite
 from builderd.store.tables import bundle_chunks, database_lease, metadata, services, stored_bundles, upload_chunks
 
@@ -223,7 +224,7 @@ def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
 
 def _own(filled: Connection, instance: Instance) -> None:
     """Take the lease on the empty database, so that no other service starts on it. Raises ``DatabaseOwned``."""
-    leases = DatabaseLeases(filled)
+    leases = DatabaseLeases(Transaction(filled, writes=True, written=set()))
     lease = leases.get()
     silence = needed_silence(lease, instance, take_over=True) if lease else 0.0
     if lease is not None and (silence is None or lease.age < silence):

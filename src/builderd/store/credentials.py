@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
+from sqlalchemy import RowMapping, bindparam, delete, select, update
 
 from builderd.domain.builders import Desired
 from builderd.domain.credentials import Credential
 from builderd.domain.ids import BuilderId, TenantId, TokenId
 from builderd.domain.previews import Link, PreviewLink
 from builderd.domain.processes import Grant
+from builderd.store.repository import Repository
 from builderd.store.tables import builders, credentials, preview_links, ssh_grants
-from builderd.store.types import omit, row_of
+from builderd.store.types import row_of
 
 _ONE = select(ssh_grants).where(ssh_grants.c.id == bindparam("grant"))
 _BY_HASH = select(ssh_grants).where(ssh_grants.c.secret_hash == bindparam("hash"))
@@ -34,42 +36,34 @@ _REVOKE_OF = (
 _EXPIRE = delete(ssh_grants).where(ssh_grants.c.expires_at < bindparam("before"))
 
 
-class SshGrants:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, grant: Grant) -> None:
-        self._connection.execute(insert(ssh_grants), row_of(grant))
+class SshGrants(Repository[Grant]):
+    _table, _record = ssh_grants, Grant
 
     def get(self, grant_id: str) -> Grant | None:
-        row = self._connection.execute(_ONE, {"grant": grant_id}).mappings().first()
-        return Grant(**row) if row else None
+        return self._first(_ONE, grant=grant_id)
 
     def by_secret_hash(self, secret_hash: str) -> Grant | None:
-        row = self._connection.execute(_BY_HASH, {"hash": secret_hash}).mappings().first()
-        return Grant(**row) if row else None
+        return self._first(_BY_HASH, hash=secret_hash)
 
     def valid_of(self, builder: BuilderId, now: datetime) -> Sequence[Grant]:
         """Return those that are neither revoked nor expired, oldest first."""
-        rows = self._connection.execute(_VALID, {"builder": builder, "now": now}).mappings()
-        return [Grant(**row) for row in rows]
+        return self._all(_VALID, builder=builder, now=now)
 
     def touch(self, grant_id: str, at: datetime) -> None:
         """Record the time of the last use."""
-        self._connection.execute(_UPDATE, {"grant": grant_id, "last_used_at": at})
+        self._change(_UPDATE, grant=grant_id, last_used_at=at)
 
     def revoke(self, grant_id: str, at: datetime) -> None:
         """Mark a grant as revoked. One that is revoked already keeps its time."""
-        self._connection.execute(_REVOKE, {"grant": grant_id, "revoked_at": at})
+        self._change(_REVOKE, grant=grant_id, revoked_at=at)
 
     def revoke_of(self, tokens: Collection[TokenId], at: datetime) -> Sequence[Grant]:
         """Revoke the valid ones that these API tokens made; return them."""
-        values = {"tokens": list(tokens), "now": at, "revoked_at": at}
-        return [Grant(**row) for row in self._connection.execute(_REVOKE_OF, values).mappings()]
+        return self._all(_REVOKE_OF, tokens=list(tokens), now=at, revoked_at=at)
 
     def expire(self, before: datetime) -> int:
         """Delete those that expired before this time; return the number."""
-        return self._connection.execute(_EXPIRE, {"before": before}).rowcount
+        return self._change(_EXPIRE, before=before)
 
 
 _c = preview_links.c
@@ -92,25 +86,19 @@ _REMOVE_OF = (
 _EXPIRE_LINKS = delete(preview_links).where(_c.expires_at < bindparam("before"))
 
 
-class PreviewLinks:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, link: Link) -> None:
-        self._connection.execute(insert(preview_links), row_of(link))
+class PreviewLinks(Repository[Link]):
+    _table, _record = preview_links, Link
 
     def valid_of(self, builder: BuilderId, now: datetime) -> Sequence[Link]:
         """Return those that have not expired, oldest first."""
-        rows = self._connection.execute(_VALID_LINKS, {"builder": builder, "now": now}).mappings()
-        return [Link(**row) for row in rows]
+        return self._all(_VALID_LINKS, builder=builder, now=now)
 
     def remove(self, link_id: str) -> None:
-        self._connection.execute(delete(preview_links).where(_c.id == bindparam("link")), {"link": link_id})
+        self._change(delete(preview_links).where(_c.id == bindparam("link")), link=link_id)
 
     def remove_of(self, tokens: Collection[TokenId], now: datetime) -> Sequence[Link]:
         """Remove the valid ones that these API tokens made; return them."""
-        rows = self._connection.execute(_REMOVE_OF, {"tokens": list(tokens), "now": now}).mappings()
-        return [Link(**row) for row in rows]
+        return self._all(_REMOVE_OF, tokens=list(tokens), now=now)
 
     def routes(self, now: datetime) -> Sequence[PreviewLink]:
         """Return all valid links to builders that are not deleted, as the proxy needs them."""
@@ -119,7 +107,7 @@ class PreviewLinks:
 
     def expire(self, before: datetime) -> int:
         """Delete those that expired before this time; return the number."""
-        return self._connection.execute(_EXPIRE_LINKS, {"before": before}).rowcount
+        return self._change(_EXPIRE_LINKS, before=before)
 
 
 _key = (credentials.c.tenant_id == bindparam("of_tenant"), credentials.c.name == bindparam("of_name"))
@@ -130,50 +118,30 @@ _OF_TENANT = _ALL.where(credentials.c.tenant_id == bindparam("tenant"))
 _UPDATE_CREDENTIAL = update(credentials).where(*_key)
 
 
-class Credentials:
-    def __init__(self, connection: Connection, *, locks: bool) -> None:
-        self._connection = connection
-        self._all = _ALL.with_for_update() if locks else _ALL
-
-    def add(self, credential: Credential) -> None:
-        self._connection.execute(insert(credentials), _row(credential))
+class Credentials(Repository[Credential]):
+    _table, _record, _key = credentials, Credential, ("tenant_id", "name")
 
     def get(self, tenant: TenantId, name: str) -> Credential | None:
-        row = self._connection.execute(_ONE_CREDENTIAL, {"of_tenant": tenant, "of_name": name}).mappings().first()
-        return _credential(row) if row else None
+        return self._first(_ONE_CREDENTIAL, of_tenant=tenant, of_name=name)
 
     def list(self, tenant: TenantId) -> Sequence[Credential]:
         """Return the tenant's credentials, sorted by name."""
-        return [_credential(row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+        return self._all(_OF_TENANT, tenant=tenant)
 
     def all(self) -> Sequence[Credential]:
         """Return all tenants' credentials; a unit of work that writes locks them until it ends."""
-        return [_credential(row) for row in self._connection.execute(self._all).mappings()]
-
-    def save(self, credential: Credential) -> None:
-        """Update the row of this value. Raises ``LookupError`` when there is none."""
-        key = {"of_tenant": credential.tenant_id, "of_name": credential.name}
-        if (
-            self._connection.execute(
-                _UPDATE_CREDENTIAL, {**key, **omit(_row(credential), "tenant_id", "name")}
-            ).rowcount
-            != 1
-        ):
-            raise LookupError(f"no credential {credential.name} to save")
+        return self._all(_ALL.with_for_update() if self._locks else _ALL)
 
     def touch(self, tenant: TenantId, name: str, at: datetime, by: BuilderId) -> None:
         """Record its last use; no other field is written. Does nothing if it was deleted."""
-        values = {"of_tenant": tenant, "of_name": name, "last_used_at": at, "last_used_by": by}
-        self._connection.execute(_UPDATE_CREDENTIAL, values)
+        self._change(_UPDATE_CREDENTIAL, of_tenant=tenant, of_name=name, last_used_at=at, last_used_by=by)
 
     def delete(self, tenant: TenantId, name: str) -> None:
         """Delete it. Idempotent."""
-        self._connection.execute(delete(credentials).where(*_key), {"of_tenant": tenant, "of_name": name})
+        self._change(delete(credentials).where(*_key), of_tenant=tenant, of_name=name)
 
+    def _row(self, value: Credential) -> dict[str, Any]:
+        return {**row_of(value), "variables": list(value.variables)}
 
-def _row(credential: Credential) -> dict[str, object]:
-    return {**row_of(credential), "variables": list(credential.variables)}
-
-
-def _credential(row: RowMapping) -> Credential:
-    return Credential(**{**row, "variables": tuple(row["variables"]), "sealed": bytes(row["sealed"])})
+    def _value(self, row: RowMapping) -> Credential:
+        return Credential(**{**row, "variables": tuple(row["variables"])})

@@ -15,7 +15,6 @@ from typing import Any
 
 from sqlalchemy import (
     BindParameter,
-    Connection,
     Select,
     bindparam,
     delete,
@@ -30,6 +29,7 @@ from builderd.domain.database_lease import ClusterService, DatabaseLease, Instan
 from builderd.domain.ids import BuilderId
 from builderd.store.live_totals import count_all_anew
 from builderd.store.migrations import is_made
+from builderd.store.repository import Queries, Repository
 from builderd.store.tables import backups, builders, database_lease, leases, qa_reports, restores, services
 from builderd.store.types import database_now, omit, row_of
 
@@ -57,15 +57,12 @@ _TAKE_OVER_WORK = [
 ]
 
 
-class DatabaseLeases:
+class DatabaseLeases(Queries):
     """The one lease on the database. Times are by the database's clock."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def is_new(self) -> bool:
         """Return True if no service ever owned the database and it has no builder. Works before a migration too."""
-        return not is_made(self._connection) or not (self._one(_GET) or self._connection.scalar(_ANY_BUILDER))
+        return not is_made(self._connection) or not (self._one(_GET) or self._scalar(_ANY_BUILDER))
 
     def get(self) -> DatabaseLease | None:
         """Return the lease, or None if the database was never owned. Works before a migration too.
@@ -92,11 +89,11 @@ class DatabaseLeases:
 
     def renew(self, term: int) -> bool:
         """Renew the lease; return False if it has another term."""
-        return self._connection.execute(_RENEW, {"held": term}).rowcount == 1
+        return self._change(_RENEW, held=term) == 1
 
     def release(self, term: int) -> None:
         """Record that the owner stopped cleanly."""
-        self._connection.execute(update(database_lease).where(_of_term).values(released=True), {"held": term})
+        self._change(update(database_lease).where(_of_term).values(released=True), held=term)
 
     def adopt(self, instance: Instance) -> None:
         """Assign all undeleted builders to the instance, and the claims and unfinished work of other services.
@@ -104,7 +101,7 @@ class DatabaseLeases:
         Tenants' numbers of live builders are counted anew.
         """
         owner = {"new_owner": instance.identity}
-        self._connection.execute(_MOVE_BUILDERS, {"new_member": instance.member})
+        self._change(_MOVE_BUILDERS, new_member=instance.member)
         self._connection.execute(_DROP_CLAIMS, owner)
         count_all_anew(self._connection)
         for statement in _TAKE_OVER_WORK:
@@ -132,36 +129,28 @@ _DELETE_OF = delete(leases).where(_of_builder)
 _EXPIRE = _DELETE_OF.where(leases.c.expires_at <= bindparam("now"))
 
 
-class Leases:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, lease: Lease) -> None:
-        self._connection.execute(insert(leases), row_of(lease))
-
-    def save(self, lease: Lease) -> None:
-        self._connection.execute(update(leases).where(_by_id), {"lease": lease.id, **omit(row_of(lease), "id")})
+class Leases(Repository[Lease]):
+    _table, _record = leases, Lease
 
     def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
         """Return all leases, oldest first, expired ones included until they are deleted."""
-        return [Lease(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+        return self._all(_OF_BUILDER, builder=builder)
 
     def active(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
         """Return the leases that have not expired, oldest first."""
-        rows = self._connection.execute(_LASTING, {"builder": builder, "now": now}).mappings()
-        return [Lease(**row) for row in rows]
+        return self._all(_LASTING, builder=builder, now=now)
 
     def expire(self, builder: BuilderId, now: datetime) -> None:
         """Delete the builder's expired leases."""
-        self._connection.execute(_EXPIRE, {"builder": builder, "now": now})
+        self._change(_EXPIRE, builder=builder, now=now)
 
     def delete(self, lease: LeaseId) -> None:
         """Delete it. Idempotent."""
-        self._connection.execute(delete(leases).where(_by_id), {"lease": lease})
+        self._change(delete(leases).where(_by_id), lease=lease)
 
     def delete_of(self, builder: BuilderId) -> None:
         """Delete all leases of the builder."""
-        self._connection.execute(_DELETE_OF, {"builder": builder})
+        self._change(_DELETE_OF, builder=builder)
 
 
 _service = services.c
@@ -174,16 +163,13 @@ _SET_KNOWN = update(services).where(_known).values(known_in=bindparam("term"))
 _UNSET_KNOWN = update(services).where(~_known, _service.known_in.is_not(None)).values(known_in=None)
 
 
-class Services:
+class Services(Queries):
     """Services of a cluster: the owner of the database, and those that stand by. Times are by the database's clock."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def announce(self, service: ClusterService) -> None:
         """Store the service as seen now; whether the owner knows of it stays as it was."""
         row = row_of(service)
-        if not self._connection.execute(_UPDATE, {**omit(row, "id"), "service": service.id}).rowcount:
+        if not self._change(_UPDATE, **omit(row, "id"), service=service.id):
             self._connection.execute(insert(services).values(seen_at=database_now()), row)
 
     def list(self) -> Sequence[SeenService]:
@@ -199,9 +185,9 @@ class Services:
 
     def set_known(self, ids: Sequence[str], term: int) -> None:
         """Record that the owner of this term knows of these services, and of no others."""
-        self._connection.execute(_UNSET_KNOWN, {"ids": list(ids)})
+        self._change(_UNSET_KNOWN, ids=list(ids))
         self._connection.execute(_SET_KNOWN, {"ids": list(ids), "term": term})
 
     def remove(self, service: str) -> None:
         """Remove a service. Idempotent."""
-        self._connection.execute(delete(services).where(_service.id == bindparam("service")), {"service": service})
+        self._change(delete(services).where(_service.id == bindparam("service")), service=service)

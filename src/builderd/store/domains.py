@@ -6,15 +6,15 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 
 from builderd.domain.addresses import names_above
 from builderd.domain.builders import Desired
 from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 from builderd.domain.ids import BuilderId, DomainId, TenantId
 from builderd.store.database import Kind
+from builderd.store.repository import Repository
 from builderd.store.tables import acme_accounts, builders, domains, wildcard_certificates
-from builderd.store.types import omit, row_of
 
 _c = domains.c
 _live = _c.released_at.is_(None)
@@ -80,7 +80,6 @@ _OUTDATED = (
     )
     .limit(bindparam("limit"))
 )
-_UPDATE = update(domains).where(_c.id == bindparam("domain"))
 
 _ACCOUNT = select(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
 _DELETE_ACCOUNT = delete(acme_accounts).where(acme_accounts.c.directory == bindparam("of"))
@@ -89,29 +88,22 @@ _LOOK_AGAIN = update(wildcard_certificates).where(wildcard_certificates.c.domain
 _DELETE_WILDCARD = delete(wildcard_certificates).where(wildcard_certificates.c.domain == bindparam("of"))
 
 
-class Domains:
+class Domains(Repository[Domain]):
     """Rows with ``released_at`` are returned by ``related``, ``get``, ``released`` and ``all`` only."""
 
-    def __init__(self, connection: Connection, written: set[Kind], *, locks: bool) -> None:
-        self._connection = connection
-        self._written = written
-        self._locks = locks
-
-    def add(self, domain: Domain) -> None:
-        self._written.add(Kind.DOMAINS)
-        self._connection.execute(insert(domains), row_of(domain))
+    _table, _record, _kind = domains, Domain, Kind.DOMAINS
 
     def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
         """Return it; with ``lock``, other writers of this row wait until the unit of work ends."""
-        return self._one(_ONE.with_for_update() if lock and self._locks else _ONE, domain=domain)
+        return self._first(_ONE.with_for_update() if lock and self._locks else _ONE, domain=domain)
 
     def by_host(self, tenant: TenantId, host: str) -> Domain | None:
         """Return the tenant's claim of this host."""
-        return self._one(_BY_HOST, tenant=tenant, name=host)
+        return self._first(_BY_HOST, tenant=tenant, name=host)
 
     def of_builder(self, builder: BuilderId) -> Sequence[Domain]:
         """Return the builder's domains, sorted by host."""
-        return self._read(_OF_BUILDER, builder=builder)
+        return self._all(_OF_BUILDER, builder=builder)
 
     def related(self, host: str) -> Sequence[Domain]:
         """Return all tenants' claims of this host, of names above it and below it, oldest first.
@@ -119,10 +111,10 @@ class Domains:
         A unit of work that writes locks them.
         """
         statement = _RELATED.with_for_update() if self._locks else _RELATED
-        return self._read(statement, names=names_above(host), below=f"%.{host}")
+        return self._all(statement, names=names_above(host), below=f"%.{host}")
 
     def count(self, tenant: TenantId) -> int:
-        return self._connection.execute(_COUNT, {"tenant": tenant}).scalar_one()
+        return int(self._scalar(_COUNT, tenant=tenant))
 
     def due(self, now: datetime, limit: int) -> Sequence[tuple[TenantId, DomainId]]:
         """Return those whose next try has come, the longest waiting first; at most one of each tenant."""
@@ -134,9 +126,9 @@ class Domains:
 
         The latter only if they have no certificate and ``without_certificate`` is set.
         """
-        found = list(self._connection.execute(_UNFINISHED).scalars())
+        found = list(self._scalars(_UNFINISHED))
         if without_certificate:
-            found += self._connection.execute(_WITHOUT_CERTIFICATE).scalars()
+            found += self._scalars(_WITHOUT_CERTIFICATE)
         return list(map(DomainId, found))
 
     def orders_since(self, tenant: TenantId, since: datetime) -> int:
@@ -144,7 +136,7 @@ class Domains:
 
         Each domain that was ordered since counts once, and once more for each of its failures.
         """
-        return int(self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one())
+        return int(self._scalar(_ORDERS, tenant=tenant, since=since))
 
     def routes(self) -> Sequence[DomainRoute]:
         """Return the routes of held domains, without reading certificates."""
@@ -157,7 +149,7 @@ class Domains:
 
     def withdrawn(self, domains: Collection[DomainId]) -> None:
         """Record that the proxy does not have these released ones any more."""
-        self._connection.execute(_WITHDRAWN, {"ids": list(domains)})
+        self._change(_WITHDRAWN, ids=list(domains))
 
     def expiries(self) -> Sequence[tuple[str, datetime]]:
         """Return host and end of each certificate in use, those that end first before others."""
@@ -165,83 +157,59 @@ class Domains:
 
     def outdated(self, claimed_before: datetime, released_before: datetime, limit: int) -> Sequence[Domain]:
         """Return unproven claims made before the one time, and rows released before the other."""
-        return self._read(_OUTDATED, claimed_before=claimed_before, released_before=released_before, limit=limit)
+        return self._all(_OUTDATED, claimed_before=claimed_before, released_before=released_before, limit=limit)
 
     def expiring(self, before: datetime) -> Sequence[Domain]:
         """Return those whose certificate was not renewed and ends before this time."""
-        return self._read(select(domains).where(_held, _c.failures > 0, _c.expires_at < _time("before")), before=before)
+        return self._all(select(domains).where(_held, _c.failures > 0, _c.expires_at < _time("before")), before=before)
 
     def all(self) -> Sequence[Domain]:
         """Return those with a certificate."""
-        return self._read(select(domains).where(_c.certificate.is_not(None)).order_by(_c.host, _c.id))
+        return self._all(select(domains).where(_c.certificate.is_not(None)).order_by(_c.host, _c.id))
 
-    def save(self, domain: Domain) -> None:
+    def save(self, value: Domain) -> None:
         """Save it, unless it was deleted."""
-        self._written.add(Kind.DOMAINS)
-        self._connection.execute(_UPDATE, {"domain": domain.id, **omit(row_of(domain), "id")})
+        self._update(value)
 
     def delete(self, domain: DomainId) -> None:
         """Delete it. Idempotent."""
-        self._written.add(Kind.DOMAINS)
-        self._connection.execute(delete(domains).where(_c.id == bindparam("domain")), {"domain": domain})
-
-    def _one(self, statement: Select[Any], **values: Any) -> Domain | None:
-        row = self._connection.execute(statement, values).mappings().first()
-        return _domain(row) if row else None
-
-    def _read(self, statement: Select[Any], **values: Any) -> Sequence[Domain]:
-        return [_domain(row) for row in self._connection.execute(statement, values).mappings()]
+        self._note_write()
+        self._change(delete(domains).where(_c.id == bindparam("domain")), domain=domain)
 
 
-class AcmeAccounts:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+class AcmeAccounts(Repository[AcmeAccount]):
+    _table, _record = acme_accounts, AcmeAccount
 
     def get(self, directory: str) -> AcmeAccount | None:
-        row = self._connection.execute(_ACCOUNT, {"of": directory}).mappings().first()
-        return _account(row) if row else None
+        return self._first(_ACCOUNT, of=directory)
 
     def put(self, account: AcmeAccount) -> None:
         """Store the account of its directory in place of any other."""
-        self._connection.execute(_DELETE_ACCOUNT, {"of": account.directory})
-        self._connection.execute(insert(acme_accounts), row_of(account))
+        self._change(_DELETE_ACCOUNT, of=account.directory)
+        self.add(account)
 
     def delete(self, directory: str) -> bool:
         """Delete the account; return False if there is none."""
-        return self._connection.execute(_DELETE_ACCOUNT, {"of": directory}).rowcount == 1
+        return self._change(_DELETE_ACCOUNT, of=directory) == 1
 
     def all(self) -> Sequence[AcmeAccount]:
-        return [_account(row) for row in self._connection.execute(select(acme_accounts)).mappings()]
+        return self._all(select(acme_accounts))
 
 
-class WildcardCertificates:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+class WildcardCertificates(Repository[WildcardCertificate]):
+    _table, _record = wildcard_certificates, WildcardCertificate
 
     def get(self, domain: str) -> WildcardCertificate | None:
         return next((one for one in self.all() if one.domain == domain), None)
 
     def put(self, certificate: WildcardCertificate) -> None:
         """Store the certificate of its domain in place of any other."""
-        self._connection.execute(_DELETE_WILDCARD, {"of": certificate.domain})
-        self._connection.execute(insert(wildcard_certificates), row_of(certificate))
+        self._change(_DELETE_WILDCARD, of=certificate.domain)
+        self.add(certificate)
 
     def look_again(self, domain: str, at: datetime) -> None:
         """Have it looked at then; nothing else of it changes. Idempotent."""
-        self._connection.execute(_LOOK_AGAIN, {"of": domain, "next_try_at": at})
+        self._change(_LOOK_AGAIN, of=domain, next_try_at=at)
 
     def all(self) -> Sequence[WildcardCertificate]:
-        rows = self._connection.execute(select(wildcard_certificates)).mappings()
-        return [WildcardCertificate(**{**row, "certificate": _bytes(row["certificate"])}) for row in rows]
-
-
-def _domain(row: RowMapping) -> Domain:
-    return Domain(**{**row, "certificate": _bytes(row["certificate"])})
-
-
-def _bytes(sealed: bytes | memoryview | None) -> bytes | None:
-    return None if sealed is None else bytes(sealed)
-
-
-def _account(row: RowMapping) -> AcmeAccount:
-    return AcmeAccount(**{**row, "key": bytes(row["key"])})
+        return self._all(select(wildcard_certificates))

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, insert, literal, or_, select
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, literal, or_, select
 
 from builderd.domain.events import ALL, Event, prefix_of
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.store.database import Kind
+from builderd.store.repository import Repository
 from builderd.store.tables import events
-from builderd.store.types import row_of
+from builderd.store.types import omit, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,54 +51,47 @@ _EXPIRE = delete(events).where(
 )
 
 
-class Events:
-    def __init__(self, connection: Connection, written: set[Kind]) -> None:
-        self._connection = connection
-        self._written = written
+class Events(Repository[Event]):
+    _table, _record, _kind = events, Event, Kind.EVENTS
 
-    def add(self, event: Event) -> Event:
+    def add(self, value: Event) -> Event:  # type: ignore[override]
         """Add it; return it with its id."""
         if self._connection.dialect.name == "postgresql":
-            self._connection.execute(_LOCK, {"tenant": event.tenant_id})
-        self._written.add(Kind.EVENTS)
-        row = row_of(event)
-        del row["id"]
-        row["details"] = dict(event.details)
-        (event_id,) = self._connection.execute(insert(events), row).inserted_primary_key or (0,)
-        return replace(event, id=event_id)
+            self._connection.execute(_LOCK, {"tenant": value.tenant_id})
+        self._note_write()
+        (event_id,) = self._connection.execute(insert(events), self._row(value)).inserted_primary_key or (0,)
+        return replace(value, id=event_id)
 
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Return events with an id greater than ``after``, oldest first."""
-        values = {"builder": builder, "after": after, "limit": limit}
-        return [Event(**row) for row in self._connection.execute(_OF_BUILDER, values).mappings()]
+        return self._all(_OF_BUILDER, builder=builder, after=after, limit=limit)
 
     def get(self, event_id: int) -> Event | None:
-        row = self._connection.execute(_ONE, {"event": event_id}).mappings().first()
-        return Event(**row) if row else None
+        return self._first(_ONE, event=event_id)
 
     def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
         """Return one page (from 1), newest first, and the total number."""
         found = _filtered(tenant, query)
-        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
-        return self._read(found.order_by(events.c.id.desc()).limit(per_page).offset((page - 1) * per_page)), total
+        total = self._scalar(select(func.count()).select_from(found.subquery()))
+        return self._all(found.order_by(events.c.id.desc()).limit(per_page).offset((page - 1) * per_page)), total
 
     def following(self, tenant: TenantId, query: EventQuery, *, after: int, limit: int) -> Sequence[Event]:
         """Return events with an id greater than ``after``, oldest first.
 
         A tenant's events become visible in the order of their ids: none is added below one that was read.
         """
-        return self._read(_filtered(tenant, query).where(events.c.id > after).order_by(events.c.id).limit(limit))
+        return self._all(_filtered(tenant, query).where(events.c.id > after).order_by(events.c.id).limit(limit))
 
     def last_id(self, tenant: TenantId) -> int:
         """Return the greatest id of the tenant's events, 0 without any."""
-        return self._connection.execute(_LAST_ID, {"tenant": tenant}).scalar_one() or 0
+        return self._scalar(_LAST_ID, tenant=tenant) or 0
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` of the oldest that happened before this time; return the number."""
-        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+        return self._change(_EXPIRE, before=before, limit=limit)
 
-    def _read(self, statement: Select[Any]) -> Sequence[Event]:
-        return [Event(**row) for row in self._connection.execute(statement).mappings()]
+    def _row(self, value: Event) -> dict[str, Any]:
+        return {**omit(row_of(value), "id"), "details": dict(value.details)}
 
 
 def _filtered(tenant: TenantId, query: EventQuery) -> Select[Any]:

@@ -42,12 +42,12 @@ from builderd.domain.prices import (
     total,
 )
 from builderd.store.damage import damage_named, read_each
+from builderd.store.repository import Repository, Transaction, batches
 from builderd.store.tables import OPEN, ledger, ledger_months, tenant_months
-from builderd.store.types import EpochSeconds, Microseconds
+from builderd.store.types import EpochSeconds, Microseconds, omit, row_of
 
 _at = bindparam("at", type_=ledger.c.ended_at.type)
 
-_INSERT = insert(ledger)
 _SELECT = select(ledger).order_by(ledger.c.started_at, ledger.c.id)
 _OF_BUILDER = _SELECT.where(ledger.c.builder_id == bindparam("builder"))
 _OF_BUILDERS = _SELECT.where(ledger.c.builder_id.in_(bindparam("builders", expanding=True)))
@@ -154,34 +154,22 @@ _CLOSE = (
     .values(ended_at=case((ledger.c.started_at > _at, ledger.c.started_at), else_=_at))
 )
 
-#: Builders queried in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
-BATCH = 10_000
 
+class Ledger(Repository[Segment]):
+    _table = ledger
 
-class Ledger:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, transaction: Transaction) -> None:
+        super().__init__(transaction)
         #: Open segments as read or written last in this transaction: who writes one has locked its builder.
         self._known: dict[BuilderId, Segment | None] = {}
 
     def open(self, segment: Segment) -> None:
         """Open a segment; the builder must have none open."""
-        self._insert(segment)
-        if segment.end is not None:
-            self._count(segment, segment.end)
-
-    def _insert(self, segment: Segment) -> None:
-        row = {
-            "tenant_id": segment.tenant_id,
-            "builder_id": segment.builder_id,
-            "billing": segment.billing,
-            "started_at": segment.start,
-            "ended_at": segment.end,
-            "hourly_rate": segment.hourly_rate,
-        }
-        self._connection.execute(_INSERT, row)
+        self.add(segment)
         if segment.end is None:
             self._known[segment.builder_id] = segment
+        else:
+            self._count(segment, segment.end)
 
     def close(self, builder: BuilderId, at: datetime) -> None:
         """Close the open segment, if any, never before its start."""
@@ -194,14 +182,12 @@ class Ledger:
     def end_at(self, now: datetime) -> None:
         """End all segments that end after ``now``, and begin those that go on no later. Not in the port."""
         for row in self._connection.execute(_LATER, {"since": now}).mappings().all():
-            segment = read_segment(row)
+            segment = self._value(row)
             if segment.end is not None:
                 self._discount(segment, max(segment.start, now), segment.end)
-            self._set_within(row["id"], min(segment.start, now), segment.end and now)
+            values = {"segment": row["id"], "from": min(segment.start, now), "to": segment.end and now}
+            self._connection.execute(_SET_SPAN, values)
         self._known.clear()
-
-    def _set_within(self, segment_id: int, start: datetime, end: datetime | None) -> None:
-        self._connection.execute(_SET_SPAN, {"segment": segment_id, "from": start, "to": end})
 
     def _count(self, segment: Segment, end: datetime) -> None:
         """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
@@ -224,7 +210,7 @@ class Ledger:
             return
         found = _sum(row) + more
         values = {"builder": segment.builder_id, "of_month": month, "running": found.running, "paid": found.paid}
-        self._connection.execute(_SET_MONTH, values)
+        self._change(_SET_MONTH, **values)
 
     def _add_to_tenant(self, tenant: TenantId, month: datetime, more: Sum, days: Days) -> None:
         """Add to the tenant's month, whose row other transactions of the tenant wait for until this one ends."""
@@ -235,17 +221,16 @@ class Ledger:
             return
         found, key = _sum(row) + more, {"tenant": tenant, "of_month": month}
         values = {"running": found.running, "paid": found.paid, "days": stored_days(days, row["days"])}
-        self._connection.execute(_SET_TENANT_MONTH, {**key, **values})
+        self._change(_SET_TENANT_MONTH, **key, **values)
 
     def current(self, builder: BuilderId) -> Segment | None:
         if builder not in self._known:
             with damage_named(builder):
-                row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
-                self._known[builder] = read_segment(row) if row else None
+                self._known[builder] = self._first(_CURRENT, builder=builder)
         return self._known[builder]
 
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
-        return [read_segment(row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+        return self._all(_OF_BUILDER, builder=builder)
 
     def of_builders(
         self, builders: Sequence[BuilderId], since: datetime | None = None, until: datetime | None = None
@@ -254,18 +239,17 @@ class Ledger:
         bounds = [bound for bound, at in ((_ends_after, since), (_begins_before, until)) if at is not None]
         statement, span = _OF_BUILDERS.where(*bounds), {"since": since, "until": until}
         found: dict[BuilderId, list[Segment]] = {}
-        for start in range(0, len(builders), BATCH):
-            for segment in self._segments(statement, {"builders": builders[start : start + BATCH], **span}):
+        for some in batches(builders):
+            for segment in self._segments(statement, {"builders": some, **span}):
                 found.setdefault(segment.builder_id, []).append(segment)
         return found
 
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         """Return the sums of all time up to now; builders without a segment are left out. O(months) for each."""
         found: dict[BuilderId, Sum] = {}
-        for start in range(0, len(builders), BATCH):
-            batch = {"builders": builders[start : start + BATCH]}
-            self._sum_up(found, _MONTHS_OF_BUILDERS, batch)
-            _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), now)
+        for some in batches(builders):
+            self._sum_up(found, _MONTHS_OF_BUILDERS, {"builders": some})
+            _add_open(found, self._segments(_OPEN_OF_BUILDERS, {"builders": some}), now)
         return found
 
     def month_of_builders(
@@ -277,19 +261,16 @@ class Ledger:
         """
         month = month or month_of(now)
         found: dict[BuilderId, Sum] = {}
-        for start in range(0, len(builders), BATCH):
-            batch = {"builders": builders[start : start + BATCH]}
-            self._sum_up(found, _MONTH_OF_BUILDERS, {**batch, "month": month})
-            _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), min(now, next_month(month)), month)
+        for some in batches(builders):
+            self._sum_up(found, _MONTH_OF_BUILDERS, {"builders": some, "month": month})
+            segments = self._segments(_OPEN_OF_BUILDERS, {"builders": some})
+            _add_open(found, segments, min(now, next_month(month)), month)
         return found
 
     def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
         """Return the hourly rates of the open segments of these builders."""
-        found: dict[BuilderId, Decimal] = {}
-        for start in range(0, len(builders), BATCH):
-            for one in self._segments(_OPEN_OF_BUILDERS, {"builders": builders[start : start + BATCH]}):
-                found[one.builder_id] = one.hourly_rate
-        return found
+        opened = (one for some in batches(builders) for one in self._segments(_OPEN_OF_BUILDERS, {"builders": some}))
+        return {one.builder_id: one.hourly_rate for one in opened}
 
     def month_of_tenant(self, tenant: TenantId, now: datetime, month: datetime | None = None) -> Sum:
         """Return the sum of a month up to now: of the current one without ``month``, its start."""
@@ -354,14 +335,20 @@ class Ledger:
         month, end = month_of(now), next_month(now)
         paid = float(money * SECONDS_PER_HOUR) * (1 - ROUNDING)
         values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "paid": paid}
-        return self._connection.execute(_REACHING, values).scalars().all()
+        return self._scalars(_REACHING, **values)
 
     def _sum_up(self, found: dict[BuilderId, Sum], months: Select[Any], values: Mapping[str, Any]) -> None:
         for row in self._connection.execute(months, values).mappings():
             found[row["builder_id"]] = found.get(row["builder_id"], Sum()) + _sum(row)
 
     def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
-        return read_each(self._connection, statement, values, lambda row: read_segment(row._asdict()), "builder_id")
+        return read_each(self._connection, statement, values, lambda row: self._value(row._mapping), "builder_id")
+
+    def _row(self, value: Segment) -> dict[str, Any]:
+        return {**omit(row_of(value), "start", "end"), "started_at": value.start, "ended_at": value.end}
+
+    def _value(self, row: RowMapping) -> Segment:
+        return Segment(**omit(dict(row), "id", "started_at", "ended_at"), start=row["started_at"], end=row["ended_at"])
 
 
 def _add_open(
@@ -386,18 +373,6 @@ def _exact(seconds: int, microseconds: int) -> Decimal:
 
 def _sum_of_time(billing: Billing, rate: Decimal, seconds: Decimal) -> Sum:
     return Sum(seconds if billing is Billing.RUNNING else Decimal(0), seconds * rate)
-
-
-def read_segment(row: RowMapping | Mapping[str, Any]) -> Segment:
-    """Return the segment of these columns by name."""
-    return Segment(
-        tenant_id=row["tenant_id"],
-        builder_id=row["builder_id"],
-        billing=row["billing"],
-        start=row["started_at"],
-        end=row["ended_at"],
-        hourly_rate=row["hourly_rate"],
-    )
 
 
 #: Sums of the days of one month, by day of the month.

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, RowMapping, bindparam, case, delete, func, select, text
+from sqlalchemy import BigInteger, RowMapping, bindparam, case, delete, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.metrics import MAXIMA, Load, SampleTarget, Usage, UsageBucket, response_counts
 from builderd.domain.previews import RESPONSE_TIMES, TIMED_CLASSES
+from builderd.store.repository import Queries
 from builderd.store.tables import builders, class_times, metrics, sandboxes, tenants
 from builderd.store.types import EpochSeconds, omit, row_of
 
@@ -59,10 +60,7 @@ _LOADS = (
 _EXPIRE, _EXPIRE_TIMES = (delete(table).where(table.c.start < _BEFORE) for table in (metrics, class_times))
 
 
-class Metrics:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
+class Metrics(Queries):
     def watched(self) -> Sequence[SampleTarget]:
         """Return all tenants' sandboxes that were started and have not ended, without trials."""
         return [SampleTarget(**row) for row in self._connection.execute(_WATCHED).mappings()]
@@ -99,8 +97,8 @@ class Metrics:
 
     def expire(self, before: datetime) -> int:
         """Delete those that began before this time; return the number."""
-        self._connection.execute(_EXPIRE_TIMES, {"before": before})
-        return self._connection.execute(_EXPIRE, {"before": before}).rowcount
+        self._change(_EXPIRE_TIMES, before=before)
+        return self._change(_EXPIRE, before=before)
 
 
 def _upsert(insert: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, exists, insert, select, tuple_, update
+from sqlalchemy import RowMapping, bindparam, delete, exists, insert, select, tuple_, update
 
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
@@ -15,6 +15,7 @@ from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
 from builderd.linux.json_files import from_stored
 from builderd.store.database import Kind
+from builderd.store.repository import Queries, Repository
 from builderd.store.tables import acceptances, builders, qa_reports, qa_screenshots, reviews, versions
 from builderd.store.types import UNSTORABLE, omit, row_of
 
@@ -32,15 +33,9 @@ _ACCEPTED = (
     select(acceptances).where(acceptances.c.builder_id == bindparam("builder")).order_by(acceptances.c.accepted_at)
 )
 _DELETE_ACCEPTANCES = delete(acceptances).where(acceptances.c.builder_id == bindparam("builder"))
-_ACCEPT_AGAIN = update(acceptances).where(
-    and_(acceptances.c.builder_id == bindparam("builder"), acceptances.c.fingerprint == bindparam("which"))
-)
 
 
-class Reviews:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
+class Reviews(Queries):
     def get(self, tenant: TenantId, key: str) -> Report | None:
         """Return the report with this ``Report.key``."""
         row = self._connection.execute(_ONE, {"tenant": tenant, "which": key}).mappings().first()
@@ -50,7 +45,7 @@ class Reviews:
         """Add or replace it by its key. A character that cannot be stored becomes U+FFFD."""
         row = {"reviewed_at": report.reviewed_at, "report": _document(report)}
         key = {"tenant": tenant, "which": report.key}
-        if self._connection.execute(_UPDATE, {**key, **row}).rowcount == 0:
+        if self._change(_UPDATE, **key, **row) == 0:
             self._connection.execute(insert(reviews), {"tenant_id": tenant, "key": report.key, **row})
 
     def expire(self, before: datetime, limit: int) -> int:
@@ -61,37 +56,27 @@ class Reviews:
         return len(unused)
 
 
-class Acceptances:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+class Acceptances(Repository[Acceptance]):
+    _table, _record, _key = acceptances, Acceptance, ("builder_id", "fingerprint")
 
-    def save(self, acceptance: Acceptance) -> None:
+    def save(self, value: Acceptance) -> None:
         """Add it, or replace the finding's earlier one. The builder must be locked."""
-        row = row_of(acceptance)
-        key = {"builder": acceptance.builder_id, "which": acceptance.fingerprint}
-        if self._connection.execute(_ACCEPT_AGAIN, {**key, **omit(row, "builder_id", "fingerprint")}).rowcount == 0:
-            self._connection.execute(insert(acceptances), row)
+        if not self._update(value):
+            self.add(value)
 
     def of_builder(self, builder: BuilderId) -> Sequence[Acceptance]:
         """Return the builder's acceptances, oldest first, expired ones included."""
-        return [Acceptance(**row) for row in self._connection.execute(_ACCEPTED, {"builder": builder}).mappings()]
+        return self._all(_ACCEPTED, builder=builder)
 
     def delete(self, builder: BuilderId) -> None:
         """Delete all acceptances of the builder."""
-        self._connection.execute(_DELETE_ACCEPTANCES, {"builder": builder})
+        self._change(_DELETE_ACCEPTANCES, builder=builder)
 
 
 def _document(report: Report) -> dict[str, Any]:
     row = omit(row_of(report), "reviewed_at")
-    row["findings"] = [_finding_row(finding) for finding in report.findings]
+    row["findings"] = [_storable(row_of(finding)) for finding in report.findings]
     return {**row, "scanners": dict(report.scanners), "left_out": dict(report.left_out)}
-
-
-def _finding_row(finding: Finding) -> dict[str, Any]:
-    return {
-        name: UNSTORABLE.sub("\ufffd", value) if isinstance(value, str) else value
-        for name, value in row_of(finding).items()
-    }
 
 
 def _report(document: Mapping[str, Any], reviewed_at: datetime) -> Report:
@@ -112,91 +97,67 @@ _UNFINISHED = (
     .where(qa_reports.c.status.in_(_OPEN) | qa_reports.c.copy_disk.is_not(None))
     .order_by(qa_reports.c.requested_at, qa_reports.c.builder_id, qa_reports.c.version)
 )
-_UPDATE_REPORT = update(qa_reports).where(
-    qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.version == bindparam("number")
-)
 _PICTURES = qa_screenshots.c.builder_id == bindparam("builder"), qa_screenshots.c.version == bindparam("number")
 _DELETE_ALL_PICTURES = delete(qa_screenshots).where(qa_screenshots.c.builder_id == bindparam("builder"))
 _DELETE = delete(qa_reports).where(qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.copy_disk.is_(None))
 _PICTURE = select(qa_screenshots).where(*_PICTURES, qa_screenshots.c.name == bindparam("picture"))
 
 
-class QaReports:
-    def __init__(self, connection: Connection, written: set[Kind]) -> None:
-        self._connection = connection
-        self._written = written
-        #: Reports that this transaction found lacking: who saves one has locked its builder.
-        self._lacking: set[tuple[BuilderId, int]] = set()
+class QaReports(Repository[QaReport]):
+    _table, _record, _key = qa_reports, QaReport, ("builder_id", "version")
 
     def get(self, builder: BuilderId, version: int) -> QaReport | None:
-        row = self._connection.execute(_ONE_REPORT, {"builder": builder, "number": version}).mappings().first()
-        if row is None:
-            self._lacking.add((builder, version))
-        return _qa_report(row) if row else None
+        return self._first(_ONE_REPORT, builder=builder, number=version)
 
-    def save(self, report: QaReport) -> None:
+    def save(self, value: QaReport) -> None:
         """Add or replace it; the builder must be locked."""
-        if report.is_open:
+        if value.is_open:
             self._written.add(Kind.REPORTS)
-        key = {"builder": report.builder_id, "number": report.version}
-        row, is_new = _row(report), (report.builder_id, report.version) in self._lacking
-        self._lacking.discard((report.builder_id, report.version))
-        if (
-            is_new
-            or self._connection.execute(_UPDATE_REPORT, {**key, **omit(row, "builder_id", "version")}).rowcount == 0
-        ):
-            self._connection.execute(insert(qa_reports), row)
+        if not self._update(value):
+            self.add(value)
 
     def unfinished(self) -> Sequence[QaReport]:
         """Return those that are not finished or whose disk copy may still exist, the oldest request first."""
-        return [_qa_report(row) for row in self._connection.execute(_UNFINISHED).mappings()]
+        return self._all(_UNFINISHED)
 
     def put_screenshots(self, builder: BuilderId, version: int, screenshots: Sequence[Screenshot]) -> None:
         """Replace the screenshots of a version."""
-        self._connection.execute(delete(qa_screenshots).where(*_PICTURES), {"builder": builder, "number": version})
+        self._change(delete(qa_screenshots).where(*_PICTURES), builder=builder, number=version)
         if screenshots:
             rows = [{"builder_id": builder, "version": version, **row_of(picture)} for picture in screenshots]
             self._connection.execute(insert(qa_screenshots), rows)
 
     def screenshot(self, builder: BuilderId, version: int, name: str) -> Screenshot | None:
-        values = {"builder": builder, "number": version, "picture": name}
-        row = self._connection.execute(_PICTURE, values).mappings().first()
-        return Screenshot(row["name"], row["width"], row["height"], bytes(row["png"])) if row else None
+        row = self._connection.execute(_PICTURE, {"builder": builder, "number": version, "picture": name}).first()
+        return Screenshot(row.name, row.width, row.height, row.png) if row else None
 
     def delete(self, builder: BuilderId) -> None:
         """Delete the builder's reports and screenshots, except reports whose disk copy may still exist."""
-        self._connection.execute(_DELETE_ALL_PICTURES, {"builder": builder})
+        self._change(_DELETE_ALL_PICTURES, builder=builder)
         self._connection.execute(_DELETE, {"builder": builder})
 
+    def _row(self, value: QaReport) -> dict[str, Any]:
+        row = row_of(value)
+        for name in ("gate", "checks"):
+            row[name] = [_storable(row_of(check)) for check in row[name]]
+        return {**row, "screenshots": list(value.screenshots)}
 
-def _row(report: QaReport) -> dict[str, Any]:
-    row = row_of(report)
-    for name in ("gate", "checks"):
-        row[name] = [_report_document(check) for check in row[name]]
-    row["screenshots"] = list(row["screenshots"])
-    return row
-
-
-def _report_document(check: Check) -> dict[str, Any]:
-    row = row_of(check)
-    row["message"] = UNSTORABLE.sub("\ufffd", row["message"])
-    row["findings"] = [UNSTORABLE.sub("\ufffd", finding) for finding in row["findings"]]
-    return row
+    def _value(self, row: RowMapping) -> QaReport:
+        values = {**row, "screenshots": tuple(row["screenshots"])}
+        for name in ("gate", "checks"):
+            values[name] = tuple(_check(document) for document in row[name])
+        return QaReport(**values)
 
 
-def _qa_report(row: RowMapping) -> QaReport:
-    values = dict(row)
-    for name in ("gate", "checks"):
-        values[name] = tuple(_check(document) for document in values[name])
-    values["screenshots"] = tuple(values["screenshots"])
-    return QaReport(**values)
+def _storable(document: Any) -> Any:
+    """Return a document whose texts have U+FFFD for characters that cannot be stored."""
+    if isinstance(document, dict):
+        return {name: _storable(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_storable(value) for value in document]
+    return UNSTORABLE.sub("\ufffd", document) if isinstance(document, str) else document
 
 
 def _check(document: Mapping[str, Any]) -> Check:
-    return Check(
-        CheckName(document["name"]),
-        Outcome(document["outcome"]),
-        document["message"],
-        document["seconds"],
-        tuple(document["findings"]),
-    )
+    name, outcome = CheckName(document["name"]), Outcome(document["outcome"])
+    return from_stored(Check, {**document, "name": name, "outcome": outcome, "findings": tuple(document["findings"])})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Integer, RowMapping, bindparam, case, delete, func, select
 
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxEnd
 from builderd.store.damage import damage_named, read_each
+from builderd.store.repository import Repository
 from builderd.store.tables import builders, sandboxes
-from builderd.store.types import omit, row_of
+from builderd.store.types import row_of
 
-_INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _BUILDER_OF = select(sandboxes.c.builder_id).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
@@ -30,7 +30,6 @@ _OF_GENERATION = _OLDEST_FIRST.where(sandboxes.c.generation == bindparam("genera
 _OPEN_OR_OF_GENERATION = _OLDEST_FIRST.where(
     (sandboxes.c.generation == bindparam("generation")) | sandboxes.c.end_cause.is_(None)
 )
-_UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("sandbox"))
 
 _OVER = (
     select(sandboxes.c.id)
@@ -72,79 +71,60 @@ _THIN = delete(sandboxes).where(sandboxes.c.id.in_(_EARLY))
 _EXPIRE = delete(sandboxes).where(sandboxes.c.id.in_(_OVER))
 
 
-class Sandboxes:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, sandbox: Sandbox) -> None:
-        self._connection.execute(_INSERT, _row(sandbox))
+class Sandboxes(Repository[Sandbox]):
+    _table, _record = sandboxes, Sandbox
 
     def get(self, sandbox: SandboxId) -> Sandbox | None:
-        with damage_named(lambda: str(self._connection.execute(_BUILDER_OF, {"id": sandbox}).scalar())):
-            row = self._connection.execute(_BY_ID, {"id": sandbox}).mappings().first()
-            return read_sandbox(row) if row else None
-
-    def save(self, sandbox: Sandbox) -> None:
-        """Update the row of this value. Raises ``LookupError`` when there is none."""
-        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **omit(_row(sandbox), "id")}).rowcount != 1:
-            raise LookupError(f"no sandbox {sandbox.id} to save")
+        with damage_named(lambda: str(self._scalar(_BUILDER_OF, id=sandbox))):
+            return self._first(_BY_ID, id=sandbox)
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
         """Return the one that has not ended, at most one, without trials."""
         with damage_named(builder):
-            row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
-            return read_sandbox(row) if row else None
+            return self._first(_OPEN, builder=builder)
 
     def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
         """Return those of these builders that have not ended, without trials."""
         values = {"builders": builders}
-        return read_each(self._connection, _OPEN_OF_ALL, values, lambda row: read_sandbox(row._asdict()), "builder_id")
+        return read_each(self._connection, _OPEN_OF_ALL, values, lambda row: self._value(row._mapping), "builder_id")
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Return all sandboxes, oldest first."""
         with damage_named(builder):
-            rows = self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings().all()
-            return [read_sandbox(row) for row in rows]
+            return self._all(_OLDEST_FIRST, builder=builder)
 
     def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
         """Return those of one generation, oldest first."""
-        values = {"builder": builder, "generation": generation}
         with damage_named(builder):
-            rows = self._connection.execute(_OF_GENERATION, values).mappings().all()
-            return [read_sandbox(row) for row in rows]
+            return self._all(_OF_GENERATION, builder=builder, generation=generation)
 
     def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
         """Return those of one generation and those of others that have not ended, trials included."""
-        values = {"builder": builder, "generation": generation}
         with damage_named(builder):
-            rows = self._connection.execute(_OPEN_OR_OF_GENERATION, values).mappings().all()
-            return [read_sandbox(row) for row in rows]
+            return self._all(_OPEN_OR_OF_GENERATION, builder=builder, generation=generation)
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` that ended before this time, none of the present generation; return the number."""
-        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+        return self._change(_EXPIRE, before=before, limit=limit)
 
     def delete_oldest(self, keep: int, limit: int) -> int:
         """Delete up to ``limit`` ended ones of each generation that has more than ``keep``; return the number.
 
         The latest ``keep`` of it stay, and the last one that listened."""
-        return self._connection.execute(_THIN, {"keep": keep, "limit": limit}).rowcount
+        return self._change(_THIN, keep=keep, limit=limit)
 
+    def _row(self, value: Sandbox) -> dict[str, Any]:
+        row, end = row_of(value), value.end
+        del row["end"]
+        return {
+            **row,
+            "end_cause": end.cause if end else None,
+            "end_exit_code": end.exit_code if end else None,
+            "end_at": end.at if end else None,
+        }
 
-def _row(sandbox: Sandbox) -> dict[str, Any]:
-    row = row_of(sandbox)
-    end = row.pop("end")
-    return {
-        **row,
-        "end_cause": end.cause if end else None,
-        "end_exit_code": end.exit_code if end else None,
-        "end_at": end.at if end else None,
-    }
-
-
-def read_sandbox(row: Mapping[Any, Any]) -> Sandbox:
-    """Return the sandbox of a row, by the names of its columns."""
-    values = dict(row)
-    cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
-    generation = values.pop("run")  # a selected column comes by its name, not by its key
-    return Sandbox(**values, generation=generation, end=SandboxEnd(cause, exit_code, at) if cause else None)
+    def _value(self, row: RowMapping) -> Sandbox:
+        values = dict(row)
+        cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
+        generation = values.pop("run")  # a selected column comes by its name, not by its key
+        return Sandbox(**values, generation=generation, end=SandboxEnd(cause, exit_code, at) if cause else None)

@@ -30,6 +30,7 @@ from builderd.store.ledger import Ledger
 from builderd.store.live_totals import LiveTotals
 from builderd.store.metrics import Metrics
 from builderd.store.postgresql import open_postgresql
+from builderd.store.repository import Transaction
 from builderd.store.reviews import Acceptances, QaReports, Reviews
 from builderd.store.sandboxes import Sandboxes
 from builderd.store.sqlite import open_sqlite
@@ -66,43 +67,44 @@ class UnitOfWork:
     def __init__(self, connection: Connection, *, writes: bool) -> None:
         #: Kinds of the records that it has written so far.
         self.written = set[Kind]()
+        transaction = Transaction(connection, writes, self.written)
         self._live_totals = LiveTotals(connection)
-        self.versions = Versions(connection, self._live_totals)
-        self.database_lease = DatabaseLeases(connection)
-        self.services = Services(connection)
-        self.tenants = Tenants(connection)
-        self.tokens = Tokens(connection, locks=writes)
-        self.builder_lists = BuilderLists(connection)
-        self.builders = Builders(connection, self._live_totals, self.versions.forget, locks=writes)
-        self.sandboxes = Sandboxes(connection)
-        self.ledger = Ledger(connection)
-        self.open_builds = OpenBuilds(connection)
-        self.events = Events(connection, self.written)
-        self.metrics = Metrics(connection)
-        self.webhooks = Webhooks(connection, self.written, locks=writes)
-        self.deliveries = Deliveries(connection)
-        self.build_logs = BuildLogs(connection)
-        self.credentials = Credentials(connection, locks=writes)
-        self.domains = Domains(connection, self.written, locks=writes)
-        self.acme_accounts = AcmeAccounts(connection)
-        self.wildcard_certificates = WildcardCertificates(connection)
-        self.backups = Backups(connection, self.written)
-        self.restores = Restores(connection, self.written)
-        self.backup_checks = BackupChecks(connection, locks=writes)
-        self.backup_keys = BackupKeys(connection, locks=writes)
-        self.leases = Leases(connection)
-        self.stored_bundles = StoredBundles(connection)
-        self.stored_uploads = StoredUploads(connection)
-        self.stored_times = StoredTimes(connection)
-        self.uploads = Uploads(connection)
-        self.sessions = Sessions(connection)
-        self.sign_in_links = SignInLinks(connection)
-        self.preview_links = PreviewLinks(connection)
-        self.ssh_grants = SshGrants(connection)
-        self.idempotency = Idempotency(connection)
-        self.qa_reports = QaReports(connection, self.written)
-        self.reviews = Reviews(connection)
-        self.acceptances = Acceptances(connection)
+        self.versions = Versions(transaction, self._live_totals)
+        self.database_lease = DatabaseLeases(transaction)
+        self.services = Services(transaction)
+        self.tenants = Tenants(transaction)
+        self.tokens = Tokens(transaction)
+        self.builder_lists = BuilderLists(transaction)
+        self.builders = Builders(transaction, self._live_totals, self.versions.forget)
+        self.sandboxes = Sandboxes(transaction)
+        self.ledger = Ledger(transaction)
+        self.open_builds = OpenBuilds(transaction)
+        self.events = Events(transaction)
+        self.metrics = Metrics(transaction)
+        self.webhooks = Webhooks(transaction)
+        self.deliveries = Deliveries(transaction)
+        self.build_logs = BuildLogs(transaction)
+        self.credentials = Credentials(transaction)
+        self.domains = Domains(transaction)
+        self.acme_accounts = AcmeAccounts(transaction)
+        self.wildcard_certificates = WildcardCertificates(transaction)
+        self.backups = Backups(transaction)
+        self.restores = Restores(transaction)
+        self.backup_checks = BackupChecks(transaction)
+        self.backup_keys = BackupKeys(transaction)
+        self.leases = Leases(transaction)
+        self.stored_bundles = StoredBundles(transaction)
+        self.stored_uploads = StoredUploads(transaction)
+        self.stored_times = StoredTimes(transaction)
+        self.uploads = Uploads(transaction)
+        self.sessions = Sessions(transaction)
+        self.sign_in_links = SignInLinks(transaction)
+        self.preview_links = PreviewLinks(transaction)
+        self.ssh_grants = SshGrants(transaction)
+        self.idempotency = Idempotency(transaction)
+        self.qa_reports = QaReports(transaction)
+        self.reviews = Reviews(transaction)
+        self.acceptances = Acceptances(transaction)
 
     def finish(self) -> None:
         """Write what a transaction writes last."""
@@ -242,8 +244,8 @@ class Store:
 
     def _write_once(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind]]:
         with self._database.writing.begin() as connection:
-            self._check_lease(connection)
             uow = UnitOfWork(connection, writes=True)
+            self._check_lease(uow)
             result = work(uow)
             uow.finish()
         return result, uow.written
@@ -251,9 +253,9 @@ class Store:
     def _read(self, work: Callable[[UnitOfWork], T]) -> T:
         return self._look(lambda connection: work(UnitOfWork(connection, writes=False)))
 
-    def _check_lease(self, connection: Connection) -> None:
+    def _check_lease(self, uow: UnitOfWork) -> None:
         """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""
-        if self._term is not None and not DatabaseLeases(connection).holds(self._term):
+        if self._term is not None and not uow.database_lease.holds(self._term):
             raise LeaseLost(
                 "Another service has taken the database over: this one writes nothing any more.", retry_after=5
             )
@@ -305,7 +307,7 @@ class Store:
     def _migrate(self) -> None:
         try:
             with self._database.begin_migration() as connection:
-                self._check_lease(connection)
+                self._check_lease(UnitOfWork(connection, writes=True))
                 migrations.upgrade(connection)
         except Exception as error:
             self._check(error)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
+from builderd.store.repository import Queries
 from builderd.store.tables import bundle_chunks, stored_bundles
 
 #: Bytes of a chunk; the last one of a bundle is shorter.
@@ -26,16 +27,13 @@ _DELETE = [
 ]
 
 
-class StoredBundles:
+class StoredBundles(Queries):
     """A bundle's chunks are put one by one, each in a transaction of its own; ``complete`` makes them a bundle."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def put_chunk(self, bundle_hash: str, number: int, content: bytes) -> None:
         """Store or replace a chunk; the first one has the number 0."""
         values = {"bundle": bundle_hash, "at": number, "content": content}
-        if not self._connection.execute(update(bundle_chunks).where(*_of_number), values).rowcount:
+        if not self._change(update(bundle_chunks).where(*_of_number), **values):
             self._connection.execute(insert(bundle_chunks), {"hash": bundle_hash, "number": number, "content": content})
 
     def complete(self, bundle_hash: str, size: int) -> None:
@@ -45,11 +43,13 @@ class StoredBundles:
 
     def size(self, bundle_hash: str) -> int | None:
         """Return the bytes of a complete bundle, else None."""
-        return self._connection.execute(_SIZE, {"bundle": bundle_hash}).scalar()
+        found: int | None = self._scalar(_SIZE, bundle=bundle_hash)
+        return found
 
     def chunk(self, bundle_hash: str, number: int) -> bytes | None:
         """Return a chunk, or None where there is none."""
-        return self._connection.execute(_CHUNK, {"bundle": bundle_hash, "at": number}).scalar()
+        found: bytes | None = self._scalar(_CHUNK, bundle=bundle_hash, at=number)
+        return found
 
     def sizes(self) -> Mapping[str, int]:
         """Return the bytes of all complete bundles, by hash."""
@@ -57,7 +57,7 @@ class StoredBundles:
 
     def hashes(self) -> Collection[str]:
         """Return the hashes of all bundles, also of those with some chunks only."""
-        return frozenset(self._connection.execute(_HASHES).scalars())
+        return frozenset(self._scalars(_HASHES))
 
     def delete(self, bundle_hash: str) -> None:
         """Delete the bundle and its chunks. Idempotent."""

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, func, select, update
+from sqlalchemy import Column, Table, func, select, update
 
 from builderd.domain.builders import MAX_SECONDS
 from builderd.store.ledger import Ledger
+from builderd.store.repository import Queries, Transaction
 from builderd.store.tables import leases, metadata
 from builderd.store.tables import ledger as segments
 from builderd.store.types import UtcDateTime
@@ -60,13 +61,10 @@ def time_columns() -> Iterator[Column[Any]]:
                 yield column
 
 
-class StoredTimes:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
+class StoredTimes(Queries):
     def _set(self, column: Column[Any], key: list[Any], time: datetime) -> None:
         of_row = (part == value for part, value in zip(_key(column.table), key, strict=True))
-        self._connection.execute(update(column.table).where(*of_row).values({column.name: time}))
+        self._change(update(column.table).where(*of_row).values({column.name: time}))
 
     def later_than(self, now: datetime) -> Mapping[str, int]:
         """Return how many times of the past lie after ``now``, by ``table.column``. Reads all rows."""
@@ -75,7 +73,7 @@ class StoredTimes:
         return {str(one): count for one in columns if (count := self._count(one, now))}
 
     def _count(self, column: Column[Any], now: datetime) -> int:
-        return self._connection.execute(select(func.count()).where(column > now)).scalar_one()
+        return int(self._scalar(select(func.count()).where(column > now)))
 
     def repair(self, now: datetime) -> Mapping[str, int]:
         """Mend what a clock that was ahead wrote; return how many times of the past it changed, by ``table.column``.
@@ -84,7 +82,7 @@ class StoredTimes:
         and what is billed after ``now`` is not billed. No service may run.
         """
         found = self.later_than(now)
-        Ledger(self._connection).end_at(now)
+        Ledger(Transaction(self._connection, writes=True, written=set())).end_at(now)
         self._repair_ends(now)
         for column in time_columns():
             if column.name in PAST | DUE:
@@ -101,7 +99,7 @@ class StoredTimes:
                     self._set(column, key, end - (beginning - now))
         # A lease can be renewed, so its beginning may be right.
         most = now + timedelta(seconds=MAX_SECONDS)
-        self._connection.execute(update(leases).where(leases.c.expires_at > most).values(expires_at=most))
+        self._change(update(leases).where(leases.c.expires_at > most).values(expires_at=most))
 
 
 def _key(table: Any) -> tuple[Column[Any], ...]:

@@ -7,12 +7,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam, insert, or_, select, update
+from sqlalchemy import BindParameter, Select, bindparam, or_, select, update
 
 from builderd.domain.ids import TenantId
 from builderd.domain.tokens import Tenant
+from builderd.store.repository import Repository
 from builderd.store.tables import tenants
-from builderd.store.types import row_of
 
 _NO_FIELDS = ("spending_due_at", "live_builders", "live_disk")
 _SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIELDS))
@@ -35,22 +35,18 @@ _DUE = (
 )
 
 
-class Tenants:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, tenant: Tenant) -> None:
-        self._connection.execute(insert(tenants), row_of(tenant))
+class Tenants(Repository[Tenant]):
+    _table, _record = tenants, Tenant
 
     def get(self, tenant: TenantId) -> Tenant | None:
-        return _tenant(self._connection.execute(_BY_ID, {"id": tenant}).mappings().first())
+        return self._first(_BY_ID, id=tenant)
 
     def by_name(self, name: str) -> Tenant | None:
-        return _tenant(self._connection.execute(_BY_NAME, {"name": name}).mappings().first())
+        return self._first(_BY_NAME, name=name)
 
     def all(self) -> Sequence[Tenant]:
         """Return all tenants, oldest first."""
-        return [Tenant(**row) for row in self._connection.execute(_ALL).mappings()]
+        return self._all(_ALL)
 
     def are_several(self) -> bool:
         """Return True if there is more than one tenant."""
@@ -58,17 +54,16 @@ class Tenants:
 
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         """Set the spending cap of a month, and let the warning be sent again."""
-        values = {"tenant": tenant, "spending_cap": amount, "cap_warned_at": None}
-        self._connection.execute(_UPDATE, values)
+        self._change(_UPDATE, tenant=tenant, spending_cap=amount, cap_warned_at=None)
 
     def warned(self, tenant: TenantId, at: datetime) -> None:
         """Record that the warning of the cap was sent."""
-        self._connection.execute(_UPDATE, {"tenant": tenant, "cap_warned_at": at})
+        self._change(_UPDATE, tenant=tenant, cap_warned_at=at)
 
     def make_spending_due(self, tenant: TenantId, at: datetime) -> None:
         """Check its spending at this time or earlier."""
         self._lock(_SHARED, tenant)
-        self._connection.execute(_UPDATE.where(_SOONER).values(spending_due_at=_at), {"tenant": tenant, "at": at})
+        self._change(_UPDATE.where(_SOONER).values(spending_due_at=_at), tenant=tenant, at=at)
 
     def spending_due(self, now: datetime) -> Sequence[tuple[TenantId, datetime]]:
         """Return the tenants whose spending check is due, with the due time, earliest first."""
@@ -77,13 +72,9 @@ class Tenants:
     def postpone_spending(self, tenant: TenantId, seen: datetime, at: datetime | None) -> bool:
         """Set the next check to ``at`` (None: after a change); return False if it is no longer due at ``seen``."""
         self._lock(_ALONE, tenant)
-        return self._connection.execute(_POSTPONE, {"tenant": tenant, "seen": seen, "at": at}).rowcount == 1
+        return self._change(_POSTPONE, tenant=tenant, seen=seen, at=at) == 1
 
     def _lock(self, how: Select[Any], tenant: TenantId) -> None:
         # SQLite needs no lock: it has one writer.
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(how, {"tenant": tenant})
-
-
-def _tenant(row: RowMapping | None) -> Tenant | None:
-    return Tenant(**row) if row else None

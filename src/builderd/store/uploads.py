@@ -5,51 +5,45 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select
 
 from builderd.domain.files import Upload
 from builderd.domain.ids import TenantId, UploadId
+from builderd.store.repository import Queries, Repository
 from builderd.store.tables import upload_chunks, uploads
-from builderd.store.types import omit, row_of
 
 _by_id = uploads.c.id == bindparam("upload")
 
-_UPDATE = update(uploads).where(_by_id)
 _OF_TENANT = select(uploads).where(uploads.c.tenant_id == bindparam("tenant")).order_by(uploads.c.created_at)
 _LIVE = select(uploads.c.id).where(uploads.c.expires_at > bindparam("now"))
 _EXPIRED = select(uploads.c.id).where(uploads.c.expires_at <= bindparam("now"))
 
 
-class Uploads:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, upload: Upload) -> None:
-        self._connection.execute(insert(uploads), row_of(upload))
+class Uploads(Repository[Upload]):
+    _table, _record = uploads, Upload
 
     def get(self, upload: UploadId) -> Upload | None:
-        row = self._connection.execute(select(uploads).where(_by_id), {"upload": upload}).mappings().first()
-        return Upload(**row) if row else None
+        return self._first(select(uploads).where(_by_id), upload=upload)
 
-    def save(self, upload: Upload) -> bool:
+    def update(self, value: Upload) -> bool:
         """Save it; return False, and save nothing, if it was deleted."""
-        return self._connection.execute(_UPDATE, {"upload": upload.id, **omit(row_of(upload), "id")}).rowcount > 0
+        return self._update(value)
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         """Return the tenant's uploads, oldest first, expired ones included until they are deleted."""
-        return [Upload(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+        return self._all(_OF_TENANT, tenant=tenant)
 
     def live(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' uploads that have not expired."""
-        return [UploadId(row.id) for row in self._connection.execute(_LIVE, {"now": now})]
+        return self._scalars(_LIVE, now=now)
 
     def expired(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' expired uploads."""
-        return [UploadId(row.id) for row in self._connection.execute(_EXPIRED, {"now": now})]
+        return self._scalars(_EXPIRED, now=now)
 
     def delete(self, upload: UploadId) -> None:
         """Delete it. Idempotent."""
-        self._connection.execute(delete(uploads).where(_by_id), {"upload": upload})
+        self._change(delete(uploads).where(_by_id), upload=upload)
 
 
 #: Bytes of a chunk; the last one of an upload is shorter. A request of one byte stores a chunk again: larger ones would
@@ -72,10 +66,7 @@ _IDS = select(_chunk.upload_id).where(_chunk.number == 0)
 _DELETE = delete(upload_chunks).where(_of_upload)
 
 
-class StoredUploads:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
+class StoredUploads(Queries):
     def put_last(self, upload: UploadId, number: int, content: bytes) -> int:
         """Store or replace a chunk, and delete those after it; without content it, too. The first one has number 0.
 
@@ -92,11 +83,12 @@ class StoredUploads:
 
     def chunk(self, upload: UploadId, number: int) -> bytes | None:
         """Return a chunk, or None where there is none."""
-        return self._connection.execute(_CHUNK, {"upload": upload, "at": number}).scalar()
+        found: bytes | None = self._scalar(_CHUNK, upload=upload, at=number)
+        return found
 
     def size(self, upload: UploadId) -> int:
         """Return the bytes of all chunks of an upload."""
-        return int(self._connection.execute(_SIZE, {"upload": upload}).scalar_one())
+        return int(self._scalar(_SIZE, upload=upload))
 
     def of_tenants(self) -> Mapping[TenantId | None, int]:
         """Return the bytes of each tenant's uploads together; None has those without a record."""
@@ -104,8 +96,8 @@ class StoredUploads:
 
     def ids(self) -> Collection[UploadId]:
         """Return the uploads that have chunks."""
-        return frozenset(map(UploadId, self._connection.execute(_IDS).scalars()))
+        return frozenset(map(UploadId, self._scalars(_IDS)))
 
     def delete(self, upload: UploadId) -> None:
         """Delete an upload's chunks. Idempotent."""
-        self._connection.execute(_DELETE, {"upload": upload})
+        self._change(_DELETE, upload=upload)

@@ -9,14 +9,12 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Connection,
     Row,
     Select,
     Text,
     bindparam,
     cast,
     exists,
-    insert,
     literal,
     select,
     text,
@@ -32,6 +30,7 @@ from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
 from builderd.store.damage import damage_named, read_each
 from builderd.store.live_totals import LiveTotals
+from builderd.store.repository import Repository, Transaction, batches
 from builderd.store.tables import LIVE, backups, builders, versions
 from builderd.store.types import changes, omit, row_of
 
@@ -84,8 +83,6 @@ _BUNDLES_OF_TENANT = union(
     .join(backups, (backups.c.builder_id == versions.c.builder_id) & (backups.c.version == versions.c.number))
     .where(backups.c.tenant_id == bindparam("tenant"), backups.c.status != BackupStatus.FAILED),
 )
-#: Bundles that one statement asks for.
-BATCH = 1_000
 
 
 def _layers(column: ColumnElement[str]) -> Select[str]:
@@ -109,9 +106,11 @@ _USED_LAYERS = union(*(_uses_layer(column) for column in _COLUMNS))
 _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
 
 
-class Versions:
-    def __init__(self, connection: Connection, totals: LiveTotals) -> None:
-        self._connection = connection
+class Versions(Repository[Version]):
+    _table, _record = versions, Version
+
+    def __init__(self, transaction: Transaction, totals: LiveTotals) -> None:
+        super().__init__(transaction)
         self._totals = totals
         #: As read or saved last in this transaction, since its builder was locked: nobody else changes them then.
         self._known: dict[tuple[BuilderId, int], Version] = {}
@@ -121,13 +120,13 @@ class Versions:
         for key in [key for key in self._known if key[0] == builder]:
             del self._known[key]
 
-    def add(self, version: Version) -> None:
-        self._connection.execute(insert(versions), _row(version))
+    def add(self, value: Version) -> None:
+        super().add(value)
         # The first version is the current one of a builder whose row is stored already; its resources never change.
-        self._totals.lock(version.builder_id)
-        key = {"builder": version.builder_id, "which": version.number}
-        if self._connection.execute(_RESERVE_DISK, {**key, "size": version.settings.resources.disk}).rowcount:
-            self._totals.change(version.builder_id)
+        self._totals.lock(value.builder_id)
+        size = value.settings.resources.disk
+        if self._change(_RESERVE_DISK, builder=value.builder_id, which=value.number, size=size):
+            self._totals.change(value.builder_id)
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
         if (known := self._known.get((builder, number))) is not None:
@@ -163,24 +162,24 @@ class Versions:
         current = _CURRENT_WITH_CREDENTIAL.where(has_it)
         return read_each(self._connection, current, {"tenant": tenant}, _version, "builder_id")
 
-    def save(self, version: Version) -> None:
+    def save(self, value: Version) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none.
 
         Of a row that is known, only the columns that changed are written, if any: all of them take four times as long.
         """
-        key = {"builder": version.builder_id, "which": version.number}
-        row, known = omit(_row(version), "builder_id", "number"), self._known.get((version.builder_id, version.number))
-        changed = row if known is None else changes(_row(known), row)
-        if changed and self._connection.execute(_UPDATE, {**key, **changed}).rowcount != 1:
-            raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")
-        self._known[version.builder_id, version.number] = version
+        key = {"builder": value.builder_id, "which": value.number}
+        row, known = omit(self._row(value), "builder_id", "number"), self._known.get((value.builder_id, value.number))
+        changed = row if known is None else changes(self._row(known), row)
+        if changed and self._change(_UPDATE, **key, **changed) != 1:
+            raise LookupError(f"no version {value.number} of builder {value.builder_id} to save")
+        self._known[value.builder_id, value.number] = value
 
     def uses_bundle(self, bundle_hash: str) -> bool:
         """Return True if a version of an undeleted builder, or one with a backup, has this bundle.
 
         A dropped version has none.
         """
-        return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
+        return bool(self._scalar(_USES_BUNDLE, bundle=bundle_hash))
 
     def bundles_of_tenant(
         self, tenant_id: TenantId, builder: BuilderId | None = None, without: Collection[int] = ()
@@ -190,42 +189,40 @@ class Versions:
         Those that only versions ``without`` of this builder have are left out.
         """
         values = {"tenant": tenant_id, "builder": builder or "", "without": list(without)}
-        return frozenset(self._connection.execute(_BUNDLES_OF_TENANT, values).scalars())
+        return frozenset(self._scalars(_BUNDLES_OF_TENANT, **values))
 
     def used_bundles(self, bundles: Collection[str]) -> frozenset[str]:
         """Return those among these bundles that are used, as ``uses_bundle`` says."""
-        wanted, found = list(bundles), set[str]()
-        for start in range(0, len(wanted), BATCH):
-            batch = {"bundles": wanted[start : start + BATCH]}
-            found.update(self._connection.execute(_USED_BUNDLES, batch).scalars())
+        found = set[str]()
+        for some in batches(list(bundles)):
+            found.update(self._scalars(_USED_BUNDLES, bundles=some))
         return frozenset(found)
 
     def used_layers(self, layers: Collection[str]) -> Collection[str]:
         """Return those of these layers that a builder may still run, of any tenant."""
-        wanted, found = list(layers), set[str]()
-        for start in range(0, len(wanted), BATCH):
-            found.update(self._connection.execute(_USED_LAYERS, {"layers": wanted[start : start + BATCH]}).scalars())
+        found = set[str]()
+        for some in batches(list(layers)):
+            found.update(self._scalars(_USED_LAYERS, layers=some))
         return found
 
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""
         if tenant is None:
-            return frozenset(self._connection.execute(union(*(_layers(column) for column in _COLUMNS))).scalars())
-        return frozenset(self._connection.execute(_LAYERS_OF_TENANT, {"tenant": tenant}).scalars())
+            return frozenset(self._scalars(union(*(_layers(column) for column in _COLUMNS))))
+        return frozenset(self._scalars(_LAYERS_OF_TENANT, tenant=tenant))
 
-
-def _row(version: Version) -> dict[str, Any]:
-    row = row_of(version)
-    settings = row_of(row.pop("settings"))
-    resources = row_of(settings.pop("resources"))
-    texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values")}
-    return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
+    def _row(self, value: Version) -> dict[str, Any]:
+        row = row_of(value)
+        settings = row_of(row.pop("settings"))
+        resources = row_of(settings.pop("resources"))
+        texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values")}
+        return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
 
 
 def _version(row: Row[Any]) -> Version:
     values = row._asdict()  # a mapping would look up each name by itself
-    resources = Resources(**{name: values.pop(name) for name in tuple(field.name for field in fields(Resources))})
-    settings = {name: values.pop(name) for name in tuple(name for name in SETTING_NAMES if name != "resources")}
+    resources = Resources(**{field.name: values.pop(field.name) for field in fields(Resources)})
+    settings = {name: values.pop(name) for name in SETTING_NAMES if name != "resources"}
     settings["credentials"] = tuple(settings["credentials"])
     # Versions from before the column have none.
     settings["env_file_values"] = settings["env_file_values"] or {}

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, exists, func, insert, or_, select, update
+from sqlalchemy import RowMapping, bindparam, delete, exists, func, or_, select, update
 
 from builderd.domain.events import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.domain.ids import TenantId, WebhookId
 from builderd.linux.json_files import from_stored
 from builderd.store.database import Kind
+from builderd.store.repository import Repository
 from builderd.store.tables import deliveries, events, webhooks
-from builderd.store.types import omit, row_of
+from builderd.store.types import row_of
 
 _hook, _delivery = webhooks.c, deliveries.c
 _now = bindparam("now", type_=_delivery.due_at.type)
@@ -22,7 +23,6 @@ _waits = _delivery.status == DeliveryStatus.PENDING
 
 _ALL = select(webhooks).order_by(_hook.created_at, _hook.id)
 _ONE = select(webhooks).where(_hook.id == bindparam("webhook"))
-_UPDATE = update(webhooks).where(_hook.id == bindparam("webhook"))
 _EXPIRED = select(_hook.id).where(_is_active, _hook.expires_at <= _now)
 _BEHIND = select(_hook.id).where(
     _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
@@ -56,15 +56,8 @@ _OVER = (
 _EXPIRE = delete(deliveries).where(_delivery.id.in_(_OVER))
 
 
-class Webhooks:
-    def __init__(self, connection: Connection, written: set[Kind], *, locks: bool) -> None:
-        self._connection = connection
-        self._written = written
-        self._locks = locks
-
-    def add(self, webhook: Webhook) -> None:
-        self._written.add(Kind.WEBHOOKS)
-        self._connection.execute(insert(webhooks), _row(webhook))
+class Webhooks(Repository[Webhook]):
+    _table, _record, _kind = webhooks, Webhook, Kind.WEBHOOKS
 
     def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends.
@@ -72,100 +65,85 @@ class Webhooks:
         Lock it before writing its deliveries, and save only a value that was read with the lock.
         """
         statement = _ONE.with_for_update(key_share=True) if lock and self._locks else _ONE
-        row = self._connection.execute(statement, {"webhook": webhook}).mappings().first()
-        return _webhook(row) if row else None
+        return self._first(statement, webhook=webhook)
 
     def list(self, tenant: TenantId) -> Sequence[Webhook]:
         """Return the tenant's webhooks, oldest first."""
-        return self._read(_ALL.where(_hook.tenant_id == bindparam("tenant")), tenant=tenant)
+        return self._all(_ALL.where(_hook.tenant_id == bindparam("tenant")), tenant=tenant)
 
     def all(self) -> Sequence[Webhook]:
         """Return the webhooks of all tenants."""
-        return self._read(_ALL)
+        return self._all(_ALL)
 
-    def save(self, webhook: Webhook) -> None:
+    def save(self, value: Webhook) -> None:
         """Save it, unless it was deleted."""
-        self._written.add(Kind.WEBHOOKS)
-        self._connection.execute(_UPDATE, {"webhook": webhook.id, **omit(_row(webhook), "id")})
+        self._update(value)
 
     def delete(self, webhook: WebhookId) -> None:
         """Delete it with its deliveries."""
-        self._connection.execute(_DELETE_DELIVERIES, {"webhook": webhook})
+        self._change(_DELETE_DELIVERIES, webhook=webhook)
         self._connection.execute(delete(webhooks).where(_hook.id == bindparam("webhook")), {"webhook": webhook})
 
     def expired(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones whose token has expired."""
-        return self._connection.execute(_EXPIRED, {"now": now}).scalars().all()
+        return self._scalars(_EXPIRED, now=now)
 
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         """Return the active ones whose tenant has events after their cursor (``place``)."""
-        return self._connection.execute(_BEHIND).scalars().all()
+        return self._scalars(_BEHIND)
 
     def due(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones that are not paused and have due deliveries."""
-        return self._connection.execute(_DUE, {"now": now}).scalars().all()
+        return self._scalars(_DUE, now=now)
 
-    def _read(self, statement: Select[Any], **values: str) -> Sequence[Webhook]:
-        return [_webhook(row) for row in self._connection.execute(statement, values).mappings()]
+    def _row(self, value: Webhook) -> dict[str, Any]:
+        return {**row_of(value), "events": list(value.events)}
+
+    def _value(self, row: RowMapping) -> Webhook:
+        return Webhook(**{**row, "events": tuple(row["events"])})
 
 
-class Deliveries:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def add(self, delivery: Delivery) -> None:
-        self._connection.execute(insert(deliveries), _delivery_row(delivery))
+class Deliveries(Repository[Delivery]):
+    _table, _record = deliveries, Delivery
 
     def get(self, delivery: str) -> Delivery | None:
-        row = self._connection.execute(_ONE_DELIVERY, {"delivery": delivery}).mappings().first()
-        return _read_delivery(row) if row else None
+        return self._first(_ONE_DELIVERY, delivery=delivery)
 
-    def save(self, delivery: Delivery) -> None:
+    def save(self, value: Delivery) -> None:
         """Save it, unless it was deleted."""
-        values = {"delivery": delivery.id, **omit(_delivery_row(delivery), "id")}
-        self._connection.execute(_UPDATE_DELIVERY, values)
+        self._update(value)
 
     def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:
         """Return the oldest due one and make it due at ``until``: of concurrent callers, one gets it."""
         row = self._connection.execute(_NEXT, {"webhook": webhook, "now": now}).mappings().first()
         if row is None:
             return None
-        self._connection.execute(_UPDATE_DELIVERY, {"delivery": row["id"], "due_at": until})
-        return _read_delivery(row)
+        self._change(_UPDATE_DELIVERY, delivery=row["id"], due_at=until)
+        return self._value(row)
 
     def pending(self, webhook: WebhookId) -> int:
         """Return the number of pending ones."""
-        return self._connection.execute(_PENDING, {"webhook": webhook}).scalar_one()
+        return int(self._scalar(_PENDING, webhook=webhook))
 
     def page(self, webhook: WebhookId, *, page: int, per_page: int) -> tuple[Sequence[Delivery], int]:
         """Return one page (from 1), newest first, and the total number."""
-        total = self._connection.execute(_COUNT, {"webhook": webhook}).scalar_one()
-        values = {"webhook": webhook, "limit": per_page, "offset": (page - 1) * per_page}
-        return [_read_delivery(row) for row in self._connection.execute(_PAGE, values).mappings()], total
+        total = self._scalar(_COUNT, webhook=webhook)
+        return self._all(_PAGE, webhook=webhook, limit=per_page, offset=(page - 1) * per_page), total
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished ones created before this time; return the number.
 
         Those of a disabled webhook count as finished.
         """
-        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+        return self._change(_EXPIRE, before=before, limit=limit)
 
+    def _row(self, value: Delivery) -> dict[str, Any]:
+        attempts = [{**row_of(attempt), "at": attempt.at.isoformat()} for attempt in value.attempts]
+        return {**row_of(value), "attempts": attempts}
 
-def _row(webhook: Webhook) -> dict[str, Any]:
-    return {**row_of(webhook), "events": list(webhook.events)}
-
-
-def _webhook(row: RowMapping) -> Webhook:
-    return Webhook(**{**row, "events": tuple(row["events"]), "secret": bytes(row["secret"])})
-
-
-def _delivery_row(delivery: Delivery) -> dict[str, Any]:
-    attempts = [{**row_of(attempt), "at": attempt.at.isoformat()} for attempt in delivery.attempts]
-    return {**row_of(delivery), "attempts": attempts}
-
-
-def _read_delivery(row: RowMapping) -> Delivery:
-    attempts = [
-        from_stored(Attempt, {**attempt, "at": datetime.fromisoformat(attempt["at"])}) for attempt in row["attempts"]
-    ]
-    return Delivery(**{**row, "attempts": tuple(attempts)})
+    def _value(self, row: RowMapping) -> Delivery:
+        attempts = [
+            from_stored(Attempt, {**attempt, "at": datetime.fromisoformat(attempt["at"])})
+            for attempt in row["attempts"]
+        ]
+        return Delivery(**{**row, "attempts": tuple(attempts)})

@@ -29,7 +29,7 @@ from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.prices import Billing, Sum, total
 from builderd.domain.resources import Resources
 from builderd.domain.versions import VersionSettings
-from builderd.store import Store, UnitOfWork, builder_lists
+from builderd.store import Store, UnitOfWork, repository
 from builderd.store.builders import BuilderQuery
 
 DAY = timedelta(days=1)
@@ -118,7 +118,7 @@ async def test_costs_are_the_exact_sums_and_include_deleted_builders(store: Stor
 async def test_builders_are_read_with_the_resources_that_they_cost(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder_lists, "BATCH", 2)
+    monkeypatch.setattr(repository, "BATCH", 2)
     one, gone = await add_with_version(store, name="one"), await add_with_version(store, name="gone", **GONE)
     changed = await add_with_version(store, name="changed", version=2)
     larger = VersionSettings("x", resources=Resources(4, 5, 6))

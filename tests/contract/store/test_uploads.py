@@ -18,9 +18,9 @@ TWO = replace(ONE, id=UploadId("u2"), created_at=NOW + timedelta(1), expires_at=
 async def test_upload_is_stored_and_changed(store: Store) -> None:
     await store.write(lambda uow: uow.uploads.add(ONE))
     assert await store.read(lambda uow: uow.uploads.get(ONE.id)) == ONE
-    assert await store.write(lambda uow: uow.uploads.save(replace(ONE, complete=True)))
+    assert await store.write(lambda uow: uow.uploads.update(replace(ONE, complete=True)))
     assert await store.read(lambda uow: uow.uploads.get(ONE.id)) == replace(ONE, complete=True)
-    assert not await store.write(lambda uow: uow.uploads.save(TWO))
+    assert not await store.write(lambda uow: uow.uploads.update(TWO))
     assert await store.read(lambda uow: uow.uploads.get(TWO.id)) is None
 
 

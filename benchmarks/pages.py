@@ -30,6 +30,7 @@ from tests.acceptance.live_service import LiveService, body
 from builderd.domain.ids import BuilderId
 from builderd.domain.metrics import BUCKET, SPAN, Usage, UsageBucket, start_of
 from builderd.store.metrics import Metrics
+from builderd.store.repository import Transaction
 from builderd.store.tables import builders
 
 OPEN_PAGES = 200
@@ -183,7 +184,7 @@ def add_metrics(url: str) -> None:
     with engine.begin() as connection:
         for builder in connection.execute(newest.limit(MEASURED)).scalars():
             buckets = [UsageBucket(BuilderId(builder), now - back * BUCKET, USAGE) for back in range(SPAN // BUCKET)]
-            Metrics(connection).add(buckets)
+            Metrics(Transaction(connection, writes=True, written=set())).add(buckets)
     engine.dispose()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 
 from builderd.domain.builders import (
     MAX_EXITS,
@@ -28,22 +29,22 @@ from builderd.domain.sandboxes import EndCause, Sandbox, SandboxReport
 
 def next_step(builder: Builder, seen: Observation) -> Step:
     """Return the next step from the observed towards the desired state."""
-    if _ended_by_itself(seen):
-        return _close_route(builder, seen) or RecordEnd()
-    match builder.desired:
-        case Desired.DELETED:
-            return _towards_deleted(builder, seen)
-        case Desired.STOPPED:
-            return _towards_stopped(builder, seen)
-        case Desired.RUNNING:
-            return _towards_running(builder, seen)
-
-
-def _ended_by_itself(seen: Observation) -> bool:
-    """Return True if a sandbox recorded as started no longer runs."""
-    if seen.sandbox is None or seen.sandbox.started_at is None:
-        return False
-    return seen.report is None or not seen.report.alive
+    started = seen.sandbox is not None and seen.sandbox.started_at is not None
+    if started and (seen.report is None or not seen.report.alive):  # it ended by itself
+        return _close_route(builder, seen) or Action.RECORD_END
+    if builder.desired is Desired.RUNNING:
+        return _towards_running(builder, seen)
+    if builder.desired is Desired.DELETED and builder.settled:
+        return Wait()
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    if builder.desired is Desired.DELETED and seen.trial is not None:
+        return Action.END_TRIAL
+    if seen.sandbox is not None:
+        return StopSandbox()
+    if builder.desired is Desired.DELETED:
+        return Action.FORGET
+    return Wait() if builder.settled else Settle(Status.STOPPED)
 
 
 def _close_route(builder: Builder, seen: Observation) -> Step | None:
@@ -52,27 +53,9 @@ def _close_route(builder: Builder, seen: Observation) -> Step | None:
     The route closes before the sandbox is removed, since another builder's sandbox may get its address.
     """
     if builder.desired is Desired.DELETED:
-        return RemoveRoute() if seen.route is not None else None
+        return Action.REMOVE_ROUTE if seen.route is not None else None
     closed = closed_route(builder)
     return SetRoute(closed) if seen.route != closed else None
-
-
-def _towards_deleted(builder: Builder, seen: Observation) -> Step:
-    if builder.settled:
-        return Wait()
-    if (closing := _close_route(builder, seen)) is not None:
-        return closing
-    if seen.trial is not None:
-        return EndTrial()
-    return StopSandbox() if seen.sandbox is not None else Forget()
-
-
-def _towards_stopped(builder: Builder, seen: Observation) -> Step:
-    if (closing := _close_route(builder, seen)) is not None:
-        return closing
-    if seen.sandbox is not None:
-        return StopSandbox()
-    return Wait() if builder.settled else Settle(Status.STOPPED)
 
 
 def _towards_running(builder: Builder, seen: Observation) -> Step:
@@ -80,52 +63,33 @@ def _towards_running(builder: Builder, seen: Observation) -> Step:
         return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return _towards_started(builder, seen)
-    if (waiting := _awaited(builder, seen.sandbox)) is not None:
-        return waiting
-    if builder.job_type.has_preview:
-        if builder.asleep_since is not None and _is_up(builder):
-            return _towards_frozen(builder, seen)
-        if seen.paid_frozen or _is_frozen(seen):
-            return Thaw()
-        if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
-            return CheckApp()  # before the route opens: requests never reach a version that fails
-        if (opening := _open_route(builder, seen)) is not None:
-            return opening
+    if seen.sandbox.release:
+        return Action.AWAIT_RELEASE
+    if builder.job_type.stays_up and seen.sandbox.listening_at is None:
+        return Action.AWAIT_LISTENING
+    is_up = builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
+    if builder.job_type.has_preview and (step := _towards_visited(builder, seen, is_up=is_up)) is not None:
+        return step
     if builder.job_type.stays_up and seen.version.qa_due and not builder.settled:
-        return CheckApp()
-    return Wait() if _is_up(builder) else Settle(Status.RUNNING)
+        return Action.CHECK_APP
+    return Wait() if is_up else Settle(Status.RUNNING)
 
 
-def _awaited(builder: Builder, started: Sandbox) -> Step | None:
-    """Return the step that waits for the started sandbox; None if nothing is to be waited for."""
-    if started.release:
-        return AwaitRelease()
-    return AwaitListening() if builder.job_type.stays_up and started.listening_at is None else None
-
-
-def _is_up(builder: Builder) -> bool:
-    """Return True if it is recorded as running."""
-    return builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
-
-
-def _towards_frozen(builder: Builder, seen: Observation) -> Step:
-    """Close the route before the freeze, so that no request hangs in a frozen app."""
-    asleep = make_route(builder, RouteState.ASLEEP)
-    if seen.route != asleep:
-        return SetRoute(asleep)
-    return Wait() if seen.paid_frozen and _is_frozen(seen) else Freeze()
-
-
-def _is_frozen(seen: Observation) -> bool:
-    return seen.report is not None and seen.report.sleeps
-
-
-def _open_route(builder: Builder, seen: Observation) -> Step | None:
-    """Open the route to the app; None if it is open already."""
+def _towards_visited(builder: Builder, seen: Observation, *, is_up: bool) -> Step | None:
+    """Return the step that freezes or thaws the app, or opens the route to it; None once visitors reach it."""
     assert seen.report is not None, "a running sandbox has a report"
+    if builder.asleep_since is not None and is_up:
+        # The route closes before the freeze, so that no request hangs in a frozen app.
+        asleep = make_route(builder, RouteState.ASLEEP)
+        if seen.route != asleep:
+            return SetRoute(asleep)
+        return Wait() if seen.paid_frozen and seen.report.sleeps else Action.FREEZE
+    if seen.paid_frozen or seen.report.sleeps:
+        return Action.THAW
+    if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
+        return Action.CHECK_APP  # before the route opens: requests never reach a version that fails
     assert seen.report.ip is not None, "a running sandbox has an address"
-    destination = Address(seen.report.ip, seen.version.port)
-    opened = make_route(builder, RouteState.OPEN, destination, h2c=seen.version.h2c)
+    opened = make_route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port), h2c=seen.version.h2c)
     return SetRoute(opened) if seen.route != opened else None
 
 
@@ -139,12 +103,12 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
     if (making := _disk(seen)) is not None:
         return making
     if seen.disk_bundle != seen.version.bundle_hash or seen.disk_build != seen.version.build_key:
-        return PutBundle()
+        return Action.PUT_BUNDLE
     if seen.sandbox is None:
         return PlanSandbox(attempt=next_attempt(seen.ends), release=seen.version.release_due)
     if seen.sandbox.disk != builder.to_run[1] or (seen.version.release_due and not seen.sandbox.release):
         return StopSandbox()  # planned before its disk, or the one that its release had prepared, was lost
-    return StartSandbox()
+    return Action.START_SANDBOX
 
 
 def _disk(seen: Observation) -> Step | None:
@@ -152,12 +116,12 @@ def _disk(seen: Observation) -> Step | None:
     if seen.recovering:
         return Wait()
     if seen.lost:
-        return RecoverDisk()
+        return Action.RECOVER_DISK
     if seen.loss_due:
-        return RecordLoss()
+        return Action.RECORD_LOSS
     if not seen.disk_ready:
-        return CreateDisk()
-    return MoveDisk() if seen.disk_leaving else None
+        return Action.CREATE_DISK
+    return Action.MOVE_DISK if seen.disk_leaving else None
 
 
 def prepare(version: VersionState) -> Step | None:
@@ -175,21 +139,16 @@ def _after_ends(builder: Builder, seen: Observation) -> Step | None:
         return None
     last = seen.ends[-1]
     if builder.job_type is JobType.ONE_TIME:
-        return _job_outcome(last)
+        assert last.end is not None, "it has ended"
+        if last.end.cause in (EndCause.HOST_RESTARTED, EndCause.STOPPED):
+            return None  # it runs again after an external stop
+        return Settle(Status.COMPLETED if last.end.exit_code == 0 else Status.FAILED)
     if not any(end.listening_at for end in seen.ends) and any(is_crash(end) for end in seen.ends):
         return GiveUp(too_often=False)
     if len(recent_crashes(seen.ends, seen.now)) >= MAX_EXITS:
         return GiveUp(too_often=True)
     due = end_time(last) + delay_before_restart(seen.ends, seen.now)
     return Wait(due) if due > seen.now else None
-
-
-def _job_outcome(last: Sandbox) -> Step | None:
-    """Return the outcome of a job; None to run it again after an external stop."""
-    assert last.end is not None
-    if last.end.cause in (EndCause.HOST_RESTARTED, EndCause.STOPPED):
-        return None
-    return Settle(Status.COMPLETED if last.end.exit_code == 0 else Status.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +208,47 @@ class Observation:
     disk_leaving: bool = False
 
 
-# The steps
+class Action(Enum):
+    """Steps without arguments. The value names it in the points at which a test kills the service."""
+
+    #: Create the disk and bill it from now on; a candidate's disk is a copy of the builder's.
+    CREATE_DISK = "CreateDisk"
+    #: Move the disk from a member of the cluster that is to be emptied.
+    MOVE_DISK = "MoveDisk"
+    #: Record that the disk is gone for good, so that another one may be made.
+    RECORD_LOSS = "RecordLoss"
+    #: Restore the newest backup of a missing disk.
+    RECOVER_DISK = "RecoverDisk"
+    #: Write the version's files, and what its build command made, into ``/app``.
+    PUT_BUNDLE = "PutBundle"
+    #: Start the recorded sandbox.
+    START_SANDBOX = "StartSandbox"
+    #: Wait until the app listens (a worker: has lived for a second), ends, or exceeds the start timeout.
+    AWAIT_LISTENING = "AwaitListening"
+    #: Wait until the release command ends; one that exceeds its time is stopped.
+    AWAIT_RELEASE = "AwaitRelease"
+    #: Run the QA gate on the app.
+    CHECK_APP = "CheckApp"
+    #: Freeze the sandbox, unless a request has arrived.
+    FREEZE = "Freeze"
+    #: Thaw the sandbox; its route opens in the next step.
+    THAW = "Thaw"
+    #: Record how the sandbox ended by itself, and remove its remains.
+    RECORD_END = "RecordEnd"
+    #: Remove the preview's route.
+    REMOVE_ROUTE = "RemoveRoute"
+    #: Remove the disk and the logs, and mark the builder deleted.
+    FORGET = "Forget"
+    #: Record a trial of the candidate before the engine creates it.
+    PLAN_TRIAL = "PlanTrial"
+    #: Start the candidate on a copy of the disk, without egress; one that exits early is rejected.
+    TRY_CANDIDATE = "TryCandidate"
+    #: Remove a trial that is no longer needed.
+    END_TRIAL = "EndTrial"
+    #: Hand over to the candidate: it is the version to run from now on.
+    HAND_OVER = "HandOver"
+    #: Remove unused disks.
+    DROP_DISKS = "DropDisks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,56 +273,11 @@ class BuildApp:
 
 
 @dataclass(frozen=True, slots=True)
-class CreateDisk:
-    """Create the disk and bill it from now on; a candidate's disk is a copy of the builder's."""
-
-
-@dataclass(frozen=True, slots=True)
-class MoveDisk:
-    """Move the disk from a member of the cluster that is to be emptied."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordLoss:
-    """Record that the disk is gone for good, so that another one may be made."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecoverDisk:
-    """Restore the newest backup of a missing disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class PutBundle:
-    """Write the version's files, and what its build command made, into ``/app``."""
-
-
-@dataclass(frozen=True, slots=True)
 class PlanSandbox:
     """Record a new sandbox before the engine creates it. A ``release`` runs the release command, not the app."""
 
     attempt: int
     release: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StartSandbox:
-    """Start the recorded sandbox."""
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitListening:
-    """Wait until the app listens (a worker: has lived for a second), ends, or exceeds the start timeout."""
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitRelease:
-    """Wait until the release command ends; one that exceeds its time is stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckApp:
-    """Run the QA gate on the app."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,35 +289,10 @@ class StopSandbox:
 
 
 @dataclass(frozen=True, slots=True)
-class Freeze:
-    """Freeze the sandbox, unless a request has arrived."""
-
-
-@dataclass(frozen=True, slots=True)
-class Thaw:
-    """Thaw the sandbox; its route opens in the next step."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordEnd:
-    """Record how the sandbox ended by itself, and remove its remains."""
-
-
-@dataclass(frozen=True, slots=True)
 class SetRoute:
     """Set the preview's route."""
 
     route: Route
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveRoute:
-    """Remove the preview's route."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Remove the disk and the logs, and mark the builder deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,67 +310,18 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanTrial:
-    """Record a trial of the candidate before the engine creates it."""
-
-
-@dataclass(frozen=True, slots=True)
-class TryCandidate:
-    """Start the candidate on a copy of the disk, without egress; one that exits early is rejected."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndTrial:
-    """Remove a trial that is no longer needed."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """Hand over to the candidate: it is the version to run from now on."""
-
-
-@dataclass(frozen=True, slots=True)
-class DropDisks:
-    """Remove unused disks."""
-
-
-@dataclass(frozen=True, slots=True)
 class Wait:
     """Wait until this time (None: until something changes)."""
 
     until: datetime | None = None
 
 
-Step = (
-    Review
-    | Install
-    | BuildApp
-    | CreateDisk
-    | MoveDisk
-    | RecordLoss
-    | RecoverDisk
-    | PutBundle
-    | PlanSandbox
-    | StartSandbox
-    | AwaitListening
-    | AwaitRelease
-    | CheckApp
-    | StopSandbox
-    | Freeze
-    | Thaw
-    | RecordEnd
-    | SetRoute
-    | RemoveRoute
-    | Forget
-    | Settle
-    | GiveUp
-    | PlanTrial
-    | TryCandidate
-    | EndTrial
-    | HandOver
-    | DropDisks
-    | Wait
-)
+Step = Action | Review | Install | BuildApp | PlanSandbox | StopSandbox | SetRoute | Settle | GiveUp | Wait
+
+
+def name_of(step: Step) -> str:
+    """Return the step's name."""
+    return step.value if isinstance(step, Action) else type(step).__name__
 
 
 def candidate_step(builder: Builder, seen: Observation) -> Step | None:
@@ -449,12 +329,12 @@ def candidate_step(builder: Builder, seen: Observation) -> Step | None:
     if builder.desired is Desired.DELETED:
         return None
     if seen.trial is not None and seen.trial.version != builder.candidate_version:
-        return EndTrial()
+        return Action.END_TRIAL
     if builder.spare_disks:
-        return DropDisks()
+        return Action.DROP_DISKS
     if seen.candidate is None or builder.handover is not None:
         return None
-    return prepare(seen.candidate) or _try(builder, seen) or HandOver()
+    return prepare(seen.candidate) or _try(builder, seen) or Action.HAND_OVER
 
 
 def _try(builder: Builder, seen: Observation) -> Step | None:
@@ -468,5 +348,5 @@ def _try(builder: Builder, seen: Observation) -> Step | None:
     has_trial = builder.job_type.stays_up and builder.job_type.is_judged and not seen.candidate.release_due
     is_restored = builder.candidate is not None and builder.candidate.disk is not None
     if not has_trial or seen.sandbox is None or is_restored:
-        return EndTrial() if seen.trial is not None else None
-    return PlanTrial() if seen.trial is None else TryCandidate()
+        return Action.END_TRIAL if seen.trial is not None else None
+    return Action.PLAN_TRIAL if seen.trial is None else Action.TRY_CANDIDATE

@@ -66,11 +66,11 @@ class Pause:
 
     def __init__(self) -> None:
         self._reached = threading.Event()
-        self._let_go = threading.Event()
+        self._release_claims = threading.Event()
 
     def here(self) -> None:
         self._reached.set()
-        assert self._let_go.wait(30), "nobody let the unit of work go on"
+        assert self._release_claims.wait(30), "nobody let the unit of work go on"
 
     async def reached(self) -> None:
         assert await asyncio.to_thread(self._reached.wait, 30)
@@ -78,7 +78,7 @@ class Pause:
     async def let_go_after(self, task: asyncio.Task[Any]) -> None:
         """Release the lock when the task is done, which shows that it did not wait; or soon, if it waits."""
         await asyncio.wait({task}, timeout=0.3)
-        self._let_go.set()
+        self._release_claims.set()
 
 
 async def test_work_under_a_claim_is_recorded_before_a_takeover(one: Store, two: Store) -> None:
@@ -342,7 +342,7 @@ async def world(two: Store) -> AsyncIterator[World]:
     [
         pytest.param(lambda world: sweep(world.application, ()), id="sweep"),
         pytest.param(lambda world: visits.note(world.application), id="visits"),
-        pytest.param(lambda world: Reconciler(world.application)._let_go(), id="start"),
+        pytest.param(lambda world: Reconciler(world.application)._release_claims(), id="start"),
     ],
 )
 async def test_work_on_all_builders_blocks_no_other(

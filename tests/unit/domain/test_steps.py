@@ -12,28 +12,16 @@ from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_s
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility, restart_delay
 from builderd.domain.ids import DiskId, secret_hash
 from builderd.domain.next_step import (
-    AwaitListening,
-    CheckApp,
-    CreateDisk,
-    Forget,
-    Freeze,
+    Action,
     GiveUp,
     Install,
-    MoveDisk,
     Observation,
     PlanSandbox,
-    PutBundle,
-    RecordEnd,
-    RecordLoss,
-    RecoverDisk,
-    RemoveRoute,
     Review,
     SetRoute,
     Settle,
-    StartSandbox,
     Step,
     StopSandbox,
-    Thaw,
     VersionState,
     Wait,
     next_step,
@@ -125,13 +113,17 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         Wait(),
     ),
     "then the layer": (ALWAYS_ON, seen(version=NO_LAYER, disk_ready=False, disk_bundle=None), Install(1)),
-    "then the disk": (ALWAYS_ON, seen(disk_ready=False, disk_bundle=None), CreateDisk()),
-    "a disk that no ledger counts is made again": (ALWAYS_ON, seen(disk_ready=False), CreateDisk()),
-    "a disk leaves a member that is evacuated": (ALWAYS_ON, seen(disk_leaving=True, disk_bundle=None), MoveDisk()),
+    "then the disk": (ALWAYS_ON, seen(disk_ready=False, disk_bundle=None), Action.CREATE_DISK),
+    "a disk that no ledger counts is made again": (ALWAYS_ON, seen(disk_ready=False), Action.CREATE_DISK),
+    "a disk leaves a member that is evacuated": (
+        ALWAYS_ON,
+        seen(disk_leaving=True, disk_bundle=None),
+        Action.MOVE_DISK,
+    ),
     "one that is gone comes back from its backup": (
         ALWAYS_ON,
         seen(disk_ready=False, disk_bundle=None, lost=True),
-        RecoverDisk(),
+        Action.RECOVER_DISK,
     ),
     "which is waited for": (
         ALWAYS_ON,
@@ -141,20 +133,24 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "one without a backup is recorded as lost": (
         ALWAYS_ON,
         seen(disk_ready=False, disk_bundle=None, loss_due=True),
-        RecordLoss(),
+        Action.RECORD_LOSS,
     ),
     "an app that was planned before its release's disk was lost is given up": (
         ALWAYS_ON,
         seen(sandbox=PLANNED, report=ABSENT, version=replace(READY, release_due=True)),
         StopSandbox(),
     ),
-    "then the files": (ALWAYS_ON, seen(disk_bundle=None), PutBundle()),
-    "files of another version are replaced": (ALWAYS_ON, seen(disk_bundle="c" * 64), PutBundle()),
+    "then the files": (ALWAYS_ON, seen(disk_bundle=None), Action.PUT_BUNDLE),
+    "files of another version are replaced": (ALWAYS_ON, seen(disk_bundle="c" * 64), Action.PUT_BUNDLE),
     "then a sandbox is recorded": (ALWAYS_ON, seen(), PlanSandbox(1)),
-    "and started": (ALWAYS_ON, seen(sandbox=PLANNED, report=ABSENT), StartSandbox()),
-    "a half-made one is started again": (ALWAYS_ON, seen(sandbox=PLANNED, report=PARTIAL), StartSandbox()),
-    "one that runs without a record of it, too": (ALWAYS_ON, seen(sandbox=PLANNED, report=REPORT), StartSandbox()),
-    "even when it ended meanwhile": (ALWAYS_ON, seen(sandbox=PLANNED, report=EXITED), StartSandbox()),
+    "and started": (ALWAYS_ON, seen(sandbox=PLANNED, report=ABSENT), Action.START_SANDBOX),
+    "a half-made one is started again": (ALWAYS_ON, seen(sandbox=PLANNED, report=PARTIAL), Action.START_SANDBOX),
+    "one that runs without a record of it, too": (
+        ALWAYS_ON,
+        seen(sandbox=PLANNED, report=REPORT),
+        Action.START_SANDBOX,
+    ),
+    "even when it ended meanwhile": (ALWAYS_ON, seen(sandbox=PLANNED, report=EXITED), Action.START_SANDBOX),
     "a sandbox that was planned on a disk that a restored one replaced is given up": (
         replace(ALWAYS_ON, disk=DiskId("restored")),
         seen(sandbox=PLANNED, report=ABSENT),
@@ -165,16 +161,16 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(sandbox=PLANNED, report=ABSENT, version=NO_LAYER),
         Install(1),
     ),
-    "then it must listen": (ALWAYS_ON, seen(sandbox=STARTED, report=REPORT), AwaitListening()),
+    "then it must listen": (ALWAYS_ON, seen(sandbox=STARTED, report=REPORT), Action.AWAIT_LISTENING),
     "then visitors are let in": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT), SetRoute(OPEN)),
     "then it is up": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Settle(Status.RUNNING)),
     "and stays so": (UP, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Wait()),
     "a worker's preview says that it is one": (WORKER, seen(route=None), SetRoute(FOR_WORKER)),
-    "a worker must live": (WORKER, seen(sandbox=STARTED, report=REPORT, route=FOR_WORKER), AwaitListening()),
+    "a worker must live": (WORKER, seen(sandbox=STARTED, report=REPORT, route=FOR_WORKER), Action.AWAIT_LISTENING),
     "then it is judged": (
         WORKER,
         seen(sandbox=LISTENING, report=REPORT, route=FOR_WORKER, version=replace(READY, qa_due=True)),
-        CheckApp(),
+        Action.CHECK_APP,
     ),
     "then it is up, without a route": (
         WORKER,
@@ -197,14 +193,18 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(sandbox=LISTENING, report=REPORT, route=OPEN),
         SetRoute(ASLEEP),
     ),
-    "then it stands still": (SLEEPY, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), Freeze()),
-    "and is paid so": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP), Freeze()),
-    "also one whose disk is being copied": (SLEEPY, seen(sandbox=LISTENING, report=COPIED, route=ASLEEP), Freeze()),
+    "then it stands still": (SLEEPY, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), Action.FREEZE),
+    "and is paid so": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP), Action.FREEZE),
+    "also one whose disk is being copied": (
+        SLEEPY,
+        seen(sandbox=LISTENING, report=COPIED, route=ASLEEP),
+        Action.FREEZE,
+    ),
     "and stays asleep": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True), Wait()),
     "one that was thawed by a command is frozen again": (
         SLEEPY,
         seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True),
-        Freeze(),
+        Action.FREEZE,
     ),
     "what is not up yet is not put to sleep": (
         replace(SLEEPY, observed_generation=0),
@@ -214,7 +214,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "one that is woken goes on": (
         UP,
         seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True),
-        Thaw(),
+        Action.THAW,
     ),
     "one that is frozen for a copy of its disk is left alone": (
         UP,
@@ -222,12 +222,12 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         Wait(),
     ),
     "also one that has slept before": (UP, seen(sandbox=LISTENING, report=COPIED, route=OPEN), Wait()),
-    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw()),
+    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Action.THAW),
     "then visitors are let in again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), SetRoute(OPEN)),
     "one that ends in its sleep has ended": (
         SLEEPY,
         seen(sandbox=LISTENING, report=EXITED, route=STARTING, paid_frozen=True),
-        RecordEnd(),
+        Action.RECORD_END,
     ),
     "one that idles to its stop holds its visitors": (
         IDLED,
@@ -287,7 +287,7 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(sandbox=STARTED, report=REPORT, route=FOR_JOB),
         Wait(),
     ),
-    "a job's end is recorded": (JOB, seen(sandbox=STARTED, report=EXITED, route=FOR_JOB), RecordEnd()),
+    "a job's end is recorded": (JOB, seen(sandbox=STARTED, report=EXITED, route=FOR_JOB), Action.RECORD_END),
     "a job that ended well has completed": (
         JOB,
         seen(ends=(ended(EndCause.EXITED, exit_code=0),)),
@@ -321,15 +321,19 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(sandbox=LISTENING, report=EXITED, route=OPEN),
         SetRoute(STARTING),
     ),
-    "then it is recorded": (UP, seen(sandbox=LISTENING, report=EXITED), RecordEnd()),
-    "also when it is gone altogether": (UP, seen(sandbox=LISTENING, report=ABSENT), RecordEnd()),
-    "also when only a part of it is left": (UP, seen(sandbox=LISTENING, report=PARTIAL), RecordEnd()),
+    "then it is recorded": (UP, seen(sandbox=LISTENING, report=EXITED), Action.RECORD_END),
+    "also when it is gone altogether": (UP, seen(sandbox=LISTENING, report=ABSENT), Action.RECORD_END),
+    "also when only a part of it is left": (UP, seen(sandbox=LISTENING, report=PARTIAL), Action.RECORD_END),
     "an end while it is wanted stopped is its own doing": (
         WANTED_STOPPED,
         seen(sandbox=LISTENING, report=EXITED, route=OPEN),
         SetRoute(STOPPED),
     ),
-    "and while it is wanted gone": (WANTED_DELETED, seen(sandbox=LISTENING, report=EXITED, route=OPEN), RemoveRoute()),
+    "and while it is wanted gone": (
+        WANTED_DELETED,
+        seen(sandbox=LISTENING, report=EXITED, route=OPEN),
+        Action.REMOVE_ROUTE,
+    ),
     "an app that ended before it ever listened is given up": (
         ALWAYS_ON,
         seen(ends=(ended(EndCause.EXITED, listened=False),)),
@@ -457,11 +461,11 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "to delete, the route goes first": (
         WANTED_DELETED,
         seen(sandbox=LISTENING, report=REPORT, route=OPEN),
-        RemoveRoute(),
+        Action.REMOVE_ROUTE,
     ),
     "then the sandbox": (WANTED_DELETED, seen(sandbox=LISTENING, report=REPORT, route=None), StopSandbox()),
     "also one that was only planned": (WANTED_DELETED, seen(sandbox=PLANNED, report=ABSENT, route=None), StopSandbox()),
-    "then everything else": (WANTED_DELETED, seen(route=None), Forget()),
+    "then everything else": (WANTED_DELETED, seen(route=None), Action.FORGET),
     "and there is no more": (
         replace(WANTED_DELETED, status=Status.DELETED),
         seen(route=None, disk_ready=False, disk_bundle=None),
@@ -484,7 +488,7 @@ def test_a_sandbox_never_goes_while_visitors_are_led_to_it(desired: Desired, sta
     there = route(state, "10.0.0.2" if state is RouteState.OPEN else None)
     for report in (REPORT, EXITED, ABSENT, PARTIAL):
         step = next_step(builder, seen(sandbox=LISTENING, report=report, route=there))
-        if isinstance(step, StopSandbox | RecordEnd):
+        if isinstance(step, StopSandbox) or step is Action.RECORD_END:
             assert state is not RouteState.OPEN
 
 

@@ -19,20 +19,14 @@ from tests.unit.domain.samples import BUILDER, DISK, NOW, make_builder
 from builderd.domain.builders import EXIT_WINDOW, MAX_EXITS, Builder, Desired, JobType, Status, recent_crashes
 from builderd.domain.ids import SandboxId
 from builderd.domain.next_step import (
-    AwaitListening,
-    CreateDisk,
-    Forget,
+    Action,
     GiveUp,
     Install,
     Observation,
     PlanSandbox,
-    PutBundle,
-    RecordEnd,
-    RemoveRoute,
     Review,
     SetRoute,
     Settle,
-    StartSandbox,
     Step,
     StopSandbox,
     VersionState,
@@ -129,10 +123,10 @@ class World:
             case Install():
                 assert self.reviewed, "what was not reviewed may run while it is installed"
                 self.layer = True
-            case CreateDisk():
+            case Action.CREATE_DISK:
                 self.disk = True
                 return lambda: setattr(self, "billed", True)
-            case PutBundle():
+            case Action.PUT_BUNDLE:
                 assert not self.running, "files are written under a running app"
                 self.on_disk = BUNDLE
             case PlanSandbox(attempt):
@@ -140,22 +134,22 @@ class World:
                     SandboxId(f"{len(self.records):016x}"), BUILDER, 1, wanted.generation, attempt, self.now, DISK
                 )
                 return lambda: self.records.append(record) if same_generation() else None
-            case StartSandbox():
+            case Action.START_SANDBOX:
                 return self.start(the(seen.sandbox), app)
-            case AwaitListening():
+            case Action.AWAIT_LISTENING:
                 return self.await_listening(the(seen.sandbox), failed)
             case StopSandbox():
                 self.end(the(seen.sandbox).id, EndCause.STOPPED)
                 return self.record_end(the(seen.sandbox))
-            case RecordEnd():
+            case Action.RECORD_END:
                 return self.record_end(the(seen.sandbox))
             case SetRoute(route):
                 if route.destination is not None:
                     assert [box.ip for box in self.running] == [route.destination.ip], "visitors are led astray"
                 self.route = route
-            case RemoveRoute():
+            case Action.REMOVE_ROUTE:
                 self.route = None
-            case Forget():
+            case Action.FORGET:
                 assert not self.running, "the disk goes under a running app"
                 self.disk, self.on_disk = False, None
                 return self.forget

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from tests.application import World, fake_world, hurry
 
-from builderd.reconciler.core import claim
+from builderd.reconciler.loop import worker
 
 
 @pytest.fixture
@@ -21,4 +21,4 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
 @pytest.fixture
 def claims_outlast_fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims are renewed in real time; fake time lets one that is held for a tenth of a second expire, ever again."""
-    monkeypatch.setattr(claim, "LEASE", timedelta(days=1))
+    monkeypatch.setattr(worker, "LEASE", timedelta(days=1))

@@ -21,8 +21,8 @@ from builderd.domain.ids import DiskId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs.idle import Idleness
+from builderd.reconciler.loop.worker import LEASE
 from builderd.services import builders, deployments, wake
 from builderd.store import UnitOfWork
 

@@ -29,9 +29,9 @@ from builderd.domain.prices import Account, Billing, Segment, month_of, next_mon
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Version
-from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.loop import reconciler as reconciling
+from builderd.reconciler.loop.worker import LEASE
 from builderd.services import builders, caps, deployments, wake
 from builderd.services.deployments import Change
 from builderd.store import UnitOfWork

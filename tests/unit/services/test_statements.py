@@ -127,7 +127,7 @@ async def test_reconciler_starts_and_sweeps_by_as_many_statements(world: World) 
     for number in (FEW, MANY - FEW):
         await stop_many(world, number)
         with statements(world.application.store) as seen:
-            await Reconciler(world.application)._let_go()
+            await Reconciler(world.application)._release_claims()
             await sweep(world.application, ())
         counts.append(len(seen))
     assert counts[0] == counts[1]
@@ -186,7 +186,7 @@ async def test_claims_of_a_process_before_are_released_at_once(world: World) -> 
     until = now + timedelta(seconds=30)
     for builder, who in zip(made, (owner, "another", owner), strict=True):
         await world.application.store.write(partial(_claim, builder=builder, owner=who, world=world))
-    await Reconciler(world.application)._let_go()
+    await Reconciler(world.application)._release_claims()
     due = await world.read(lambda uow: uow.builders.due(until - timedelta(seconds=1), 10))
     assert set(due) == {made[0].id, made[2].id}
 

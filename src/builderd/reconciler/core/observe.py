@@ -80,36 +80,39 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
 
 async def observe(application: Application, stored: StoredState) -> Observation:
     """Add the state that the engine and the preview report now to the stored one."""
-    item, sandbox = stored.item, stored.sandbox
-    disk, wanted = await _disk(application, item), item.version.settings.resources
-    version = await _version(application, item.builder, item.version, disk)
+    item, sandbox, now = stored.item, stored.sandbox, application.clock.now()
+    builder, engine, to_run = item.builder, application.engine, item.builder.desired is Desired.RUNNING
+    # A builder that is to end needs no disk, and its member may be away.
+    disk = await engine.disks.disk(item.disk) if to_run else None
+    version = await _version(application, builder, item.version, disk)
     # Of no interest before: a disk is made after the version's preparation.
-    needs_disk = disk is None and item.builder.desired is Desired.RUNNING and prepare(version) is None
-    own_is_gone = needs_disk and await _own_is_gone(application, item)
-    loss = await _loss(application, item) if own_is_gone else restores.Loss()
+    needs_disk = disk is None and to_run and prepare(version) is None
+    # Unless only a candidate's disk is missing, which is still to be copied from the builder's own.
+    own_is_gone = needs_disk and (item.disk == builder.disk or await engine.disks.disk(builder.disk) is None)
+    loss = restores.Loss()
+    if own_is_gone:
+        loss = await application.store.read(lambda uow: restores.loss(uow, builder.id, now))
+    # Recorded after it was made, so that it is paid and its loss will be noticed.
+    is_recorded = stored.billing is not None and builder.disk_is_made
+    size = item.version.settings.resources.disk_bytes
     return Observation(
-        now=application.clock.now(),
+        now=now,
         version=version,
-        candidate=await _version(application, item.builder, item.candidate) if item.candidate else None,
+        candidate=await _version(application, builder, item.candidate) if item.candidate else None,
         trial=stored.trial,
-        disk_ready=disk is not None and _is_recorded(stored) and disk.size_bytes == wanted.disk_bytes,
+        disk_ready=disk is not None and is_recorded and disk.size_bytes == size,
         disk_bundle=disk.bundle_hash if disk else None,
         disk_build=disk.build_key if disk else "",
         disk_leaving=disk is not None and disk.is_leaving,
         sandbox=sandbox,
-        report=await _report(application, item.builder, sandbox) if sandbox else None,
+        report=await _report(application, builder, sandbox) if sandbox else None,
         ends=stored.ends,
-        route=await application.previews.get(item.builder.host),
+        route=await application.previews.get(builder.host),
         paid_frozen=stored.billing is Billing.FROZEN,
         lost=loss.backup is not None,
         recovering=loss.recovering,
-        loss_due=needs_disk and (item.version.released or (own_is_gone and item.builder.disk_is_made)),
+        loss_due=needs_disk and (item.version.released or (own_is_gone and builder.disk_is_made)),
     )
-
-
-async def _disk(application: Application, item: WorkItem) -> DiskReport | None:
-    """Return the state of the disk to run on; a builder that is to end needs none, and its member may be away."""
-    return await application.engine.disks.disk(item.disk) if item.builder.desired is Desired.RUNNING else None
 
 
 async def _report(application: Application, builder: Builder, sandbox: Sandbox) -> SandboxReport:
@@ -122,30 +125,15 @@ async def _report(application: Application, builder: Builder, sandbox: Sandbox) 
         return SandboxReport(sandbox.id, builder.id, SandboxState.RUNNING)
 
 
-def _is_recorded(stored: StoredState) -> bool:
-    """Return True if the disk was recorded after it was made, so that it is paid and its loss will be noticed."""
-    return stored.billing is not None and stored.item.builder.disk_is_made
-
-
-async def _own_is_gone(application: Application, item: WorkItem) -> bool:
-    """Return True unless only a candidate's disk is missing, which is still to be copied from the builder's own."""
-    return item.disk == item.builder.disk or await application.engine.disks.disk(item.builder.disk) is None
-
-
-async def _loss(application: Application, item: WorkItem) -> restores.Loss:
-    """Return what a backup can bring back."""
-    now = application.clock.now()
-    return await application.store.read(lambda uow: restores.loss(uow, item.builder.id, now))
-
-
 async def _version(
     application: Application, builder: Builder, version: Version, disk: DiskReport | None = None
 ) -> VersionState:
+    layer = version.layer_key
     return VersionState(
         number=version.number,
         port=version.settings.port,
         bundle_hash=version.bundle_hash,
-        layer_ready=await _layer_ready(application, version),
+        layer_ready=layer is not None and (layer == NO_LAYER or await application.engine.layers.has_layer(layer)),
         build_ready=await _build_ready(application, version, disk),
         build_key=version.build_key or NO_BUILD,
         h2c=version.settings.protocol is Protocol.H2C,
@@ -154,12 +142,6 @@ async def _version(
         qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,
         review_due=version.review_due(application.clock.now()),
     )
-
-
-async def _layer_ready(application: Application, version: Version) -> bool:
-    if version.layer_key is None:
-        return False
-    return version.layer_key == NO_LAYER or await application.engine.layers.has_layer(version.layer_key)
 
 
 async def _build_ready(application: Application, version: Version, disk: DiskReport | None) -> bool:

@@ -31,8 +31,6 @@ Action = Callable[[UnitOfWork, Builder, MemberReport, datetime], None]
 Choice = Callable[[UnitOfWork, Builder], bool]
 
 LOST, RETURNED = "member.lost", "member.returned"
-#: Builders of one unit of work that records members.
-BATCH = 100
 
 
 class LostMembers:
@@ -49,7 +47,10 @@ class LostMembers:
             return
         members = await self._app.engine.members()
         if not self._begun:
-            await self._begin(members)
+            # Those whose member returned meanwhile have the reason that an earlier process of the service wrote.
+            for member in members:
+                if member.away_since is None:
+                    await self._each(member, _returned, partial(_waits, reason=_lost_reason(member)))
             self._begun = True
         for member in members:
             if member.away_since is None:
@@ -63,23 +64,6 @@ class LostMembers:
                 self._told.add(member.name)
             if member.given_up:
                 await self._recover(member)
-
-    async def _begin(self, members: Sequence[MemberReport]) -> None:
-        """Record the members of builders that an older release started; tell those whose member returned in between.
-
-        The latter still have the reason that an earlier process of the service wrote.
-        """
-        if members:
-            await self._locate(await self._app.engine.disk_members())
-        for member in members:
-            if member.away_since is None:
-                await self._each(member, _returned, partial(_waits, reason=_lost_reason(member)))
-
-    async def _locate(self, members: Mapping[DiskId, str]) -> None:
-        unknown = await self._app.store.read(lambda uow: uow.builders.unlocated())
-        found = [builder_id for disk, builder_id in unknown.items() if members.get(disk)]
-        for start in range(0, len(found), BATCH):
-            await self._app.store.write(partial(_locate, some=found[start : start + BATCH], members=members))
 
     async def _each(self, member: MemberReport, action: Action, choice: Choice = lambda *_: True) -> None:
         """Carry out the action for each chosen builder of the member, and wake those that wait for it."""
@@ -134,14 +118,6 @@ def _make_due(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, now:
         return None
     uow.builders.make_due(builder.id, now)
     return builder.disk
-
-
-def _locate(uow: UnitOfWork, some: Sequence[BuilderId], members: Mapping[DiskId, str]) -> None:
-    """Record the members of these builders, unless they were started meanwhile."""
-    for builder_id in some:
-        builder = uow.builders.get(builder_id, lock=True)
-        if builder is not None and not builder.location and (member := members.get(builder.disk)):
-            uow.builders.save(replace(builder, location=member))
 
 
 def _act(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, action: Action, now: datetime) -> bool:

@@ -28,7 +28,6 @@ from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
-from builderd.store.database import Kind
 
 #: Seconds between checks for wanted reports without a request, and after an error.
 INTERVAL = 5.0
@@ -63,27 +62,22 @@ class Reporting:
         self._fault = fault
         self._charges = BuildCharges(application)
         self._again = asyncio.Event()
-        #: Whether a report was open at the last look, and the writes of open ones by then.
-        self._is_any, self._seen = True, 0
         #: Number of the latest report of each tenant, counted over all: the one served longest ago is next.
         self._served: dict[TenantId, int] = {}
         self._count = itertools.count(1)
 
     def request_report(self) -> None:
-        """Make the worker look for wanted reports now, unless none was open at its last look and none came since."""
-        if self._is_any or self._app.store.writes(Kind.REPORTS) != self._seen:
-            self._again.set()
+        """Make the worker look for wanted reports now."""
+        self._again.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
             self._again.clear()
-            seen = self._app.store.writes(Kind.REPORTS)
             try:
                 is_any = await self._remove_leftovers()
                 while is_any and await self._one():
                     pass
-                self._is_any, self._seen = is_any, seen
             except Exception:
                 log.warning("QA report failed, retrying in 5 s", exc_info=True)
                 await asyncio.sleep(INTERVAL)

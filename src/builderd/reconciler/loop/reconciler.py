@@ -13,7 +13,6 @@ from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
-from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
@@ -22,11 +21,10 @@ from builderd.reconciler.jobs.members import Evacuation, LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
-from builderd.reconciler.loop.worker import MAX_CONCURRENT_STEPS, Worker, WorkerContext
+from builderd.reconciler.loop.worker import LEASE, MAX_CONCURRENT_STEPS, Worker, WorkerContext
 from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import preview_links
 from builderd.services.application import Application
-from builderd.store import UnitOfWork
 
 #: How long a builder may be due before it is checked, in seconds.
 POLL_INTERVAL = 0.5
@@ -63,9 +61,13 @@ class Reconciler:
 
     async def run(self) -> None:
         """Sweep once, then work on builders that changed or are due, and sweep again periodically."""
-        await self._let_go()
+        await self._release_claims()
         await close_cut_builds(self._app)
-        await self._first_sweep()
+        try:
+            await self._sweep()
+        except Exception:
+            log.warning("sweep failed, retrying in 300 s", exc_info=True)
+        check_spending = partial(spending.check_due, self._app, self._context.fault)
         helpers = [
             asyncio.create_task(work)
             for work in (
@@ -73,8 +75,8 @@ class Reconciler:
                 every(SWEEP_INTERVAL, self._sweep, event="sweep", wait_first=True),
                 self._compilation.run(),
                 self._reporting.run(),
-                every(LINKS_INTERVAL, self._sync_links, event="preview links"),
-                every(POLL_INTERVAL, self._check_spending, event="spending check"),
+                every(LINKS_INTERVAL, partial(preview_links.sync, self._app), event="preview links"),
+                every(POLL_INTERVAL, check_spending, event="spending check"),
                 every(MEMBERS_INTERVAL, self._members.check, event="check of members"),
                 every(MEMBERS_INTERVAL, self._evacuation.check, event="evacuation"),
             )
@@ -94,7 +96,7 @@ class Reconciler:
             await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
             await self._context.steps.close()
 
-    async def _let_go(self) -> None:
+    async def _release_claims(self) -> None:
         """Release claims left by a previous process of this instance."""
         now, owner = self._app.clock.now(), self._app.instance
         for left in await self._app.store.write(lambda uow: uow.builders.release_all(owner, now)):
@@ -119,14 +121,11 @@ class Reconciler:
             worker = self._workers.get(builder_id)
             if worker is not None:
                 worker.request_pass()
-            else:
-                self._spawn_worker(builder_id)
-
-    def _spawn_worker(self, builder_id: BuilderId) -> None:
-        worker = self._workers[builder_id] = Worker(self._app, builder_id, self._context)
-        task = asyncio.create_task(self._work(builder_id, worker))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                continue
+            worker = self._workers[builder_id] = Worker(self._app, builder_id, self._context)
+            task = asyncio.create_task(self._work(builder_id, worker))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _work(self, builder_id: BuilderId, worker: Worker) -> None:
         try:
@@ -144,20 +143,8 @@ class Reconciler:
         if item.builder.desired is Desired.RUNNING and item.builder.status is Status.RUNNING:
             self._compilation.add(item)
 
-    async def _first_sweep(self) -> None:
-        try:
-            await self._sweep()
-        except Exception:
-            log.warning("sweep failed, retrying in 300 s", exc_info=True)
-
     async def _sweep(self) -> None:
         await sweep(self._app, self._workers)
-
-    async def _sync_links(self) -> None:
-        await preview_links.sync(self._app)
-
-    async def _check_spending(self) -> None:
-        await spending.check_due(self._app, self._context.fault)
 
     async def _watch_exits(self) -> None:
         async for sandbox_id in self._app.engine.sandboxes.exits():
@@ -169,11 +156,7 @@ class Reconciler:
         """Return a sandbox once the store answers: the engine tells an exit once, and the sweep may be far off."""
         while True:
             try:
-                return await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
+                return await self._app.store.read(lambda uow: uow.sandboxes.get(sandbox_id))
             except StoreUnavailable as error:
                 log.warning("exit not looked up, retrying in 1 s sandbox=%s error=%s", sandbox_id, error)
                 await asyncio.sleep(RETRY_INTERVAL)
-
-
-def _sandbox(uow: UnitOfWork, sandbox_id: SandboxId) -> Sandbox | None:
-    return uow.sandboxes.get(sandbox_id)

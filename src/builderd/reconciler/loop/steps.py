@@ -10,7 +10,7 @@ from builderd.domain.builders import Handover, Status, StopKind, recent_crashes
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import DiskId, new_id
-from builderd.domain.next_step import Observation
+from builderd.domain.next_step import Action, Observation
 from builderd.domain.sandboxes import Sandbox
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
@@ -51,59 +51,59 @@ class Steps:
                 return await self._install(item.for_version(number))
             case domain.BuildApp(number):
                 return await self._build(item.for_version(number))
-            case domain.CreateDisk():
+            case Action.CREATE_DISK:
                 return await self._create_disk(item)
-            case domain.MoveDisk():
+            case Action.MOVE_DISK:
                 return await self._move_disk(item)
-            case domain.RecordLoss():
+            case Action.RECORD_LOSS:
                 return await self._record_loss(item)
-            case domain.RecoverDisk():
+            case Action.RECOVER_DISK:
                 disk = item.builder.disk  # the backups' schedule restores it; this only asks for that
                 return Result(lambda record: restores.recover(record.uow, self._app, record.builder, disk, record.now))
-            case domain.PutBundle():
+            case Action.PUT_BUNDLE:
                 await put_bundle(self._app, item, item.disk)
                 return Result()
             case domain.PlanSandbox():
                 return self._plan_sandbox(item, step)
-            case domain.StartSandbox():
+            case Action.START_SANDBOX:
                 return await self._start_sandbox(item, _open(observation))
-            case domain.AwaitListening():
+            case Action.AWAIT_LISTENING:
                 return await self._await_listening(item, observation)
-            case domain.AwaitRelease():
+            case Action.AWAIT_RELEASE:
                 return await self._releases.wait(_open(observation))
-            case domain.CheckApp():
+            case Action.CHECK_APP:
                 return await self._gate.check(item, _open(observation))
             case domain.StopSandbox():
                 return await self._stopping.stop(item, _open(observation), observation.report, drain=step.drain)
-            case domain.Freeze():
+            case Action.FREEZE:
                 return await self._stopping.freeze(item, _open(observation), observation.report)
-            case domain.Thaw():
+            case Action.THAW:
                 return await self._stopping.thaw(_open(observation), observation.report)
-            case domain.RecordEnd():
+            case Action.RECORD_END:
                 if _open(observation).release:
                     return await self._releases.record_end(item, _open(observation), observation.report)
                 return self._stopping.record_end(item, _open(observation), observation.report)
             case domain.SetRoute(route):
                 await self._app.previews.put(route)
                 return Result()
-            case domain.RemoveRoute():
+            case Action.REMOVE_ROUTE:
                 await self._app.previews.remove(item.builder.host)
                 return Result()
-            case domain.Forget():
+            case Action.FORGET:
                 return await self._forgetting.forget(item)
             case domain.Settle(status):
                 return await self._settle(item, observation, status)
             case domain.GiveUp(too_often):
                 return await self._give_up(item, observation, too_often)
-            case domain.PlanTrial():
+            case Action.PLAN_TRIAL:
                 return self._plan_trial(item)
-            case domain.TryCandidate():
+            case Action.TRY_CANDIDATE:
                 return await self._trials.run(item, _trial(observation))
-            case domain.EndTrial():
+            case Action.END_TRIAL:
                 return await self._trials.end(_trial(observation))
-            case domain.HandOver():
+            case Action.HAND_OVER:
                 return self._hand_over(item)
-            case domain.DropDisks():
+            case Action.DROP_DISKS:
                 return await self._drop_disks(item)
             case domain.Wait():
                 return Result()

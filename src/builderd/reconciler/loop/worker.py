@@ -23,22 +23,19 @@ from builderd.domain.errors import (
 )
 from builderd.domain.ids import BuilderId
 from builderd.domain.next_step import (
-    AwaitListening,
-    AwaitRelease,
+    Action,
     BuildApp,
-    CheckApp,
     Install,
     Observation,
     Review,
     Step,
     StopSandbox,
-    TryCandidate,
     Wait,
     candidate_step,
+    name_of,
     next_step,
 )
 from builderd.reconciler.core import transitions
-from builderd.reconciler.core.claim import Claim
 from builderd.reconciler.core.loops import FaultPoint, race
 from builderd.reconciler.core.observe import StoredState, WorkItem, observe, read
 from builderd.reconciler.core.transitions import ClaimLost, Result, Transition
@@ -46,6 +43,8 @@ from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
+#: How long a claim keeps other workers away, and seconds between its renewals: two may fail before it expires.
+LEASE, RENEW_INTERVAL = timedelta(seconds=30), 10.0
 #: How often a long step looks whether something else is wanted meanwhile, in seconds; a requested pass does so at once.
 OVERTAKEN_INTERVAL = 1.0
 #: After a step failed for a reason of the machine: so many seconds, doubled each time, at most the last.
@@ -54,8 +53,8 @@ FIRST_RETRY, LAST_RETRY = 0.5, 60.0
 MAX_FAILURES = 4
 #: A step that is chosen so many times in a row does not change anything.
 MAX_REPEATS = 20
-#: Steps that may take long, and give way to what is more urgent.
-LONG = Review | Install | BuildApp | AwaitListening | AwaitRelease | CheckApp | TryCandidate
+#: Actions that may take long.
+LONG_ACTIONS = (Action.AWAIT_LISTENING, Action.AWAIT_RELEASE, Action.CHECK_APP, Action.TRY_CANDIDATE)
 #: Steps that are carried out at the same time, but for those that mostly wait.
 MAX_CONCURRENT_STEPS = 32
 
@@ -84,7 +83,6 @@ class Worker:
         self._app = application
         self._id = builder_id
         self._context = context
-        self._claim = Claim(application, builder_id)
         self._again = asyncio.Event()
         self._last: Step | None = None
         self._repeats = 0
@@ -103,17 +101,31 @@ class Worker:
 
     async def run(self) -> None:
         """Claim the builder, take its steps, release the claim."""
-        claim = self._claim
+        store, owner, now = self._app.store, self._app.instance, self._app.clock.now()
         # Work that is cut off is due at once for the next worker.
-        due: datetime | None = self._app.clock.now()
+        due: datetime | None = now
         try:
             self._again.clear()
-            if await claim.take():
-                due = await race(self._work(), claim.renew_until_lost())
+            if await store.write(lambda uow: uow.builders.claim(self._id, owner, now, now + LEASE)):
+                due = await race(self._work(), self._renew_until_lost())
         except ClaimLost:
             log.info("claim lost builder=%s", self._id)
         finally:
-            await claim.release(due)
+            await store.write(lambda uow: uow.builders.release(self._id, owner, due))
+
+    async def _renew_until_lost(self) -> None:
+        """Renew the claim every ``RENEW_INTERVAL`` seconds; return when another control plane has it."""
+        while True:
+            await asyncio.sleep(RENEW_INTERVAL)
+            try:
+                if not await self._app.store.write(self._renew):
+                    return
+            except Exception:
+                log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
+
+    def _renew(self, uow: UnitOfWork) -> bool:
+        now = self._app.clock.now()
+        return uow.builders.renew(self._id, self._app.instance, now, now + LEASE)
 
     async def _work(self) -> datetime | None:
         """Take steps until there are none; return when the next is due."""
@@ -127,9 +139,10 @@ class Worker:
                 self._desired = stored.item.builder.desired
                 observation = await observe(self._app, stored)
                 step = next_step(stored.item.builder, observation)
-                until = step.until if isinstance(step, Wait) else None
+                until: datetime | None = None
                 self._is_for_candidate = isinstance(step, Wait)
                 if isinstance(step, Wait):
+                    until = step.until
                     side_step = candidate_step(stored.item.builder, observation)
                     if side_step is None:
                         self._context.failures.pop(self._id, None)
@@ -141,7 +154,7 @@ class Worker:
                 self._last = step
                 if self._repeats >= MAX_REPEATS:
                     self._repeats = 0
-                    raise RuntimeError(f"nothing comes of {type(step).__name__}")  # noqa: TRY301 -- counts as a failure
+                    raise RuntimeError(f"nothing comes of {name_of(step)}")  # noqa: TRY301 -- counts as a failure
                 stored = await self._take(stored, observation, step, until)
             except ClaimLost:
                 raise
@@ -171,11 +184,19 @@ class Worker:
     ) -> StoredState | None:
         """Do and record one step. Return the state stored afterwards, None when it must be read again.
 
-        A step for the candidate is cancelled at ``until``.
+        A long step gives way to a newer desired state, and one for the candidate also at ``until``.
         """
-        name = type(step).__name__
+        name, item = name_of(step), stored.item
+        is_long = step in LONG_ACTIONS or isinstance(step, Review | Install | BuildApp)
         self._context.fault(f"{name}.begun")
-        result = await self._perform(stored.item, observation, step, until)
+        async with nullcontext() if is_long or isinstance(step, StopSandbox) else self._context.step_limit:
+            work = self._context.steps.perform(item, observation, step)
+            if not is_long:
+                result: Result | None = await work
+            elif self._is_for_candidate:
+                result = await race(work, self._called_away(item.builder, until))
+            else:
+                result = await race(work, self._overtaken(item.builder))
         if result is None:
             return None
         self._context.fault(f"{name}.done")
@@ -191,17 +212,6 @@ class Worker:
         self._context.fault(f"{name}.recorded")
         await result.afterwards()
         return after
-
-    async def _perform(
-        self, item: WorkItem, observation: Observation, step: Step, until: datetime | None
-    ) -> Result | None:
-        """Carry out a step; None when a newer desired state cancelled it."""
-        async with nullcontext() if isinstance(step, LONG | StopSandbox) else self._context.step_limit:
-            work = self._context.steps.perform(item, observation, step)
-            if not isinstance(step, LONG):
-                return await work
-            rival = self._called_away(item.builder, until) if self._is_for_candidate else self._overtaken(item.builder)
-            return await race(work, rival)
 
     async def _overtaken(self, looked_at: Builder) -> None:
         """Return when the desired state differs from ``looked_at``."""

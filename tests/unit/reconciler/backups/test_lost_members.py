@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.sandboxes import SandboxReport
 from builderd.ports.engine import DiskReport
-from builderd.reconciler.jobs import members as module
 from builderd.reconciler.jobs.members import LostMembers
 from builderd.reconciler.loop import reconciler
 from builderd.services import builders
@@ -164,33 +163,6 @@ async def test_sandbox_planned_before_its_disk_was_replaced_never_starts(scene: 
 
 async def _was_tried(scene: Scene) -> bool:
     return len(scene.world.engine._failures["start"]) < 1000
-
-
-async def test_builders_that_an_older_release_started_are_found_by_their_disks(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 1)
-    builder, application = await on_node2(scene), scene.world.application
-    second = await scene.world.create(name="second")
-
-    def forget(uow: UnitOfWork) -> None:
-        for one in (builder.id, second.id):
-            found = uow.builders.get(one, lock=True)
-            assert found is not None
-            uow.builders.save(replace(found, location=""))
-
-    await application.store.write(forget)
-    disks = {builder.disk: "node2", second.disk: "node1"}
-
-    async def disk_members() -> Mapping[DiskId, str]:
-        return disks
-
-    monkeypatch.setattr(scene.world.engine, "disk_members", disk_members)
-    lose(scene)
-    await LostMembers(application).check()
-    assert [(await scene.world.builder(one)).location for one in (builder, second)] == ["node2", "node1"]
-    assert await told(scene, builder) == ["member.lost"]
-    assert await told(scene, second) == []
 
 
 async def test_member_that_returns_during_a_restart_of_the_service_is_noticed(scene: Scene) -> None:

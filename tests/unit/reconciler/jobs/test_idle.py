@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour, FakeSandbox
 
 from builderd.domain.builders import Builder, Desired, Lease, LeaseId, Status, StopKind
-from builderd.domain.errors import EngineUnavailable, NotFound
+from builderd.domain.errors import NotFound
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import SandboxId
 from builderd.domain.previews import PreviewActivity, RouteState
@@ -108,144 +108,21 @@ async def test_unreadable_builder_keeps_no_other_awake(world: World) -> None:
         assert not lost.frozen
 
 
-class OldReadings:
-    """Has the engine answer for many with readings that are ``age`` seconds old, as far as it has such."""
+async def test_time_since_an_old_reading_does_not_count_as_quiet(world: World) -> None:
+    async with world.reconciling():
+        builder, idleness = await up(world)
+        usages = world.engine.usages
 
-    def __init__(self, world: World) -> None:
-        self._clock, self.age, self.real = world.clock, 0, world.engine.usage
-        self._known: list[tuple[datetime, dict[SandboxId, SandboxUsage]]] = []
-        self.exact: list[SandboxId] = []
-        world.engine.usages = self.usages  # type: ignore[method-assign]
-        world.engine.usage = self.usage  # type: ignore[method-assign]
+        async def old(asked: Collection[SandboxId], max_age: float = 0) -> Mapping[SandboxId, SandboxUsage | Exception]:
+            found = (await usages(asked, max_age)).items()
+            return {one: replace(used, age_seconds=8) for one, used in found if isinstance(used, SandboxUsage)}
 
-    async def usages(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        now = self._clock.now()
-        self._known.append((now, {one: used for one in sandboxes if (used := await self.real(one))}))
-        at, found = next(one for one in reversed(self._known) if (now - one[0]).total_seconds() >= self.age)
-        age = (now - at).total_seconds()
-        return {one: replace(used, age_seconds=age) for one, used in found.items() if one in sandboxes}
-
-    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        self.exact.append(sandbox)
-        return await self.real(sandbox)
-
-
-async def old_readings(world: World, idleness: Idleness) -> OldReadings:
-    readings = OldReadings(world)
-    await pass_checks(world, idleness, 10)
-    readings.age = 8
-    return readings
-
-
-async def pass_checks(world: World, idleness: Idleness, seconds: int) -> None:
-    for _ in range(seconds // 5):
+        world.engine.usages = old  # type: ignore[assignment,method-assign]
+        await pass_time(world, idleness, 10)
+        await pass_time(world, idleness, 57)
+        assert (await world.builder(builder)).asleep_since is None
         await pass_time(world, idleness, 5)
-
-
-async def test_quiet_builder_is_frozen_after_its_time_by_old_readings_too(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world)
-        readings = await old_readings(world, idleness)
-        await pass_checks(world, idleness, 40)
-        assert readings.exact == []
-        await pass_checks(world, idleness, 5)
-        assert (await world.builder(builder)).asleep_since is None
-        assert len(readings.exact) == 1
-        await pass_checks(world, idleness, 5)
         await world.until(frozen(world))
-        assert len(readings.exact) == 2
-
-
-async def test_app_that_began_to_work_after_an_old_reading_is_not_frozen(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world)
-        await old_readings(world, idleness)
-        await pass_checks(world, idleness, 45)
-        sandbox(world).cpu_seconds += 1
-        await pass_time(world, idleness, 5)
-        assert (await world.builder(builder)).asleep_since is None
-        await pass_checks(world, idleness, 55)
-        assert (await world.builder(builder)).asleep_since is None
-        await pass_checks(world, idleness, 5)
-        await world.until(frozen(world))
-
-
-async def test_counts_of_many_that_differ_from_those_of_one_prevent_no_freeze(world: World) -> None:
-    async with world.reconciling():
-        _, idleness = await up(world)
-        exact = (await old_readings(world, idleness)).real
-
-        async def more(asked: SandboxId) -> SandboxUsage | None:
-            used = await exact(asked)
-            return replace(used, cpu_seconds=used.cpu_seconds + 100) if used else None
-
-        world.engine.usage = more  # type: ignore[assignment,method-assign]
-        await pass_checks(world, idleness, 55)
-        await world.until(frozen(world))
-
-
-def rare_readings(world: World, seconds: float) -> None:
-    """Have the engine answer for many with readings that it renews once they are so old."""
-    real, known, at = world.engine.usage, dict[SandboxId, SandboxUsage](), world.clock.now()
-
-    async def usages(
-        sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
-        nonlocal known, at
-        age = (world.clock.now() - at).total_seconds()
-        if not known or age >= seconds:
-            known, at, age = {one: used for one in sandboxes if (used := await real(one))}, world.clock.now(), 0
-        # Older than now in any case: these readings are of many.
-        return {one: replace(used, age_seconds=age + 0.001) for one, used in known.items() if one in sandboxes}
-
-    world.engine.usages = usages  # type: ignore[method-assign]
-
-
-async def test_app_that_works_in_short_bursts_is_not_frozen_where_readings_are_rare(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world, minutes=60)
-        rare_readings(world, 40)
-        for _ in range(20):
-            sandbox(world).cpu_seconds += 0.7
-            await pass_checks(world, idleness, 40)
-        assert (await world.builder(builder)).asleep_since is None
-
-
-async def test_app_that_always_uses_a_little_is_frozen_where_readings_are_rare(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world, minutes=60)
-        rare_readings(world, 40)
-        for _ in range(60):
-            sandbox(world).cpu_seconds += 0.07
-            await pass_checks(world, idleness, 5)
-        assert (await world.builder(builder)).asleep_since is not None
-        await world.until(frozen(world))
-
-
-async def test_leased_builder_is_not_read_again_at_each_check(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world)
-        until = world.clock.now() + timedelta(minutes=10)
-        lease = Lease(LeaseId("a"), builder.id, "an import", "token acme", world.clock.now(), until)
-        await world.application.store.write(lambda uow: uow.leases.add(lease))
-        readings = await old_readings(world, idleness)
-        await pass_checks(world, idleness, 300)
-        assert readings.exact == []
-
-
-async def test_unreadable_app_is_not_frozen_by_an_old_reading(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world)
-        await old_readings(world, idleness)
-
-        async def failing(asked: SandboxId) -> SandboxUsage | None:
-            raise EngineUnavailable("no answer")
-
-        world.engine.usage = failing  # type: ignore[assignment,method-assign]
-        await pass_checks(world, idleness, 120)
-        assert (await world.builder(builder)).asleep_since is None
 
 
 async def test_with_an_interval_of_0_nothing_is_ever_touched(world: World) -> None:

@@ -17,8 +17,8 @@ from builderd.domain.errors import QuotaExceeded
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import SECONDS_PER_HOUR, next_month
-from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs import spending
+from builderd.reconciler.loop.worker import LEASE
 from builderd.services import builders, caps
 from builderd.services.limits import TenantLimit, TenantLimits
 from builderd.store import UnitOfWork

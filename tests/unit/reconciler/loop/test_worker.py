@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
@@ -17,14 +17,14 @@ from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, MachineFault,
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.core import claim as claiming
-from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.core.loops import no_fault
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop import worker as working
 from builderd.reconciler.loop.steps import Steps
+from builderd.reconciler.loop.worker import LEASE
 from builderd.services import builders
 from builderd.store import UnitOfWork
+from builderd.store.claims import Claims
 
 T = TypeVar("T")
 DOWN = EngineUnavailable("The engine does not answer.")
@@ -246,7 +246,7 @@ async def test_result_under_a_lost_claim_is_not_recorded(world: World, monkeypat
 
 
 async def test_a_long_step_keeps_its_claim(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "RENEW_INTERVAL", 0.001)
+    monkeypatch.setattr(working, "RENEW_INTERVAL", 0.001)
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def build_slowly(*_: object) -> BuildOutcome:
@@ -270,7 +270,7 @@ async def test_a_long_step_keeps_its_claim(world: World, monkeypatch: pytest.Mon
 
 
 async def test_work_is_broken_off_when_the_claim_is_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "RENEW_INTERVAL", 0.001)
+    monkeypatch.setattr(working, "RENEW_INTERVAL", 0.001)
     building, broken_off = asyncio.Event(), asyncio.Event()
 
     async def build_for_ever(*_: object) -> BuildOutcome:
@@ -295,21 +295,21 @@ async def test_work_is_broken_off_when_the_claim_is_lost(world: World, monkeypat
 
 
 async def test_claim_survives_a_short_outage_of_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "RENEW_INTERVAL", 0.001)
+    monkeypatch.setattr(working, "RENEW_INTERVAL", 0.001)
     failures = 3
-    renew = claiming.Claim.renew
+    renew = Claims.renew
 
-    async def renew_or_fail(claim: claiming.Claim) -> bool:
+    def renew_or_fail(claims: Claims, *claim: Any) -> bool:
         nonlocal failures
         if world.called("listening") and failures:
             failures -= 1
             raise OSError("the database does not answer")
-        return await renew(claim)
+        return renew(claims, *claim)
 
     async def sleep(_: float) -> None:
         await asyncio.sleep(0.002)
 
-    monkeypatch.setattr(claiming.Claim, "renew", renew_or_fail)
+    monkeypatch.setattr(Claims, "renew", renew_or_fail)
     monkeypatch.setattr(world.clock, "sleep", sleep)
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=20))
     async with world.reconciling():
@@ -409,17 +409,17 @@ async def test_short_outage_of_the_store_does_not_end_the_reconciler(
 async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = claiming.Claim.take
+    take = Claims.claim
     failures = 2
 
-    async def fail_or_take(claim: claiming.Claim) -> bool:
+    def fail_or_take(claims: Claims, *claim: Any) -> bool:
         nonlocal failures
         if failures:
             failures -= 1
             raise OSError("the database does not answer")
-        return await take(claim)
+        return take(claims, *claim)
 
-    monkeypatch.setattr(claiming.Claim, "take", fail_or_take)
+    monkeypatch.setattr(Claims, "claim", fail_or_take)
     async with world.reconciling():
         assert (await pass_time(world, asyncio.create_task(world.create()))).status is Status.RUNNING
     assert failures == 0
@@ -457,7 +457,7 @@ async def test_exit_is_noticed_that_comes_while_the_store_does_not_answer(
         nonlocal lost
         if not is_away:
             return await read(work)
-        lost += getattr(work, "func", None) is reconciling._sandbox
+        lost += "_read_ended" in getattr(work, "__qualname__", "")
         raise StoreUnavailable("The database does not answer.")
 
     async with world.reconciling() as reconciler:

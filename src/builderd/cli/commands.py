@@ -68,6 +68,7 @@ APPS: dict[str, Entry] = {
     "tokens": ("apps.tenancy", "Make, list and revoke API tokens of your tenant, over the API."),
     "api": ("apps.tools", "Send any call of the API, such as: builderd api GET /builders."),
     "completion": ("apps.tools", "Print the completion script of a shell, for its start-up file."),
+    "man": ("apps.tools", "Print the manual page, of one command or of all: builderd man | man -l -"),
     "mcp": ("apps.mcp", "Serve agents over stdio (Model Context Protocol), or add builderd to their configuration."),
 }
 

@@ -39,7 +39,7 @@ SOCKET = ("AF_NETLINK", "AF_PACKET", "AF_VSOCK", "AF_ALG", "AF_CAN", "SO_PEERCRE
 SIGNALS = ("SIGPWR", "SIGSTKFLT", "SIGPOLL", "SIGRTMIN", "SIGRTMAX", "sigtimedwait", "sigwaitinfo")
 MODULES = {"spwd", "nis", "ossaudiodev", "builderd.linux"}
 #: Programs that a Mac has, too. click asks bash for its version.
-PROGRAMS = {"ssh", "git", "less", "open", "bash"}
+PROGRAMS = {"ssh", "git", "less", "man", "open", "bash"}
 
 
 class LinuxOnly(BaseException):
@@ -114,6 +114,7 @@ def use_commands(url: str, token: str) -> None:
     command("spending")
     for shell in ("bash", "zsh", "fish"):
         command("completion", shell)
+    assert ".SH builderd deploy\n" in command("man")
     for words in (("token", "list"), ("down",), ("doctor",)):
         command(*words, code=1, stderr="which is one with Linux")
     command("schema")

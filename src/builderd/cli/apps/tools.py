@@ -1,4 +1,4 @@
-"""``builderd api``, ``doctor`` and ``completion``."""
+"""``builderd api``, ``doctor``, ``completion`` and ``man``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,29 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     click.echo(found(builderd, {}, "builderd", "_BUILDERD_COMPLETE").source())
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+def man(words: Sequence[str]) -> None:
+    """Print the manual page, of one command or of all: builderd man | man -l -"""
+    from builderd.cli.group import builderd  # noqa: PLC0415
+
+    contexts = [click.Context(builderd, info_name="builderd")]
+    for word in words:
+        inner = contexts[-1].command
+        found = inner.get_command(contexts[-1], word) if isinstance(inner, click.Group) else None
+        if found is None:
+            raise click.UsageError(f"there is no command {' '.join(words)!r}")
+        contexts = [click.Context(found, info_name=word, parent=contexts[-1])]
+    if isinstance(group := contexts[0].command, click.Group):
+        for name in group.list_commands(contexts[0]):
+            # Not of the machine's commands without Linux or the packages of the service.
+            with suppress(click.ClickException):
+                if (found := group.get_command(contexts[0], name)) is not None:
+                    contexts.append(click.Context(found, info_name=name, parent=contexts[0]))
+    click.echo(f'.TH {contexts[0].command_path.replace(" ", "-").upper()} 1 "" "builderd {__version__}"')
+    for context in contexts:
+        text = context.get_help().replace("\\", "\\e").replace("-", "\\-")
+        lines = "\n".join(f"\\&{line}" for line in text.splitlines())
+        click.echo(f".SH {context.command_path}\n.nf\n{lines}\n.fi")

@@ -23,7 +23,7 @@ EXEMPT: dict[Operation, str] = {
     ("DELETE", "/api/v1/uploads/{upload_id}"): "builderd api DELETE /uploads/ID; the service removes it by itself",
 }
 #: Commands that need a terminal or a program of the machine, or that run without a service.
-ELSEWHERE = {"login", "logout", "context", "init", "schema", "mcp", "shell", "port-forward", "completion"}
+ELSEWHERE = {"login", "logout", "context", "init", "schema", "mcp", "shell", "port-forward", "completion", "man"}
 
 
 @dataclass

@@ -291,6 +291,12 @@ def test_each_shell_has_a_completion_script(shell: str) -> None:
     assert "_BUILDERD_COMPLETE" in run("completion", shell).stdout
 
 
+def test_manual_page_has_all_commands_or_one(home: Path) -> None:
+    assert ".SH builderd port-forward\n" in run("man").stdout
+    assert "Usage: builderd env set" in run("man", "env", "set").stdout
+    assert run("man", "nothing").exit_code == 2
+
+
 def test_completion_names_commands_and_options(home: Path) -> None:
     environment = {"_BUILDERD_COMPLETE": "bash_complete", "COMP_WORDS": "builderd rollb", "COMP_CWORD": "1"}
     done = subprocess.run(

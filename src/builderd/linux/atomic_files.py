@@ -64,15 +64,6 @@ def _overwrite(path: Path, content: bytes) -> bool:
     return True
 
 
-def append(file: Path, line: str) -> None:
-    """Add a line to an existing file by one write, which a kill of the service cuts off nowhere."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
-
-
 def write(path: Path, content: bytes) -> None:
     """Write and sync a file in place. A new file's name is durable only once its folder is synced (``sync``)."""
     _fill(path, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Small JSON files that are replaced atomically, and the dataclasses that they hold."""
+"""Small JSON files that are replaced atomically, and the dataclasses that they store."""
 
 from __future__ import annotations
 

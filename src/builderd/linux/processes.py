@@ -77,7 +77,7 @@ def open_files() -> int:
 
 
 def _status(pid: int) -> tuple[str, int] | None:
-    """Return state letter and start time (proc(5)); the name before them, which may hold anything, is cut off."""
+    """Return state letter and start time (proc(5)); the name before them, which may contain anything, is cut off."""
     fields = read_proc(f"{pid}/stat").rpartition(")")[2].split()
     return (fields[0], int(fields[19])) if fields else None
 

@@ -125,35 +125,20 @@ def bind(
     ``recursive`` binds the mounts below it, too. open_tree(2), mount_setattr(2) and move_mount(2): the attributes are
     set before anything can see the mount.
     """
-    tree = open_tree(source, attributes, user_namespace, recursive=recursive)
-    try:
-        attach_tree(tree, target)
-    finally:
-        os.close(tree)
-
-
-def open_tree(source: str, attributes: int, user_namespace: int | None = None, *, recursive: bool = False) -> int:
-    """Return the descriptor of a detached mount, as ``bind`` makes it, for ``attach_tree`` in any mount namespace."""
     below = _AT_RECURSIVE if recursive else 0
+    if user_namespace is not None:
+        attributes |= _MOUNT_ATTR_IDMAP
+    wanted = struct.pack("QQQQ", attributes, 0, 0, user_namespace or 0)
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | below
     tree = check(libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), flags), f"open {source}")
     try:
-        if user_namespace is not None:
-            attributes |= _MOUNT_ATTR_IDMAP
-        wanted = struct.pack("QQQQ", attributes, 0, 0, max(user_namespace or 0, 0))
         size = ctypes.c_size_t(len(wanted))
         result = libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | below, wanted, size)
         check(result, f"set attributes of {source}")
-    except BaseException:
+        result = libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+        check(result, f"bind on {target}")
+    finally:
         os.close(tree)
-        raise
-    return tree
-
-
-def attach_tree(tree: int, target: str) -> None:
-    """Mount a detached mount at a path of this process's mount namespace (move_mount(2))."""
-    result = libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
-    check(result, f"bind on {target}")
 
 
 def sync_file_system(descriptor: int) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,19 +18,6 @@ async def run_to_completion(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
     working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(working)
-    finally:
-        while not working.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({working})
-
-
-@contextlib.asynccontextmanager
-async def completed(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the work beside the block; return only when it is done, also when the block fails or is cancelled."""
-    working = asyncio.ensure_future(work)
-    try:
-        yield
-        await asyncio.shield(working)
     finally:
         while not working.done():
             with contextlib.suppress(asyncio.CancelledError):

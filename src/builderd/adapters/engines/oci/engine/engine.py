@@ -59,7 +59,6 @@ class OciEngine:
                 )
                 self._readiness = Readiness(False, f"The engine could not be opened: {error}.{cure}")
                 raise EngineUnavailable(self._readiness.message) from error
-            self._sandboxes = Sandboxes(self._machine)
             self._readiness = Readiness(True, "ready")
 
     async def _prepare(self, progress: Progress) -> Machine:
@@ -157,7 +156,7 @@ class OciEngine:
         self._readiness = Readiness(False, "closed")
 
     async def down(self) -> None:
-        """End all sandboxes and give back what the machine holds for the service, opened or not."""
+        """End all sandboxes and give back what the machine has reserved for the service, opened or not."""
         machine = self._machine
         if machine is None:
             if known_instance(self._options.data_dir) is None:

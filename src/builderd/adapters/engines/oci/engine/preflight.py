@@ -38,17 +38,23 @@ SIMPLE_QUOTAS = (6, 7)
 
 def run_checks(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
     """Run all checks. ``data_dir`` need not exist yet; ``floor_bytes`` is its store's floor."""
-    programs = [_program(*row) for row in PROGRAMS]
-    store = _store(data_dir.absolute(), floor_bytes)
-    return [_runtime(), *programs, *_kernel(), _profile(), _base(), *_space(data_dir), *store]
-
-
-def _runtime() -> PreflightCheck:
     found = find_program("crun") or find_program("runc")
-    cost = "no sandbox can be started: apt-get install crun"
-    return PreflightCheck(
-        "runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True
-    )
+    detail = _version(found) if found else "neither crun nor runc"
+    roots = list(Path("/var/lib/builderd-host/bases").glob("[!.]*/root"))
+    has_profile = Path(PROFILE).is_file()
+    profile_cost = "no sandbox can be started: apt-get install golang-github-containers-common"
+    base_cost = "it is made at the first start (half a minute)"
+    return [
+        PreflightCheck("runtime", bool(found), detail, "no sandbox can be started: apt-get install crun", True),
+        *(_program(*row) for row in PROGRAMS),
+        *_kernel(),
+        PreflightCheck("seccomp profile", has_profile, PROFILE if has_profile else "missing", profile_cost, True),
+        PreflightCheck(
+            "base root file system", bool(roots), str(roots[0]) if roots else "not made yet", base_cost, False
+        ),
+        *_space(data_dir),
+        *_store(data_dir.absolute(), floor_bytes),
+    ]
 
 
 def _program(name: str, package: str, cost: str, vital: bool) -> PreflightCheck:
@@ -58,7 +64,7 @@ def _program(name: str, package: str, cost: str, vital: bool) -> PreflightCheck:
 
 
 def _version(program: str) -> str:
-    """Return the first line of the version text that holds a digit, else the program's path."""
+    """Return the first line of the version text that has a digit, else the program's path."""
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except subprocess.TimeoutExpired:
@@ -124,20 +130,6 @@ def _module(name: str, release: str) -> bool:
     """Return True when the kernel could load this module."""
     index = Path("/lib/modules") / release / "modules.dep"
     return index.is_file() and f"/{name}.ko" in index.read_text()
-
-
-def _profile() -> PreflightCheck:
-    cost = "no sandbox can be started: apt-get install golang-github-containers-common"
-    found = Path(PROFILE).is_file()
-    return PreflightCheck("seccomp profile", found, str(PROFILE) if found else "missing", cost, True)
-
-
-def _base() -> PreflightCheck:
-    roots = list(Path("/var/lib/builderd-host/bases").glob("[!.]*/root"))
-    detail = str(roots[0]) if roots else "not made yet"
-    return PreflightCheck(
-        "base root file system", bool(roots), detail, "it is made at the first start (half a minute)", False
-    )
 
 
 def _space(data_dir: Path) -> Sequence[PreflightCheck]:

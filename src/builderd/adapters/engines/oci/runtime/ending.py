@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import signal
-import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci.runtime import runtime_commands
-from builderd.adapters.engines.oci.runtime.records import Record, is_name
+from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import RunContext
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime, RuntimeCommands
-from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import Process, boot_id
-from builderd.linux.syscalls import check, libc
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +32,7 @@ class Ending:
     async def terminate(self, record: Record) -> None:
         runtime = self._commands.runtime(record)
         if runtime.is_gvisor:
-            await self._commands.ask(runtime, runtime_commands.kill(runtime, record.id, "TERM"))
+            await self._commands.ask(runtime, runtime.command("kill", record.id, "TERM"))
         elif record.process:
             record.process.kill(signal.SIGTERM)
 
@@ -82,7 +76,7 @@ class Ending:
         if runtime and runtime.name != "crun":
             await asyncio.to_thread(self._context.cgroups.remove, f"{record.id}.shim")
             if (runtime.root / record.id).exists():
-                await self._commands.ask(runtime, runtime_commands.delete(runtime, record.id))
+                await self._commands.ask(runtime, runtime.command("delete", "--force", record.id))
         await asyncio.to_thread(self._remove_files, runtime, record.id)
 
     def _remove_files(self, runtime: Runtime | None, name: str) -> None:
@@ -97,58 +91,32 @@ class Ending:
         shutil.rmtree(self._context.config.bundle(name), ignore_errors=True)
 
 
-_IN_CLOSE_WRITE = 0x8
-_IN_MOVED_TO = 0x80
-#: struct inotify_event: watch, mask, cookie, length of the name that follows.
-_EVENT = struct.Struct("iIII")
-#: Time for a shim to write its sandbox's exit file before it counts as lost.
+#: Time for a shim to end after its sandbox before it counts as lost.
 _EXIT_FILE_SECONDS = 30.0
 
 
 class Exits:
-    """Watcher of exit files. ``ended`` returns True for a sandbox that has ended.
+    """Watcher of shims, which end once they have written the exit file of their sandbox.
 
-    ``end_unmonitored`` is awaited where a shim has ended, or does not write down the end of its sandbox: it ends what
-    the shim left, and returns False where the shim wrote an exit file after all.
+    ``ended`` returns True for a sandbox that has ended. ``end_unmonitored`` ends what a shim left that was killed, or
+    does not end; it does nothing where the shim wrote an exit file.
     """
 
-    def __init__(
-        self, folder: Path, ended: Callable[[str], bool], end_unmonitored: Callable[[str], Awaitable[bool]]
-    ) -> None:
-        self._folder = folder
+    def __init__(self, ended: Callable[[str], bool], end_unmonitored: Callable[[str], Awaitable[None]]) -> None:
         self._ended = ended
         self._end_unmonitored = end_unmonitored
-        self._inotify: int | None = None
         self._subscribers: set[asyncio.Queue[str]] = set()
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watches: dict[str, asyncio.Task[None]] = {}
-
-    def open(self) -> None:
-        """Start watching; needs a running event loop. Idempotent. Raises ``EngineUnavailable``."""
-        if self._inotify is not None:
-            return
-        mask = _IN_CLOSE_WRITE | _IN_MOVED_TO
-        try:
-            self._inotify = check(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
-            check(libc.inotify_add_watch(self._inotify, bytes(self._folder), mask), "inotify")
-        except OSError as error:
-            raise EngineUnavailable(
-                f"The ends of sandboxes cannot be seen: {error.strerror}. See fs.inotify.max_user_instances."
-            ) from error
-        asyncio.get_running_loop().add_reader(self._inotify, self._read_events)
 
     def close(self) -> None:
         for task in self._watches.values():
             task.cancel()
         self._watches.clear()
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify)
-            os.close(self._inotify)
-            self._inotify = None
 
     def watch(self, name: str, process: Process, shim: Process | None) -> None:
-        """Watch the shim and the first process too, in case no exit file is written. ``shim`` None: it is gone."""
-        self._watches[name] = asyncio.get_running_loop().create_task(self._await_death(name, process, shim))
+        """Watch the end of a sandbox. ``shim`` None: it is gone. Needs a running event loop."""
+        self._watches[name] = asyncio.get_running_loop().create_task(self._await_end(name, process, shim))
 
     async def wait(self, name: str, seconds: float) -> bool:
         """Wait for the end of a sandbox; return False when it has not ended by then."""
@@ -177,36 +145,19 @@ class Exits:
         finally:
             self._subscribers.discard(queue)
 
-    async def _await_death(self, name: str, process: Process, shim: Process | None) -> None:
+    async def _await_end(self, name: str, process: Process, shim: Process | None) -> None:
         try:
             if shim is not None:
                 await _first(process.wait(), shim.wait())
-                await _first(self.wait(name, _EXIT_FILE_SECONDS), shim.wait())
-            if await self._end_unmonitored(name):
-                self._notify(name)
+                await shim.wait(_EXIT_FILE_SECONDS)
+            await self._end_unmonitored(name)
+            for event in self._waiting.get(name, ()):
+                event.set()
+            for queue in self._subscribers:
+                queue.put_nowait(name)
         finally:
-            # The end of a sandbox that ended before it was watched is not reported.
             if self._watches.get(name) is asyncio.current_task():
                 del self._watches[name]
-
-    def _read_events(self) -> None:
-        assert self._inotify is not None
-        buffer = os.read(self._inotify, 65536)
-        while buffer:
-            _, _, _, length = _EVENT.unpack_from(buffer)
-            name = buffer[_EVENT.size : _EVENT.size + length].rstrip(b"\0").decode(errors="replace")
-            buffer = buffer[_EVENT.size + length :]
-            if is_name(name) and self._ended(name):
-                self._notify(name)
-
-    def _notify(self, name: str) -> None:
-        for event in self._waiting.get(name, ()):
-            event.set()
-        task = self._watches.pop(name, None)
-        if task and task is not asyncio.current_task():
-            task.cancel()
-        for queue in self._subscribers:
-            queue.put_nowait(name)
 
 
 async def _first(*waits: Coroutine[Any, Any, bool]) -> None:

@@ -29,7 +29,7 @@ LEAST = {
     "net/ipv4/neigh/default/gc_thresh2": 4096,
 }
 
-#: Pools of socket buffers: each file holds three numbers of pages, from which on buffers are small and at which no more
+#: Pools of socket buffers: each file has three numbers of pages, from which on buffers are small and at which no more
 #: are given (``tcp_mem`` of tcp(7), ``udp_mem`` of udp(7)).
 SOCKET_POOLS = ("net/ipv4/tcp_mem", "net/ipv4/udp_mem")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -82,7 +82,7 @@ _RMEM = 4
 
 
 class NetlinkWatch:
-    """Kills sandboxes whose netlink sockets hold too much memory, which no control group counts: docs/adr/0026.
+    """Kills sandboxes whose netlink sockets keep too much memory, which no control group counts: docs/adr/0026.
 
     An app needs netlink to list its network links. The answers that it does not read stay in the kernel, up to 4 MB for
     each socket, and nothing limits the number of sockets. ``processes`` lists the ids of sandboxes with a process of
@@ -101,10 +101,10 @@ class NetlinkWatch:
         self._calls.close()
 
     def check(self, processes: Sequence[tuple[str, Process]]) -> None:
-        """Kill each sandbox whose netlink sockets hold more than ``MOST``. Blocks."""
+        """Kill each sandbox whose netlink sockets keep more than ``MOST``. Blocks."""
         for name, process in processes:
-            if (held := netlink_bytes(process.pid)) > MOST and process.alive:
-                log.warning("sandbox killed: netlink buffers too large sandbox=%s bytes=%d limit=%d", name, held, MOST)
+            if (used := netlink_bytes(process.pid)) > MOST and process.alive:
+                log.warning("sandbox killed: netlink buffers too large sandbox=%s bytes=%d limit=%d", name, used, MOST)
                 try:
                     self._kill(name)
                 except OSError as error:  # the others are checked all the same

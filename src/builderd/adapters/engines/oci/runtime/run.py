@@ -33,7 +33,7 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Layers of a root. ``lowers``: topmost first. ``scratch`` holds ``upper`` and ``work``; None: read-only root.
+    """Layers of a root. ``lowers``: topmost first. ``scratch`` contains ``upper`` and ``work``; None: read-only root.
 
     ``mirrors`` maps folders of the root, as the layers make it, to other places where they are seen too; the user may
     write beside the layers' files there, and in the folders ``writable``.
@@ -112,12 +112,9 @@ class Run:
     """
 
     id: str
-    owner: str
-    disk: str
     runtime: Runtime
     root: Root
     hostname: str
-    port: int
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
@@ -128,6 +125,9 @@ class Run:
     egress: bool
     log: Path
     log_limit: int
+    owner: str = ""
+    disk: str = ""
+    port: int = 0
     tmpfs: Mapping[str, int] = field(default_factory=dict)
     secret_files: Mapping[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()

@@ -67,12 +67,9 @@ class Runner:
     def _make_run(self, run: BuildRun) -> Run:
         return Run(
             id=run.id,
-            owner="",
-            disk="",
             runtime=self._runtime,
             root=Root(self._lowers_of(run), run.binds),
             hostname="build",
-            port=0,
             argv=[*INIT, *run.argv],
             env={"SSL_CERT_FILE": str(CA_BUNDLE), **run.env},
             cwd=run.cwd,
@@ -213,12 +210,9 @@ class Tools:
     def _make_run(self, name: str, tool: Tool) -> Run:
         return Run(
             id=name,
-            owner="",
-            disk="",
             runtime=self._runtime,
             root=Root(self._lowers, (*_programs(tool), *self._binds(tool))),
             hostname=tool.hostname,
-            port=0,
             argv=[*INIT, *tool.argv],
             env={"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},  # noqa: S108
             cwd="/tmp",  # noqa: S108

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.oci.runtime import runtime_commands
 from builderd.adapters.engines.oci.runtime.creation import Creation
 from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending, Exits
 from builderd.adapters.engines.oci.runtime.host_limits import NetlinkWatch
@@ -38,7 +37,7 @@ class Runs:
 
     def __init__(self, context: RunContext) -> None:
         self.records, cgroups = context.records, context.cgroups
-        self.exits = Exits(self.records.exits, self._has_ended, self._end_unmonitored)
+        self.exits = Exits(self._has_ended, self._end_unmonitored)
         self.config = context.config
         self.launcher = context.launcher
         self.cgroups = cgroups
@@ -63,7 +62,6 @@ class Runs:
         self.records.open()
         self.records.sweep()
         (self.config.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
-        self.exits.open()
         if connecting:
             await self.share_ports(self.records.all())
         for record in self.records.all():
@@ -130,7 +128,7 @@ class Runs:
     async def _runs(self, record: Record) -> bool:
         """Return True when the runtime started it before the last service ended."""
         runtime = self.commands.runtime(record)
-        _, state = await self.commands.ask(runtime, runtime_commands.state(runtime, record.id), stream=1)
+        _, state = await self.commands.ask(runtime, runtime.command("state", record.id), stream=1)
         return '"running"' in state
 
     def close(self) -> None:
@@ -222,7 +220,7 @@ class Runs:
     async def release(self, run: Run, record: Record) -> Record:
         """Let the first process execute the program."""
         started_at = self.records.now()
-        status, output = await self.commands.ask(run.runtime, runtime_commands.start(run.runtime, run.id))
+        status, output = await self.commands.ask(run.runtime, run.runtime.command("start", run.id))
         if status:
             raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
         record = self.save(replace(record, started_at=started_at))
@@ -265,21 +263,20 @@ class Runs:
             return self.records.exit(name) is not None
         return not self.is_running(record)
 
-    async def _end_unmonitored(self, name: str) -> bool:
-        """End a whole sandbox whose shim died; return False when the shim lives or wrote the exit file.
+    async def _end_unmonitored(self, name: str) -> None:
+        """End a whole sandbox whose shim died; do nothing when the shim lives or wrote the exit file.
 
         Such a sandbox's output is read by no process: writes fail or block, and its exit would never be recorded.
         """
         record = self._known.get(name)
         if record is None or self.records.exit(name) or (is_alive(record.shim) and is_alive(record.process)):
-            return False
+            return
         log.warning("sandbox monitor (conmon) died, ending the sandbox sandbox=%s builder=%s", name, record.owner)
         async with self.freezing.lock(record):
             self.freezing.end_reclaim(name)
             if is_alive(record.process):
                 record = self.save(replace(self.newest(record), seen_at=self.records.now()))
             await self._ending.kill_all(record)
-        return True
 
     async def clean(self, record: Record) -> None:
         """Kill its processes and remove all but its record, its exit file and its slot. Idempotent."""

@@ -81,21 +81,8 @@ class Runtime:
         gvisor = ("--overlay2=none", "--network=sandbox", "--host-uds=none") if self.is_gvisor else ()
         return (f"--root={self.root}", *gvisor)
 
-
-def start(runtime: Runtime, name: str) -> list[str]:
-    return [runtime.path, *runtime.options, "start", name]
-
-
-def state(runtime: Runtime, name: str) -> list[str]:
-    return [runtime.path, *runtime.options, "state", name]
-
-
-def kill(runtime: Runtime, name: str, signal: str) -> list[str]:
-    return [runtime.path, *runtime.options, "kill", name, signal]
-
-
-def delete(runtime: Runtime, name: str) -> list[str]:
-    return [runtime.path, *runtime.options, "delete", "--force", name]
+    def command(self, *words: str) -> list[str]:
+        return [self.path, *self.options, *words]
 
 
 def execute(runtime: Runtime, name: str, process: Path, pid_file: Path, console: Path | None = None) -> list[str]:
@@ -104,16 +91,13 @@ def execute(runtime: Runtime, name: str, process: Path, pid_file: Path, console:
     ``console`` is the socket over which the runtime hands over the terminal that it makes.
     """
     terminal = () if console is None else ("--console-socket", str(console))
-    return [
-        *(runtime.path, *runtime.options, "exec", *terminal),
-        *("--process", str(process), "--pid-file", str(pid_file), name),
-    ]
+    return runtime.command("exec", *terminal, "--process", str(process), "--pid-file", str(pid_file), name)
 
 
 def shim(runtime: Runtime, name: str, bundle: Path, record: Path, exits: Path) -> list[str]:
     """conmon, which has the runtime create the sandbox, keeps its log, and writes down how it ended.
 
-    ``bundle`` holds its run-time files, ``record`` gets its ``oom`` file, ``exits`` a file with the exit code. It needs
+    ``bundle`` has its run-time files, ``record`` gets its ``oom`` file, ``exits`` a file with the exit code. It needs
     ``--full-attach``, or it fails on the path of a socket that is unused here.
     """
     return [

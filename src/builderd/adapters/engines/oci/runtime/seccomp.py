@@ -100,12 +100,12 @@ def _kept(rules: Iterable[Mapping[str, Any]], architecture: str) -> list[Rule]:
     kept = []
     for rule in rules:
         names = [name for name in rule["names"] if name not in REFUSED | _JUDGED]
-        if names and _holds(rule, architecture):
+        if names and _applies(rule, architecture):
             kept.append(_rule(names, rule["action"], rule.get("errnoRet"), rule.get("args") or ()))
     return kept
 
 
-def _holds(rule: Mapping[str, Any], architecture: str) -> bool:
+def _applies(rule: Mapping[str, Any], architecture: str) -> bool:
     includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
     if includes.get("caps"):
         return False
@@ -166,7 +166,7 @@ def _filters() -> list[Rule]:
 
 
 def _all_but(refused: Iterable[int], index: int, bits: int) -> list[dict[str, Any]]:
-    """Conditions of which one holds for each number below ``2 ** bits`` that is not refused, and none for any other.
+    """Return conditions, one of which is true for each number below ``2 ** bits`` that is not refused, and none for any other.
 
     The kernel ignores the upper 32 bits of these arguments, and so do the conditions.
     """

@@ -21,7 +21,7 @@ from builderd.domain.processes import Window
 
 PIPE_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 18
-#: Bytes read after the process has ended: more than its streams can hold.
+#: Bytes read after the process has ended: more than its streams have room for.
 _LAST_BYTES = 2 * PIPE_BYTES
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from unittest.mock import AsyncMock
 
 import pytest
 
 from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
-from builderd.adapters.engines.oci.runtime import ending, host_limits
+from builderd.adapters.engines.oci.runtime import host_limits
 from builderd.adapters.engines.oci.runtime.attach import INOTIFY
-from builderd.adapters.engines.oci.runtime.ending import Exits
 from builderd.adapters.engines.oci.runtime.host_limits import (
     LEAST,
     MOST,
@@ -21,7 +19,6 @@ from builderd.adapters.engines.oci.runtime.host_limits import (
     raise_socket_pools,
     socket_pool,
 )
-from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import Process
 
 
@@ -51,15 +48,6 @@ def test_the_pools_of_socket_buffers_are_raised_to_half_of_the_memory(tmp_path: 
     low, pressure, most = (int(number) for number in tcp.read_text().split())
     assert low < pressure < most
     assert udp.read_text() == "1\t2\t9000000\n"
-
-
-async def test_exhausted_inotify_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(_: int, __: str) -> int:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(ending, "check", none_left)
-    with pytest.raises(EngineUnavailable, match=r"Too many open files\. See fs\.inotify\.max_user_instances"):
-        Exits(tmp_path, lambda _: False, AsyncMock()).open()
 
 
 HEADER = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"

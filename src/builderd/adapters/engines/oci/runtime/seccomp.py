@@ -166,7 +166,7 @@ def _filters() -> list[Rule]:
 
 
 def _all_but(refused: Iterable[int], index: int, bits: int) -> list[dict[str, Any]]:
-    """Return conditions, one of which is true for each number below ``2 ** bits`` that is not refused, and none for any other.
+    """Return conditions: one is true for each number below ``2 ** bits`` that is not refused, none for another.
 
     The kernel ignores the upper 32 bits of these arguments, and so do the conditions.
     """

@@ -333,14 +333,6 @@ async def test_a_layer_is_not_collected_from_under_a_sandbox(workshop: Workshop)
     assert not workshop.layers.has(plan.key)
 
 
-async def test_flask_comes_from_the_registry(workshop: Workshop) -> None:
-    plan = workshop.plan("flask", None)
-    outcome = await workshop.layers.build_layer(plan, quiet)
-    assert outcome.ok, outcome.output
-    program = "import flask; print(flask.Flask('x').name)"
-    assert await workshop.run(plan, "/venv/bin/python", "-c", program) == ["x"]
-
-
 async def test_a_layer_ends_at_what_its_tenant_has_left(workshop: Workshop) -> None:
     """The quota counts what is cloned from the cache for the cache alone."""
     big = wheel("big", {f"big/{number}.bin": secrets.token_hex(500_000) for number in range(30)})

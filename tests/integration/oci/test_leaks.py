@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from tests.engines import ENGINE_TIMEOUT, execute, make_spec, prepared, settings
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.network.allocations import HOST_DIR, bridge_name, known_instance
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
@@ -201,40 +199,6 @@ async def test_nothing_is_left_of_a_start_that_was_broken_off_at_any_moment(
         assert await settled(tmp_path, here.id, before) == before
 
 
-async def test_no_group_is_made_for_a_start_that_was_broken_off_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Cgroups.open_shim
-
-    def make_slowly(groups: Cgroups, name: str) -> str:
-        time.sleep(0.2)
-        return made(groups, name)
-
-    monkeypatch.setattr(Cgroups, "open_shim", make_slowly)
-    async with prepared(settings_in(tmp_path)) as engine:
-        spec = await make_spec(engine, apps.SILENT)
-        starting = asyncio.create_task(engine.sandboxes.start(spec))
-        await asyncio.sleep(0.1)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        await asyncio.sleep(0.2)
-        here = known_instance(tmp_path)
-        assert here
-        assert traces(tmp_path, here.id).groups == ()
-
-
-async def test_gvisor_keeps_nothing_of_a_sandbox_that_was_removed(tmp_path: Path) -> None:
-    async with prepared(settings_in(tmp_path)) as engine:
-        spec = await make_spec(engine, apps.SILENT, isolation=Isolation.STRONG)
-        await engine.sandboxes.start(spec)
-        state = engine._here.runtimes["runsc"].root
-        assert list(state.iterdir()) != []
-        await engine.sandboxes.stop(spec.id, 0)
-        await engine.sandboxes.remove(spec.id)
-        assert list(state.iterdir()) == []
-
-
 async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     async with prepared(settings) as engine:
@@ -247,21 +211,6 @@ async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> No
         left = await ended(tmp_path, here.id)
         assert (left.mounts, left.loops, left.links, left.groups, left.processes) == ((), (), (), (), ())
     await OciEngine(settings).down()
-
-
-async def test_down_ends_what_runs_also_where_the_bridge_was_taken_away(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    async with prepared(settings) as engine:
-        spec = await make_spec(engine, apps.SERVER)
-        await engine.sandboxes.start(spec)
-        bridge = engine._here.network.bridge
-        await engine.close()
-        subprocess.run(["ip", "link", "delete", bridge], check=True)
-        await OciEngine(settings).down()
-        here = known_instance(tmp_path)
-        assert here
-        left = await ended(tmp_path, here.id)
-        assert (left.mounts, left.loops, left.links, left.groups, left.processes) == ((), (), (), (), ())
 
 
 async def test_down_of_a_data_directory_that_was_never_used_makes_nothing(tmp_path: Path) -> None:

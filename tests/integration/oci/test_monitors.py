@@ -39,18 +39,6 @@ async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:
 
 
 @BOTH
-async def test_nothing_of_a_sandbox_outlives_its_monitor(engine: OciEngine, isolation: Isolation) -> None:
-    spec = await make_spec(engine, PRINTING, isolation=isolation)
-    await engine.sandboxes.start(spec)
-    assert processes_of(spec.id)
-    await kill_monitor(engine, spec.id)
-    report = await until_lost(engine, spec.id)
-    assert report.end
-    assert report.end.at
-    await engine.sandboxes.remove(spec.id)
-
-
-@BOTH
 async def test_a_visitor_of_an_app_that_was_ended_does_not_wait(engine: OciEngine, isolation: Isolation) -> None:
     spec = await make_spec(engine, apps.SERVER, isolation=isolation)
     report = await engine.sandboxes.start(spec)

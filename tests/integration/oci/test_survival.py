@@ -31,7 +31,6 @@ from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.processes import ProcessSpec, shell
-from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import EngineOptions
@@ -98,19 +97,6 @@ async def test_an_end_while_no_service_runs_is_found(settings: EngineOptions) ->
             assert report.end
             assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 9)
             assert await log_text(next_engine, spec.id) == ["last words"]
-
-
-async def test_usage_is_known_without_the_disk(engine: OciEngine) -> None:
-    spec = await make_spec(engine, apps.SERVER)
-    await engine.sandboxes.start(spec)
-    disk = engine._here.store.disks / spec.disk
-    away = disk.rename(disk.with_name(f"{spec.disk}-away"))
-    try:
-        used = await engine.sandboxes.usage(spec.id)
-    finally:
-        away.rename(disk)
-    assert used
-    assert (used.disk_bytes, used.processes > 0) == (0, True)
 
 
 async def test_death_of_app_and_shim_is_reported(engine: OciEngine, settings: EngineOptions) -> None:
@@ -296,13 +282,3 @@ async def test_sandbox_frozen_for_an_interrupted_copy_is_thawed(settings: Engine
         await engine.prepare(lambda line: None)
         assert not engine._here.runs.cgroups.is_frozen(spec.id)
         assert (await execute(engine, spec.id, "echo on", 10, 1000)).output == "on\n"
-
-
-async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: EngineOptions) -> None:
-    async with prepared(settings) as engine:
-        spec = await make_spec(engine, apps.SERVER)
-        await engine.sandboxes.start(spec)
-        await engine.sandboxes.freeze(spec.id)
-        await engine.disks.clone_disk(spec.disk, DiskId("copy-of-frozen"), GB)
-        assert (await engine.sandboxes.report(spec.id)).state is SandboxState.FROZEN
-        await engine.disks.delete_disk(DiskId("copy-of-frozen"))

@@ -14,12 +14,10 @@ import pytest
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import Machine, find_runtimes
-from builderd.adapters.engines.oci.engine.sandboxes import Sandboxes
 from builderd.domain.bundles import make_bundle
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.resources import GB, Resources
-from builderd.domain.sandboxes import SandboxSpec
+from builderd.domain.ids import DiskId
+from builderd.domain.resources import GB
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import EngineOptions, Readiness
 
@@ -68,29 +66,6 @@ async def test_a_call_that_is_cancelled_leaves_nothing_to_be_made_after_it(
     with pytest.raises(asyncio.CancelledError):
         await calling
     assert part.done == [work]
-
-
-def spec(number: int) -> SandboxSpec:
-    return SandboxSpec(
-        id=SandboxId(f"{number:016x}"),
-        builder_id=BuilderId("one"),
-        disk=DiskId(f"disk-{number}"),
-        hostname="one",
-        entrypoint="true",
-        port=8000,
-        env={},
-        resources=Resources(cpu=1, memory=0.125, disk=1),
-        isolation=Isolation.STANDARD,
-    )
-
-
-async def test_nothing_is_kept_of_disks_on_which_something_was_started() -> None:
-    machine = SimpleNamespace(runs=UNUSED, store=None, runtimes={})
-    sandboxes = Sandboxes(cast("Machine", machine))
-    for number in range(3):
-        with pytest.raises(EngineUnavailable):
-            await sandboxes.start(spec(number))
-    assert len(sandboxes._start_locks) == 0
 
 
 async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machine_and_it_is_tried_again(

@@ -123,78 +123,32 @@ def test_only_kills_at_the_own_limit_are_reported_of_a_running_one(oom: EndCause
     assert make_report(RECORD, running=True, exit_=None, oom=oom, boot="now").out_of_memory is reported
 
 
-@pytest.mark.parametrize(
-    ("record", "exit_", "oom", "boot", "cause", "code"),
-    [
-        pytest.param(RECORD, Exit(7, 2000), None, "now", EndCause.EXITED, 7, id="by itself"),
-        pytest.param(
-            RECORD, Exit(137, 2000), None, "now", EndCause.EXITED, 137, id="a KILL from inside is no memory limit"
-        ),
-        pytest.param(
-            RECORD, Exit(137, 2000), EndCause.OUT_OF_MEMORY, "now", EndCause.OUT_OF_MEMORY, 137, id="for memory"
-        ),
-        pytest.param(
-            RECORD,
-            Exit(137, 2000),
-            EndCause.HOST_OUT_OF_MEMORY,
-            "now",
-            EndCause.HOST_OUT_OF_MEMORY,
-            137,
-            id="for the memory of the host",
-        ),
-        pytest.param(
-            RECORD,
-            Exit(1, 2000),
-            EndCause.OUT_OF_MEMORY,
-            "now",
-            EndCause.OUT_OF_MEMORY,
-            1,
-            id="for memory, by its parent's word",
-        ),
-        pytest.param(
-            RECORD,
-            Exit(0, 2000),
-            EndCause.OUT_OF_MEMORY,
-            "now",
-            EndCause.EXITED,
-            0,
-            id="well, though a worker was killed once",
-        ),
-        pytest.param(
-            replace(RECORD, stopping_at=1999.99), Exit(143, 2000), None, "now", EndCause.STOPPED, 143, id="stopped"
-        ),
-        pytest.param(
-            replace(RECORD, stopping_at=2000.01),
-            Exit(143, 2000),
-            None,
-            "now",
-            EndCause.STOPPED,
-            143,
-            id="file times lag",
-        ),
-        pytest.param(
-            replace(RECORD, stopping_at=2001),
-            Exit(7, 2000),
-            None,
-            "now",
-            EndCause.EXITED,
-            7,
-            id="before it was stopped",
-        ),
-        pytest.param(RECORD, None, None, "now", EndCause.MONITOR_LOST, None, id="its shim was killed"),
-        pytest.param(RECORD, None, EndCause.OUT_OF_MEMORY, "now", EndCause.MONITOR_LOST, None, id="memory or not"),
-        pytest.param(RECORD, None, None, "later", EndCause.HOST_RESTARTED, None, id="machine restarted"),
-        pytest.param(RECORD, Exit(7, 2000), None, "later", EndCause.EXITED, 7, id="ended before the machine restarted"),
-        pytest.param(
-            replace(RECORD, stopping_at=1), None, None, "now", EndCause.STOPPED, None, id="killed with its shim"
-        ),
-    ],
-)
-def test_causes(
-    record: Record, exit_: Exit | None, oom: EndCause | None, boot: str, cause: EndCause, code: int | None
-) -> None:
-    end = make_end(record, exit_, oom, boot)
-    assert (end.cause, end.exit_code) == (cause, code)
+OOM, HOST_OOM = EndCause.OUT_OF_MEMORY, EndCause.HOST_OUT_OF_MEMORY
+STOPPED, EXITED, LOST = EndCause.STOPPED, EndCause.EXITED, EndCause.MONITOR_LOST
+#: (stopping at, exit, kill for memory, boot, cause) by what happened.
+ENDS: dict[str, tuple[float | None, Exit | None, EndCause | None, str, EndCause]] = {
+    "by itself": (None, Exit(7, 2000), None, "now", EXITED),
+    "a KILL from inside is no memory limit": (None, Exit(137, 2000), None, "now", EXITED),
+    "for memory": (None, Exit(137, 2000), OOM, "now", OOM),
+    "for the memory of the host": (None, Exit(137, 2000), HOST_OOM, "now", HOST_OOM),
+    "for memory, by its parent's word": (None, Exit(1, 2000), OOM, "now", OOM),
+    "well, though a worker was killed once": (None, Exit(0, 2000), OOM, "now", EXITED),
+    "stopped": (1999.99, Exit(143, 2000), None, "now", STOPPED),
+    "file times lag": (2000.01, Exit(143, 2000), None, "now", STOPPED),
+    "before it was stopped": (2001, Exit(7, 2000), None, "now", EXITED),
+    "its shim was killed": (None, None, None, "now", LOST),
+    "memory or not": (None, None, OOM, "now", LOST),
+    "machine restarted": (None, None, None, "later", EndCause.HOST_RESTARTED),
+    "ended before the machine restarted": (None, Exit(7, 2000), None, "later", EXITED),
+    "killed with its shim": (1, None, None, "now", STOPPED),
+}
+
+
+@pytest.mark.parametrize("case", ENDS.values(), ids=ENDS)
+def test_causes(case: tuple[float | None, Exit | None, EndCause | None, str, EndCause]) -> None:
+    stopping_at, exit_, oom, boot, cause = case
+    end = make_end(replace(RECORD, stopping_at=stopping_at), exit_, oom, boot)
+    assert (end.cause, end.exit_code) == (cause, exit_.code if exit_ else None)
     assert (end.at is None) == (exit_ is None)
 
 

@@ -199,14 +199,6 @@ async def test_cancelled_copy_thaws_the_sandbox(host: Host) -> None:
         assert not host.cgroups.is_frozen(APP)
 
 
-async def test_interrupted_freeze_is_undone_at_start(host: Host) -> None:
-    host.add(make_record(frozen_at=5.0))
-    async with host.opened() as runs:
-        record = runs.find(APP)
-        assert record is not None
-        assert record.thawed_at is not None
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before-it-is-there", "when-it-is-there"])
 async def test_slot_is_released_if_the_record_cannot_be_written(
     host: Host, monkeypatch: pytest.MonkeyPatch, *, after: bool

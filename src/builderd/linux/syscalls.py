@@ -9,17 +9,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 import struct
 
 #: The process's C library; errors are in ``ctypes.get_errno()``. The only one of the package.
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
-
-#: For ``make_ended_child``, one at a time: a stack, which grows down, and a function that ends a process.
-_STACK = ctypes.create_string_buffer(16_384)
-_STACK_TOP = ctypes.c_void_p(ctypes.addressof(_STACK) + len(_STACK))
-_EXIT = ctypes.cast(libc._exit, ctypes.c_void_p)
 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -36,7 +30,6 @@ _RESOLVE = 1 | 2 | 4 | 8
 #: The kernel gives up when something was renamed meanwhile.
 _RESOLVE_TRIES = 100
 
-_CLONE_VM = 0x0000_0100
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
@@ -76,16 +69,6 @@ def check(result: int, action: str) -> int:
 def unshare(flags: int, action: str = "unshare") -> None:
     """Leave the namespaces of these ``CLONE_NEW…`` flags for new ones."""
     check(libc.unshare(flags), action)
-
-
-def make_ended_child(flags: int, action: str) -> int:
-    """Return the pid of a child in new namespaces of these ``CLONE_NEW…`` flags, which ends at once.
-
-    Until the caller waits for it, ``/proc`` shows its namespaces. It shares the memory of this process, so that no page
-    is copied, and does nothing there: this process must have one thread, and wait for it before the next one.
-    """
-    words = (_EXIT, _STACK_TOP, flags | _CLONE_VM | signal.SIGCHLD, None)
-    return check(libc.clone(*words), action)
 
 
 def setns(namespace: int, flags: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from builderd.adapters.engines.oci.network.iproute import run_ip
-from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, make_ended_child, setns
+from builderd.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, setns, unshare
 
 #: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
 INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
@@ -31,7 +31,8 @@ def attach(pid: int, network: Link) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
     with contextlib.ExitStack() as opened:
         inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
-        refuse_own(inside, "net")
+        if os.path.samestat(os.fstat(inside), os.fstat(home)):  # the sandbox has ended
+            raise OSError(errno.ESRCH, "the sandbox has ended, its pid is a process of the host")
         limits = limit(pid)
         try:
             connect(network, home, inside)
@@ -127,23 +128,22 @@ def user_namespaces(outside: int, owners: Iterable[int]) -> Iterator[Mapping[int
 
 def user_namespace(inside: int, outside: int) -> int:
     """Return the descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``."""
-    pid = make_ended_child(CLONE_NEWUSER, "make a user namespace (see user.max_user_namespaces)")
+    if (pid := os.fork()) == 0:
+        try:
+            unshare(CLONE_NEWUSER)
+            os._exit(0)
+        finally:
+            os._exit(1)
     try:
+        # Until it is reaped, /proc shows the namespace of an ended child.
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if ended is None or ended.si_status:
+            raise OSError(0, "no user namespace was made (see user.max_user_namespaces)")
         for kind in ("uid_map", "gid_map"):
             write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, 0)
-
-
-def refuse_own(namespace: int, kind: str) -> None:
-    """Raise ``OSError`` when this namespace, of a sandbox's first process by its pid, is this process's own.
-
-    The sandbox has ended then, and its pid is a process of the host by now.
-    """
-    own = os.stat(f"/proc/self/ns/{kind}")  # noqa: PTH116
-    if os.path.samestat(os.fstat(namespace), own):
-        raise OSError(errno.ESRCH, "the sandbox has ended, its pid is a process of the host")
 
 
 def write(path: str, text: str) -> None:

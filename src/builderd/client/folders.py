@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,7 @@ OWN, GIT = ".builderdignore", ".gitignore"
 #: Beyond either, the code is sent as an upload, which can be resumed. The API takes 2,000 files and 20 MB as JSON.
 JSON_FILES, JSON_BYTES = 2_000, 8_000_000
 GZIP_LEVEL = 3
-#: The service leaves out a folder that holds all of an archive: without this one, it could be a folder of the code.
+#: The service leaves out a folder that contains all of an archive: without this one, it could be a folder of the code.
 WRAPPER = "code"
 
 
@@ -134,9 +134,9 @@ def read_folder(root: Path, ignore: Sequence[str] = (), env_file: str = "") -> F
     if not root.is_dir():
         raise NotADirectoryError(20, "is no folder", str(root))
     own = _Rules("", OWN, [*_lines(root / OWN), *ignore])
-    walk = _Walk(root, own, env_file)
-    walk.look("", ())
-    return Folder(root, sorted(walk.files, key=lambda file: file.path), walk.left_out)
+    found = list(_walk(root, "", (), own, env_file))
+    files = sorted((one for one in found if isinstance(one, PlannedFile)), key=lambda file: file.path)
+    return Folder(root, files, [one for one in found if isinstance(one, LeftOut)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,45 +164,33 @@ class _Rules:
         return None
 
 
-@dataclass
-class _Walk:
-    root: Path
-    own: _Rules
-    kept: str
-    files: list[PlannedFile] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-
-    def look(self, base: str, outer: tuple[_Rules, ...]) -> None:
-        folder = self.root / base
-        rules = (_Rules(base, GIT, _lines(folder / GIT)), *outer)
-        for entry in sorted(folder.iterdir()):
-            if entry.name == STATE:
-                continue
-            self._take(entry, f"{base}{entry.name}", rules)
-
-    def _take(self, entry: Path, path: str, rules: tuple[_Rules, ...]) -> None:
-        is_link, is_folder = entry.is_symlink(), entry.is_dir()
-        reason = "a symbolic link" if is_link else self._reason(path, entry.name, is_folder, rules)
+def _walk(
+    root: Path, base: str, outer: tuple[_Rules, ...], own: _Rules, env_file: str
+) -> Iterator[PlannedFile | LeftOut]:
+    folder = root / base
+    rules = (_Rules(base, GIT, _lines(folder / GIT)), *outer)
+    for entry in sorted(folder.iterdir()):
+        path, is_link, is_folder = f"{base}{entry.name}", entry.is_symlink(), entry.is_dir()
+        if entry.name == STATE:
+            continue
+        reason = ""
+        if is_link:
+            reason = "a symbolic link"
+        elif entry.name in ALWAYS:
+            reason = f"always: {entry.name}"
+        elif path != env_file:
+            judged = (one.judge(path, is_folder) for one in (own, *rules))
+            is_left_out, rule = next((one for one in judged if one is not None), (False, ""))
+            reason = rule if is_left_out else ""
         if not reason and not is_folder and not entry.is_file():
             reason = "no regular file"
         if reason:
-            self.left_out.append(LeftOut(f"{path}/" if is_folder and not is_link else path, reason))
+            yield LeftOut(f"{path}/" if is_folder and not is_link else path, reason)
         elif is_folder:
-            self.look(f"{path}/", rules)
+            yield from _walk(root, f"{path}/", rules, own, env_file)
         else:
             status = entry.stat()
-            self.files.append(PlannedFile(path, status.st_size, bool(status.st_mode & 0o100)))
-
-    def _reason(self, path: str, name: str, is_folder: bool, rules: tuple[_Rules, ...]) -> str:
-        if name in ALWAYS:
-            return f"always: {name}"
-        if path == self.kept:
-            return ""
-        for one in (self.own, *rules):
-            judged = one.judge(path, is_folder)
-            if judged is not None:
-                return judged[1] if judged[0] else ""
-        return ""
+            yield PlannedFile(path, status.st_size, bool(status.st_mode & 0o100))
 
 
 def _lines(file: Path) -> list[str]:

@@ -273,17 +273,13 @@ def idle_action(
     """
     if not can_idle(builder) or any(lease.expires_at > now for lease in leases):
         return None
-    idle_for = now - idle_since(builder, leases)
+    # A lease counts as use until its end.
+    idle_for = now - max([builder.last_active_at or builder.updated_at, *(lease.expires_at for lease in leases)])
     if idle_for >= timedelta(minutes=builder.auto_stop_interval):
         return IdleAction.STOP
     if freeze_after is None or builder.asleep_since is not None or min(idle_for, cpu_idle_for) < freeze_after:
         return None
     return IdleAction.FREEZE
-
-
-def idle_since(builder: Builder, leases: Sequence[Lease]) -> datetime:
-    """Return the time of its last use; a lease counts as use until its end."""
-    return max([builder.last_active_at or builder.updated_at, *(lease.expires_at for lease in leases)])
 
 
 def stop_reason(builder: Builder) -> str:

@@ -7,20 +7,38 @@ lines, which the files' author chooses, so it is bounded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import Match, SequenceMatcher
 from enum import StrEnum
 
 from builderd.domain.bundles import Bundle, BundleFile
 
 CONTEXT_LINES = 3
+#: Files longer than this, in bytes or lines, are named as changed and not compared line by line.
+MAX_BYTES, MAX_LINES = 400_000, 4_000
+#: Lines and characters of all diffs together, and files with one; the others are named alone.
+MAX_SHOWN_LINES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_FILES = 5_000, 1_000_000, 200
+
+#: Mark of a last line without a line end; it becomes a line of its own, as in all unified diffs.
+NO_NEWLINE = "\n\\ No newline at end of file"
 
 
 @dataclass(slots=True)
 class Work:
-    """Steps that are left for all texts of a comparison, one for each pair of equal lines that is looked at."""
+    """Rest of the limits of one comparison; ``steps``: pairs of equal lines that are looked at, in all its texts."""
 
     steps: int = 1_000_000
+    lines: int = MAX_SHOWN_LINES
+    characters: int = MAX_SHOWN_CHARACTERS
+    files: int = MAX_SHOWN_FILES
+
+    def take(self, lines: Sequence[str]) -> bool:
+        """Count a diff; return False, and count nothing, when it is too long."""
+        characters = sum(map(len, lines))
+        if not self.files or len(lines) > self.lines or characters > self.characters:
+            return False
+        self.files, self.lines, self.characters = self.files - 1, self.lines - len(lines), self.characters - characters
+        return True
 
 
 class _Bounded(SequenceMatcher[str]):
@@ -60,15 +78,6 @@ def _range(begin: int, end: int) -> str:
     return f"{begin + 1 if count else begin},{count}"
 
 
-#: Files longer than this, in bytes or lines, are named as changed and not compared line by line.
-MAX_BYTES, MAX_LINES = 400_000, 4_000
-#: Lines and characters of all diffs together, and files with one; the others are named alone.
-MAX_SHOWN_LINES, MAX_SHOWN_CHARACTERS, MAX_SHOWN_FILES = 5_000, 1_000_000, 200
-
-#: Mark of a last line without a line end; it becomes a line of its own, as in all unified diffs.
-NO_NEWLINE = "\n\\ No newline at end of file"
-
-
 class ChangeKind(StrEnum):
     ADDED = "added"
     REMOVED = "removed"
@@ -95,39 +104,21 @@ class FileDiff:
 def compare(old: Bundle, new: Bundle) -> Sequence[FileDiff]:
     """Return the differences by path."""
     before, after = ({file.path: file for file in bundle.files} for bundle in (old, new))
-    left = _Left()
+    work = Work()
     paths = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
-    return [_difference(path, before.get(path), after.get(path), left) for path in paths]
+    return [_difference(path, before.get(path), after.get(path), work) for path in paths]
 
 
-@dataclass(slots=True)
-class _Left:
-    """Rest of the limits of one comparison."""
-
-    lines: int = MAX_SHOWN_LINES
-    characters: int = MAX_SHOWN_CHARACTERS
-    files: int = MAX_SHOWN_FILES
-    work: Work = field(default_factory=Work)
-
-    def take(self, lines: Sequence[str]) -> bool:
-        """Count a diff; return False, and count nothing, when it is too long."""
-        characters = sum(map(len, lines))
-        if not self.files or len(lines) > self.lines or characters > self.characters:
-            return False
-        self.files, self.lines, self.characters = self.files - 1, self.lines - len(lines), self.characters - characters
-        return True
-
-
-def _difference(path: str, one: BundleFile | None, other: BundleFile | None, left: _Left) -> FileDiff:
+def _difference(path: str, one: BundleFile | None, other: BundleFile | None, work: Work) -> FileDiff:
     kind = ChangeKind.ADDED if one is None else ChangeKind.REMOVED if other is None else ChangeKind.CHANGED
     modes = (one is not None and one.executable, other is not None and other.executable)
-    before, after = (_lines(one), _lines(other)) if left.files and left.lines else (None, None)
+    before, after = (_lines(one), _lines(other)) if work.files and work.lines else (None, None)
     if before is None or after is None:
         return FileDiff(path, kind, compared=False, modes=modes)
-    lines = tuple(part for line in unified(before, after, left.work) for part in line.split("\n"))
+    lines = tuple(part for line in unified(before, after, work) for part in line.split("\n"))
     added = sum(line.startswith("+") for line in lines)
     removed = sum(line.startswith("-") for line in lines)
-    is_shown = left.take(lines)
+    is_shown = work.take(lines)
     return FileDiff(path, kind, is_shown, added, removed, lines if is_shown else (), modes)
 
 

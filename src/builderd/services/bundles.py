@@ -185,8 +185,7 @@ async def receive(
         upload = await _save(application, replace(upload, complete=False))
     received = await application.uploads.write(upload.id, part.start, content, limit)
     if total is not None and received < total:
-        await _check_there(application, upload)
-        return upload, received
+        return await _save(application, upload), received
     await _check(application, upload, sha256)
     return await _save(application, replace(upload, size=received, complete=True)), received
 
@@ -211,7 +210,6 @@ async def _check(application: Application, upload: Upload, sha256: str | None) -
     try:
         found = await application.uploads.sha256(upload.id)
     except KeyError:
-        await _check_there(application, upload)
         raise Conflict("Another request has taken away what had arrived: send it again.") from None
     if wanted != {found}:
         await application.uploads.delete(upload.id)
@@ -219,21 +217,10 @@ async def _check(application: Application, upload: Upload, sha256: str | None) -
 
 
 async def _save(application: Application, upload: Upload) -> Upload:
+    """Save the upload. Raises ``NotFound`` when it was deleted meanwhile; ``expire`` removes its bytes."""
     if not await application.store.write(lambda uow: uow.uploads.update(upload)):
-        raise await _gone(application, upload)
+        raise NotFound("The upload was deleted in the meantime: ask for a new one with POST /api/v1/uploads.")
     return upload
-
-
-async def _check_there(application: Application, upload: Upload) -> None:
-    if await application.store.read(lambda uow: uow.uploads.get(upload.id)) is None:
-        raise await _gone(application, upload)
-
-
-async def _gone(application: Application, upload: Upload) -> NotFound:
-    """Delete the bytes of an upload that was deleted while they arrived; return the error."""
-    with suppress(Conflict):
-        await application.uploads.delete(upload.id)
-    return NotFound("The upload was deleted in the meantime: ask for a new one with POST /api/v1/uploads.")
 
 
 async def bundle(application: Application, tenant_id: TenantId, upload_id: str) -> Bundle:

@@ -5,37 +5,38 @@ A call that deploys a folder has a key, which is kept beside the folder until th
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from builderd.cli.apps.lifecycle import show_stage
-from builderd.cli.apps.project import KnownCode, Pending, State, fingerprint
-from builderd.cli.apps.session import Session
-from builderd.client.errors import ApiError, BuilderdError, NotFound, Unavailable
-from builderd.client.folders import Folder
+from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, KnownCode, Pending, Project, State, fingerprint
+from builderd.cli.apps.session import ActionRequired, Exit, Session, command, shown
+from builderd.cli.group import printable
+from builderd.client.detection import Start, detect, roots_with_a_start
+from builderd.client.errors import (
+    ApiError,
+    BuilderdError,
+    DeploymentFailed,
+    NoAnswer,
+    NotFound,
+    TooLarge,
+    Unavailable,
+    ValidationFailed,
+)
+from builderd.client.folders import Folder, read_folder
+from builderd.client.models import LogLine
 from builderd.client.retries import ended_by_machine, new_key
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
-import shlex
-import uuid
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, Project
-from builderd.cli.apps.session import ActionRequired, Exit, command, shown
-from builderd.cli.group import printable
-from builderd.client.detection import Start, detect, roots_with_a_start
-from builderd.client.errors import DeploymentFailed, NoAnswer, TooLarge, ValidationFailed
-from builderd.client.folders import read_folder
-from builderd.client.models import LogLine
 
 
 class Sending:
@@ -117,58 +118,42 @@ class Sending:
             )
 
 
-class Job(Sending):
-    """A job of a folder. Used in a ``with`` block, which drops what resumes it where it ends without an exception.
+@contextmanager
+def _job(
+    session: Session, folder: Folder, state: State, options: Mapping[str, Any], name: str | None, made_up: str
+) -> Iterator[Builder]:
+    """Yield a job, begun now or by the same command before. What resumes it goes where the block ends well.
 
-    Of several at the same time in one folder only the first can be resumed: the others are jobs of their own.
+    ``made_up`` is the name of a new one. Of several at the same time in one folder only the first can be resumed: the
+    others are jobs of their own.
     """
-
-    def __init__(
-        self, session: Session, folder: Folder, state: State, options: Mapping[str, Any], name: str | None
-    ) -> None:
-        super().__init__(session, folder, state)
-        self._options = options
-        self._name = name
-        self._lock: IO[bytes] | None = None
-        self._pending: Pending | None = None
-
-    def __enter__(self) -> Self:
-        self._lock = self._state.claim()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pending is not None and kind is None:
-            self.answered(self._pending)
-        if self._lock is not None:
-            self._lock.close()
-
-    def begin(self, made_up: str) -> Builder:
-        """Return the job, which has begun now or by the same command before. ``made_up`` is the name of a new one."""
-        create = self._session.client.builders.create
-        if self._lock is None:
-            return create(self._name or made_up, self._folder, **self._options)
-        url, _, _ = self._session.service()
-        mark = fingerprint(url, self._name, self._options, self._folder.bundle)
-        pending = self.resumed(mark, "job")
-        for attempt in (pending, None) if pending else (None,):
-            self._pending = attempt or Pending(new_key(), mark, name=self._name or made_up)
-            self.send_code(self._pending)
+    create, lock = session.client.builders.create, state.claim()
+    if lock is None:
+        yield create(name or made_up, folder, **options)
+        return
+    with lock:
+        sending = Sending(session, folder, state)
+        mark = fingerprint(session.service()[0], name, options, folder.bundle)
+        earlier = sending.resumed(mark, "job")
+        pending = earlier or Pending(new_key(), mark, name=name or made_up)
+        while True:
+            sending.send_code(pending)
             try:
-                name = self._pending.name or made_up
-                key = self._pending.key
-                builder = create(name, **self.code(self._pending), idempotency_key=key, **self._options)
-                return self._session.client.builders.get(builder.uuid) if attempt else builder
+                code, key = sending.code(pending), pending.key
+                builder = create(pending.name or made_up, **code, idempotency_key=key, **options)
+                builder = session.client.builders.get(builder.uuid) if earlier else builder
+                break
             except ApiError as error:
                 # With the same key, an outcome would be the answer again.
                 if isinstance(error, Unavailable) and not ended_by_machine(error):
                     raise
-                self.answered(self._pending)
+                sending.answered(pending)
                 # It was deleted meanwhile: the same command begins another one.
-                if attempt is None or not isinstance(error, NotFound):
+                if earlier is None or not isinstance(error, NotFound):
                     raise
-        raise AssertionError("unreachable")
+                earlier, pending = None, Pending(new_key(), mark, name=name or made_up)
+        yield builder
+        sending.answered(pending)
 
 
 def size(count: float) -> str:
@@ -418,8 +403,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
     _print_sent(session, folder)
     made_up = f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
-    with Job(session, folder, State(project.root, JOB), options, name) as job:
-        builder = job.begin(made_up)
+    with _job(session, folder, State(project.root, JOB), options, name, made_up) as builder:
         _follow(session, builder, flags["outputs"])
         if not flags["keep"]:
             builder.delete(purge=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from builderd.adapters.engines.oci.engine import preflight as engine_preflight
+from builderd.adapters.engines.oci.engine import machine as engine_preflight
 from builderd.adapters.previews.haproxy import process as previews_preflight
 from builderd.adapters.states import folder
 from builderd.adapters.testers import local as testers_preflight

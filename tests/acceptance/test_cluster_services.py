@@ -1,6 +1,6 @@
 """Two services on one cluster and one PostgreSQL: one works, the other stands by and refuses calls.
 
-Each continues what the other one was killed in the middle of.
+Each continues what the other one was killed in the middle of, and nothing is twice.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import psycopg
 import pytest
+from tests.acceptance import scenarios
+from tests.acceptance.incus_members import apps, until, volumes
 from tests.acceptance.live_service import PATIENCE, PLAIN, TINY_APP, LiveService, body
 from tests.incus import IncusCluster, running_cluster
 from tests.postgres import PostgresServer
@@ -164,6 +167,34 @@ def test_work_that_kills_two_services_is_finished(services: Services) -> None:
     for builder in (data, kept):
         two.wait_served(builder)
         assert two.visit(builder).text == "hello"
+        two.call("DELETE", f"/builders/{builder['uuid']}?purge=true")
+
+
+def test_redeploy_that_kills_two_services_is_finished_once(services: Services) -> None:
+    one, two = services.one, services.two
+    services.stand_by(one)
+    two.terminate()
+    wait_working(one)
+    kept: dict[str, Any] = one.create("kept")
+    assert scenarios.run(one, kept["uuid"], "echo before > note; sync note") == (0, "")
+    one.terminate()
+    one.start("StopSandbox.begun")
+    services.stand_by(two, "StartSandbox.done")
+    changed = body("kept", TINY_APP.replace(".encode()", ".upper().encode()"))
+    with contextlib.suppress(httpx.TransportError):
+        one.call("PUT", f"/builders/{kept['uuid']}", headers={"Prefer": "respond-async"}, json=changed)
+    one.wait_dead()
+    two.wait_dead()
+    assert [service.process.returncode for service in (one, two) if service.process] == [-9, -9], two.log_tail()
+    two.start()
+    until(lambda: two.visit(kept).text == "HELLO")
+    until(lambda: two.builder(kept["uuid"])["version"] == 2)
+    found = two.call("GET", f"/builders/{kept['uuid']}/versions").json()["data"]
+    assert [(one["version"], one["current"]) for one in found] == [(2, True), (1, False)]
+    assert scenarios.run(two, kept["uuid"], "cat note") == (0, "before\n")
+    # One app runs, and no disk but its own is left.
+    until(lambda: len([one for one in apps(services.cluster) if one["status"] == "Running"]) == 1)
+    until(lambda: len(volumes(services.cluster)) == 1)
 
 
 def test_service_that_ends_in_order_is_continued_at_once_with_its_code(services: Services) -> None:

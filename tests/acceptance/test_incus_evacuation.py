@@ -1,4 +1,4 @@
-"""A member is evacuated while its apps are visited, restored, and removed: by builderd's own commands."""
+"""Members are evacuated while their apps are visited, restored, and removed: by builderd's own commands."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 from tests.acceptance import scenarios
 from tests.acceptance.incus_members import WRITING_APP, Visitors, builderd, lines_of, runs_of, volumes
 from tests.acceptance.incus_service import service_on
-from tests.acceptance.live_service import LiveService
-from tests.incus import IncusCluster, running_cluster
+from tests.acceptance.live_service import TINY_APP, LiveService, body
+from tests.backends import rest_server
+from tests.incus import INTERNET, IncusCluster, running_cluster
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+# Setup makes the cluster.
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,11 @@ def cluster() -> Iterator[IncusCluster]:
 
 @pytest.fixture(scope="module")
 def service(cluster: IncusCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    with service_on(cluster, tmp_path_factory.mktemp("e") / "data") as service:
+    folder = tmp_path_factory.mktemp("e")
+    with (
+        rest_server(folder / "rest", INTERNET, lambda: cluster.network_of(0)) as server,
+        service_on(cluster, folder / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as service,
+    ):
         yield service
 
 
@@ -46,15 +52,66 @@ for name, port in (("10.98.0.11", 8443), ("10.98.0.12", 8443), ("10.98.0.13", 84
 """
 
 
+def asks(service: LiveService) -> str:
+    return ASKS.replace("API_PORT", str(service.port))
+
+
 def test_apps_on_all_members_reach_the_service_at_its_one_port(cluster: IncusCluster, service: LiveService) -> None:
     made = [service.create(f"asks-{count}") for count in range(3)]
     assert {service.builder(data["uuid"])["member"] for data in made} == {"node1", "node2", "node3"}
-    asks = ASKS.replace("API_PORT", str(service.port))
     for data in made:
-        assert service.call("PUT", f"/builders/{data['uuid']}/files/asks.py", content=asks).status_code in (200, 201)
+        sent = service.call("PUT", f"/builders/{data['uuid']}/files/asks.py", content=asks(service))
+        assert sent.status_code in (200, 201)
         assert scenarios.run(service, data["uuid"], "python3 asks.py") == (0, f"{data['name']}\n")
     for data in made:
         service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def test_member_on_which_the_service_works_is_evacuated_and_restored(
+    cluster: IncusCluster, service: LiveService
+) -> None:
+    """The app moves; the service creates, executes, redeploys, takes backups and restarts meanwhile."""
+    made = [service.create(f"own-{count}", WRITING_APP) for count in range(3)]
+    (here,) = (data for data in made if service.builder(data["uuid"])["member"] == "node1")
+    run = service.visit(here).text
+    with Visitors(service, here) as visitors, Visitors(service, next(d for d in made if d != here)) as others:
+        begun = time.monotonic()
+        assert builderd(service, "evacuate", "node1") == {"member": "node1", "moved": 1}
+        seconds = time.monotonic() - begun
+    assert (visitors.failures, others.failures) == ([], [])
+    assert not [volume for volume in volumes(cluster) if volume.endswith("@node1")]
+    assert service.visit(here).text != run
+    shown = {one["name"]: one for one in builderd(service, "status")}
+    assert (shown["node1"]["status"], shown["node1"]["disks"]) == ("Evacuated", 0)
+
+    new = service.create("meanwhile")
+    assert service.builder(new["uuid"])["member"] != "node1"
+    assert scenarios.run(service, new["uuid"], "echo kept > note; cat note") == (0, "kept\n")
+    taken = service.call("POST", f"/builders/{new['uuid']}/backups")
+    assert taken.status_code == 201, taken.text
+    changed = body("meanwhile", TINY_APP.replace(".encode()", ".upper().encode()"))
+    assert service.call("PUT", f"/builders/{new['uuid']}", json=changed).status_code == 200
+    assert service.visit(new).text == "HELLO"
+    # Incus has taken away the bridge on whose address the service listens for apps.
+    service.terminate()
+    service.start()
+    for data in [*made, new]:
+        service.wait_served(data)
+    assert scenarios.run(service, new["uuid"], "cat note") == (0, "kept\n")
+
+    builderd(service, "restore", "node1")
+    again = service.create("again", WRITING_APP)
+    assert service.builder(again["uuid"])["member"] == "node1"
+    # It listened there before the bridge came back.
+    sent = service.call("PUT", f"/builders/{again['uuid']}/files/asks.py", content=asks(service))
+    assert sent.status_code == 201
+    assert scenarios.run(service, again["uuid"], "python3 asks.py") == (0, "again\n")
+    for data in [*made, new, again]:
+        assert service.call("DELETE", f"/builders/{data['uuid']}?purge=true").status_code == 200
+    sys.stderr.write(
+        f"the service's member evacuated in {seconds:.1f} s; {len(visitors.answers)} visits of a moved app, "
+        f"{visitors.longest:.2f} s at most; {len(others.answers)} of another, {others.longest:.2f} s at most\n"
+    )
 
 
 def test_member_is_evacuated_under_load_restored_and_removed(cluster: IncusCluster, service: LiveService) -> None:

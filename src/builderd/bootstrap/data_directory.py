@@ -43,7 +43,7 @@ def make(data_dir: Path) -> None:
 
 
 def is_ours(data_dir: Path) -> bool:
-    """Return True when the folder holds a file of builderd's."""
+    """Return True when the folder has a file of builderd's."""
     return any((data_dir / name).exists() for name in MARKS)
 
 
@@ -51,7 +51,7 @@ def _refuse_foreign(data_dir: Path) -> None:
     found = {path.name for path in data_dir.iterdir()} - {_LOST_AND_FOUND}
     if found and not found & MARKS:
         raise InvalidState(
-            f"{data_dir} holds files that are not builderd's, such as {min(found)}: name a folder that is empty or "
+            f"{data_dir} has files that are not builderd's, such as {min(found)}: name a folder that is empty or "
             "does not exist yet (--data-dir)."
         )
 

@@ -160,7 +160,7 @@ async def _warm_up(app: Application) -> None:
 
 
 async def _adopt_backups(app: Application, mark: Path) -> None:
-    """List the backup repositories again after a restore of the state: they may hold newer backups than the database.
+    """List the backup repositories again after a restore of the state: they may have newer backups than the database.
 
     Runs before any app gets its disk from a backup.
     """

@@ -31,7 +31,7 @@ from builderd.store import copies
 
 #: Associated data of the sealed keys: other sealed data cannot be passed off as them.
 ASSOCIATED_DATA = "builderd/state/keys"
-#: Files of the data directory that are sealed with the keys, since they may hold secrets.
+#: Files of the data directory that are sealed with the keys, since they may have secrets.
 SECRET_FILES = ("ssh_host_key", FILE_NAME)
 #: Tries of the copy in all; one starts again when a bundle was removed during it.
 COPY_TRIES = 3

@@ -301,7 +301,7 @@ class VaultSettings(Section):
     """The key of stored secrets: ``key`` itself, or else ``key_file``.
 
     ``key_file`` is ``vault.key`` in the data directory unless set, and generated when first needed.
-    ``previous_keys`` open secrets that were sealed with them; they go with ``key``: a file holds its own previous keys.
+    ``previous_keys`` open secrets that were sealed with them; they go with ``key``: a file has its own previous keys.
     All are 32 bytes in base64.
     """
 
@@ -319,7 +319,7 @@ class VaultSettings(Section):
 class BackupSettings(Section):
     """Backups. ``repository``: a folder or a restic back end (``sftp:…``, ``rest:…``, ``s3:…``), one below it a tenant.
 
-    ``environment`` holds the back end's variables; ``ssh_key`` and ``ssh_hosts`` are files for ``sftp:``. ``keep_…``
+    ``environment`` has the back end's variables; ``ssh_key`` and ``ssh_hosts`` are files for ``sftp:``. ``keep_…``
     count the hours, days and weeks whose newest backup is kept. ``drill_hours``: between test restores, 0: never.
     ``tenant_share``: part of the space for repositories in a folder that one tenant's may take.
     """

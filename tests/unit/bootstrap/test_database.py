@@ -1,19 +1,26 @@
-"""A command works on the database of the service, or not at all."""
+"""A command works on the database and the data directory of the service, or not at all."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap import machine, state
-from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORING
-from builderd.bootstrap.database import existing_store, note_database, store
+from builderd.bootstrap.data_directory import DATABASE_NOTE, IDENTITY_FILE, LOCK_FILE, RESTORING, identity, lock, make
+from builderd.bootstrap.database import existing_store, host_id, is_copy, note_database, store, this_instance
+from builderd.bootstrap.machine import describe_clock, repair_clock
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
 from builderd.domain.database_lease import Instance
 from builderd.domain.errors import EngineUnavailable, InvalidState
-from builderd.domain.tokens import Scope
+from builderd.domain.ids import TenantId, new_id
+from builderd.domain.tokens import Scope, Tenant
 from builderd.settings import Settings
 from builderd.store import migrations
 
@@ -103,3 +110,94 @@ def test_a_data_directory_that_was_moved_keeps_its_database(tmp_path: Path) -> N
     note_database(before)
     moved = settings_of(before.data_dir.rename(tmp_path / "after"))
     assert len(asyncio.run(list_tokens(moved, "acme"))) == 1
+
+
+def test_the_machine_id_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "machine-id").write_text("e08d2021fbdd6f894fde550c98aff54d\n")
+    made = host_id(tmp_path / "machine-id", tmp_path / "host")
+    assert made == host_id(tmp_path / "machine-id", tmp_path / "host")
+    assert "e08d2021" not in made
+    assert not (tmp_path / "host").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "uninitialized\n"])
+def test_a_host_without_a_machine_id_gets_one_that_stays(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "machine-id"
+    if content is not None:
+        file.write_text(content)
+    first = host_id(file, tmp_path / "host")
+    assert first == host_id(file, tmp_path / "host")
+    assert first != host_id(file, tmp_path / "another")
+
+
+def test_copied_data_directory_differs_from_a_moved_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    owner = this_instance(Settings(data_dir=one))
+    shutil.copytree(one, two)
+    copied = this_instance(Settings(data_dir=two))
+    assert copied.member == owner.member
+    assert is_copy(copied, owner)
+    assert not is_copy(owner, owner)
+    shutil.rmtree(one)
+    assert not is_copy(copied, owner)
+    assert not is_copy(replace(copied, host_id="elsewhere"), owner)
+
+
+YEAR = timedelta(days=365)
+
+
+async def test_rows_in_the_future_are_named_and_mended(tmp_path: Path) -> None:
+    settings, wrong = Settings(data_dir=tmp_path), datetime.now(UTC) + YEAR
+    tenant = Tenant(TenantId(new_id()), "acme", wrong)
+    async with store(settings) as opened:
+        await opened.write(lambda uow: uow.tenants.add(tenant))
+    memory = tmp_path / "clock.json"
+    SystemClock(memory)
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "latest": int(wrong.timestamp() * 1e9)}))
+    said = "\n".join(await describe_clock(settings))
+    assert "rows may lie in the future" in said
+    assert "1 times lie in the future (tenants.created_at)" in said
+    with lock(tmp_path), pytest.raises(EngineUnavailable, match="stop it first"):
+        await repair_clock(settings, lambda *_: None)
+    assert await repair_clock(settings, lambda *_: None) == {"tenants.created_at": 1}
+    assert await describe_clock(settings) == []
+
+
+def test_a_new_one_is_its_owners_alone(tmp_path: Path) -> None:
+    make(tmp_path / "above/new")
+    assert (tmp_path / "above/new").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", ["lost+found", "builderd.toml", LOCK_FILE])
+def test_empty_or_own_directory_is_used_and_closed_to_others(tmp_path: Path, name: str) -> None:
+    """A directory has no database with PostgreSQL, and before the first start perhaps nothing but settings."""
+    tmp_path.chmod(0o755)
+    make(tmp_path)
+    (tmp_path / name).touch()
+    make(tmp_path)
+    (tmp_path / "logs").mkdir()
+    if name != "lost+found":
+        make(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_one_with_other_things_in_it_is_refused_and_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "theirs").touch()
+    with pytest.raises(InvalidState, match="such as theirs"):
+        make(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_name_stays(tmp_path: Path) -> None:
+    first = identity(tmp_path)
+    assert first
+    assert identity(tmp_path) == first
+
+
+def test_empty_key_file_is_generated_again(tmp_path: Path) -> None:
+    (tmp_path / IDENTITY_FILE).touch()
+    first = identity(tmp_path)
+    assert first
+    assert identity(tmp_path) == first

@@ -1,21 +1,29 @@
-"""The setting ``engine`` selects an engine by its name in the registry."""
+"""The setting ``engine`` selects an engine by its name, and with the database where bundles are stored."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.contract.store.samples import TENANT, add, make_builder, make_version
 from tests.fakes.engine import FakeEngine
+from tests.stores import open_store
 
+from builderd.adapters.bundles.local import LocalBundles
+from builderd.adapters.bundles.shared import SharedBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.bootstrap import engines
+from builderd.bootstrap import engines, state
+from builderd.bootstrap.bundles import bundle_sizes, is_shared, open_bundles
 from builderd.bootstrap.engines import engine_provider, make_engine
-from builderd.bootstrap.machine import build_base, run_preflight_checks
+from builderd.bootstrap.machine import build_base, describe_code, run_preflight_checks
 from builderd.bootstrap.serving import serve
+from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.inventory import EngineInventory, PreflightCheck
 from builderd.ports.engine import EngineOptions, Progress
@@ -99,3 +107,58 @@ def test_an_unknown_engine_is_refused_with_the_known_ones_before_anything_is_mad
         serve(settings)
     assert refused.value.errors == {"engine": ["there is no engine 'xen': set it to one of: incus, oci"]}
     assert not (tmp_path / "none").exists()
+
+
+BUNDLE = make_bundle([BundleFile("main.py", b"print('hello')\n")])
+POSTGRESQL = "postgresql://builderd@db.example/builderd"
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        ({}, False),
+        ({"database_url": POSTGRESQL}, False),
+        ({"engine": "incus"}, False),
+        ({"engine": "incus", "database_url": POSTGRESQL}, True),
+    ],
+)
+def test_bundles_are_shared_where_disks_and_database_are(given: dict[str, Any], shared: bool, tmp_path: Path) -> None:
+    assert is_shared(Settings(data_dir=tmp_path, **given)) is shared
+
+
+async def test_doctor_tells_when_little_is_left_for_code(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    async with open_store(settings.database):
+        (line,) = await describe_code(settings)
+        assert line.endswith("are free for more")
+        full = settings.model_copy(update={"store": settings.store.model_copy(update={"floor": 1e9})})
+        (line,) = await describe_code(full)
+        assert "0.0 kB are free for more: nearly full. Its operator can free space" in line
+
+
+@pytest.mark.postgres
+@pytest.mark.slow
+async def test_a_backup_on_any_machine_has_the_bundles_of_the_database(
+    postgres_url: str, postgres_server: Any, tmp_path: Path
+) -> None:
+    def on(name: str, url: str) -> Settings:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Settings(data_dir=tmp_path / name, database_url=url, engine="incus")
+
+    one, two = on("one", postgres_url), on("two", postgres_url)
+    async with open_store(postgres_url) as store:
+        await store.write(lambda uow: uow.tenants.add(TENANT))
+        builder = make_builder()
+        await add(store, builder, make_version(builder.id, bundle_hash=BUNDLE.hash))
+        await LocalBundles(one.data_dir / "bundles").put(BUNDLE)
+        assert isinstance(await open_bundles(one, store), SharedBundles)
+        assert (await bundle_sizes(two, store)).keys() == {BUNDLE.hash}
+    await asyncio.to_thread(state.back_up, two, tmp_path / "kept", None, print)
+    assert (tmp_path / "kept/bundles" / f"{BUNDLE.hash}.tar").exists()
+    with postgres_server.database() as other:
+        restored, beside = on("restored", other), on("beside", other)
+        await asyncio.to_thread(state.restore, restored, tmp_path / "kept", None, print)
+        async with open_store(other) as store:
+            assert await bundle_sizes(beside, store) == {}
+            await open_bundles(restored, store)
+            assert await (await open_bundles(beside, store)).get(BUNDLE.hash) == BUNDLE

@@ -1,12 +1,21 @@
-"""A service that starts listens, and answers ``/healthz``, before what costs most of the start is imported."""
+"""A service that starts listens before what costs most of the start is imported, and notifies its supervisor."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pydantic import SecretStr
 from tests.previews.proxy import free_port
+
+from builderd.bootstrap.service import take_down
+from builderd.bootstrap.serving import Supervisor
+from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSettings
 
 #: Imported while calls wait: each costs at least a tenth of what the process has done until it listens.
 LATER = (
@@ -54,3 +63,50 @@ def test_health_is_answered_before_the_rest_is_imported_and_calls_wait_for_it(tm
     modules, answers = done.stdout.splitlines()
     assert not set(modules.split()).intersection(LATER)
     assert answers == "HTTP/1.1 200 OK; the rest"
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_supervisor_is_notified_at_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
+        hears.bind(f"\0{name}" if abstract else name)
+        hears.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
+        supervisor = Supervisor()
+        assert "NOTIFY_SOCKET" not in os.environ
+        supervisor.ready()
+        assert hears.recv(100) == b"READY=1"
+
+
+def test_no_notification_without_a_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    Supervisor().ready()
+
+
+def test_missing_supervisor_socket_does_not_end_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    Supervisor().ready()
+    assert "supervisor not notified" in caplog.text
+
+
+def test_missing_data_directory_is_reported(tmp_path: Path) -> None:
+    said: list[str] = []
+    asyncio.run(take_down(Settings(data_dir=tmp_path / "none"), said.append))
+    assert said == [f"There is no builderd in {tmp_path / 'none'}: nothing to stop."]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_neither_database_nor_keys_nor_files_of_the_operator_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "service.lock").touch()
+    broken = Settings(
+        data_dir=tmp_path,
+        database_url="postgresql://builderd@127.0.0.1:1/builderd",
+        review=ReviewSettings(policy=tmp_path / "none.yaml"),
+        backup=BackupSettings(ssh_key=tmp_path / "none"),
+        vault=VaultSettings(key=SecretStr("no key")),
+    )
+    said: list[str] = []
+    asyncio.run(take_down(broken, said.append))
+    assert said[-1].startswith("Everything is stopped.")

@@ -30,12 +30,10 @@ log = logging.getLogger(__name__)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Nanoseconds. The two clocks are read one after the other: a smaller difference is no step of the wall clock.
 STEP_TOLERANCE = 20_000_000
-#: The clocks are read this many times, if none of the reads was quick (nanoseconds); the quickest counts.
-ATTEMPTS, QUICK = 3, 50_000
 #: Seconds between two saves.
 SAVE_INTERVAL = 10.0
-#: Nanoseconds. A longer step forward, also one over a restart of the machine, deletes nothing for ``HOLD``.
-HELD_STEP, HOLD = 3_600 * 10**9, 24 * 3_600 * 10**9
+#: Nanoseconds. A longer step forward, also one over a restart of the machine, deletes nothing for ``DELAY``.
+LONG_STEP, DELAY = 3_600 * 10**9, 24 * 3_600 * 10**9
 #: Nanoseconds. A step forward is followed once it has lasted so long; a shorter one, such as NTP's slewing, at once.
 FOLLOW_AFTER, FOLLOWED_STEP = 3_600 * 10**9, 10**9
 #: Nanoseconds. A difference from the wall clock that is reported.
@@ -51,21 +49,9 @@ class ClockReading(NamedTuple):
 
 
 def read_clocks() -> ClockReading:
-    """Read both clocks. On a busy machine the process may pause between the two, which must not look like a step."""
-    took, reading = _read_once()
-    for _ in range(ATTEMPTS - 1):
-        if took <= QUICK:
-            break
-        took, reading = min((took, reading), _read_once(), key=lambda timed: timed[0])
-    return reading
-
-
-def _read_once() -> tuple[int, ClockReading]:
-    """Read both clocks; the first item is the duration in nanoseconds."""
-    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    wall = time.time_ns()
-    took = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - before
-    return took, ClockReading(boot_id(), before + took // 2, wall)
+    """Read both clocks, the wall clock first: a pause in between must not look like a step of it forward."""
+    boot, wall = boot_id(), time.time_ns()
+    return ClockReading(boot, time.clock_gettime_ns(time.CLOCK_BOOTTIME), wall)
 
 
 @dataclass(slots=True)
@@ -190,7 +176,7 @@ class SystemClock:
         is_ahead = saved.shown - self._wall > STEP_TOLERANCE
         if saved.boot == reading.boot and not (is_ahead and self._begins):
             return saved
-        _hold(saved, saved.latest, reading.wall)
+        _note_step(saved, saved.latest, reading.wall)
         saved.boot, saved.shown, saved.ahead_since = reading.boot, self._wall, 0
         return saved
 
@@ -210,7 +196,7 @@ class SystemClock:
             follows = self._is_followed(reading.since_boot)
             if follows:
                 before = max(reading.since_boot + state.shown, state.latest)
-                _hold(state, before, reading.wall)
+                _note_step(state, before, reading.wall)
                 state.shown, state.ahead_since = self._wall, 0
             now = reading.since_boot + state.shown
             state.latest = max(state.latest, now)
@@ -229,12 +215,12 @@ class SystemClock:
         return step <= FOLLOWED_STEP or has_lasted or since_boot + state.shown < state.latest
 
 
-def _hold(state: _State, before: int, after: int) -> None:
+def _note_step(state: _State, before: int, after: int) -> None:
     """Note a step from ``before`` to ``after`` if it is a long one forward, and drop those whose day has passed."""
     step = after - before
     state.held = [(until + step, size) for until, size in state.held if until > before]
-    if step > HELD_STEP:
-        state.held.append((after + HOLD, step))
+    if step > LONG_STEP:
+        state.held.append((after + DELAY, step))
 
 
 def _time(nanoseconds: int) -> datetime:

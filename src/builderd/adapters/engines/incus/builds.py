@@ -17,7 +17,7 @@ from builderd.adapters.engines.incus.client import IncusClient, names_full_pool,
 from builderd.adapters.engines.incus.cluster import Members
 from builderd.adapters.engines.incus.disks import Disks, volume_of
 from builderd.adapters.engines.incus.image import READY, root_argv, specified
-from builderd.adapters.engines.incus.instance import HELD, Instance, Volume, document
+from builderd.adapters.engines.incus.instance import TOOL_DISK, Instance, Volume, document
 from builderd.adapters.engines.incus.instances import Instances
 from builderd.adapters.engines.incus.process import ExecSession, run_to_end
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
@@ -229,11 +229,11 @@ class Tools:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # its parent keeps other users out
             if folder.lstat().st_uid != APP_UID:
                 os.chown(folder, APP_UID, APP_UID)
-        volumes = (Volume(volume_of(tool.disk), HELD, read_only=not tool.writable),) if tool.disk else ()
+        volumes = (Volume(volume_of(tool.disk), TOOL_DISK, read_only=not tool.writable),) if tool.disk else ()
         instance = replace(
             self._instances.template(cpu=2, memory_bytes=2 * GB, processes=256, own_bytes=2 * GB),
             volumes=volumes,
-            binds=((f"{HELD}/app", "/disk"),) if tool.disk else (),
+            binds=((f"{TOOL_DISK}/app", "/disk"),) if tool.disk else (),
             hidden=("/mnt",),
             hostname=tool.hostname,
             folders={f"/{name}": str(folder) for name, folder in tool.folders.items()} if is_here else {},

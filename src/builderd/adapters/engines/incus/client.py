@@ -75,7 +75,7 @@ class IncusClient:
         self.project = options.project
         #: Returns why the cluster answers nothing now, such as for want of a quorum; "" while it does.
         self.unavailable_reason: Callable[[], str] = str
-        #: Held while the project's configuration is read and written.
+        #: Locked while the project's configuration is read and written.
         self.changing_project = asyncio.Lock()
         transport = httpx.AsyncHTTPTransport(
             uds=None if options.url else str(options.socket),

@@ -97,7 +97,7 @@ class Cluster:
         if pool["driver"] not in ("btrfs", "zfs"):
             raise EngineUnavailable(
                 f"The storage pool {self._options.pool!r} of Incus is of the kind {pool['driver']}, on which a copy of "
-                "a disk takes long and a limit may not hold: use btrfs or zfs."
+                "a disk takes long and a limit may be exceeded: use btrfs or zfs."
             )
 
     async def ensure_project(self) -> None:

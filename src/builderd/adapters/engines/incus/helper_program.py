@@ -136,7 +136,7 @@ def open_file(request: Json) -> None:
 
 
 def write_file(request: Json) -> None:
-    """Answer once what can be checked beforehand holds, then again when the file is there."""
+    """Answer once what can be checked beforehand is right, then again when the file is there."""
     app, path, condition = app_of(request), request["path"], condition_of(request)
     with folder(app) as root:
         tree.check(root, path, condition)
@@ -196,7 +196,7 @@ def archive(request: Json) -> None:
 
 @contextmanager
 def received_files(request: Json) -> Iterator[list[BundleFile]]:
-    """Hold the files whose content follows, one after the other, in the order of the request."""
+    """Yield the files whose content follows, one after the other, in the order of the request."""
     spool = Path(f"/tmp/files-{os.getpid()}")  # noqa: S108 (of an instance without apps)
     spool.mkdir(mode=0o700)
     try:

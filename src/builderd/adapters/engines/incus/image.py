@@ -378,7 +378,7 @@ def metadata(image: Image, architecture: str) -> bytes:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock of the folder of images; another process may be packing."""
+    """Lock the folder of images: another process may be packing."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -190,7 +190,7 @@ def _bind(source: str, target: str) -> str:
     mount = f"mount --bind {source} {shown}"
     if source in (f"{DISK}/app"[1:], f"{DISK}/home"[1:]):
         return f"[ -d {source} ] || {{ mkdir {source}; chown {APP_UID}:{APP_UID} {source}; }}; {mount}"
-    if source == f"{HELD}/app"[1:]:
+    if source == f"{TOOL_DISK}/app"[1:]:
         # A disk that a backup is brought back to is empty; a tool that reads has it read-only.
         make = f"[ -d {source} ] || {{ mkdir {source} && chown {APP_UID}:{APP_UID} {source}; }} 2>/dev/null || true"
         return f"{make}; if [ -d {source} ]; then {mount}; fi"
@@ -219,7 +219,7 @@ _UNWANTED = ("dev/fuse", "dev/net/tun", "sys/fs/fuse/connections", "sys/kernel/d
 #: Where an app's volumes are mounted; what is seen of them is bound elsewhere.
 DISK, LAYER_PATH = "/disk", "/layer"
 #: Where a tool's disk is mounted; the tool sees its folder ``app`` alone, at ``/disk``.
-HELD = "/mnt/disk"
+TOOL_DISK = "/mnt/disk"
 LAYER_BINDS = ((f"{LAYER_PATH}/venv", "/venv"), (f"{LAYER_PATH}/{NODE_MODULES}", f"/{NODE_MODULES}"))
 
 

@@ -256,18 +256,18 @@ class Instances:
         """Change configuration and devices of an instance, by PUT or PATCH.
 
         Incus records a change, and then writes a copy of the instance's configuration on its root. A change whose copy
-        a full pool had no space for holds all the same: removals depend on it. Raises ``PoolFull`` of any other.
+        a full pool had no space for counts all the same: removals depend on it. Raises ``PoolFull`` of any other.
         """
         path = f"/instances/{name}"
         try:
             await self._client.call(method, path, body)
         except PoolFull:
-            if not _holds(await self._client.get(path), body, whole=method == "PUT"):
+            if not _has_changes(await self._client.get(path), body, whole=method == "PUT"):
                 raise
             log.warning("pool is full: change recorded without Incus's own copy instance=%s", name)
 
 
-def _holds(found: Json, wanted: Json, *, whole: bool) -> bool:
+def _has_changes(found: Json, wanted: Json, *, whole: bool) -> bool:
     """Return True if an instance has these keys and devices; ``whole``: no other devices.
 
     Incus changes keys of its own, and drops those without a value.

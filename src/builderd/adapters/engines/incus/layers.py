@@ -78,7 +78,7 @@ class Layers:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Last use by key, in seconds since 1970.
         self._used: dict[str, float] = {}
-        #: Held while the shared cache is written, and while a collection decides.
+        #: Locked while the shared cache is written, and while a collection decides.
         self._cache_lock = asyncio.Lock()
         self._collecting = asyncio.Lock()
 

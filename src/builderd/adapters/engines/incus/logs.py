@@ -2,7 +2,7 @@
 
 Each stream has a folder. A line is ``<day> <time>  <text>``, its time with nanoseconds; many lines may have one time.
 ``current`` is replaced at its limit, earlier files are ``@<TAI64N label>.s`` and so in the order of their names. A
-cursor has a position in each stream: a time and how many lines of it were read, which holds while files are rotated.
+cursor has a position in each stream: a time and how many lines of it were read, valid also while files are rotated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from builderd.adapters.engines.incus.client import IncusError, IncusNotFound
 from builderd.adapters.engines.incus.image import LOG
-from builderd.adapters.engines.incus.instances import Instances
+from builderd.adapters.engines.incus.instances import Instances, own_of
 from builderd.adapters.engines.incus.reports import name_of
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream
@@ -79,8 +79,13 @@ class Logs:
         return await asyncio.to_thread(piece_of, dict(zip(STREAMS, streams, strict=True)), match, before, tail)
 
     async def delete_logs(self, builder: BuilderId) -> None:
-        kept = await self._instances.kept(builder)
-        await asyncio.gather(*map(self._instances.delete_ended, kept))
+        # One that ended on a member that was away was not removed yet, and has a log all the same.
+        ended = [
+            one["name"]
+            for one in await self._instances.all()
+            if (own := own_of(one)).get("builder") == builder and ("removed" in own or one["status"] == "Stopped")
+        ]
+        await asyncio.gather(*map(self._instances.delete_ended, ended))
 
     async def _stream(
         self, instance: str, name: str, after: str, tail: int | None, since: datetime | None

@@ -1,9 +1,12 @@
-"""The order that starts an app: the one thing that runs in an instance, and nothing in it is Incus's to know."""
+"""An instance: the order that starts its app, the document that confines it, and its denied system calls."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,8 @@ from builderd.adapters.engines.incus.image import (
     root_argv,
     specified,
 )
+from builderd.adapters.engines.incus.instance import Instance, Volume, denied_calls, document, mirror
+from builderd.domain.errors import ValidationFailed
 
 QUOTED = 'it\'s "quoted" $HOME `id`\nsecond line'
 
@@ -151,3 +156,153 @@ def test_commands_run_as_the_app_and_builds_without_capabilities() -> None:
     assert root_argv(user=1000, kept="+dac_read_search")[3] == "-all,+dac_read_search"
     assert '--bounding-set="$kept"' in RUN
     assert "--no-new-privs" in RUN
+
+
+def make(**changes: object) -> dict[str, dict[str, str]]:
+    values: dict[str, object] = {
+        "name": "s-1",
+        "image": "base",
+        "pool": "default",
+        "cpu": 0.5,
+        "memory_bytes": 1 << 28,
+        "processes": 512,
+        "root_bytes": 1 << 30,
+    }
+    return document(Instance(**{**values, **changes}), "builderd")  # type: ignore[arg-type]
+
+
+def test_only_the_service_starts_an_instance() -> None:
+    config = make()["config"]
+    assert (config["boot.autostart"], config["cluster.evacuate"]) == ("false", "stop")
+    assert "lxc.init.cmd = /usr/bin/tini -s -- /opt/builderd/entry" in config["raw.lxc"]
+
+
+def test_instance_has_its_own_ids_and_limits_and_no_privileges() -> None:
+    config = make()["config"]
+    assert config["security.idmap.isolated"] == "true"
+    assert config["security.privileged"] == config["security.nesting"] == config["security.guestapi"] == "false"
+    assert (config["limits.cpu.allowance"], config["limits.memory"]) == ("50ms/100ms", str(1 << 28))
+    assert (config["limits.processes"], config["limits.memory.swap"]) == ("512", "false")
+
+
+def test_end_calls_incus_alone_and_not_the_wait_of_lxcfs(tmp_path: Path) -> None:
+    *_, cleared, hook = make()["config"]["raw.lxc"].splitlines()
+    assert cleared == "lxc.hook.post-stop ="
+    command = hook.removeprefix("lxc.hook.post-stop = ")
+    # As LXC runs it. This program stands for the monitor, which is Incus's; it takes its first argument for a script.
+    (tmp_path / "callhook").write_text("import sys; print(sys.argv)")
+    monitor = f"import subprocess; subprocess.run(['sh', '-c', {'exec ' + command!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", monitor], cwd=tmp_path, env={}, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == str(["callhook", "/var/lib/incus", "builderd", "s-1", "stop"])
+
+
+def test_app_is_killed_for_the_memory_of_the_member_before_the_members_own_processes() -> None:
+    assert "lxc.proc.oom_score_adj = 500" in make()["config"]["raw.lxc"].splitlines()
+
+
+def test_network_interface_keeps_its_address_and_reaches_no_neighbour() -> None:
+    body = make(network="apps", address="10.99.1.2", gateway="10.99.0.1")
+    nic = body["devices"]["eth0"]
+    assert nic["ipv4.address"] == "10.99.1.2"  # type: ignore[index]
+    for option in ("security.mac_filtering", "security.ipv4_filtering", "security.port_isolation"):
+        assert nic[option] == "true"  # type: ignore[index]
+    assert "lxc.net.0.ipv4.gateway = 10.99.0.1" in body["config"]["raw.lxc"]
+
+
+def test_instance_without_egress_has_no_way_out() -> None:
+    raw = make(address="10.99.192.2", gateway="10.99.0.1", routed=False)["config"]["raw.lxc"]
+    assert "lxc.net.0.ipv4.address = 10.99.192.2/16" in raw
+    assert "gateway" not in raw
+
+
+def test_volumes_are_hidden_but_for_what_is_bound() -> None:
+    volumes = (Volume("disk-1", "/disk"), Volume("layer-1", "/layer", read_only=True))
+    body = make(volumes=volumes, binds=(("/disk/app", "/app"), mirror("web/it's")), hidden=("/disk", "/layer"))
+    assert body["devices"]["volume1"]["readonly"] == "true"  # type: ignore[index]
+    (hook,) = [line for line in body["config"]["raw.lxc"].splitlines() if line.startswith("lxc.hook.mount")]
+    assert hook.index("mount --bind disk/app app") < hook.index("tmpfs disk")
+    script = shlex.split(hook.partition("= ")[2])[2]
+    assert "[ ! -L app/web ]" in script
+    target = shlex.quote("app/web/it's/node_modules")
+    assert f"mount --bind layer/node_modules {target}" in script
+
+
+@pytest.mark.parametrize("value", ["a\nlxc.hook.start-host = /bin/sh", "a\r", "a\0"])
+def test_value_with_a_line_end_adds_no_key_of_lxc(value: str) -> None:
+    with pytest.raises(ValidationFailed):
+        make(binds=(mirror(value),))
+    with pytest.raises(ValidationFailed):
+        make(hostname=value)
+
+
+#: Upper bits of an argument that the kernel ignores.
+FAR = 1 << 32
+
+
+def answer(call: str, *arguments: int) -> int | None:
+    """Return the error with which the policy answers the call; None if it lets it pass."""
+    for line in denied_calls().splitlines():
+        name, _, error, *conditions = line.split()
+        if name == call and all(holds(condition, arguments) for condition in conditions):
+            return int(error)
+    return None
+
+
+def holds(condition: str, arguments: tuple[int, ...]) -> bool:
+    parsed = re.fullmatch(r"\[(\d),(\w+),SCMP_CMP_(GT|MASKED_EQ)(?:,(\w+))?\]", condition)
+    assert parsed, condition
+    argument, value = arguments[int(parsed[1])], int(parsed[2], 0)
+    return argument > value if parsed[3] == "GT" else argument & int(parsed[4], 0) == value
+
+
+@pytest.mark.parametrize(
+    "name", ["mount", "unshare", "setns", "ptrace", "bpf", "keyctl", "io_uring_setup", "userfaultfd", "seccomp"]
+)
+def test_dangerous_call_is_denied(name: str) -> None:
+    assert answer(name, 0, 0, 0) is not None
+
+
+@pytest.mark.parametrize("upper", [0, FAR])
+@pytest.mark.parametrize("flag", [0x10000000, 0x20000, 0x40000000])
+def test_clone_into_a_namespace_is_denied(flag: int, upper: int) -> None:
+    assert answer("clone", upper | flag | 17) == 1
+    assert answer("clone", upper | 17) is None
+
+
+@pytest.mark.parametrize("upper", [0, FAR])
+@pytest.mark.parametrize("family", [3, 9, 17, 30, 38, 40, 44])
+def test_unusual_family_is_denied(family: int, upper: int) -> None:
+    assert answer("socket", upper | family, 2, 0) == 1
+    assert answer("socketpair", upper | family, 2, 0) == 1
+
+
+@pytest.mark.parametrize("upper", [0, FAR])
+@pytest.mark.parametrize("family", [2, 10])
+@pytest.mark.parametrize(
+    ("kind", "protocol"), [(1, 262), (2, 136), (1, 132), (5, 132), (5, 0), (6, 33), (6, 0), (2, 115)]
+)
+def test_rare_protocol_of_the_internet_is_unknown(family: int, kind: int, protocol: int, upper: int) -> None:
+    assert answer("socket", family, kind, upper | protocol) in (93, 1)
+    assert answer("socket", upper | family, upper | kind, protocol) == 93
+
+
+@pytest.mark.parametrize(("kind", "protocol"), [(1, 0), (1, 6), (2, 0), (2, 17), (2, 1), (2, 58), (1 | 0o2000000, 0)])
+def test_common_internet_socket_is_open(kind: int, protocol: int) -> None:
+    assert answer("socket", 2, kind, protocol) is None
+    assert answer("socket", 10, kind, protocol) is None
+
+
+def test_raw_sockets_are_denied_and_local_ones_open() -> None:
+    assert answer("socket", 2, 3, 1) == answer("socket", 10, FAR | 3, 0) == 1
+    assert [answer("socket", 1, kind, 0) for kind in (1, 2, 5)] == [None] * 3
+    assert answer("socket", 16, 3, 0) is None
+    assert answer("socket", 16, 3, 9) == answer("socket", 16, 3, FAR | 9) == 93
+
+
+@pytest.mark.parametrize("upper", [0, FAR])
+def test_filters_and_multicast_groups_are_denied(upper: int) -> None:
+    assert answer("setsockopt", 3, upper | 1, upper | 26) == 1
+    assert answer("setsockopt", 3, upper | 0, upper | 35) == answer("setsockopt", 3, upper | 41, upper | 20) == 105
+    assert answer("setsockopt", 3, 1, 2) is answer("setsockopt", 3, 6, 26) is None
+    assert answer("prctl", upper | 22) == 22
+    assert answer("prctl", 38) is None

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.root
 #: In a process of one thread, as the launcher is.
 SCRIPT = """
 import json, os, subprocess
-from builderd.adapters.engines.oci.runtime.attach import user_namespaces
+from builderd.adapters.engines.oci.runtime.launcher import user_namespaces
 from builderd.linux.syscalls import forbid_tracing
 
 def seen(namespace, file):

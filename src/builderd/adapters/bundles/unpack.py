@@ -5,7 +5,7 @@ contents: each file must have exactly the size and CRC of the directory. Formats
 (gzip), RFC 8878 (zstd); tar as tarfile reads it.
 
 ``python -m builderd.adapters.bundles.unpack <limits as JSON>`` runs with limits of time and memory, without network,
-as uid 65534 (nobody), and can neither open files, start processes nor make a call of ``sandboxing.seccomp``'s list.
+as uid 65534 (nobody), and can neither open files, start processes nor make a call of ``sandboxing.privileges``'s list.
 """
 
 from __future__ import annotations

@@ -82,7 +82,6 @@ class Ending:
     def _remove_files(self, runtime: Runtime | None, name: str) -> None:
         """Remove the groups, the runtime's state, and the bundle. Blocks."""
         self._context.cgroups.remove(f"{name}.shim")
-        self._context.records.remove_unfinished_exit(name)
         if runtime:  # its state: a folder of crun and runc, files named after it of gVisor
             shutil.rmtree(runtime.root / name, ignore_errors=True)
             for file in runtime.root.glob(f"*{name}*") if runtime.is_gvisor else ():

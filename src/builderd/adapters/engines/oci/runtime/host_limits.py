@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
-from builderd.adapters.engines.oci.runtime.attach import INOTIFY
+from builderd.adapters.engines.oci.runtime.launcher import INOTIFY
 from builderd.linux.processes import Process
 from builderd.linux.threads import RepeatedCall
 

@@ -132,12 +132,6 @@ class Records:
         (self.exits / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder(name), ignore_errors=True)
 
-    def remove_unfinished_exit(self, name: str) -> None:
-        """Remove the exit file of a shim that was killed while it wrote it. Idempotent."""
-        if not (self.exits / name).exists():
-            for unfinished in self.exits.glob(f"{name}.*"):
-                unfinished.unlink(missing_ok=True)
-
     def exit(self, name: str) -> Exit | None:
         """Return the exit that the shim wrote, or None."""
         file = self.exits / name

@@ -17,7 +17,7 @@ from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending, E
 from builderd.adapters.engines.oci.runtime.host_limits import NetlinkWatch
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.run import Run, RunContext
-from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands, was_started
+from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.linux.processes import Process, boot_id, find_process, is_alive
 from builderd.linux.threads import run_to_completion
@@ -105,12 +105,12 @@ class Runs:
 
     async def _adopt(self, record: Record) -> None:
         process = record.process
-        if process is not None and not process.alive and self._ran(record):
-            self.save(replace(record, started_at=self.records.now()))
-        if process is None or not process.alive:
+        if process is None:
             return
-        if record.started_at is None and await self._runs(record):
+        if record.started_at is None and await self._was_started(record, process):
             record = self.save(replace(record, started_at=self.records.now()))
+        if not process.alive:
+            return
         if record.started_at is not None:
             self.exits.watch(record.id, process, record.shim)
             if not is_alive(record.shim) and await self.exits.wait(record.id, _KILL_SECONDS):
@@ -120,16 +120,21 @@ class Runs:
             # A service that died during a disk copy or a freeze left it frozen.
             self.freezing.resume(record)
 
-    def _ran(self, record: Record) -> bool:
-        """Return True when it ran and ended, but its service was killed before it recorded the start."""
-        ended = record.started_at is None and self.records.exit(record.id) is not None
-        return ended and was_started(self.commands.runtime(record), record)
+    async def _was_started(self, record: Record, process: Process) -> bool:
+        """Return True when its program was started, and its service was killed before it recorded that.
 
-    async def _runs(self, record: Record) -> bool:
-        """Return True when the runtime started it before the last service ended."""
+        crun and runc themselves tell by the fifo at which a created container waits.
+        """
         runtime = self.commands.runtime(record)
-        _, state = await self.commands.ask(runtime, runtime.command("state", record.id), stream=1)
-        return '"running"' in state
+        if not process.alive and self.records.exit(record.id) is None:
+            return False
+        if not runtime.is_gvisor:
+            state = runtime.root / record.id
+            return state.is_dir() and not (state / "exec.fifo").exists()
+        if not process.alive:
+            return True
+        _, text = await self.commands.ask(runtime, runtime.command("state", record.id), stream=1)
+        return '"running"' in text
 
     def close(self) -> None:
         """Stop watching; sandboxes continue. Idempotent, also after an incomplete ``open``."""

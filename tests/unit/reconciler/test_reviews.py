@@ -19,9 +19,7 @@ from builderd.domain.errors import (
     ValidationFailed,
     helper_died,
 )
-from builderd.domain.previews import RouteState
 from builderd.domain.reviews import ReviewFailed
-from builderd.domain.versions import VersionStatus
 from builderd.reconciler.loop.worker import MAX_FAILURES
 from builderd.services import builders, verdicts
 from builderd.services.verdicts import NewAcceptance, ReviewView
@@ -59,36 +57,6 @@ async def held(world: World, *files: BundleFile) -> Builder:
     return builder
 
 
-async def test_passing_code_runs_and_its_report_is_stored(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create(MAIN)
-    assert (await world.version(builder)).review_passed is True
-    view = await report(world, builder)
-    assert (view.verdict.passed, view.outdated, view.version.number) == (True, False, 1)
-
-
-async def test_blocked_code_is_neither_installed_nor_started(world: World) -> None:
-    world.installer.needs_build = True
-    async with world.reconciling():
-        builder = await world.ask(EVIL, REQUIREMENTS)
-        with pytest.raises(ReviewFailed, match=r"main.py:2: .*MAL-reverse-shell.*\n    open_shell\(\)") as failure:
-            await world.outcome(builder)
-        await world.until_route(builder, RouteState.FAILED)
-    assert not {"build_layer", "start"} & {call for call, _ in world.engine.calls}
-    await world.until(lambda: not world.engine.known_disks)
-    assert failure.value.data == {"uuid": builder.id, "version": 1}
-    assert failure.value.found is not None
-    assert [finding.line for finding in failure.value.found[0].findings] == [2]
-    version = await world.version(builder)
-    assert (version.review_passed, version.status, version.failure_code) == (
-        False,
-        VersionStatus.FAILED,
-        "review_failed",
-    )
-    kinds = [event.type for event in await world.events(builder)]
-    assert kinds == ["builder.created", "review.failed", "stage.finished", "version.failed", "builder.status"]
-
-
 async def test_nothing_is_installed_before_the_review_has_passed(world: World) -> None:
     world.scanner.open.clear()
     async with world.reconciling():
@@ -124,24 +92,6 @@ async def test_a_scanner_that_is_killed_is_asked_again_and_never_the_codes_fault
         up = asyncio.create_task(world.reached(builders.start, builder))
         assert (await pass_time(world, up)).status is Status.RUNNING
     assert len(world.scanner.scanned) == 2 + MAX_FAILURES
-
-
-async def test_a_hold_passes_once_it_is_accepted(world: World) -> None:
-    async with world.reconciling():
-        builder = await held(world)
-        view = await accept(world, builder)
-        assert view.verdict.passed
-        started = await world.reached(builders.start, builder)
-        assert started.status is Status.RUNNING
-    assert len(world.scanner.scanned) == 1
-    version = await world.version(builder)
-    assert (version.review_passed, version.status, version.status_reason) == (True, VersionStatus.DEPLOYED, "")
-    event = next(event for event in await world.events(builder) if event.type == "review.accepted")
-    assert (event.actor, event.details["rule"], event.details["reason"]) == (
-        "token acme",
-        "RSK-metadata",
-        "it is meant",
-    )
 
 
 async def test_acceptance_covers_one_builder_and_line(world: World) -> None:

@@ -27,7 +27,7 @@ def make_review_gate(settings: Settings) -> reviews.Gate:
 
 
 def make_scanner(settings: Settings) -> TripwireScanner:
-    """Build the scanner. It parses with the base's interpreters, or with the host's before the base is built."""
+    """Build the scanner. Node.js is the base's, or the host's before the base is built."""
 
     def find() -> Toolbox:
         node = shutil.which("node")

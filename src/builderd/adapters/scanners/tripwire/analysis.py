@@ -42,11 +42,10 @@ class ToolFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Programs as they are seen within the root; ``python`` is the target's where its version is not this one's."""
+    """Programs as they are seen within the root."""
 
-    ruff: str | None = None
+    ruff: str
     node: tuple[str, ...] | None = None
-    python: tuple[str, ...] | None = None
     binds: tuple[tuple[str, str], ...] = ()
 
 
@@ -91,10 +90,12 @@ class Analyser:
     # Python
 
     def _read_python(self, review: Review) -> list[Source]:
-        """Yield the Python sources that parse."""
+        """Return the Python sources that parse."""
         sources = review.of(Kind.PYTHON)
+        facts = python_code.analyse_all({source.path: source.content for source in sources}, review.paths)
         parsed = []
-        for source, seen in zip(sources, self._python_seen(review, sources), strict=True):
+        for source in sources:
+            seen = facts[source.path]
             if "error" in seen:
                 words = CATALOGUE[f"SAN-{seen['kind']}"]
                 message = f"{words.message}: {seen['error']}"
@@ -111,35 +112,7 @@ class Analyser:
                 review.hooks.add(source.path)
         return parsed
 
-    def _python_seen(self, review: Review, sources: Sequence[Source]) -> list[python_code.FileFacts]:
-        if not sources or self._tools.python is None:
-            facts = python_code.analyse_all({source.path: source.content for source in sources}, review.paths)
-            return [facts[source.path] for source in sources]
-        folder = FOLDER / "target"
-        _write_out(folder, sources, "")
-        numbers = [[source.path, number] for number, source in enumerate(sources)]
-        (FOLDER / "names.json").write_text(json.dumps({"files": numbers, "paths": list(review.paths)}))
-        (FOLDER / "python_code").mkdir()
-        for name, text in _PYTHON_CODE.items():
-            (FOLDER / "python_code" / name).write_text(text)
-        argv = [
-            *self._tools.python,
-            *("-I", "-S", "-B", "-c"),
-            f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import python_code; python_code.main()",
-            str(folder),
-            str(FOLDER / "names.json"),
-        ]
-        with _machine_faults("Python"):
-            done = subprocess.run(
-                argv, capture_output=True, check=True, timeout=review.left(), stdin=subprocess.DEVNULL
-            )
-        seen = json.loads(done.stdout)
-        return [seen[source.path] for source in sources]
-
     def _lint(self, review: Review, sources: Sequence[Source]) -> None:
-        if self._tools.ruff is None:
-            review.skipped.append("ruff")
-            return
         folder = FOLDER / "lint"
         _write_out(folder, sources, ".py")
         names = {f"{number}.py": source.path for number, source in enumerate(sources)}
@@ -279,12 +252,6 @@ def _machine_faults(name: str) -> Iterator[None]:
             # No limit of a review ends a program so: SIGXCPU or a failed allocation does.
             raise ToolFailed(name, is_late=False) from error
         raise
-
-
-#: Files of the package ``python_code`` by name, read while the host is visible.
-_PYTHON_CODE: dict[str, str] = {}
-with suppress(OSError):
-    _PYTHON_CODE = {path.name: path.read_text() for path in Path(python_code.__file__).parent.glob("*.py")}
 
 
 def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:

@@ -18,10 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -308,40 +307,23 @@ class Toolbox:
 
 
 def find_toolbox(target: Path | None, node: Path | None = None, ruff: Path | None = None) -> Toolbox:
-    """``target`` is the root file system that apps see: its own Python and Node.js then judge the syntax.
+    """``target`` is the root file system that apps see: its own Node.js then judges the syntax.
 
-    Without one, this process's Python does, and the given ``node``, if any.
+    Without one, the given ``node`` does, if any. Python's syntax is this process's: apps have the same Debian's.
     """
     ruff = ruff or Path(sys.executable).with_name("ruff")
     # Folders of programs that do not lie in /usr, which is there anyway.
     prefixes = sorted({sys.base_prefix, *((str(node.parent),) if node else ())})
     binds = [(prefix, prefix) for prefix in prefixes if not Path(prefix).is_relative_to("/usr")]
-    if ruff.is_file():
-        binds.append((str(ruff), RUFF))
-    python, other = OWN_PYTHON, None
+    binds.append((str(ruff), RUFF))
     script: tuple[str, ...] | None = (str(node),) if node else None
-    versions = dict(RULE_VERSIONS)
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not on this machine, so left out"
+    versions = {"python": OWN_PYTHON, **RULE_VERSIONS, **{package: version(package) for package in PACKAGES}}
     if target is not None:
         # Debian's Node.js reads a part of itself from there; nothing else of the worker reads anything there.
         binds += [(str(target), TARGET), (str(target / "usr/share"), "/usr/share")]
-        with suppress(OSError):
-            python = str((target / "usr/bin/python3").readlink()).removeprefix("python")
-        if python != OWN_PYTHON:
-            other = _foreign(target, f"usr/bin/python{python}")
-        script = _foreign(target, "usr/bin/node") or script
+        if (target / "usr/bin/node").exists():
+            # Run by the loader and with the libraries of that root file system.
+            loader, libraries = LOADERS[platform.machine()], f"usr/lib/{platform.machine()}-linux-gnu"
+            script = (f"{TARGET}/usr/{loader}", "--library-path", f"{TARGET}/{libraries}", f"{TARGET}/usr/bin/node")
         versions["base"] = target.parent.name
-    tools = Tools(RUFF if ruff.is_file() else None, script, other, tuple(binds))
-    return Toolbox(tools, {"python": python, **versions})
-
-
-def _foreign(target: Path, program: str) -> tuple[str, ...] | None:
-    """Return the command of a program of another root file system, run by the loader and the libraries of that one."""
-    loader, triplet = LOADERS[platform.machine()], f"{platform.machine()}-linux-gnu"
-    if not (target / program).exists():
-        return None
-    return (f"{TARGET}/usr/{loader}", "--library-path", f"{TARGET}/usr/lib/{triplet}", f"{TARGET}/{program}")
+    return Toolbox(Tools(RUFF, script, tuple(binds)), versions)

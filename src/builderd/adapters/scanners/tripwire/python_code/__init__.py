@@ -1,19 +1,15 @@
 """Python code, parsed and never run: its syntax errors, its imports, and untrusted data that reaches dangerous calls.
 
-Standard library and relative imports only: this package is also copied into the worker and run by the interpreter of
-the apps, where its version differs from the service's. Data flow is judged name by name, without regard to the order of
-statements: a tripwire, not a proof.
+Data flow is judged name by name, without regard to the order of statements: a tripwire, not a proof.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .evaluation import PASSES
@@ -43,11 +39,6 @@ NEWER = {
 }
 
 FileFacts = dict[str, Any]
-
-
-def analyse(source: bytes, path: str, paths: Collection[str]) -> FileFacts:
-    """Return the facts of one file, as ``analyse_all`` does."""
-    return analyse_all({path: source}, paths)[path]
 
 
 def analyse_all(sources: Mapping[str, bytes], paths: Collection[str]) -> dict[str, FileFacts]:
@@ -159,10 +150,13 @@ def read_references(tree: ast.Module, paths: Collection[str]) -> dict[str, Any]:
     }
     folders = {path.rpartition("/")[0] for path in paths} - {""}
     modules = {*_imported(nodes)}
+    # Code that names ``sys.path``.
+    owners = [node.value for node in nodes if isinstance(node, ast.Attribute) and node.attr == "path"]
+    changes_path = any(isinstance(owner, ast.Name) and owner.id == "sys" for owner in owners)
     return {
         "modules": sorted(modules - {""}),
         "paths": sorted(path for path in known if path.rpartition("/")[2] in named),
-        "folders": sorted(folders & {text.strip("./") for text in texts}) if _changes_path(nodes) else [],
+        "folders": sorted(folders & {text.strip("./") for text in texts}) if changes_path else [],
         "anything": "" in modules,
         "strings": strings,
     }
@@ -197,16 +191,3 @@ def _imported(nodes: Sequence[ast.AST]) -> Iterator[str]:
                 yield from (f"{origin.removesuffix('.')}.{alias.name}" for alias in node.names)
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[first, *_]) if name in _IMPORTERS:
                 yield first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
-
-
-def _changes_path(nodes: Sequence[ast.AST]) -> bool:
-    """Return True for code that names ``sys.path``."""
-    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "path"]
-    return any(isinstance(node.value, ast.Name) and node.value.id == "sys" for node in attributes)
-
-
-def main() -> None:
-    """Analyse ``<folder>/<number>`` for each named file; the names come as ``[[path, number], …]`` and all paths."""
-    folder, names = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-    sources = {path: (folder / str(number)).read_bytes() for path, number in names["files"]}
-    sys.stdout.write(json.dumps(analyse_all(sources, names["paths"])))

@@ -33,7 +33,7 @@ def translate(program: Node) -> ast.Module:
 class _Translator:
     def __init__(self) -> None:
         self._line = 1
-        self._expressions: dict[str, Callable[[Node], ast.expr]] = {
+        self._expressions: dict[str, Callable[[Node], Any]] = {
             "Identifier": lambda node: self._name(node["name"]),
             "Literal": self._literal,
             "TemplateLiteral": self._template,
@@ -47,8 +47,9 @@ class _Translator:
             "ObjectExpression": self._object,
             "ThisExpression": lambda node: self._name("this"),
             "Super": lambda node: self._name("super"),
-            "ClassExpression": self._class_expression,
-            **dict.fromkeys(_FUNCTIONS, self._function_expression),
+            # Expressions in the place of Python's, which contain no statements.
+            "ClassExpression": self._class,
+            **dict.fromkeys(_FUNCTIONS, self._function),
         }
 
     # Statements
@@ -64,8 +65,7 @@ class _Translator:
                     if one.get("init"):
                         yield from self._bound(one["id"], self.of(one["init"]))
             case "FunctionDeclaration":
-                name = (node.get("id") or {}).get("name", "default")
-                yield self._function(node, name)
+                yield self._function(node, "default")
             case "ClassDeclaration":
                 yield self._class(node)
             case "ReturnStatement":
@@ -148,8 +148,9 @@ class _Translator:
 
     # Functions and classes
 
-    def _function(self, node: Node, name: str) -> ast.FunctionDef:
-        line = node.get("l", self._line)
+    def _function(self, node: Node, name: str = "") -> ast.FunctionDef:
+        """Return the function; ``name`` is that of one without its own."""
+        line, name = node.get("l", self._line), (node.get("id") or {}).get("name", name)
         arguments, first = [], []
         for number, one in enumerate(node["params"]):
             simple = one["argument"] if one["t"] == "RestElement" else one
@@ -166,10 +167,6 @@ class _Translator:
         given = ast.arguments([], arguments, None, [], [], None, [])
         return self._at(ast.FunctionDef(name, given, statements, []))
 
-    def _function_expression(self, node: Node) -> ast.expr:
-        # An expression in the place of Python's lambda, which holds no statements.
-        return self._function(node, (node.get("id") or {}).get("name", ""))  # type: ignore[return-value]
-
     def _class(self, node: Node) -> ast.ClassDef:
         body: list[ast.stmt] = []
         for member in node["body"]["body"]:
@@ -183,9 +180,6 @@ class _Translator:
                 body += self.block(member["body"])
         name = (node.get("id") or {}).get("name", "default")
         return self._at(ast.ClassDef(name, [], [], body, []))
-
-    def _class_expression(self, node: Node) -> ast.expr:
-        return self._class(node)  # type: ignore[return-value]
 
     # Expressions
 
@@ -214,7 +208,8 @@ class _Translator:
             case "SequenceExpression":
                 parts = [self.of(one) for one in node["expressions"]]
                 # The value is the last one's; the others are there for what they do.
-                return self._at(ast.Subscript(self._at(ast.Tuple(parts, ast.Load())), self._last(), ast.Load()))
+                last = self._at(ast.Constant(-1))
+                return self._at(ast.Subscript(self._at(ast.Tuple(parts, ast.Load())), last, ast.Load()))
             case "ArrayExpression":
                 return self._at(ast.List([self.of(one) for one in node["elements"] if one], ast.Load()))
             case "UnaryExpression" if node.get("operator") in ("typeof", "!", "delete", "void"):
@@ -222,9 +217,6 @@ class _Translator:
         found = [child for value in node.values() for child in (value if isinstance(value, list) else [value])]
         parts = [self.of(child) for child in found if isinstance(child, dict) and "t" in child]
         return self._at(ast.BoolOp(ast.Or(), parts)) if parts else self._at(ast.Constant(None))
-
-    def _last(self) -> ast.expr:
-        return self._at(ast.Constant(-1))
 
     def _literal(self, node: Node) -> ast.expr:
         value = node.get("value")
@@ -272,10 +264,14 @@ class _Translator:
             target = self.of(left)
             if node["operator"] == "+=":
                 value = self._at(ast.BinOp(target, ast.Add(), value))
-        exported = _exported(left)
-        if exported:
+        if left["t"] == "MemberExpression" and not left.get("computed"):
             # ``module.exports = x`` and ``exports.name = x`` give the file's names.
-            value = self._at(ast.NamedExpr(self._name(exported), value))
+            owner, name = left["object"], str(left["property"].get("name", ""))
+            nested = owner["t"] == "MemberExpression" and owner["object"].get("name") == "module"
+            if owner.get("name") == "module" and name == "exports":
+                value = self._at(ast.NamedExpr(self._name("default"), value))
+            elif name and (nested or owner.get("name") == "exports"):
+                value = self._at(ast.NamedExpr(self._name(name), value))
         return self._at(ast.NamedExpr(target, value))  # type: ignore[arg-type]
 
     def _object(self, node: Node) -> ast.expr:
@@ -303,13 +299,3 @@ class _Translator:
     def _at(self, node: N) -> N:
         node.lineno = self._line  # type: ignore[attr-defined]
         return node
-
-
-def _exported(left: Node) -> str:
-    if left["t"] != "MemberExpression" or left.get("computed"):
-        return ""
-    owner, name = left["object"], str(left["property"].get("name", ""))
-    if owner.get("name") == "module" and name == "exports":
-        return "default"
-    nested = owner["t"] == "MemberExpression" and owner["object"].get("name") == "module"
-    return name if nested or owner.get("name") == "exports" else ""

@@ -148,7 +148,9 @@ class Evaluation:
         if isinstance(at, ast.Slice):
             backwards = isinstance(at.step, ast.UnaryOp) and isinstance(node.value, ast.Constant)
             own = tainted(places.DECODED, scope.path, node.lineno) if backwards else NOTHING
-            return merge(self._sliced(scope, owner, at), carried(owner), own)
+            part = slice(*(self._number(scope, one) for one in (at.lower, at.upper, at.step)))
+            parts = [item_at(one, part) for one in owner.consts if isinstance(one, str | bytes | tuple)]
+            return merge(constant(*(one for one in parts if one is not None), built=True), carried(owner), own)
         key = self.of(scope, at)
         found: list[Constant] = []
         for const in owner.consts:
@@ -161,11 +163,6 @@ class Evaluation:
         named = merge(*(self._named(scope, owner, one, key.built, node) for one in key.texts[:MAX_NAMES]))
         items = Value(tuple(found[:MAX_SHIFT]), functions=owner.functions, built=bool(found))
         return merge(items, named, carried(owner, places.ENVIRONMENT))
-
-    def _sliced(self, scope: Scope, owner: Value, part: ast.Slice) -> Value:
-        ends = [self._number(scope, one) for one in (part.lower, part.upper, part.step)]
-        found = [item_at(one, slice(*ends)) for one in owner.consts if isinstance(one, str | bytes | tuple)]
-        return constant(*(one for one in found if one is not None), built=True)
 
     def _number(self, scope: Scope, node: ast.expr | None) -> int | None:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -56,16 +56,17 @@ class FlowRules(Flow):
         for path, called in self._lines.items():
             found |= {FlowHit(rule, path, line, ()) for rule, line in _judge_file(path, called)}
         for scope, loop in self._program.whiles:
-            if self._forks_without_end(scope, loop):
+            inside = list(ast.walk(loop))
+            is_endless = isinstance(loop.test, ast.Constant) and bool(loop.test.value) and len(loop.body) <= 2
+            ends = any(isinstance(node, ast.Break | ast.If) for node in inside)
+            forks = any(isinstance(node, ast.Call) and "os.fork" in self.names_of(scope, node) for node in inside)
+            if is_endless and forks and not ends:
                 found.add(FlowHit("MAL-fork-bomb", scope.path, loop.lineno, ()))
-        return _one_a_line(found)
-
-    def _forks_without_end(self, scope: Scope, loop: ast.While) -> bool:
-        inside = list(ast.walk(loop))
-        is_endless = isinstance(loop.test, ast.Constant) and bool(loop.test.value) and len(loop.body) <= 2
-        if not is_endless or any(isinstance(node, ast.Break | ast.If) for node in inside):
-            return False
-        return any(isinstance(node, ast.Call) and "os.fork" in self.names_of(scope, node) for node in inside)
+        # Of several ways of the data to one line, the shortest is told.
+        best: dict[tuple[str, str, int], FlowHit] = {}
+        for hit in sorted(found, key=lambda hit: (len(hit.trace), hit.trace)):
+            best.setdefault((hit.rule, hit.path, hit.line), hit)
+        return set(best.values())
 
     def commands(self) -> set[tuple[str, int, str]]:
         """Return the commands that do not stand in the code as they are, with their lines."""
@@ -90,7 +91,11 @@ class FlowRules(Flow):
         if node.args:
             yield from _judge_first(call)
         if given and any(places.RESOLVERS.match(name) for name in names):
-            yield from _judge_lookup(given[0])
+            # A name of the app's data and a domain carries that data away.
+            composed = any(UNKNOWN in text and "." in text.strip(UNKNOWN) for text in given[0].texts)
+            kinds = (*_OUT, places.USER, places.HOST, places.CLIPBOARD)
+            if composed and given[0].has(*kinds):
+                yield "MAL-data-in-dns", _trace(given[0], *kinds)
         sends = any(places.SENDERS.match(name) or places.STREAMS.search(name) for name in names)
         if sends or method in places.SEND_METHODS:
             # Not the arguments by which a request is signed or its connection made.
@@ -317,14 +322,6 @@ def _judge_sending(data: Value) -> Iterator[tuple[str, Trace]]:
     yield from _first_of(data, rules)
 
 
-def _judge_lookup(name: Value) -> Iterator[tuple[str, Trace]]:
-    """Judge a name to be looked up: one of the app's data and a domain carries that data away."""
-    composed = any(UNKNOWN in text and "." in text.strip(UNKNOWN) for text in name.texts)
-    kinds = (*_OUT, places.USER, places.HOST, places.CLIPBOARD)
-    if composed and name.has(*kinds):
-        yield "MAL-data-in-dns", _trace(name, *kinds)
-
-
 def _sends_file(command: str) -> bool:
     """Return True for ``curl -F f=@~/.ssh/id_rsa``, ``cat ~/.aws/credentials | nc …``."""
     if not places.SENDS.search(command):
@@ -375,10 +372,3 @@ def _first_of(value: Value, rules: Mapping[str, str]) -> Iterator[tuple[str, Tra
 
 def _trace(value: Value, *kinds: str) -> Trace:
     return next((value.kinds[kind] for kind in kinds if value.kinds and kind in value.kinds), ())
-
-
-def _one_a_line(hits: Iterable[FlowHit]) -> set[FlowHit]:
-    best: dict[tuple[str, str, int], FlowHit] = {}
-    for hit in sorted(hits, key=lambda hit: (len(hit.trace), hit.trace)):
-        best.setdefault((hit.rule, hit.path, hit.line), hit)
-    return set(best.values())

@@ -51,17 +51,16 @@ class Scope:
         """Add a possible value to a name; not ``local``: where it is declared. Return True if it is new."""
         if value is NOTHING:
             return False
-        home = self if local and name not in self.outside else self._home(name)
+        home = self
+        if name in self.outside or not local:
+            scope = self.outer if name in self.outside else self
+            while scope is not None and name not in scope.names:
+                scope = scope.outer
+            home = scope or (self.top if name in self.outside else self)
         known = home.names.get(name, NOTHING)
         joined = merge(known, value)
         home.names[name] = joined
         return not same(known, joined)
-
-    def _home(self, name: str) -> Scope:
-        scope = self.outer if name in self.outside else self
-        while scope is not None and name not in scope.names:
-            scope = scope.outer
-        return scope or (self.top if name in self.outside else self)
 
 
 @dataclass(slots=True)
@@ -168,9 +167,10 @@ class _Reader:
         rest = [one.arg for one in (node.args.vararg, *node.args.kwonlyargs, node.args.kwarg) if one]
         named = [*arguments[of_class and arguments[:1] in (["self"], ["cls"]) :], *rest]
         function = Function(Scope(self._path, outer), named)
+        gets_request = _is_handler(node)
         for name in named:
             function.scope.declare(name)
-            if _is_handler(node):
+            if gets_request:
                 function.scope.add(name, tainted(places.REQUEST, self._path, node.lineno))
             if self._program.is_key(self._path, name):
                 function.scope.add(name, tainted(places.KEY, self._path, node.lineno))

@@ -141,22 +141,16 @@ def added(left: Value, right: Value) -> Value:
     """Return ``left + right``, for numbers, lists and texts, of which one may be unknown."""
     if not left.consts and not right.consts:
         return NOTHING
-    pairs = product(left.consts or (UNKNOWN,), right.consts or (UNKNOWN,))
-    return constant(*_sums(pairs), built=True)
-
-
-def _sums(pairs: Iterable[tuple[Constant, Constant]]) -> Iterable[Constant]:
-    for one, other in pairs:
-        total = _sum(one, other)
+    found = []
+    for one, other in product(left.consts or (UNKNOWN,), right.consts or (UNKNOWN,)):
+        total = None
+        if type(one) is type(other):
+            total = one + other
+        elif isinstance(one, str | int) and isinstance(other, str | int):
+            total = f"{one}{other}"
         if total is not None and (isinstance(total, int) or len(total) <= MAX_LENGTH):
-            yield total
-
-
-def _sum(one: Constant, other: Constant) -> Constant | None:
-    if type(one) is type(other):
-        return one + other
-    texts = [part if isinstance(part, str) else str(part) if isinstance(part, int) else None for part in (one, other)]
-    return None if None in texts else f"{texts[0]}{texts[1]}"
+            found.append(total)
+    return constant(*found, built=True)
 
 
 def joined(parts: Iterable[Value], between: str = "") -> Value:
@@ -311,21 +305,17 @@ def operate(kind: type[ast.operator], left: Constant, right: Constant) -> Consta
         if kind is ast.Mult and isinstance(left, int) != isinstance(right, int):
             times, value = (left, right) if isinstance(left, int) else (right, left)
             return value * times if 0 <= times * len(value) <= MAX_LENGTH else None
+        if kind is ast.Mod and isinstance(left, int):
+            return left % right if isinstance(right, int) else None
         if kind is ast.Mod:
-            return _percent(left, right)
+            # ``%9999999d`` makes a text of that length.
+            simple = isinstance(left, str) and all(part[:1] in ("s", "d", "%", "") for part in left.split("%")[1:])
+            return _bounded(left % right) if simple else None
         if kind in (ast.LShift, ast.RShift) and isinstance(right, int) and 0 <= right <= MAX_SHIFT:
             return _bounded(left << right if kind is ast.LShift else left >> right)
         if kind in OPERATORS and isinstance(left, int) and isinstance(right, int):
             return OPERATORS[kind](left, right)
     return None
-
-
-def _percent(left: Constant, right: Constant) -> Constant | None:
-    if isinstance(left, int):
-        return left % right if isinstance(right, int) else None
-    # ``%9999999d`` makes a text of that length.
-    simple = isinstance(left, str) and all(part[:1] in ("s", "d", "%", "") for part in left.split("%")[1:])
-    return _bounded(left % right) if simple else None
 
 
 def item_at(value: Constant, at: Constant) -> Constant | None:

@@ -113,7 +113,7 @@ def test_files_that_name_a_sink_are_followed_first() -> None:
     ],
 )
 def test_syntax_of_a_newer_python_is_named(code: str, newer: bool) -> None:
-    seen = python_code.analyse(code.encode(), "app.py", ["app.py"])
+    seen = python_code.analyse_all({"app.py": code.encode()}, ["app.py"])["app.py"]
     assert ("Python 3.14 reads this; apps run on Python 3.1" in seen["error"]) is newer
 
 

@@ -124,19 +124,10 @@ class BuildOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
-    """``layer_key`` as a version keeps it. ``reused`` when nothing had to be made."""
+class MadeLayer:
+    """A layer of dependencies or of built files. ``reused`` when nothing had to be made."""
 
-    layer_key: str
-    seconds: float
-    reused: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """``build_key`` as a version keeps it. ``reused`` when the same files were built before."""
-
-    build_key: str
+    key: str
     seconds: float
     reused: bool
 

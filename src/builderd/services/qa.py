@@ -64,11 +64,13 @@ async def judge(
 
     A worker only has to keep running.
     """
-    if not builder.job_type.must_listen:
-        return await _judge_worker(application, version, sandbox)
     sandboxes, settings = application.engine.sandboxes, version.settings
     report = await sandboxes.report(sandbox.id)
     started, listening = sandbox.started_at, sandbox.listening_at
+    if not builder.job_type.must_listen:
+        seconds = (application.clock.now() - (started or sandbox.created_at)).total_seconds()
+        lived = check_lived(report, seconds, settings.resources, await last_lines(application, sandbox.id))
+        return in_order([lived, check_memory(report, settings.resources)])
     port = check_port(settings.port, (listening - started).total_seconds() if started and listening else 0.0)
     if report.ip is None:  # it ended just now
         look = SecondLook(report, False, 0.0)
@@ -133,14 +135,6 @@ async def _visit(application: Application, target: Target, sandbox: Sandbox, sta
         await clock.sleep(RETRY_PAUSE)
 
 
-async def _judge_worker(application: Application, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
-    report, resources = await application.engine.sandboxes.report(sandbox.id), version.settings.resources
-    started = sandbox.started_at or sandbox.created_at
-    seconds = (application.clock.now() - started).total_seconds()
-    lived = check_lived(report, seconds, resources, await last_lines(application, sandbox.id))
-    return in_order([lived, check_memory(report, resources)])
-
-
 async def last_lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
     page = await application.engine.logs.read_log(sandbox, tail=SHOWN_LINES)
     return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
@@ -190,7 +184,11 @@ async def again(application: Application, caller: Caller, builder_id: str) -> Qa
     Raises ``NotFound`` and ``InvalidState``.
     """
     builder, version, sandbox = await application.store.read(lambda uow: _find(uow, caller.tenant_id, builder_id))
-    gate = await _gate_again(application, builder, version, sandbox)
+    gate: tuple[Check, ...] = ()
+    # The verdict stays if the app does not run now.
+    if sandbox is not None and sandbox.listening_at is not None and sandbox.version == version.number:
+        state = (await application.engine.sandboxes.report(sandbox.id)).state
+        gate = await judge(application, builder, version, sandbox) if state is SandboxState.RUNNING else ()
     now = application.clock.now()
 
     def record(uow: UnitOfWork) -> Builder:
@@ -216,17 +214,6 @@ def _find(uow: UnitOfWork, tenant_id: TenantId, builder_id: str) -> tuple[Builde
     if builder.status is Status.CREATING or version.status is not VersionStatus.DEPLOYED:
         raise InvalidState(f"The builder is {builder.status}: QA needs a version that has run.")
     return builder, version, uow.sandboxes.open_of(builder.id)
-
-
-async def _gate_again(
-    application: Application, builder: Builder, version: Version, sandbox: Sandbox | None
-) -> tuple[Check, ...]:
-    """Run the gate again; do nothing if the app does not run now: the gate's verdict stays."""
-    if sandbox is None or sandbox.listening_at is None or sandbox.version != version.number:
-        return ()
-    if (await application.engine.sandboxes.report(sandbox.id)).state is not SandboxState.RUNNING:
-        return ()
-    return await judge(application, builder, version, sandbox)
 
 
 def _report(uow: UnitOfWork, builder_id: BuilderId, number: int) -> QaReport:

@@ -98,31 +98,24 @@ def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime, nu
     for version in uow.versions.list(builder.id):  # newest first
         is_wanted = version.number <= builder.version if number is None else version.number == number
         if is_wanted and (report := _report(uow, builder, version)) is not None:
-            return _view(uow, builder, version, report, now)
-    raise NotFound(_no_review(uow, builder, number))
+            current = uow.versions.get(builder.id, builder.version)
+            assert current is not None, "a builder's current version is always stored"
+            verdict = judge(report, uow.acceptances.of_builder(builder.id), now)
+            # A failed version was never the builder's code, so its review is not outdated.
+            outdated = version.number <= current.number and report.content_hash != _content_of(current)
+            return ReviewView(version, report, verdict, outdated)
+    wanted = builder.version if number is None else number
+    found = uow.versions.get(builder.id, wanted)
+    if found is None:
+        raise NotFound(f"The builder has no version {wanted}: its current one is {builder.version}.")
+    if found.settings.skip_review:
+        cure = f"POST /api/v1/builders/{builder.id}/review makes one"
+        raise NotFound(f"The review was left out for version {wanted}: {cure}.")
+    raise NotFound(f"Version {wanted} is not reviewed yet: look again in a moment.")
 
 
 def _report(uow: UnitOfWork, builder: Builder, version: Version) -> Report | None:
     return uow.reviews.get(builder.tenant_id, version.review_key) if version.review_key else None
-
-
-def _view(uow: UnitOfWork, builder: Builder, version: Version, report: Report, now: datetime) -> ReviewView:
-    current = uow.versions.get(builder.id, builder.version)
-    assert current is not None, "a builder's current version is always stored"
-    verdict = judge(report, uow.acceptances.of_builder(builder.id), now)
-    # A failed version was never the builder's code, so its review is not outdated.
-    outdated = version.number <= current.number and report.content_hash != _content_of(current)
-    return ReviewView(version, report, verdict, outdated)
-
-
-def _no_review(uow: UnitOfWork, builder: Builder, number: int | None) -> str:
-    wanted = builder.version if number is None else number
-    version = uow.versions.get(builder.id, wanted)
-    if version is None:
-        return f"The builder has no version {wanted}: its current one is {builder.version}."
-    if version.settings.skip_review:
-        return f"The review was left out for version {wanted}: POST /api/v1/builders/{builder.id}/review makes one."
-    return f"Version {wanted} is not reviewed yet: look again in a moment."
 
 
 async def again(application: Application, caller: Caller, builder_id: str) -> ReviewView:
@@ -184,7 +177,17 @@ def _accept(uow: UnitOfWork, builder: Builder, caller: Caller, new: NewAcceptanc
     uow.acceptances.save(Acceptance(builder.id, new.fingerprint, new.reason, caller.actor, now, new.expires_at))
     for version, report, _ in having:
         _judge(uow, builder, version, report, now)
-    uow.events.add(_accepted(builder, caller, gravest, new, now))
+    details = {
+        "fingerprint": gravest.fingerprint,
+        "rule": gravest.rule,
+        "severity": gravest.severity.value,
+        "path": gravest.path,
+        "line": gravest.line,
+        "reason": new.reason,
+        "expires_at": new.expires_at.isoformat() if new.expires_at else None,
+    }
+    reason = f"{gravest.rule} at {location(gravest)} accepted by {caller.actor}: {new.reason}"
+    uow.events.add(Event(builder.tenant_id, builder.id, now, "review.accepted", caller.actor, reason, details))
     return having[0][0].number
 
 
@@ -201,20 +204,6 @@ def _check(finding: Finding, new: NewAcceptance, now: datetime) -> None:
         raise Forbidden(f"{finding.rule} blocks: only a token with the scope admin can accept it.")
     if new.expires_at is None:
         raise ValidationFailed({"expires": ["is required for a finding that blocks: say until when it is accepted"]})
-
-
-def _accepted(builder: Builder, caller: Caller, finding: Finding, new: NewAcceptance, now: datetime) -> Event:
-    details = {
-        "fingerprint": finding.fingerprint,
-        "rule": finding.rule,
-        "severity": finding.severity.value,
-        "path": finding.path,
-        "line": finding.line,
-        "reason": new.reason,
-        "expires_at": new.expires_at.isoformat() if new.expires_at else None,
-    }
-    reason = f"{finding.rule} at {location(finding)} accepted by {caller.actor}: {new.reason}"
-    return Event(builder.tenant_id, builder.id, now, "review.accepted", caller.actor, reason, details)
 
 
 def _content_of(version: Version) -> str:

@@ -289,7 +289,7 @@ async def run_drill(context: BackupContext, restore: Restore, builder: Builder, 
     if builder.job_type is JobType.ONE_TIME:
         return None
     app, sandbox_id = context.app, _sandbox_id(restore)
-    layer = (await LayerInstalls(app).install(WorkItem(builder, version))).layer_key
+    layer = (await LayerInstalls(app).install(WorkItem(builder, version))).key
     app.scratch.add(sandbox_id)
     try:
         await _clear(context, restore)

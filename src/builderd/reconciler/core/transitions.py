@@ -22,7 +22,7 @@ from builderd.domain.errors import QaFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId, DiskId, new_id
-from builderd.domain.layers import Built, Installed
+from builderd.domain.layers import MadeLayer
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
 from builderd.domain.reviews import Report, ReviewFailed, summary
@@ -109,22 +109,22 @@ def as_stored(uow: UnitOfWork, version: Version) -> Version:
     return found
 
 
-def installed(transition: Transition, version: Version, layer: Installed) -> None:
+def installed(transition: Transition, version: Version, layer: MadeLayer) -> None:
     """The version's layer is there. The build log says so also where nothing had to be built."""
     uow, now = transition.uow, transition.now
-    uow.versions.save(replace(as_stored(uow, version), layer_key=layer.layer_key))
+    uow.versions.save(replace(as_stored(uow, version), layer_key=layer.key))
     note = "reused" if layer.reused else "made"
-    if layer.layer_key == NO_LAYER:
+    if layer.key == NO_LAYER:
         note = "nothing to install"
     elif layer.reused:
         uow.build_logs.add(version.builder_id, version.number, [LogLine(now, LogStream.BUILD, REUSED)])
     stage_finished(transition, "install", seconds=layer.seconds, ok=True, note=note, reused=layer.reused)
 
 
-def built(transition: Transition, version: Version, build: Built) -> None:
+def built(transition: Transition, version: Version, build: MadeLayer) -> None:
     """The version's files are built. The build log says so also where that was done before."""
     uow = transition.uow
-    uow.versions.save(replace(as_stored(uow, version), build_key=build.build_key))
+    uow.versions.save(replace(as_stored(uow, version), build_key=build.key))
     if build.reused:
         line = LogLine(transition.now, LogStream.BUILD, BUILT_BEFORE)
         uow.build_logs.add(version.builder_id, version.number, [line])

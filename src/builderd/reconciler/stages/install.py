@@ -23,10 +23,9 @@ from builderd.domain.layers import (
     AppBuild,
     BuildOutcome,
     BuildStep,
-    Built,
     Cache,
-    Installed,
     LayerPlan,
+    MadeLayer,
 )
 from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER, ignored_names
@@ -55,13 +54,13 @@ class LayerInstalls:
             lambda: asyncio.Semaphore(MAX_OF_TENANT)
         )
 
-    async def build(self, item: WorkItem) -> Built:
+    async def build(self, item: WorkItem) -> MadeLayer:
         """Run the version's build command, or find its result. Raises ``BuildFailed`` with the command's last lines."""
         tenant, key = item.builder.tenant_id, self._plan_build(item, await bundles.fetch(self._app, item.version)).key
         try:
             if await self._app.engine.layers.has_layer(key):
                 await admission.check_reuse(self._app, tenant, key)
-                return Built(key, 0.0, reused=True)
+                return MadeLayer(key, 0.0, reused=True)
             async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
                 bundle = await bundles.fetch(self._app, item.version)  # anew: what waits has no bundle in memory
                 bounded = await admission.limit_plan(self._app, tenant, self._plan_build(item, bundle))
@@ -71,24 +70,24 @@ class LayerInstalls:
         if not outcome.ok:
             timeout = self._app.limits.build_timeout
             raise BuildFailed(await asyncio.to_thread(explain_build, item, bundle, outcome, timeout))
-        return Built(key, outcome.seconds, outcome.reused)
+        return MadeLayer(key, outcome.seconds, outcome.reused)
 
     def _plan_build(self, item: WorkItem, bundle: Bundle) -> LayerPlan:
         return _own(plan_build(item, bundle, self._app.engine.layers.base_id, self._app.limits.build_timeout), item)
 
-    async def install(self, item: WorkItem) -> Installed:
+    async def install(self, item: WorkItem) -> MadeLayer:
         """Make the layer, or find it made. Raises ``InstallFailed`` with the installer's words."""
         files, tenant = await bundles.fetch_root(self._app, item.version), item.builder.tenant_id
         plan = _plan(self._app, item, files)
         await self._name_unread(item, files)
         del files  # neither while this waits nor while the layer is built
         if plan is None:
-            return Installed(NO_LAYER, 0.0, reused=True)
+            return MadeLayer(NO_LAYER, 0.0, reused=True)
         complete, masker = await self._completion(item)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
             if known is not None and await self._app.engine.layers.has_layer(key := complete(known).key):
                 await admission.check_reuse(self._app, tenant, key)
-                return Installed(key, 0.0, reused=True)
+                return MadeLayer(key, 0.0, reused=True)
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item, masker) as log:
             bounded = await admission.limit_plan(self._app, tenant, replace(plan, tenant=tenant))
             made, outcome, seconds = await self._build(item, bounded, complete, log)
@@ -96,7 +95,7 @@ class LayerInstalls:
             bundle = await bundles.fetch_root(self._app, item.version)
             message = await asyncio.to_thread(_explain, self._app, made, outcome, bundle)
             raise InstallFailed(masker.text(message))
-        return Installed(made.key, seconds, outcome.reused)
+        return MadeLayer(made.key, seconds, outcome.reused)
 
     async def _completion(self, item: WorkItem) -> tuple[Callable[[LayerPlan], LayerPlan], Masker]:
         """Return what completes an installer's plan for this version: its private indexes, and layers of its own.

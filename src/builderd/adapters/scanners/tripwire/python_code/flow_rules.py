@@ -62,7 +62,7 @@ class FlowRules(Flow):
             forks = any(isinstance(node, ast.Call) and "os.fork" in self.names_of(scope, node) for node in inside)
             if is_endless and forks and not ends:
                 found.add(FlowHit("MAL-fork-bomb", scope.path, loop.lineno, ()))
-        # Of several ways of the data to one line, the shortest is told.
+        # Of several ways of the data to one line, the shortest is reported.
         best: dict[tuple[str, str, int], FlowHit] = {}
         for hit in sorted(found, key=lambda hit: (len(hit.trace), hit.trace)):
             best.setdefault((hit.rule, hit.path, hit.line), hit)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.acceptance.incus_members import WRITING_APP, Visitors, ask, events, until, volumes
+from tests.acceptance.incus_members import WRITING_APP, Visitors, until, volumes
 from tests.acceptance.live_service import PLAIN, LiveService, body
 from tests.acceptance.test_cluster_services import Services, share_keys
 from tests.incus import IncusCluster, running_cluster
@@ -49,7 +49,6 @@ def services(
     with postgres.database() as database, cluster.network_of():
         running = Services(cluster, tmp_path_factory.mktemp("f"), database)
         try:
-            leave_leadership(cluster)
             running.one.start()
             running.two.data_dir.mkdir()
             share_keys(running.one, running.two)
@@ -68,31 +67,6 @@ def made(services: Services) -> Iterator[list[dict[str, Any]]]:
     yield made
     for data in made:
         one.call("DELETE", f"/builders/{data['uuid']}")
-
-
-def leader(cluster: IncusCluster) -> int:
-    """Return the number of the member that leads Incus's database."""
-    found = ask(cluster, "cluster/members?recursion=1")
-    return int(next(one["server_name"] for one in found if "database-leader" in one["roles"])[-1])
-
-
-def leave_leadership(cluster: IncusCluster) -> None:
-    """Restart incusd on the services' member until another member leads."""
-    while leader(cluster) == 1:
-        restart_incusd(cluster)
-
-
-def restart_incusd(cluster: IncusCluster) -> None:
-    before = incusd(cluster)
-    cluster.run("exec", "1", "pkill", "-x", "incusd")
-    # Until it has ended, it answers as before.
-    until(lambda: incusd(cluster) not in ("", before))
-    until(lambda: cluster.run("incus", "1", "cluster", "list", check=False).returncode == 0)
-
-
-def incusd(cluster: IncusCluster) -> str:
-    """Return the process id of incusd on the services' member; "" if it does not run."""
-    return cluster.run("exec", "1", "pgrep", "-f", "^[^ ]*/incusd --group", check=False).stdout
 
 
 def on(service: LiveService, made: list[dict[str, Any]], member: int) -> list[dict[str, Any]]:
@@ -127,48 +101,6 @@ def report(what: str, seconds: Mapping[str, float], visitors: list[Visitors]) ->
     shown = {name: round(value, 1) for name, value in seconds.items()}
     visits = ", ".join(f"{len(one.answers)} visits, {one.longest:.2f} s at most" for one in visitors)
     sys.stderr.write(f"{what}: seconds {json.dumps(shown)}; {visits}\n")
-
-
-def test_killed_leader_of_incus_costs_other_members_nothing(
-    cluster: IncusCluster, services: Services, made: list[dict[str, Any]]
-) -> None:
-    one = services.one
-    leave_leadership(cluster)
-    number = leader(cluster)
-    lost = on(one, made, number)
-    others = [data for data in made if data not in lost]
-    before = runs(one, made)
-    with ExitStack() as stack:
-        visitors = [stack.enter_context(Visitors(one, data)) for data in others]
-        cluster.run("kill", str(number))
-        begun = time.monotonic()
-        seconds: dict[str, float] = {}
-        until(lambda: leads_again(cluster, number))
-        seconds["another leads"] = time.monotonic() - begun
-        until(lambda: one.call("POST", "/builders", json=body("meanwhile")).status_code == 201)
-        seconds["a create"] = time.monotonic() - begun
-        until(lambda: "member.lost" in events(one, lost[0]["uuid"]))
-        seconds["told"] = time.monotonic() - begun
-        assert {one.visit(data).status_code for data in lost} <= {502, 503, 504}
-        cluster.run("start", str(number))
-        returned = time.monotonic()
-        for data in lost:
-            one.wait_served(data)
-        seconds["served after its return"] = time.monotonic() - returned
-    assert [visits.failures for visits in visitors] == [[]] * len(others)
-    assert_standing_by(services.two)
-    after = runs(one, made)
-    assert all(after[data["uuid"]] == before[data["uuid"]] for data in others)
-    assert_nothing_lost(one, lost, before, after)
-    (meanwhile,) = one.call("GET", "/builders?name=meanwhile").json()["data"]
-    one.call("DELETE", f"/builders/{meanwhile['uuid']}")
-    report("leader killed", seconds, visitors)
-
-
-def leads_again(cluster: IncusCluster, lost: int) -> bool:
-    """Return True once the first member answers with a leader that is not lost."""
-    shown = cluster.run("incus", "1", "cluster", "list", "--format", "csv", check=False)
-    return any("database-leader" in line and not line.startswith(f"node{lost},") for line in shown.stdout.splitlines())
 
 
 @pytest.mark.parametrize("fault", ["kill", "cut"])

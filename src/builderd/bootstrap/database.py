@@ -50,6 +50,17 @@ async def existing_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
+async def unmigrated_store(settings: Settings) -> AsyncIterator[Store]:
+    """Open the store to look at it, as it is. Raises ``InvalidState`` when it is not the service's."""
+    refuse_another_database(settings)
+    opened = Store(settings.database)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store, migrated, without a check of its location: the service's own settings are authoritative."""
     refuse_half_restored(settings.data_dir)

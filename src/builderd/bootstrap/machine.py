@@ -12,7 +12,7 @@ from builderd.adapters.previews.haproxy import process as previews_preflight
 from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.data_directory import lock
-from builderd.bootstrap.database import database_location, existing_store, refuse_another_database
+from builderd.bootstrap.database import database_location, existing_store, unmigrated_store
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.database_lease import DatabaseLease, SeenService, describe_owner, describe_standby
@@ -39,17 +39,13 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     """
     if not _database_exists(settings):
         return []
-    refuse_another_database(settings)
-    opened = Store(settings.database)
-    try:
+    async with unmigrated_store(settings) as opened:
         lease = await opened.read(lambda uow: uow.database_lease.get())
         await opened.find_damage()
         differences = await opened.schema_differences()
         services = [] if differences else await opened.read(lambda uow: uow.services.list())
         public = [] if differences else await _describe_public(settings, opened)
         damaged = [] if differences else await opened.read(_describe_backups)
-    finally:
-        await opened.close()
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
     return [
         f"database {database_location(settings)}: {owner}",
@@ -98,13 +94,9 @@ async def load_inventory(settings: Settings) -> Inventory | None:
     """
     if not _database_exists(settings):
         return None
-    refuse_another_database(settings)
-    opened = Store(settings.database)
-    try:
+    async with unmigrated_store(settings) as opened:
         sizes = await bundle_sizes(settings, opened)
         users, used = await opened.read(lambda uow: (metrics.users(uow), metrics.used_bundles(uow, sizes)))
-    finally:
-        await opened.close()
     stored = None
     with suppress(OSError, EngineUnavailable):
         stored = await asyncio.to_thread(engine_provider(settings).read_inventory, settings.data_dir.absolute())
@@ -115,12 +107,8 @@ async def describe_code(settings: Settings) -> Sequence[str]:
     """Return a line on the space for stored code; none when there is no database yet. Raises as ``load_inventory``."""
     if not _database_exists(settings):
         return []
-    refuse_another_database(settings)
-    opened = Store(settings.database)
-    try:
+    async with unmigrated_store(settings) as opened:
         space = await bundle_space(settings, opened)
-    finally:
-        await opened.close()
     line = f"stored code: {size_text(space.used)}, and {size_text(space.free)} are free for more"
     return [f"{line}: nearly full. {space.remedy}" if space.is_nearly_full else line]
 
@@ -138,13 +126,9 @@ async def describe_clock(settings: Settings) -> Sequence[str]:
     memory = settings.data_dir / _MEMORY
     if not memory.is_file():
         return []
-    refuse_another_database(settings)
-    fault = SystemClock(memory, begins=False).fault()
-    opened = Store(settings.database)
-    try:
+    async with unmigrated_store(settings) as opened:
+        fault = SystemClock(memory, begins=False).fault()
         later = await opened.read(lambda uow: uow.stored_times.later_than(datetime.now(UTC)))
-    finally:
-        await opened.close()
     lines = [f"clock: {fault}"] if fault else []
     if later:
         lines.append(

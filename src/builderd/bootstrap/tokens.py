@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap.database import database_location, existing_store, has_content, store
@@ -16,6 +17,7 @@ from builderd.services.revocations import Revocation
 from builderd.settings import Settings
 from builderd.store import UnitOfWork
 
+T = TypeVar("T")
 #: Tenant of the first sign-in link of a service that has none.
 FIRST_TENANT = "me"
 
@@ -32,28 +34,28 @@ class TokenRequest:
 
 async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[str], None]) -> tuple[Token, str]:
     """Create a token; return it with its secret. Makes tenant, data directory and database where they are missing."""
-    now = SystemClock().now()
-
-    def create(uow: UnitOfWork) -> tuple[Token, str]:
-        return tokens.create(uow, wanted.tenant, wanted.name, now, scopes=wanted.scopes, expires_at=wanted.expires_at)
-
-    was_there = await has_content(settings)
-    async with store(settings) as opened:
-        made = await opened.write(create)
-    if not was_there:
-        say(f"There was no builderd in {settings.data_dir} yet: created its database ({database_location(settings)}).")
-    return made
+    now, scopes, until = SystemClock().now(), wanted.scopes, wanted.expires_at
+    return await _write_first(
+        settings,
+        lambda uow: tokens.create(uow, wanted.tenant, wanted.name, now, scopes=scopes, expires_at=until),
+        say,
+    )
 
 
 async def make_link(settings: Settings, tenant: str, scopes: frozenset[Scope], say: Callable[[str], None]) -> str:
     """Return the code of a new one-time sign-in link. Makes tenant, data directory and database where missing."""
     now = SystemClock().now()
+    return await _write_first(settings, lambda uow: sessions.make_link(uow, tenant, scopes, now), say)
+
+
+async def _write_first(settings: Settings, work: Callable[[UnitOfWork], T], say: Callable[[str], None]) -> T:
+    """Run the work on the database, which is made where it is missing."""
     was_there = await has_content(settings)
     async with store(settings) as opened:
-        code = await opened.write(lambda uow: sessions.make_link(uow, tenant, scopes, now))
+        made = await opened.write(work)
     if not was_there:
         say(f"There was no builderd in {settings.data_dir} yet: created its database ({database_location(settings)}).")
-    return code
+    return made
 
 
 async def first_link(settings: Settings) -> tuple[str, str] | None:

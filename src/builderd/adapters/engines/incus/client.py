@@ -257,15 +257,11 @@ class IncusError(EngineUnavailable):
 
 
 class IncusNotFound(IncusError):
-    """Incus has no such object."""
+    """Incus has no such object, or the instance ended while Incus looked at its first process."""
 
 
 class IncusAmbiguous(IncusError):
     """Several members have a volume of this name: the call must name one."""
-
-
-class InstanceEnded(IncusError):
-    """The instance ended while Incus looked at its first process."""
 
 
 class IncusConflict(IncusError):
@@ -301,13 +297,6 @@ def member_away(member: str) -> MemberAway:
     )
 
 
-def state_unknown(instance: str) -> EngineUnavailable:
-    """Return the error for an instance that ended while Incus listed it, or whose member has just stopped answering."""
-    return EngineUnavailable(
-        f"Incus could not read the state of the instance {instance}: see incus list.", retry_after=RETRY_SECONDS
-    )
-
-
 def unreachable(place: str, error: BaseException) -> EngineUnavailable:
     """Return the error for a server that does not answer."""
     return EngineUnavailable(
@@ -336,9 +325,7 @@ def error_of(status: int, text: str, action: str) -> BuilderdError:
         return NoCapacity(f"{message}. What it writes to has reached its limit.", retry_after=FULL_RETRY_SECONDS)
     if _AMBIGUOUS in words:
         return IncusAmbiguous(status, message)
-    if _ENDED in words:
-        return InstanceEnded(status, message, retry_after=RETRY_SECONDS)
-    if status == 404 or words.endswith("not found"):
+    if status == 404 or words.endswith("not found") or _ENDED in words:
         return IncusNotFound(status, message)
     if status == 409 or any(part in words for part in ("already", "in use", "unique constraint")):
         return IncusConflict(status, message)

@@ -31,10 +31,8 @@ from builderd.adapters.engines.incus.client import (
     IncusClient,
     IncusError,
     IncusNotFound,
-    InstanceEnded,
     Json,
     member_away,
-    state_unknown,
 )
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.image import LIST_PORTS
@@ -323,7 +321,7 @@ class Usage:
             return None
         try:
             state = await self._client.get(f"/instances/{found['name']}/state")
-        except (IncusNotFound, InstanceEnded):
+        except IncusNotFound:
             return None
         counters = ((state.get("network") or {}).get("eth0") or {}).get("counters") or {}
         disk = volume_of(DiskId(own_of(found)["disk"]))
@@ -357,7 +355,9 @@ class Usage:
             if isinstance(metrics, BuilderdError):
                 found[sandbox] = metrics
             elif (name := name_of(sandbox)) in metrics:
-                found[sandbox] = metrics[name] or state_unknown(name)
+                found[sandbox] = metrics[name] or EngineUnavailable(
+                    f"Incus could not read the state of the instance {name}: see incus list.", retry_after=RETRY_SECONDS
+                )
         running = {one: used for one, used in found.items() if isinstance(used, SandboxUsage)}
         await self._read_disks(running)
         return found | {

@@ -16,7 +16,6 @@ from builderd.adapters.engines.incus.client import (
     IncusError,
     IncusNotFound,
     IncusOptions,
-    InstanceEnded,
     PoolFull,
     error_of,
 )
@@ -82,7 +81,7 @@ async def test_text_is_not_asked_for_while_the_cluster_answers_nothing(tmp_path:
     ("status", "text", "kind"),
     [
         (404, "Instance not found", IncusNotFound),
-        (500, "Invalid PID '\ufffd'", InstanceEnded),
+        (500, "Invalid PID '\ufffd'", IncusNotFound),
         (409, "The network ACL already exists", IncusConflict),
         (500, "UNIQUE constraint failed: projects.name", IncusConflict),
         (500, "no space left on device", PoolFull),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import resource
@@ -85,7 +84,7 @@ async def _listen_and_run(settings: Settings, supervisor: Supervisor, **owning: 
         if settings.public_host and socket.parent.exists():
             await port.listen_behind_proxy(socket, user)
         try:
-            service = await asyncio.to_thread(_import_service)
+            service = await asyncio.to_thread(import_module, SERVICE)
             await service.run(settings, supervisor, servers, port, **owning)
         finally:
             port.give_up()
@@ -94,16 +93,6 @@ async def _listen_and_run(settings: Settings, supervisor: Supervisor, **owning: 
 def api_socket(settings: Settings) -> tuple[Path, str | None]:
     """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
     return proxy_files(settings.data_dir).api_socket, worker_user()
-
-
-def _import_service() -> Any:
-    """Import without garbage collection, as ``cli.group.load`` does, and for its reasons."""
-    gc.disable()
-    try:
-        return import_module(SERVICE)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -51,7 +51,7 @@ async def get(path):
     return answer
 
 PORT = int(sys.argv[2])
-serving._import_service = Rest
+serving.import_module = lambda name: Rest()
 serving.serve(Settings(data_dir=Path(sys.argv[1]), port=PORT))
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -118,9 +118,9 @@ class IncusClient:
             raise error_of(done["status_code"], done.get("err") or done["status"], action)
         return done
 
-    async def upload(self, path: str, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> Json:
-        """POST a body that is too large for memory, and wait for the operation."""
-        response = await self._send("POST", path, {}, content=content, headers=headers, seconds=OPERATION_SECONDS)
+    async def upload(self, path: str, parts: Mapping[str, Any]) -> Json:
+        """POST files as multipart/form-data, and wait for the operation."""
+        response = await self._send("POST", path, {}, files=parts, seconds=OPERATION_SECONDS)
         return await self.wait(_metadata(response, f"POST {path}"), f"POST {path}")
 
     async def file(self, instance: str, path: str) -> bytes | list[str]:

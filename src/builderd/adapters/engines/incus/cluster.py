@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,8 +30,6 @@ from builderd.ports.engine import EngineOptions, Progress
 
 log = logging.getLogger(__name__)
 
-_BOUNDARY = "builderd-image-part"
-_PIECE_BYTES = 1 << 20
 #: A member with less free space than this part of its pool gets no new disks while others have more.
 LEAST_FREE = 0.02
 #: Key of a member that is to be emptied, and states of one that answers.
@@ -164,9 +163,11 @@ class Cluster:
             await self._client.get(f"/images/aliases/{image.name}")
             return
         progress("image: sending it to Incus (once)")
-        head = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
         try:
-            done = await self._client.upload("/images", _image_parts(image, self.architecture), head)
+            with image.rootfs.open("rb") as rootfs:
+                # In this order.
+                parts = {"metadata": io.BytesIO(metadata(image, self.architecture)), "rootfs": rootfs}
+                done = await self._client.upload("/images", parts)
             fingerprint = done["metadata"]["fingerprint"]
         except IncusConflict:
             # Sent by a service that was killed before it could name it.
@@ -217,22 +218,6 @@ class Cluster:
         except EngineUnavailable:
             return True
         return bool(space["total"] - space["used"] < LEAST_FREE * space["total"])
-
-
-async def _image_parts(image: Image, architecture: str) -> AsyncIterator[bytes]:
-    """Yield the body of a split image's upload (multipart/form-data)."""
-    yield _part("metadata") + metadata(image, architecture) + b"\r\n" + _part("rootfs")
-    with image.rootfs.open("rb") as rootfs:
-        while piece := await asyncio.to_thread(rootfs.read, _PIECE_BYTES):
-            yield piece
-    yield f"\r\n--{_BOUNDARY}--\r\n".encode()
-
-
-def _part(name: str) -> bytes:
-    return (
-        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode()
 
 
 def _member(found: Json) -> Member:

@@ -181,9 +181,7 @@ class IncusEngine:
         ended = await asyncio.gather(*map(stop, alive), return_exceptions=True)
         failed = [error for error in ended if isinstance(error, Exception)]
         with suppress(BuilderdError) if failed else nullcontext():
-            for found in await machine.instances.all():
-                if found["name"].startswith((BUILD, HELPER)):
-                    await machine.instances.delete(found["name"])
+            await machine.remove_left_overs()
         if failed:
             raise EngineUnavailable(
                 f"{len(failed)} of {len(alive)} sandboxes could not be stopped: run builderd down again. "

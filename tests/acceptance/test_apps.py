@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -93,65 +92,6 @@ def page():
     ui.timer(0.1, lambda: label.set_text("pushed over the socket"), once=True)
 
 ui.run(host="0.0.0.0", port=int(os.environ["PORT"]), reload=False, show=False)
-""",
-}
-
-#: Of several requests at a time: events that go on until the visitor asks for their end, and uploads that are counted.
-STREAMS = {
-    "main.py": """\
-import hashlib, json, os, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-over = threading.Event()
-received = 0
-
-class App(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        if self.path == "/events":
-            return self.tell_events()
-        if self.path == "/end":
-            over.set()
-        self.answer({"received": received})
-
-    def tell_events(self):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(b"data: first\\n\\n")
-        over.wait(60)
-        self.wfile.write(b"data: last\\n\\n")
-
-    def do_PUT(self):
-        global received
-        digest = hashlib.sha256()
-        for chunk in self.chunks():
-            digest.update(chunk)
-            received += len(chunk)
-        self.answer({"received": received, "sha256": digest.hexdigest()})
-
-    def chunks(self):
-        if length := int(self.headers.get("Content-Length", 0)):
-            while length:
-                chunk = self.rfile.read1(min(length, 65536))
-                length -= len(chunk)
-                yield chunk
-            return
-        while size := int(self.rfile.readline(), 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-
-    def answer(self, what):
-        body = json.dumps(what).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
 """,
 }
 
@@ -270,76 +210,6 @@ def socketio_messages(socket: ClientConnection) -> Iterator[str]:
         if message == "2":
             socket.send("3")
         yield message
-
-
-def test_server_sent_events_arrive_before_the_response_ends(service: LiveService) -> None:
-    with service.deployed("events", STREAMS, "python3 main.py") as data:
-        with service.visiting(data, "events") as response:
-            assert response.headers["content-type"] == "text/event-stream"
-            lines = (line for line in response.iter_lines() if line)
-            assert next(lines) == "data: first"
-            # The app ends the response only when it is asked to, so the first event was not waiting for that.
-            assert service.visit(data, "end").status_code == 200
-            assert list(lines) == ["data: last"]
-
-
-def test_large_upload_is_streamed_to_the_app(service: LiveService) -> None:
-    megabyte = bytes(range(256)) * 4096
-    reached: list[int] = []
-
-    def upload() -> Iterator[bytes]:
-        for number in range(20):
-            if number == 10:
-                reached.append(await_bytes(service, data, 5 * len(megabyte)))
-            yield megabyte
-
-    with service.deployed("uploads", STREAMS, "python3 main.py") as data:
-        answer = service.visit(data, method="PUT", content=upload())
-        assert answer.json() == {
-            "received": 20 * len(megabyte),
-            "sha256": hashlib.sha256(megabyte * 20).hexdigest(),
-        }
-        assert 5 * len(megabyte) <= reached[0] <= 10 * len(megabyte)
-        whole = service.visit(data, method="PUT", content=megabyte * 20)
-        assert whole.json()["received"] == 40 * len(megabyte)
-
-
-def await_bytes(service: LiveService, data: dict[str, Any], count: int) -> int:
-    """Wait until this many bytes of an upload in progress have reached the app; return their number."""
-    for _ in range(1000):
-        received: int = service.visit(data).json()["received"]
-        if received >= count:
-            return received
-    raise AssertionError(f"only {received} bytes reached the app")
-
-
-def test_private_preview_requires_its_token(service: LiveService) -> None:
-    with service.deployed("private", SELF, "python3 main.py", visibility="private") as data:
-        token = data["service_token"]
-        assert_shut(service, data)
-        by_header = service.visit(data, headers={"X-Service-Token": token})
-        assert by_header.status_code == 200
-        assert token not in str(by_header.json()["headers"])
-        by_link = service.visit(data, f"?a=1&service_token={token}", follow_redirects=False)
-        assert (by_link.status_code, by_link.headers["location"]) == (302, "/?a=1")
-        cookie = by_link.headers["set-cookie"].partition(";")[0]
-        assert service.visit(data, headers={"Cookie": cookie}).status_code == 200
-
-        service.call("POST", f"/builders/{data['uuid']}/stop")
-        assert_shut(service, data)
-        stopped = service.visit(data, headers={"X-Service-Token": token, "Accept": "application/json"})
-        assert (stopped.status_code, stopped.json()["code"]) == (503, "stopped")
-        by_link = service.visit(data, f"?service_token={token}", follow_redirects=False)
-        assert by_link.status_code == 302
-        assert service.visit(data, headers={"Cookie": cookie}).status_code == 503
-
-
-def assert_shut(service: LiveService, data: dict[str, Any]) -> None:
-    """Assert that requests without the token get the same answer in every state of the builder."""
-    for headers in ({}, {"X-Service-Token": "bds_wrong"}, {"Cookie": "builderd_service_token=wrong"}):
-        refused = service.visit(data, headers={"Accept": "application/json", **headers})
-        assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
-        assert "stop" not in refused.text
 
 
 def test_app_reads_only_its_own_record(service: LiveService) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,34 +92,6 @@ def test_conmon_killed_while_the_service_is_down_is_detected_at_start(service: L
 
 
 @pytest.mark.slow
-def test_redeploy_succeeds_although_each_first_conmon_is_killed(service: LiveService) -> None:
-    """That of the trial, of the version that serves, and of the one that takes over."""
-    with app(service, "redeployed") as (data, monitor), killing(service) as killed:
-        kill(*monitor)
-        files = {"main.py": TINY_APP.replace("hello", "hello again")}
-        change = {"entrypoint": "python3 main.py", "port": 8000, "files": files, "require_qa": True}
-        answer = service.call("PUT", f"/builders/{data['uuid']}", json=change)
-        assert answer.status_code == 200, answer.text
-        service.wait_served(data)
-        assert service.visit(data).text == "hello again"
-        assert len(killed) >= 2
-
-
-@pytest.mark.slow
-def test_backup_whose_conmon_is_killed_fails_and_is_retried(
-    service: LiveService,
-) -> None:
-    with app(service, "backed-up") as (data, _):
-        with killing(service, most=100):
-            answer = service.call("POST", f"/builders/{data['uuid']}/backups", json={})
-        if answer.status_code != 201:
-            assert answer.status_code == 503, answer.text
-            assert "conmon" in answer.text
-        answer = service.call("POST", f"/builders/{data['uuid']}/backups", json={})
-        assert answer.status_code == 201, answer.text
-
-
-@pytest.mark.slow
 def test_app_survives_repeated_kills_of_service_and_conmon(service: LiveService) -> None:
     with app(service, "crashes") as (data, first):
         monitor = first
@@ -134,27 +105,3 @@ def test_app_survives_repeated_kills_of_service_and_conmon(service: LiveService)
             monitor = set(monitors(service).keys() - before)
             assert monitor
         assert service.builder(data["uuid"])["status"] == "running"
-
-
-@contextlib.contextmanager
-def killing(service: LiveService, most: int = 3) -> Iterator[set[str]]:
-    """Kill the monitor of each new sandbox a moment after it was made, of so many sandboxes at most."""
-    known, killed, over = set(monitors(service).values()), set[str](), threading.Event()
-
-    def kill_new() -> None:
-        while not over.is_set() and len(killed) < most:
-            for pid, sandbox in monitors(service).items():
-                if sandbox not in known:
-                    time.sleep(0.2)
-                    kill(pid)
-                    known.add(sandbox)
-                    killed.add(sandbox)
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=kill_new)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()

@@ -19,7 +19,7 @@ from tests.incident_shapes import MISSED, REPORTS, SHAPES
 from tests.lookalikes import LOOKALIKES
 
 from builderd.adapters.scanners.tripwire import javascript, patterns, python_code
-from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
+from builderd.adapters.scanners.tripwire.python_code import flow_rules
 from builderd.domain.sources import Kind
 
 CASES = {name: (row.files, row.entrypoint) for name, row in SHAPES.items()}
@@ -64,7 +64,7 @@ def _python(cases: Mapping[str, tuple[Files, str]]) -> dict[str, tuple[Files, st
 
 
 def rules_of_scripts(files: Files, trees: Mapping[str, dict[str, object]]) -> set[str]:
-    hits = flow_rules.follow({path: ecmascript.translate(tree) for path, tree in trees.items()}).hits
+    hits = flow_rules.follow({path: javascript.translate(tree) for path, tree in trees.items()}).hits
     found = {hit.rule for hit in hits}
     for text in map(str, files.values()):
         found |= {match.rule for match in patterns.matches(Kind.JAVASCRIPT, text)}

@@ -15,9 +15,8 @@ from tests.integration.oci.package_index import serve, wheel
 from tests.integration.oci.test_builds import ALICE, INDEX_PORT, Workshop, workshop
 from tests.integration.oci.test_npm_builds import registry
 
-from builderd.adapters.installers.installers import Installers
+from builderd.adapters.installers.installers import Installers, UvInstaller
 from builderd.adapters.installers.npm import NpmInstaller
-from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.credentials import PackageSources, read_sources
 from builderd.domain.layers import LayerPlan

@@ -14,9 +14,8 @@ from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.domains.name_servers import DnsNameServers
 from builderd.adapters.domains.probe import HttpChallengeProbe
 from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
-from builderd.adapters.installers.installers import Installers
+from builderd.adapters.installers.installers import Installers, UvInstaller
 from builderd.adapters.installers.npm import NpmInstaller
-from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.webhooks.http import HttpWebhookSender

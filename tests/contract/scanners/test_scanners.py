@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
-from tests.contract.scanners.conftest import SUSPICIOUS
+import pytest
+from tests.fakes.scanners import FakeScanner
 from tests.gate import bundle_of
 
+from builderd.bootstrap.review import make_scanner
 from builderd.domain.reviews import ReviewLimits
 from builderd.ports.scanners import Scanner
+from builderd.settings import Settings
 
 LIMITS = ReviewLimits()
 
@@ -41,3 +45,16 @@ async def test_harmless_code_has_no_hits(scanner: Scanner) -> None:
 async def test_close_is_idempotent(scanner: Scanner) -> None:
     await scanner.close()
     await scanner.close()
+
+
+SUSPICIOUS = b"import os\nos.system('rm -rf /')\n"
+
+
+@pytest.fixture(params=["fake", "tripwire"])
+async def scanner(request: pytest.FixtureRequest) -> AsyncIterator[Scanner]:
+    made: Scanner = make_scanner(Settings())
+    if request.param == "fake":
+        made = fake = FakeScanner()
+        fake.dislikes = {"rm -rf /": "MAL-destroys"}
+    yield made
+    await made.close()

@@ -20,7 +20,8 @@ from tests.integration.oci.stores import OPTIONS, quiet
 from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.runtime.runner import Runner
 from builderd.adapters.engines.oci.storage.layers import LAYER_UID, Bind, BuildRun
-from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.installers.installers import Installers, UvInstaller
+from builderd.adapters.installers.npm import NpmInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
@@ -58,7 +59,7 @@ class Workshop:
             plan = self.plan(requirements, index, tenant)
             outcome = await self.layers.build_layer(plan, quiet)
             if not outcome.ok:
-                fallback = UvInstaller("test", index).fallback(plan, outcome.output, tenant)
+                fallback = Installers(UvInstaller("test", index), NpmInstaller()).fallback(plan, outcome.output, tenant)
                 assert fallback, outcome.output
                 plan, outcome = fallback, await self.layers.build_layer(fallback, quiet)
             assert outcome.ok, outcome.output
@@ -291,7 +292,7 @@ SLEEPY = "def attack():\n    import time\n    time.sleep(1000)\n"
 
 def source_plan(workshop: Workshop, index: str) -> LayerPlan:
     plan = workshop.plan("sleepy", index)
-    fallback = UvInstaller("test", index).fallback(plan, ["no usable wheels"], MALLORY)
+    fallback = Installers(UvInstaller("test", index), NpmInstaller()).fallback(plan, ["no usable wheels"], MALLORY)
     assert fallback
     return fallback
 

@@ -15,7 +15,7 @@ from tests.integration.oci.test_builds import INDEX_PORT, Workshop, opened_works
 from tests.outside import outside
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.installers.installers import UvInstaller
 from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.oci.stores import quiet
 from tests.integration.oci.test_builds import ALICE, Workshop, workshop
 
-from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.installers.installers import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]

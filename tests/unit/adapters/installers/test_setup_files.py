@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from builderd.adapters.installers.setup_files import MAX_BYTES, MAX_CFG_LINES, read_setup
-from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.installers.installers import UvInstaller
+from builderd.adapters.installers.project import MAX_BYTES, MAX_CFG_LINES, read_setup
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId

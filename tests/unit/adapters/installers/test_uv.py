@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.installers.installers import Installers, UvInstaller
+from builderd.adapters.installers.npm import NpmInstaller
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import Cache, LayerPlan
 
 INSTALLER = UvInstaller(version="1.0")
+INSTALLERS = Installers(INSTALLER, NpmInstaller())
 ALICE, BOB = TenantId("alice"), TenantId("bob")
 
 NO_WHEELS = (
@@ -57,20 +59,20 @@ def test_tenants_share_layers_of_wheels_but_never_one_that_ran_code() -> None:
 
 
 def test_a_build_from_source_does_not_write_the_shared_cache() -> None:
-    fallback = INSTALLER.fallback(plan("docopt"), NO_WHEELS, ALICE)
+    fallback = INSTALLERS.fallback(plan("docopt"), NO_WHEELS, ALICE)
     assert fallback is not None
     assert fallback.runs_foreign_code
     assert {step.cache for step in fallback.steps} == {Cache.SCRATCH}
     assert fallback.key != plan("docopt").key
-    assert INSTALLER.from_source(plan("docopt"), ALICE) == fallback
+    assert INSTALLERS.from_source(plan("docopt"), ALICE) == fallback
 
 
 def test_fallback_happens_once_and_only_for_missing_wheels() -> None:
-    fallback = INSTALLER.fallback(plan("docopt"), NO_WHEELS, ALICE)
+    fallback = INSTALLERS.fallback(plan("docopt"), NO_WHEELS, ALICE)
     assert fallback is not None
-    assert INSTALLER.fallback(fallback, NO_WHEELS, ALICE) is None
-    assert INSTALLER.from_source(fallback, ALICE) is None
-    assert INSTALLER.fallback(plan("x"), ("error: No solution found", "  cause: not found"), ALICE) is None
+    assert INSTALLERS.fallback(fallback, NO_WHEELS, ALICE) is None
+    assert INSTALLERS.from_source(fallback, ALICE) is None
+    assert INSTALLERS.fallback(plan("x"), ("error: No solution found", "  cause: not found"), ALICE) is None
 
 
 def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anything() -> None:

@@ -1,14 +1,21 @@
-"""Checks made from the output of the jail's programs, which may be anything."""
+"""Checks made from the output of the jail's programs, which may be anything, and from a hostile OpenAPI document."""
 
 from __future__ import annotations
 
 import base64
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.fakes.testers import PIXEL
 
 from builderd.adapters.testers.local import judge_browser, judge_crawl, judge_probe
+from builderd.adapters.testers.workers import __path__ as workers
 from builderd.domain.qa import CheckName, Outcome
 
 CRAWL = {"pages": [["/", 200, ""]], "elsewhere": 0, "robots": 404, "left_out": 0}
@@ -113,3 +120,31 @@ def test_hostile_text_is_one_short_line() -> None:
     (finding,) = check.findings
     assert "\n" not in finding
     assert len(finding) < 500
+
+
+@pytest.mark.parametrize("document", [{"openapi": [], "paths": {}}, {"openapi": "3.0.0", "paths": [1]}])
+def test_a_hostile_document_gets_a_clear_verdict(document: object) -> None:
+    class App(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(document).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), App) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        request = {"url": "http://app.example", "port": server.server_port, "examples": 1, "seconds": 60}
+        probe = [sys.executable, str(Path(next(iter(workers))) / "probe.py")]
+        done = subprocess.run(probe, input=json.dumps(request).encode(), capture_output=True, check=True)
+        server.shutdown()
+        thread.join()
+    (check,) = judge_probe(json.loads(done.stdout), 1)
+    assert check.outcome is Outcome.NOT_JUDGED
+    assert "site-packages" not in check.message
+    assert "Traceback" not in check.message
+    assert "no document that can be tried" in check.message

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.scanners.tripwire import javascript, patterns, python_code, secret_rules
-from builderd.adapters.scanners.tripwire.python_code import ecmascript, flow_rules
+from builderd.adapters.scanners.tripwire.python_code import flow_rules
 from builderd.adapters.scanners.tripwire.review import CATALOGUE, Review, Source, reported, warnings_of
-from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
-from builderd.adapters.scanners.tripwire.signatures import Signatures
+from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules, Signatures
 from builderd.domain.sources import CODE, Kind, References
 
 FOLDER = Path("/work")
@@ -151,7 +150,7 @@ class Analyser:
         trees = {}
         for path, tree in review.trees.items():
             with suppress(RecursionError, KeyError, TypeError, AttributeError):
-                trees[path] = ecmascript.translate(tree)
+                trees[path] = javascript.translate(tree)
         flows = flow_rules.follow(trees)
         for path, line, command in flows.commands:
             for match in patterns.in_strings([(line, command)]):

@@ -1,7 +1,7 @@
-"""Secrets, by the rules of gitleaks run by RE2 (see ``rules/gitleaks``).
+"""Vendored rules: secrets, by those of gitleaks run by RE2, and shapes of malicious packages, by GuardDog's of YARA.
 
-A rule whose tokens have a distinct shape is reported as ``SEC-…``; one that needs a word such as ``adobe`` nearby, and
-then takes any hex for a secret, as ``GEN-…``.
+A rule of gitleaks whose tokens have a distinct shape is reported as ``SEC-…``; one that needs a word such as ``adobe``
+nearby, and then takes any hex for a secret, as ``GEN-…``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import re2
+import yara
 
-RULES = Path(__file__).with_name("rules") / "gitleaks" / "gitleaks.toml"
+GITLEAKS = Path(__file__).with_name("rules") / "gitleaks" / "gitleaks.toml"
 #: How gitleaks' own generator begins a rule that needs a word nearby.
 NEEDS_A_WORD = r"(?i)[\w.-]{0,50}?(?:"
 #: Keys of a provider's test mode move no money and open no data.
@@ -79,7 +81,7 @@ class Rule:
 class SecretRules:
     """The rules, compiled once; a text is first looked through for the words that any of them needs."""
 
-    def __init__(self, file: Path = RULES) -> None:
+    def __init__(self, file: Path = GITLEAKS) -> None:
         document = tomllib.loads(file.read_text())
         self._rules = [_rule(entry) for entry in document["rules"] if "regex" in entry]
         self._everywhere = _allowlist(document["allowlist"])
@@ -191,3 +193,40 @@ def _names_localhost(certificate: str) -> bool:
     names = re.findall(rb"\x06\x03\x55\x04\x03[\x0c\x13\x16](.)", content, re.DOTALL)
     local = re.findall(rb"\x06\x03\x55\x04\x03[\x0c\x13\x16]\x09localhost", content)
     return len(names) == len(local) == 2
+
+
+GUARDDOG = Path(__file__).with_name("rules") / "guarddog"
+#: Rules that match at bytes above 127 alone; they take more time than all others, and most files have no such byte.
+BEYOND_ASCII = frozenset({"threat-runtime-obfuscation-unicode"})
+
+
+class Signature(NamedTuple):
+    rule: str
+    line: int
+    description: str
+
+
+class Signatures:
+    """The rules, compiled once. A rule of low specificity is reported as ``YAL-…``, any other as ``YAR-…``.
+
+    The review's limit of CPU time bounds a search; YARA's own is of wall time, which a busy machine uses up for a
+    sound file.
+    """
+
+    def __init__(self, folder: Path = GUARDDOG) -> None:
+        files = {path.stem: str(path) for path in sorted(folder.glob("*.yar"))}
+        self._all = yara.compile(filepaths=files)
+        self._for_ascii = yara.compile(filepaths={name: files[name] for name in files.keys() - BEYOND_ASCII})
+
+    def find(self, path: str, content: bytes) -> Iterator[Signature]:
+        """Yield one match for each rule that is for this path, at its first position."""
+        rules = self._for_ascii if content.isascii() else self._all
+        for match in rules.match(data=content):
+            patterns = str(match.meta.get("path_include", "*")).split(",")
+            if not any(fnmatch(path, one) or fnmatch(f"x/{path}", one) for one in patterns):
+                continue
+            places = [instance.offset for string in match.strings for instance in string.instances]
+            line = content.count(b"\n", 0, min(places)) + 1 if places else 0
+            family = "YAL" if match.meta.get("specificity") == "low" else "YAR"
+            name = str(match.rule).removeprefix("threat_").replace("_", "-")
+            yield Signature(f"{family}-{name}", line, str(match.meta.get("description", "")))

@@ -139,9 +139,9 @@ def free_port() -> int:
             return port
 
 
-def eventually(holds: Callable[[], bool]) -> None:
+def eventually(is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not holds():
+    while not is_true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 

@@ -149,7 +149,7 @@ def asked(proxy: Proxy, host: str, path: str) -> int:
 def test_one_address_holds_its_share_of_connections_and_requests(
     make_proxy: Callable[..., Proxy], app: App, neighbour: App
 ) -> None:
-    """An HTTP/2 request holds a descriptor as a connection does: 100 connections with 100 each took half of all."""
+    """An HTTP/2 request takes a descriptor as a connection does: 100 connections with 100 each took half of all."""
     proxy = make_proxy(address_connections=40).start()
     host, other = proxy.open(app), proxy.open(neighbour)
     with contextlib.ExitStack() as kept:

@@ -254,11 +254,11 @@ def _pause(domain: Domain | WildcardCertificate, most: timedelta) -> timedelta:
 
 def proven(domain: Domain, now: datetime, *, tls: bool) -> Domain:
     """Return the domain after a check that passed: with TLS a certificate is ordered next, else it is active."""
-    held = replace(domain, proven_at=domain.proven_at or now)
+    owned = replace(domain, proven_at=domain.proven_at or now)
     if tls:
         status = domain.status if domain.status is DomainStatus.ACTIVE else DomainStatus.ISSUING
-        return replace(held, status=status, reason="its certificate is being ordered", ordered_at=now)
-    return replace(held, status=DomainStatus.ACTIVE, reason="", failures=0, next_try_at=None)
+        return replace(owned, status=status, reason="its certificate is being ordered", ordered_at=now)
+    return replace(owned, status=DomainStatus.ACTIVE, reason="", failures=0, next_try_at=None)
 
 
 def issued(domain: Domain, sealed: bytes, fingerprint: str, *, expires_at: datetime, look_at: datetime) -> Domain:
@@ -328,12 +328,12 @@ def rival(domain: Domain, claims: Iterable[Domain], now: datetime) -> Domain | N
     return holder or next(recent, None)
 
 
-def wants_txt(domain: Domain, held: str) -> str:
+def wants_txt(domain: Domain, other: str) -> str:
     """Return the reason for a host whose name, or one above or below it, another tenant holds or held.
 
     A name below it is another tenant's own, and is not shown.
     """
-    name = f"a name below {domain.host}" if held.endswith(f".{domain.host}") else held
+    name = f"a name below {domain.host}" if other.endswith(f".{domain.host}") else other
     return (
         f"another tenant holds {name}, or held it within the last {HELD_LIFE.days} days: to show that {domain.host} is "
         f'yours now, create the TXT record {domain.txt_name} with the value "{domain.txt_value}"'

@@ -167,8 +167,8 @@ def checked(
         note(uow, other, "domain.lost", SYSTEM, "another tenant showed by a TXT record that it is theirs", now)
     tls = application.authority is not None
     if tls and (wait := _order_wait(uow, found, now)) is not None:
-        held = replace(domains.proven(found, now, tls=True), ordered_at=found.ordered_at, next_try_at=wait)
-        uow.domains.save(replace(held, reason=f"its certificate is ordered at {wait:%H:%M} UTC or later"))
+        owned = replace(domains.proven(found, now, tls=True), ordered_at=found.ordered_at, next_try_at=wait)
+        uow.domains.save(replace(owned, reason=f"its certificate is ordered at {wait:%H:%M} UTC or later"))
         return None
     ready = domains.proven(found, now, tls=tls)
     uow.domains.save(ready)

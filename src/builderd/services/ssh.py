@@ -83,7 +83,7 @@ def valid_grant(uow: UnitOfWork, token: str, now: datetime) -> Grant:
     return found
 
 
-def holds(uow: UnitOfWork, grant_id: str, now: datetime) -> bool:
+def is_good_still(uow: UnitOfWork, grant_id: str, now: datetime) -> bool:
     """Return whether a grant that was admitted is still valid."""
     found = uow.ssh_grants.get(grant_id)
     return found is not None and found.is_valid(now) and _is_live(uow, found)

@@ -176,7 +176,7 @@ class Login(asyncssh.SSHServer):
             seen = signals.count(grant.builder_id)
             try:
                 async with asyncio.timeout(left):
-                    if not await self._app.store.read(lambda uow: ssh.holds(uow, grant.id, clock.now())):
+                    if not await self._app.store.read(lambda uow: ssh.is_good_still(uow, grant.id, clock.now())):
                         break
             except Exception:
                 log.warning("SSH grant check failed, retrying grant=%s", grant.id, exc_info=True)
@@ -275,7 +275,7 @@ def _end_with(channel: asyncssh.SSHServerProcess[bytes], message: str) -> None:
 
 
 def _spec(channel: asyncssh.SSHServerProcess[bytes]) -> ProcessSpec:
-    """Return the process that the client asks for. Its command line may hold secrets: it is not logged or stored."""
+    """Return the process that the client asks for. Its command line may contain secrets: it is not logged or stored."""
     env = {name: value for name, value in channel.env.items() if name in ACCEPTED_ENV and "\0" not in value}
     if channel.subsystem is not None:
         return ProcessSpec(SFTP if channel.subsystem == "sftp" else ("/bin/false",))

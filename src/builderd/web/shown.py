@@ -263,7 +263,7 @@ def _stopped(life: BuilderLife, reason: str) -> State:
     if life.stop_kind is StopKind.IDLE:
         return State("stopped", "asleep", "moon", f"{reason} Wakes on the next visit.")
     if life.stop_kind is StopKind.CAP:
-        return State("held", "stopped", "hand", f"{reason} It stays stopped until the cap allows it again.")
+        return State("capped", "stopped", "hand", f"{reason} It stays stopped until the cap allows it again.")
     return State("stopped", "stopped", "square", f"{reason} It stays stopped until you start it.")
 
 

@@ -46,7 +46,7 @@ async def crowd(service: Service, host: str) -> list[asyncio.Task[Answer]]:
     """Return the visits of a crowd, once all of them are paused."""
     many = [asyncio.create_task(visit(service.visitor.get, host, "/")) for _ in range(CROWD)]
     await service.knocked(host)
-    await service.held(CROWD)
+    await service.paused(CROWD)
     return many
 
 
@@ -84,7 +84,7 @@ async def test_many_wait_for_one_word_and_are_let_in_over_time(app: App) -> None
     async with serving() as service:
         host = await service.asleep()
         many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(200)]
-        await service.held(200)
+        await service.paused(200)
         begun = time.monotonic()
         await service.wake(host, app)
         assert await asyncio.gather(*many) == [200] * 200

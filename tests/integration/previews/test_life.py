@@ -45,9 +45,9 @@ def test_proxy_runs_in_its_own_session_and_inherits_no_descriptors(make_proxy: M
         inode = os.fstat(listener.fileno()).st_ino
         assert os.getsid(master_of(proxy)) != os.getsid(0)
         for pid in (master_of(proxy), worker_of(proxy)):
-            held = held_by(pid)
-            assert held
-            assert f"socket:[{inode}]" not in held
+            open_files = held_by(pid)
+            assert open_files
+            assert f"socket:[{inode}]" not in open_files
 
 
 @pytest.mark.root

@@ -55,16 +55,16 @@ async def test_number_of_waiting_requests_is_limited_and_a_left_one_makes_room(
     async with serving() as service:
         host = await service.asleep()
         first = asyncio.create_task(visit(service.visitor.get, host))
-        await service.held(1)
+        await service.paused(1)
         # One that reads pages waits but for a moment.
         browser = asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {BROWSER}"))
-        await service.held(2)
+        await service.paused(2)
         assert (await visit(service.visitor.get, host)).status == 503
         assert not browser.done()
         assert (await browser).status == 503
-        await service.held(1)
+        await service.paused(1)
         later = asyncio.create_task(visit(service.visitor.get, host))
-        await service.held(2)
+        await service.paused(2)
         await service.wake(host, app)
         assert [(await one).status for one in (first, later)] == [200, 200]
 
@@ -80,7 +80,7 @@ async def test_paused_requests_are_rejected_without_capacity(
         host = await service.asleep()
         many = [asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {accept}")) for _ in range(5)]
         await service.knocked(host)
-        await service.held(5)
+        await service.paused(5)
         await service.previews.reject_visitors(host)
         for answer in [await one for one in many]:
             assert (answer.status, answer.header("retry-after")) == (503, "10")
@@ -225,7 +225,7 @@ async def test_requests_that_a_broken_release_leaves_are_answered(app: App, monk
     async with serving() as service:
         host = await service.asleep()
         many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(10)]
-        await service.held(10)
+        await service.paused(10)
         await service.wake(host, app)
         async with asyncio.timeout(PATIENCE):
             assert sorted(await asyncio.gather(*many)) == [200] * 4 + [503] * 6

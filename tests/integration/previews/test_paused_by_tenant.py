@@ -19,7 +19,7 @@ from builderd.domain.previews import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
-#: Connections of the proxy; half of them may be held by paused requests, and half of these by one tenant's.
+#: Connections of the proxy; half of them may be taken by paused requests, and half of these by one tenant's.
 CONNECTIONS, MOST, SHARE = 80, 40, 20
 APPS, VISITS = 40, 3
 #: Requests of a crowd, and how often two crowds are released at once.
@@ -110,7 +110,7 @@ async def test_room_of_answered_visits_is_free_again(small: Service, app: App) -
 
 
 async def test_each_of_several_tenants_finds_room(small: Service) -> None:
-    """A tenant may hold as many as are free for all: 20 of 40, then 10, then 5."""
+    """A tenant may have as many as are free for all: 20 of 40, then 10, then 5."""
     rooms = [20, 10, 5]
     floods = [await flood(small, TenantId(new_id()), room) for room in rooms]
     assert [sum(not visit.done() for visit in visits) for visits in floods] == rooms
@@ -127,7 +127,7 @@ async def test_counts_are_right_after_crowds_are_released_at_once(monkeypatch: p
         for _ in range(ROUNDS):
             hosts = [await asleep(service, TenantId(new_id())) for _ in range(2)]
             crowds = visit(service, hosts * CROWD)
-            await service.held(len(crowds))
+            await service.paused(len(crowds))
             await asyncio.gather(*(service.previews.reject_visitors(host) for host in hosts))
             assert Counter(await asyncio.gather(*crowds)) == {503: len(crowds)}
         visits = visit(service, [await asleep(service, TenantId(new_id()))] * (CROWD * 3))

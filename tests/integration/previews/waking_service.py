@@ -78,8 +78,8 @@ class Service:
     async def ask(self, command: str) -> str:
         return await runtime_api.ask(self.place / "p" / "admin.sock", command)
 
-    async def held(self, number: int) -> None:
-        """Wait until so many requests are held, by the proxy's own list, which leaves out mere connections."""
+    async def paused(self, number: int) -> None:
+        """Wait until so many requests are paused, by the proxy's own list, which leaves out mere connections."""
 
         async def are() -> bool:
             return (await self.ask("show sess")).count(" be=preview_") == number
@@ -93,9 +93,9 @@ class Service:
         shutil.rmtree(self.place)
 
 
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+async def until(is_true: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not await holds():
+        while not await is_true():
             await asyncio.sleep(0.005)
 
 

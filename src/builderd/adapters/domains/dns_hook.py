@@ -55,7 +55,7 @@ class HookUpdates:
             # A file: a child that it leaves behind would keep a pipe open.
             stdout=output,
             stderr=output,
-            # The service's own variables hold secrets, such as the vault's key.
+            # The service's own variables contain secrets, such as the vault's key.
             env={"PATH": os.defpath, "HOME": "/root", "LANG": "C.UTF-8"},
             cwd="/",
             start_new_session=True,

@@ -19,7 +19,7 @@ from builderd.ports.domains import CaaRecord, DnsRecords
 LIFETIME = 6.0
 #: Seconds for all questions about one host: a hostile name may have over a hundred labels, each with a slow server.
 TOTAL = 20.0
-#: Records of a kind that are read; a hostile zone may hold thousands.
+#: Records of a kind that are read; a hostile zone may have thousands.
 MAX_RECORDS = 50
 MAX_TEXT = 300
 

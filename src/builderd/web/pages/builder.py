@@ -277,7 +277,7 @@ async def show_review(visit: Visit) -> Response:
 async def _code(visit: Visit, view: ReviewView) -> dict[str, list[tuple[int, str, bool]]]:
     """Return the lines around each finding by its fingerprint: number, text, and whether it is the finding's.
 
-    The line itself is the report's, in which secrets are masked; so is every other line that holds a finding.
+    The line itself is the report's, in which secrets are masked; so is every other line that has a finding.
     """
     try:
         bundle = await bundles.fetch(visit.application, view.version)

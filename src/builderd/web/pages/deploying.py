@@ -173,7 +173,7 @@ async def show_deploy(visit: Visit) -> Response:
     )
 
 
-#: Text fields with what they hold at first.
+#: Text fields with what they contain at first.
 TEXTS: Mapping[str, str] = {
     "name": "",
     "entrypoint": "",

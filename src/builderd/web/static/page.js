@@ -105,7 +105,7 @@
     };
   }
   function stop() { source?.close(); source = null; release?.(); release = null; }
-  // Browsers open six connections to a host for all tabs together: one visible tab holds the stream and tells the others.
+  // Browsers open six connections to a host for all tabs together: one visible tab has the stream and tells the others.
   function start() {
     if (document.hidden || release) return;
     if (!navigator.locks || !channel) { release = () => {}; return open(); }

@@ -234,7 +234,7 @@ def _admission(options: ProxyOptions, host: Host) -> str:
 
 
 def _share(options: ProxyOptions, host: Host) -> str:
-    """Count each request of a shared connection for its address, since it holds a connection to an app.
+    """Count each request of a shared connection for its address, since it has a connection to an app.
 
     These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names.
     """

@@ -40,7 +40,7 @@ class ProxyOptions:
     ``tls_port``.
 
     ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are trusted.
-    ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may hold at a time, 0 any.
+    ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may have at a time, 0 any.
     ``serves_api``: a domain put for ``domain.previews.API`` leads to the API at ``ProxyFiles.api_socket``, over HTTPS
     alone. ``api_has_certificate``: ``certificate`` is for its host too. ``hsts``: seconds for which browsers then
     reach that host by nothing else; 0: they are not told to.

@@ -1,4 +1,4 @@
-"""Rules that pause requests for an app that is asleep or being replaced; ``pause.lua`` holds the requests."""
+"""Rules that pause requests for an app that is asleep or being replaced; ``pause.lua`` keeps the requests waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from builderd.domain.previews import RouteState
 #: Seconds that a request is paused at most: of a browser that asks for a page, which then gets one that reloads itself,
 #: and of every other. With more for a page, an app that starts would look like one that hangs.
 MAX_PAGE_PAUSE, MAX_PAUSE = 2, 30
-#: Part of all connections (1 in so many) that paused requests may hold. A tenant may have as many as it leaves free.
+#: Part of all connections (1 in so many) that paused requests may have. A tenant may have as many as it leaves free.
 PART = 2
 #: Lua instructions after which HAProxy may interrupt the script between two of its waits: more than it ever takes, so
 #: that its counts are changed in one piece. At least, and for each request that may be paused.

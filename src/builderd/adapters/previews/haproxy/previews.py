@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: Routes that are put before other work of the event loop gets its turn.
 ROUTES_AT_ONCE = 100
-#: Delays between attempts to restart the proxy: the worker of a killed master still holds the port.
+#: Delays between attempts to restart the proxy: the worker of a killed master still has the port.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
 
 

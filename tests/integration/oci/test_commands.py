@@ -176,7 +176,7 @@ def pipes() -> set[str]:
 async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_open(
     engine: OciEngine, strong_sandbox: SandboxId
 ) -> None:
-    bundle = engine._here.runs.config.bundle(strong_sandbox)
+    bundle = engine._here.runs.bundle(strong_sandbox)
     before = pipes()
     async with engine.sandboxes.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
         away = bundle.rename(bundle.with_name(f"{strong_sandbox}-away"))
@@ -187,7 +187,7 @@ async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_op
 async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
     engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launcher, bundle = engine._here.launcher, engine._here.runs.config.bundle(strong_sandbox)
+    launcher, bundle = engine._here.launcher, engine._here.runs.bundle(strong_sandbox)
     begin = launcher.run
 
     async def run_and_lose(*words: Any, **options: Any) -> Any:

@@ -27,7 +27,7 @@ from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
 from builderd.adapters.engines.oci.runtime.proc_files import ProcFiles
 from builderd.adapters.engines.oci.runtime.records import Heartbeat, Records
-from builderd.adapters.engines.oci.runtime.run import RunContext, RunsConfig
+from builderd.adapters.engines.oci.runtime.run import RunContext
 from builderd.adapters.engines.oci.runtime.runner import Runner, Tools
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.runtime_commands import CONMON, Runtime
@@ -72,26 +72,23 @@ class Machine:
         self.cgroups = Cgroups(self.allocation.id)
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
         self.network = Network(self.allocation.id, self.addresses, egress)
-        config = RunsConfig(self.run_dir, self.store.root, seccomp(), seccomp(clones=True))
-        records, slots = (
-            Records(settings.data_dir, settings.now, settings.at),
-            Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
+        context = RunContext(
+            run_dir=self.run_dir,
+            store=self.store.root,
+            seccomp=seccomp(),
+            build_seccomp=seccomp(clones=True),
+            records=Records(settings.data_dir, settings.now, settings.at),
+            launcher=self.launcher,
+            cgroups=self.cgroups,
+            network=self.network,
+            slots=Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
+            runtimes=self.runtimes,
+            heartbeat=Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now),
         )
-        heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
-        self.context = RunContext(
-            config,
-            records,
-            self.launcher,
-            self.cgroups,
-            self.network,
-            slots,
-            self.runtimes,
-            heartbeat,
-        )
-        self.runs = Runs(self.context)
+        self.runs = Runs(context)
         self.logs = Logs(settings.data_dir / "logs", self.runs.runs_now)
         self.listening_ports = ListeningPorts(self.runs)
-        self.proc_files = ProcFiles(self.cgroups, config.bundle, self.runs.all, self.disks.space_if_there)
+        self.proc_files = ProcFiles(self.cgroups, context.bundle, self.runs.all, self.disks.space_if_there)
 
     def _claim(self) -> Allocation:
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

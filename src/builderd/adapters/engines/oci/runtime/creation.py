@@ -40,7 +40,7 @@ class Creation:
         self._context = context
 
     def make_bundle(self, run: Run, record: Record, uid: int) -> Path:
-        bundle = self._context.config.bundle(run.id)
+        bundle = self._context.bundle(run.id)
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir(mode=0o711)
         for folder in mount_points(run.root, bundle):
@@ -58,8 +58,7 @@ class Creation:
                 write_secret_files(bundle, run.secret_files, uid + run.user)
                 make_secrets_target(run.root.scratch / "upper", uid)
         # Commands inside take user and environment from there.
-        config = self._context.config
-        seccomp = config.seccomp if run.is_app else config.build_seccomp
+        seccomp = self._context.seccomp if run.is_app else self._context.build_seccomp
         cgroup = self._context.cgroups.path(run.id)
         write_json(bundle / "config.json", make_config(run, bundle, cgroup, uid, seccomp, open_files()))
         if run.has_own_proc:
@@ -80,7 +79,7 @@ class Creation:
         if run.secret_files:  # read-only, with the owner that they have already
             secrets = Bind(bundle / SECRETS, SECRETS_FOLDER, read_only=True, owner=None)
             root = replace(root, binds=(*root.binds, secrets))
-        mounts += make_mounts(root, bundle, self._context.config.store)
+        mounts += make_mounts(root, bundle, self._context.store)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             program = Program(

@@ -87,7 +87,7 @@ class Ending:
             for file in runtime.root.glob(f"*{name}*") if runtime.is_gvisor else ():
                 file.unlink()
         self._context.cgroups.remove(name)
-        shutil.rmtree(self._context.config.bundle(name), ignore_errors=True)
+        shutil.rmtree(self._context.bundle(name), ignore_errors=True)
 
 
 #: Time for a shim to end after its sandbox before it counts as lost.

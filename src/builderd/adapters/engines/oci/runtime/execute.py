@@ -77,7 +77,7 @@ class Execution:
         self._runtime = runs.commands.runtime(record)
         prefix = OUTLIVES if spec.outlives_service else INNER
         self._name = name or f"{prefix}{secrets.token_hex(4)}"
-        self._folder = runs.config.bundle(record.id)
+        self._folder = runs.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
         self._document = self._folder / f"{self._name}.json"
         #: Set until the process is launched.
@@ -329,7 +329,7 @@ async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
     A process that took the variable off is not found, and where no more processes may be started nothing is. With the
     sandbox all of them are gone.
     """
-    folder = runs.config.bundle(record.id)
+    folder = runs.bundle(record.id)
     document = folder / f"{name}.kill.json"
     argv = ["/bin/sh", "-c", _KILL_MARKED, f"{MARK}={name}"]
     try:
@@ -376,7 +376,7 @@ async def end_left_over(runs: Runs, record: Record) -> None:
     """
     if not runs.is_running(record) or runs.freezing.is_frozen(record):
         return
-    for document in runs.config.bundle(record.id).glob(f"{INNER}*.json"):
+    for document in runs.bundle(record.id).glob(f"{INNER}*.json"):
         if document.stem.endswith(".kill"):
             document.unlink(missing_ok=True)
             continue

@@ -151,26 +151,17 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class RunsConfig:
-    """Paths and seccomp profiles of a service. ``run_dir`` is searchable by all; ``store`` is a mount point.
+class RunContext:
+    """Parts of the service that runs need.
 
-    ``seccomp`` goes into the bundles of apps, ``build_seccomp`` into those of builds and tools.
+    ``run_dir`` is searchable by all; ``store`` is a mount point. ``seccomp`` is the profile of apps, ``build_seccomp``
+    that of builds and tools.
     """
 
     run_dir: Path
     store: Path
     seccomp: Mapping[str, Any]
     build_seccomp: Mapping[str, Any]
-
-    def bundle(self, name: str) -> Path:
-        return self.run_dir / "sandboxes" / name
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """Parts of the service that runs need."""
-
-    config: RunsConfig
     records: Records
     launcher: Launcher
     cgroups: Cgroups
@@ -178,6 +169,9 @@ class RunContext:
     slots: Slots
     runtimes: Mapping[str, Runtime]
     heartbeat: Heartbeat
+
+    def bundle(self, name: str) -> Path:
+        return self.run_dir / "sandboxes" / name
 
 
 PIDS = 512

@@ -38,7 +38,7 @@ class Runs:
     def __init__(self, context: RunContext) -> None:
         self.records, cgroups = context.records, context.cgroups
         self.exits = Exits(self._has_ended, self._end_unmonitored)
-        self.config = context.config
+        self.bundle = context.bundle
         self.launcher = context.launcher
         self.cgroups = cgroups
         self.network = context.network
@@ -61,7 +61,7 @@ class Runs:
         """
         self.records.open()
         self.records.sweep()
-        (self.config.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.bundle("").mkdir(mode=0o711, parents=True, exist_ok=True)
         if connecting:
             await self.share_ports(self.records.all())
         for record in self.records.all():

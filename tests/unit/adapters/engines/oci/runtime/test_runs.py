@@ -23,7 +23,7 @@ from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.network.allocations import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.records import Heartbeat, Record, Records
-from builderd.adapters.engines.oci.runtime.run import Root, Run, RunContext, RunsConfig
+from builderd.adapters.engines.oci.runtime.run import Root, Run, RunContext
 from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
 from builderd.domain.ids import DiskId, SandboxId
@@ -82,13 +82,9 @@ class Host:
         return record
 
     def begin(self) -> Runs:
-        config = RunsConfig(self.run, self.run / "store", {}, {})
         network, launcher = cast("Any", self.network), cast("Any", self.launcher)
-        return Runs(
-            RunContext(
-                *(config, self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat),
-            )
-        )
+        parts = (self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat)
+        return Runs(RunContext(self.run, self.run / "store", {}, {}, *parts))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Runs]:

@@ -138,7 +138,6 @@ async def at_rest(engine: OciEngine) -> tuple[int, int]:
     """Return the number of open descriptors here and in the launcher, once no other work goes on."""
     launcher = engine._here.launcher._process
     assert launcher
-    await asyncio.gather(*engine._here.runs._leaving)
     gc.collect()
     # The watch over the store opens a file for a moment now and then: a leak stays open.
     counts = []

@@ -52,7 +52,6 @@ class Runs:
         self._known: dict[str, Record] = {}
         #: Builds and tools of an earlier service that could not be killed yet.
         self._left_over: dict[str, Record] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self, *, connecting: bool = True) -> None:
         """Adopt running sandboxes, and remove leftovers. Needs a running event loop.
@@ -140,8 +139,6 @@ class Runs:
         """Stop watching; sandboxes continue. Idempotent, also after an incomplete ``open``."""
         self.heartbeat.stop()
         self._netlink.close()
-        for task in self._leaving:
-            task.cancel()
         self.freezing.close()
         self.exits.close()
 
@@ -288,23 +285,21 @@ class Runs:
         await self._ending.clean(record)
 
     async def remove(self, record: Record) -> None:
-        """Remove everything but its log. Idempotent."""
+        """Remove everything but its log, and free its slot once the tracked flows of its address are deleted.
+
+        Idempotent.
+        """
         await self.clean(record)
         self.records.remove(record.id)
         self._known.pop(record.id, None)
-        task = asyncio.get_running_loop().create_task(self._release(record))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-
-    async def _release(self, record: Record) -> None:
-        """Free its slot once the tracked flows of its address are deleted, which takes milliseconds."""
         try:
             if record.boot == boot_id():
                 # gVisor's own network stack dies without a word to its peers.
-                await asyncio.to_thread(self.network.forget, record.ip, abort=record.runtime == "runsc")
+                await run_to_completion(self.network.forget, record.ip, abort=record.runtime == "runsc")
         except OSError:
             log.warning("flows of ended sandbox not deleted sandbox=%s ip=%s", record.id, record.ip, exc_info=True)
-        self._slots.give_back(record.slot, record.id)
+        finally:
+            self._slots.give_back(record.slot, record.id)
 
     def save(self, record: Record) -> Record:
         """Write the record, which is the present one from then on."""

@@ -1,4 +1,4 @@
-"""Files that are replaced atomically, and files that are written through to the disk.
+"""Files that are replaced atomically, JSON files among them, and files that are written through to the disk.
 
 A reader of a replaced file sees the old content or the new one, as a whole.
 """
@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import secrets
 import shutil
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from builderd.domain.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 #: Bytes of a page, which the kernel writes as a whole.
 _PAGE = 4096
@@ -90,3 +99,42 @@ def _fill(path: Path, content: BinaryIO) -> None:
         shutil.copyfileobj(content, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
+
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+def write_json(path: Path, value: object, *, durable: bool = False) -> None:
+    """Replace the file atomically, readable by its owner only.
+
+    A power cut soon after may leave an empty file, unless it is ``durable``: that waits for the disk, some
+    milliseconds.
+    """
+    replace(path, json.dumps(value).encode(), durable=durable)
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Return the parsed file, None when there is none.
+
+    Raises ``EngineUnavailable`` when it is not JSON, with the file's name and the remedy.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise EngineUnavailable(f"{path} is damaged. {remedy}") from error
+
+
+def from_stored(kind: type[T], found: Mapping[str, Any]) -> T:
+    """Return the dataclass of a stored object, without the fields that only another version knows."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in found.items() if name in names})
+
+
+def read_if_there(path: str | Path) -> str | None:
+    """Return the file's text, None when there is no such file."""
+    try:
+        return Path(path).read_text()
+    except FileNotFoundError:
+        return None

@@ -13,7 +13,7 @@ from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
-from builderd.linux.json_files import from_stored
+from builderd.linux.atomic_files import from_stored
 from builderd.store.database import Kind
 from builderd.store.repository import Queries, Repository
 from builderd.store.tables import acceptances, builders, qa_reports, qa_screenshots, reviews, versions

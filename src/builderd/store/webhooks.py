@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping, bindparam, delete, exists, func, or_, select,
 
 from builderd.domain.events import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.domain.ids import TenantId, WebhookId
-from builderd.linux.json_files import from_stored
+from builderd.linux.atomic_files import from_stored
 from builderd.store.database import Kind
 from builderd.store.repository import Repository
 from builderd.store.tables import deliveries, events, webhooks

@@ -9,7 +9,7 @@ import pytest
 
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux import atomic_files
-from builderd.linux.json_files import read_if_there, read_json, write_json
+from builderd.linux.atomic_files import read_if_there, read_json, write_json
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from builderd.linux import atomic_files
-from builderd.linux.json_files import from_stored
+from builderd.linux.atomic_files import from_stored
 from builderd.linux.processes import boot_id
 
 log = logging.getLogger(__name__)

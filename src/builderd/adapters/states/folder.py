@@ -18,7 +18,7 @@ from pathlib import Path
 
 from builderd.domain.errors import InvalidState
 from builderd.linux import atomic_files
-from builderd.linux.json_files import from_stored
+from builderd.linux.atomic_files import from_stored
 
 FORMAT = 1
 MANIFEST, DATABASE, BUNDLES, KEYS = "manifest.json", "database.sqlite", "bundles", "keys.sealed"

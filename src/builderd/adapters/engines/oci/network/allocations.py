@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.linux.json_files import from_stored, read_json, write_json
+from builderd.linux.atomic_files import from_stored, read_json, write_json
 
 HOST_DIR = Path("/var/lib/builderd-host")
 

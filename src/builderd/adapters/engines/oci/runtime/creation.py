@@ -26,7 +26,7 @@ from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, run
 from builderd.adapters.engines.oci.storage.layers import Bind
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.sandboxes import SECRETS_FOLDER
-from builderd.linux.json_files import write_json
+from builderd.linux.atomic_files import write_json
 from builderd.linux.processes import open_files
 from builderd.linux.threads import read_line, run_to_completion
 

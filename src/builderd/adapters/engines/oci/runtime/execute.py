@@ -36,7 +36,7 @@ from builderd.adapters.engines.oci.runtime.streams import (
 )
 from builderd.domain.errors import EngineUnavailable, InvalidState, ValidationFailed
 from builderd.domain.processes import KILLED_EXIT_CODE, TERM, ProcessSpec, Window
-from builderd.linux.json_files import write_json
+from builderd.linux.atomic_files import write_json
 from builderd.linux.processes import open_files
 
 #: Byte by which the gate reports that it runs, and again that it was released; output before it is discarded.

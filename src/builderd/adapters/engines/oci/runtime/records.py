@@ -21,7 +21,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
-from builderd.linux.json_files import from_stored, write_json
+from builderd.linux.atomic_files import from_stored, write_json
 from builderd.linux.processes import Process
 from builderd.linux.threads import RepeatedCall
 

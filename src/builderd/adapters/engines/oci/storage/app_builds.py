@@ -25,7 +25,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import ROOT_INODE
 from builderd.domain.bundles import Bundle, BundleFile, path_error
 from builderd.domain.layers import NODE_MODULES, AppBuild
 from builderd.linux import atomic_files
-from builderd.linux.json_files import read_if_there
+from builderd.linux.atomic_files import read_if_there
 
 #: Folder of a build's layer with the files that it made, as they lie below the app's folder.
 FOLDER = "app"

@@ -36,7 +36,7 @@ from builderd.domain.errors import BuilderdError, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 from builderd.linux import atomic_files
-from builderd.linux.json_files import read_if_there
+from builderd.linux.atomic_files import read_if_there
 from builderd.linux.syscalls import sync_file_system
 from builderd.ports.engine import DiskReport
 

@@ -27,7 +27,7 @@ from builderd.adapters.engines.oci.storage.subvolumes import (
 )
 from builderd.adapters.engines.oci.storage.tree import clear
 from builderd.domain.errors import EngineUnavailable
-from builderd.linux.json_files import read_if_there
+from builderd.linux.atomic_files import read_if_there
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from builderd.adapters.engines.oci.storage.space_reservations import (
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InstallFailed, NoCapacity
 from builderd.domain.resources import GB
-from builderd.linux.json_files import read_if_there, read_json, write_json
+from builderd.linux.atomic_files import read_if_there, read_json, write_json
 from builderd.linux.processes import boot_id
 from builderd.linux.syscalls import sync_file_system
 from builderd.ports.engine import Readiness, StoreOptions

@@ -1,4 +1,4 @@
-"""Commands beside a running app."""
+"""Commands and changes of files beside a running app."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from tests.engines import (
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.runtime import execute as execute_module
 from builderd.adapters.engines.oci.runtime import listening
+from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import EngineUnavailable
+from builderd.domain.files import UNCONDITIONAL
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.processes import ProcessSpec
@@ -307,3 +310,26 @@ async def test_commands_that_leave_something_behind_leave_their_group_only_while
         while len(groups_of_commands(engine, sandbox)) > 1:
             await run(engine, sandbox, "true")
     assert (await run(engine, sandbox, "pgrep -c tail")).output == "1\n", "what goes on keeps its own"
+
+
+async def one(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+@pytest.mark.parametrize("isolation", Isolation)
+async def test_an_app_sees_files_that_are_put_and_deleted_beside_it(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, apps.SILENT, isolation=isolation)
+    await engine.disks.put_bundle(spec.disk, make_bundle([BundleFile("old.txt", b"old")]))
+    await engine.sandboxes.start(spec)
+
+    async def inside(command: str) -> str:
+        return (await execute(engine, spec.id, command, ENGINE_TIMEOUT, 1000)).output
+
+    assert await inside("cat old.txt; ls deep new.txt 2>/dev/null") == "old", "what was looked for may be remembered"
+    for path, content in (("new.txt", b"new"), ("deep/er/new.txt", b"deep"), ("old.txt", b"changed")):
+        await engine.files.write_file(spec.disk, path, one(content), condition=UNCONDITIONAL)
+    assert await inside("cat new.txt deep/er/new.txt old.txt") == "newdeepchanged"
+    await engine.files.delete_file(spec.disk, "new.txt", UNCONDITIONAL)
+    assert await inside("ls; echo own > own.txt") == "deep\nold.txt\n"
+    async with engine.files.open_file(spec.disk, "own.txt") as file:
+        assert b"".join([piece async for piece in file.read(0, 100)]) == b"own\n"

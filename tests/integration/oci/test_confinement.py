@@ -1,4 +1,4 @@
-"""Confinement of a sandbox, seen from inside and from the host."""
+"""Confinement of a sandbox, its limits as it sees them, and kills for memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ import asyncio
 import json
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
-from tests.engines import ENGINE_TIMEOUT, execute, make_spec, until_state
+from tests.engines import (
+    ENGINE_TIMEOUT,
+    RuncEngine,
+    StrongEngine,
+    execute,
+    make_spec,
+    prepared,
+    settings_in,
+    until_state,
+)
+from tests.small_memory import limited_memory
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.runtime import proc_files
+from builderd.adapters.engines.oci.storage.layers import BuildRun
 from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxState
+from builderd.domain.versions import Isolation
 from builderd.linux.syscalls import check, libc
 from builderd.ports.engine import EngineOptions
 
@@ -221,3 +236,134 @@ async def test_malformed_id_reaches_no_file(engine: OciEngine) -> None:
         assert (await engine.sandboxes.report(sandbox)).state is SandboxState.ABSENT
         assert await engine.logs.read_log(sandbox) == ([], "", False)
         await engine.sandboxes.remove(sandbox)
+
+
+SHORT = 128 << 20
+#: Takes 300 MB.
+HUNGRY = "python3 -c \"import time; a = bytearray(300 << 20); a[::4096] = b'x' * len(a[::4096]); time.sleep(1000)\""
+
+
+@pytest.fixture
+def short_of_memory(engine: OciEngine) -> Iterator[None]:
+    """Let all sandboxes of the service together have less memory than one of them may."""
+    groups = engine._here.cgroups
+    group = Path("/sys/fs/cgroup", "" if groups.version == 2 else "memory", groups.parent.strip("/"))
+    group.mkdir(exist_ok=True)
+    with limited_memory(group, groups.version, SHORT):
+        yield
+
+
+@pytest.mark.parametrize("isolation", list(Isolation))
+async def test_kill_for_the_memory_of_the_host_is_not_taken_for_the_own_limit(
+    engine: OciEngine, short_of_memory: None, isolation: Isolation
+) -> None:
+    spec = await make_spec(engine, App(HUNGRY, apps.SILENT.behaviour), isolation=isolation)
+    await engine.sandboxes.start(replace(spec, resources=Resources(cpu=1, memory=1, disk=1)))
+    report = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert report.end
+    assert (report.end.cause, report.out_of_memory) == (EndCause.HOST_OUT_OF_MEMORY, False)
+    await engine.sandboxes.stop(spec.id, 0)
+    assert await engine.sandboxes.report(spec.id) == report
+
+
+async def test_kill_at_the_own_limit_ends_the_sandbox_as_out_of_memory(engine: OciEngine) -> None:
+    spec = await make_spec(engine, App(HUNGRY, apps.SILENT.behaviour))
+    await engine.sandboxes.start(spec)
+    report = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert report.end
+    assert (report.end.cause, report.out_of_memory) == (EndCause.OUT_OF_MEMORY, True)
+
+
+async def test_build_killed_for_the_memory_of_the_host_is_no_failed_build(
+    engine: OciEngine, short_of_memory: None
+) -> None:
+    run = BuildRun(
+        id="b00d",
+        argv=("/bin/sh", "-c", HUNGRY),
+        env={},
+        cwd="/",
+        binds=(),
+        network=False,
+        cpu=1,
+        memory=1 << 30,
+        processes=64,
+        timeout_seconds=1000,
+    )
+    with pytest.raises(EngineUnavailable, match="machine was out of memory"):
+        await engine._here.layers._runner.run_build(run, lambda line: None)
+
+
+#: 60 MB in memory that no one gives back.
+HOLD = "head -c 60000000 /dev/zero > /dev/shm/held"
+SHOWN = (
+    "free -m | awk '/^Mem/ {print $2}'; nproc; python3 -c 'import os; print(os.cpu_count())'; "
+    "node -p 'v8.getHeapStatistics().heap_size_limit < 300e6' ; cat /proc/meminfo | sed -n 1p | tr -s ' '"
+)
+RESOURCES = Resources(cpu=0.5, memory=0.25, disk=1)
+
+
+async def run(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
+    return (await execute(engine, sandbox, command, ENGINE_TIMEOUT, 10_000)).output
+
+
+async def until_used(engine: OciEngine, sandbox: SandboxId, megabytes: int) -> None:
+    async with asyncio.timeout(ENGINE_TIMEOUT):
+        while int(await run(engine, sandbox, "free -m | awk '/^Mem/ {print $2 - $7}'")) < megabytes:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", [OciEngine, RuncEngine, StrongEngine])
+async def test_programs_inside_are_shown_the_limits(tmp_path: Path, kind: type[OciEngine]) -> None:
+    settings = settings_in(tmp_path)
+    try:
+        async with prepared(settings, kind) as engine:
+            spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
+            await engine.sandboxes.start(spec)
+            shown = (await run(engine, spec.id, SHOWN)).split("\n")
+            assert shown == ["256", "1", "1", "true", "MemTotal: 262144 kB", ""]
+    finally:
+        await OciEngine(settings).down()
+
+
+async def test_the_limits_of_the_disk_and_its_use_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
+    settings = settings_in(tmp_path)
+    try:
+        async with prepared(settings) as engine:
+            spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
+            await engine.sandboxes.start(spec)
+            limits = (await run(engine, spec.id, "cat /run/limits/disk")).split()
+            assert limits[0::3] == ["/app", "/"]
+            assert limits[1::3] == [str(1 << 30), str(256 << 20)]
+            await run(engine, spec.id, "head -c 100000000 /dev/zero > /app/big; sync")
+            async with asyncio.timeout(ENGINE_TIMEOUT):
+                while not 95e6 <= int((await run(engine, spec.id, "cat /run/limits/disk")).split()[2]) <= 105e6:
+                    await asyncio.sleep(0.05)
+            assert await run(engine, spec.id, "echo > /run/limits/disk; rm -f /run/limits/disk") != ""
+    finally:
+        await OciEngine(settings).down()
+
+
+async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
+    settings = settings_in(tmp_path)
+    try:
+        async with prepared(settings) as engine:
+            spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
+            await engine.sandboxes.start(spec)
+            engine._here.proc_files.close()
+            await run(engine, spec.id, HOLD)
+            await asyncio.sleep(0.2)
+            assert (await run(engine, spec.id, "free -m | awk '/^Mem/ {print $2, $7}'")) == "256 256\n"
+            assert await run(engine, spec.id, "echo > /proc/meminfo") != ""
+            await engine.close()
+            async with prepared(settings) as next_engine:
+                await until_used(next_engine, spec.id, 50)
+                await next_engine.sandboxes.freeze(spec.id)
+                await next_engine.sandboxes.thaw(spec.id)
+                await run(next_engine, spec.id, "rm /dev/shm/held; head -c 90000000 /dev/zero > /dev/shm/held")
+                await until_used(next_engine, spec.id, 80)
+    finally:
+        await OciEngine(settings).down()

@@ -1,7 +1,8 @@
-"""Programs that the launcher starts: what they see, and what a fault of theirs is called."""
+"""Programs that the launcher starts: what they see, what a fault is called, and the namespaces of their mounts."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contract.engine import apps
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 from tests.security.sandbox.test_launcher_protocol import BIND, RUN, SERVER
 
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.domain.sandboxes import SandboxState
 from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 pytestmark = pytest.mark.root
@@ -148,3 +153,62 @@ def test_program_gets_its_descriptors_and_no_other(launcher: Started) -> None:
     assert [int(text.split()[0]) for text in texts] == numbers
     # One more is the listed folder.
     assert {text.split()[1] for text in texts} == {"8"}
+
+
+async def test_start_waiting_for_the_store_does_not_block_others(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    with engine._here.disks._scratch_lock:
+        start = asyncio.create_task(engine.sandboxes.start(spec))
+        await asyncio.sleep(0.1)
+        start.cancel()
+        again = asyncio.create_task(engine.sandboxes.start(spec))
+        await asyncio.sleep(0.1)
+        assert not start.done(), "it would take away what the next start makes"
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert (await again).state is SandboxState.RUNNING
+    assert (await execute(engine, spec.id, "touch /var/tmp/x", ENGINE_TIMEOUT, 100)).exit_code == 0
+
+
+#: In a process of one thread, as the launcher is.
+SCRIPT = """
+import json, os, subprocess
+from builderd.adapters.engines.oci.runtime.launcher import user_namespaces
+from builderd.linux.syscalls import forbid_tracing
+
+def seen(namespace, file):
+    command = ["nsenter", f"--user=/proc/self/fd/{namespace}", "--preserve-credentials", "cat", f"/proc/self/{file}"]
+    return subprocess.run(command, pass_fds=[namespace], capture_output=True, check=True).stdout.split()
+
+def refused(outside, owners):
+    try:
+        with user_namespaces(outside, owners):
+            return None
+    except OSError as error:
+        return error.errno
+
+forbid_tracing()
+kept = {str(number): str(number) * 3 for number in range(50_000)}
+before = len(os.listdir("/proc/self/fd"))
+with user_namespaces(700_000, [0, 5000, 0]) as maps:
+    found = {owner: [[int(number) for number in seen(one, file)] for file in ("uid_map", "gid_map")]
+             for owner, one in maps.items()}
+for _ in range(200):
+    with user_namespaces(700_000, [0]):
+        pass
+wrong = refused(700_000, [0, (1 << 32) - 2])
+try:
+    children = os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    children = None
+print(json.dumps([found, wrong, children, len(os.listdir("/proc/self/fd")) - before,
+                  all(value == name * 3 for name, value in kept.items())]))
+"""
+
+
+def test_each_owner_on_disk_has_a_namespace_and_nothing_is_left() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    found, wrong, children, descriptors, whole = json.loads(done.stdout)
+    assert found == {str(owner): [[owner, 700_000, 65536]] * 2 for owner in (0, 5000)}
+    assert wrong == 22, "ids beyond all"
+    assert (children, descriptors, whole) == (None, 0, True)

@@ -1,16 +1,19 @@
-"""Running sandboxes survive the service; the next one adopts them or finds their end."""
+"""Running sandboxes survive the service; the next one adopts them or finds their end, also at a second attempt."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.engine import apps
@@ -28,6 +31,8 @@ from tests.engines import (
 from tests.fakes.sandboxes import Behaviour
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.network.network import Network
+from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.processes import ProcessSpec, shell
@@ -282,3 +287,67 @@ async def test_sandbox_frozen_for_an_interrupted_copy_is_thawed(settings: Engine
         await engine.prepare(lambda line: None)
         assert not engine._here.runs.cgroups.is_frozen(spec.id)
         assert (await execute(engine, spec.id, "echo on", 10, 1000)).output == "on\n"
+
+
+def quiet(line: str) -> None:
+    """Progress that nobody reads."""
+
+
+def opened() -> tuple[int, int]:
+    """Descriptors and tasks."""
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
+
+
+async def until_let_go(before: tuple[int, int]) -> None:
+    """A beat of the heart may be half-way written."""
+    async with asyncio.timeout(ENGINE_TIMEOUT):
+        while any(now > then for now, then in zip(opened(), before, strict=True)):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("part", [Network, Layers])
+async def test_preparing_succeeds_on_retry(
+    settings: EngineOptions, monkeypatch: pytest.MonkeyPatch, part: type[Network] | type[Layers]
+) -> None:
+    def fail(*_: object) -> None:
+        raise EngineUnavailable("not now")
+
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.sandboxes.start(spec)
+        await engine.close()
+        await asyncio.sleep(0)  # what was cancelled ends
+        before = opened()
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "open", fail)
+            with pytest.raises(EngineUnavailable, match="not now"):
+                await engine.prepare(quiet)
+        await until_let_go(before)
+        await engine.prepare(quiet)
+        assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_cancelled_preparing_leaves_nothing_open(
+    settings: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, may_end = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        goes_on.set()
+        may_end.wait(ENGINE_TIMEOUT)
+
+    engine = OciEngine(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "open", wait)
+        preparing = asyncio.create_task(engine.prepare(quiet))
+        await asyncio.to_thread(goes_on.wait)
+        preparing.cancel()
+        await asyncio.sleep(0.05)
+        ended_first = preparing.done()
+        may_end.set()
+        assert not ended_first, "its thread goes on"
+        with pytest.raises(asyncio.CancelledError):
+            await preparing
+    async with prepared(settings):
+        pass

@@ -22,7 +22,7 @@ from builderd.adapters.scanners.tripwire.scanner import (
     RETRIES,
     Broken,
     TripwireScanner,
-    find_toolbox,
+    find_tools,
     read_answer,
 )
 from builderd.bootstrap.review import make_review_policy
@@ -115,7 +115,7 @@ def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS, bundle: Bun
     """Return the scan of a scanner whose ruff is another program."""
 
     async def scan() -> Scan:
-        scanner = TripwireScanner(lambda: find_toolbox(None, ruff=ruff))
+        scanner = TripwireScanner(lambda: find_tools(None, ruff=ruff))
         try:
             return await scanner.scan(bundle, limits)
         finally:
@@ -188,7 +188,7 @@ def test_review_over_cpu_limit_names_the_limit() -> None:
 
 def test_killed_worker_is_replaced() -> None:
     async def use() -> list[Scan]:
-        scanner = TripwireScanner(lambda: find_toolbox(None))
+        scanner = TripwireScanner(lambda: find_tools(None))
         try:
             scans = [await scanner.scan(BUNDLE, ReviewLimits())]
             assert scanner._worker is not None
@@ -250,7 +250,7 @@ def interruptible(folder: Path, killed: str) -> tuple[TripwireScanner, Kill]:
     """
     name = f"{os.getpid()}.25"
     tool = program(folder, f"#!/bin/sh\nexec sleep {name}\n")
-    scanner = TripwireScanner(lambda: find_toolbox(None, ruff=tool))
+    scanner = TripwireScanner(lambda: find_tools(None, ruff=tool))
     gone: set[int] = set()
 
     async def kill(scanning: asyncio.Task[Scan], and_then: str | None = None) -> None:
@@ -294,7 +294,7 @@ def test_reviews_end_with_their_worker(tmp_path: Path) -> None:
 
 def test_concurrent_reviews_do_not_mix() -> None:
     async def use() -> list[Scan]:
-        scanner = TripwireScanner(lambda: find_toolbox(None))
+        scanner = TripwireScanner(lambda: find_tools(None))
         bundles = [bundle_of({"app.py": f"print({n})\n{'exec(' * (n % 2)}"}) for n in range(12)]
         try:
             return list(await asyncio.gather(*(scanner.scan(bundle, ReviewLimits()) for bundle in bundles)))

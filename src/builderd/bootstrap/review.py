@@ -9,7 +9,7 @@ import yaml
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.scanners.language_model import Endpoint, LanguageModelAdviser
-from builderd.adapters.scanners.tripwire.scanner import Toolbox, TripwireScanner, find_toolbox
+from builderd.adapters.scanners.tripwire.scanner import Toolbox, TripwireScanner, find_tools
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import ValidationFailed
@@ -31,7 +31,7 @@ def make_scanner(settings: Settings) -> TripwireScanner:
 
     def find() -> Toolbox:
         node = shutil.which("node")
-        return find_toolbox(engine_provider(settings).find_base(), Path(node) if node else None)
+        return find_tools(engine_provider(settings).find_base(), Path(node) if node else None)
 
     return TripwireScanner(find)
 

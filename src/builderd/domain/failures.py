@@ -74,7 +74,30 @@ def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: S
 
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
     """Message for an app that runs but whose port is closed, or open on an unreachable address."""
-    return _where(listening, port, seconds) + quoted(lines)
+    reached = {ip for ip, found in listening.sockets if found == port}
+    elsewhere = {found for ip, found in listening.sockets if not is_loopback(ip)}
+    ports = sorted(elsewhere or {found for _, found in listening.sockets})
+    if reached and all(is_ipv6_only(ip) and not is_loopback(ip) for ip in reached):
+        where = (
+            f"The app listens on port {port} for IPv6 alone, and the preview asks by IPv4: "
+            f"bind it to 0.0.0.0:{port}, or to [::]:{port} without IPV6_V6ONLY."
+        )
+    elif reached:
+        where = (
+            f"The app listens on {Address(min(reached), port)}, which cannot be reached from outside its sandbox: "
+            f"bind it to 0.0.0.0:{port}."
+        )
+    elif ports:
+        where = (
+            f"The app listens on port {', '.join(map(str, ports))}, not on 0.0.0.0:{port}: let it listen on the port "
+            f'in $PORT, or set "port" to {ports[0]}.'
+        )
+    else:
+        where = (
+            f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:.0f} seconds. "
+            'If it needs longer, set "start_timeout". A worker without a port? Deploy it with "job_type": "worker".'
+        )
+    return where + quoted(lines)
 
 
 def listens_elsewhere(listening: Listening, port: int) -> bool:
@@ -101,36 +124,8 @@ def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) 
     return f"{what}, restart {exits} of {limit}"
 
 
-def _where(listening: Listening, port: int, seconds: float) -> str:
-    if any(p == port for _, p in listening.sockets):
-        ips = sorted({ip for ip, p in listening.sockets if p == port})
-        if all(is_ipv6_only(ip) and not is_loopback(ip) for ip in ips):
-            return (
-                f"The app listens on port {port} for IPv6 alone, and the preview asks by IPv4: "
-                f"bind it to 0.0.0.0:{port}, or to [::]:{port} without IPV6_V6ONLY."
-            )
-        return (
-            f"The app listens on {Address(ips[0], port)}, which cannot be reached from outside its sandbox: "
-            f"bind it to 0.0.0.0:{port}."
-        )
-    elsewhere = sorted({p for ip, p in listening.sockets if not is_loopback(ip)} or {p for _, p in listening.sockets})
-    if elsewhere:
-        ports = ", ".join(str(p) for p in elsewhere)
-        return (
-            f"The app listens on port {ports}, not on 0.0.0.0:{port}: let it listen on the port in $PORT, "
-            f'or set "port" to {elsewhere[0]}.'
-        )
-    return (
-        f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:.0f} seconds. "
-        'If it needs longer, set "start_timeout". A worker without a port? Deploy it with "job_type": "worker".'
-    )
-
-
 def quoted(lines: Sequence[str]) -> str:
     """Format the app's last lines as the end of a message."""
-    shown = [_cut(line) for line in lines[-SHOWN_LINES:]]
+    last = lines[-SHOWN_LINES:]
+    shown = [line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…" for line in last]
     return "\nIts last lines:\n" + "\n".join(shown) if shown else "\nIt wrote nothing."
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"

@@ -84,7 +84,10 @@ class LanguageModelAdviser:
     async def _post(self, message: str) -> bytes:
         url = f"{self._endpoint.url.rstrip('/')}/chat/completions"
         read = bytearray()
-        async with self._http.stream("POST", url, json=request(self._endpoint.model, message)) as response:
+        # https://platform.openai.com/docs/api-reference/chat
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
+        body = {"model": self._endpoint.model, "messages": messages, "temperature": 0, "stream": False}
+        async with self._http.stream("POST", url, json=body) as response:
             if response.status_code != 200:
                 raise Unusable(f"answered {response.status_code}")
             async for piece in response.aiter_bytes():
@@ -149,12 +152,6 @@ def questions(bundle: Bundle, run: Mapping[str, Kind]) -> tuple[list[str], list[
 
 def _lines(file: BundleFile) -> Sequence[str]:
     return file.content.decode("utf-8", errors="replace").split("\n")
-
-
-def request(model: str, message: str) -> dict[str, Any]:
-    """The body of ``POST …/chat/completions`` (https://platform.openai.com/docs/api-reference/chat)."""
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
-    return {"model": model, "messages": messages, "temperature": 0, "stream": False}
 
 
 def hits(answer: bytes, bundle: Bundle) -> Sequence[Hit]:

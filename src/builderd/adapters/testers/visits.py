@@ -55,7 +55,10 @@ async def visit(target: Target, path: str, timeout_seconds: float) -> Visit:
         # Out of descriptors, say, which is no answer of the app's.
         if (fault := machine_fault(error)) is not None:
             raise fault from error
-        return Visit(None, time.monotonic() - begun, _fault(error))
+        said = f"the connection ended without an HTTP answer ({str(error)[:MAX_FAULT] or type(error).__name__})"
+        if isinstance(error, ConnectionRefusedError | _NoAnswer):
+            said = str(error)
+        return Visit(None, time.monotonic() - begun, said)
 
 
 async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -64,7 +67,7 @@ async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.Stream
     except OSError as error:
         if isinstance(error, TimeoutError) or machine_fault(error) is not None:
             raise
-        raise ConnectionRefusedError from error
+        raise ConnectionRefusedError("the connection was refused") from error
 
 
 async def _get(target: Target, path: str, begun: float) -> Visit:
@@ -105,7 +108,12 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
             raise _NoAnswer(f"its answer's head is longer than {most} bytes")
         if end:
             head, data, searched = data[: end.end()], data[end.end() :], 0
-            status = _status_of(head)
+            found = _STATUS.match(head)
+            if not found:
+                raise _NoAnswer(f"what it sent is no HTTP answer: it begins with {_shown(head)}")
+            status = int(found[1])
+            if status == HTTPStatus.SWITCHING_PROTOCOLS:
+                raise _NoAnswer("its answer has status 101, and no other protocol was asked for")
             if status >= HTTPStatus.OK:
                 return status, head, data
             data = data.lstrip(b"\r\n")
@@ -117,16 +125,6 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
             raise _NoAnswer(f"the connection ended without an HTTP answer{where}")
         size += len(more)
         data = data + more if data else more.lstrip(b"\r\n")
-
-
-def _status_of(head: bytes) -> int:
-    found = _STATUS.match(head)
-    if not found:
-        raise _NoAnswer(f"what it sent is no HTTP answer: it begins with {_shown(head)}")
-    status = int(found[1])
-    if status == HTTPStatus.SWITCHING_PROTOCOLS:
-        raise _NoAnswer("what it sent is no HTTP answer: it has status 101, and no other protocol was asked for")
-    return status
 
 
 async def _excerpt(head: bytes, body: bytes, reader: asyncio.StreamReader) -> str:
@@ -161,11 +159,3 @@ async def _begin_http2(target: Target, begun: float) -> Visit:
 
 def _shown(data: bytes) -> str:
     return f'"{repr(data[:SHOWN_BYTES])[2:-1]}"'
-
-
-def _fault(error: Exception) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "the connection was refused"
-    if isinstance(error, _NoAnswer):
-        return str(error)
-    return f"the connection ended without an HTTP answer ({str(error)[:MAX_FAULT] or type(error).__name__})"

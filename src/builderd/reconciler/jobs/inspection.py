@@ -148,9 +148,14 @@ class Inspection:
         self._checks.append(Check(CheckName.STAYS_UP, outcome, message))
 
     async def _look_for_network(self) -> None:
-        """Note whether the app tried to reach a network, which a copy may not."""
+        """Note whether the app tried to reach a network, which a copy may not.
+
+        ``Icmp: InDestUnreachs`` (RFC 4293) is in a table of the kernel: a line of names, and one of numbers.
+        """
         said = await self._execute(NETWORK, 20_000)
-        self._reached_out |= _unreachable(said) > 0
+        lines = [line.split() for line in said.splitlines() if line.startswith("Icmp:")]
+        numbers = dict(zip(lines[0], lines[1], strict=False)) if len(lines) > 1 else {}
+        self._reached_out |= numbers.get("InDestUnreachs", "0") not in ("0", "")
 
     async def _measure(self) -> None:
         await self._app.clock.sleep(CALM_SECONDS)
@@ -212,15 +217,6 @@ class Inspection:
         if self._copy.version.settings.credentials:
             return as_not_judged(check, "the app asks for credentials, of which a copy has dummies only.")
         return check
-
-
-def _unreachable(snmp: str) -> int:
-    """``Icmp: InDestUnreachs`` (RFC 4293) of the kernel's table: a line of names, and one of numbers."""
-    lines = [line.split() for line in snmp.splitlines() if line.startswith("Icmp:")]
-    if len(lines) < 2:
-        return 0
-    numbers = dict(zip(lines[0], lines[1], strict=False))
-    return int(numbers["InDestUnreachs"]) if numbers.get("InDestUnreachs", "").isdigit() else 0
 
 
 #: Stands in for every value of every credential.

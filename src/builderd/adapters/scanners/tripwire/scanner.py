@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +53,9 @@ RETRIES = 1
 
 log = logging.getLogger(__name__)
 
+#: Tools and versions by the name of the tool or of its rules.
+Toolbox = tuple[Tools, Mapping[str, str]]
+
 
 class Broken(Exception):
     """The scan has no result because of its input, or its answer is malformed; the message says why."""
@@ -84,7 +87,7 @@ class TripwireScanner:
 
     @property
     def name(self) -> str:
-        return f"tripwire {RULES} {json.dumps(dict(self._toolbox.versions), sort_keys=True)}"
+        return f"tripwire {RULES} {json.dumps(dict(self._toolbox[1]), sort_keys=True)}"
 
     async def prepare(self) -> None:
         try:
@@ -106,7 +109,7 @@ class TripwireScanner:
             return self._control
 
     def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
-        versions = self._toolbox.versions
+        _, versions = self._toolbox
         try:
             read = select_files(bundle.files, limits, run).read
             content = pack_sources(bundle, read)
@@ -166,7 +169,7 @@ class TripwireScanner:
             self._worker = subprocess.Popen(
                 [
                     *(sys.executable, "-s", "-P", "-m", _MODULE),
-                    *(str(theirs.fileno()), json.dumps(asdict(self._toolbox.tools))),
+                    *(str(theirs.fileno()), json.dumps(asdict(self._toolbox[0]))),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -298,16 +301,10 @@ LOADERS = {"x86_64": "lib64/ld-linux-x86-64.so.2", "aarch64": "lib/ld-linux-aarc
 OWN_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Toolbox:
-    """``versions`` stand in each report."""
+def find_tools(target: Path | None, node: Path | None = None, ruff: Path | None = None) -> Toolbox:
+    """Return the tools, and the versions that stand in each report.
 
-    tools: Tools
-    versions: Mapping[str, str]
-
-
-def find_toolbox(target: Path | None, node: Path | None = None, ruff: Path | None = None) -> Toolbox:
-    """``target`` is the root file system that apps see: its own Node.js then judges the syntax.
+    ``target`` is the root file system that apps see: its own Node.js then judges the syntax.
 
     Without one, the given ``node`` does, if any. Python's syntax is this process's: apps have the same Debian's.
     """
@@ -326,4 +323,4 @@ def find_toolbox(target: Path | None, node: Path | None = None, ruff: Path | Non
             loader, libraries = LOADERS[platform.machine()], f"usr/lib/{platform.machine()}-linux-gnu"
             script = (f"{TARGET}/usr/{loader}", "--library-path", f"{TARGET}/{libraries}", f"{TARGET}/usr/bin/node")
         versions["base"] = target.parent.name
-    return Toolbox(Tools(RUFF, script, tuple(binds)), versions)
+    return Tools(RUFF, script, tuple(binds)), versions

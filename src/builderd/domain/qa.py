@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from http import HTTPStatus
+from http.client import responses
 from pathlib import PurePosixPath
 
 from builderd.domain.builders import JobType
@@ -233,19 +233,13 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
         )
         message += "its port; any status below 500 passes." + quoted(lines)
         return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
-    said = f"{asked} was answered {_status(visit.status)} in {visit.seconds:.3f} s"
+    phrase = responses.get(visit.status, "")
+    said = f"{asked} was answered {f'{visit.status} {phrase}'.strip()} in {visit.seconds:.3f} s"
     if visit.status < 500:
         return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
     message = f"{said}; anything below 500 passes: mend what it failed at.{body}" + quoted(lines)
     return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
-
-
-def _status(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,17 +421,12 @@ _PASSING_FOLDERS = frozenset(
 _PASSING_SUFFIXES = ("-wal", "-shm", "-journal", ".pid", ".sock", ".lock", ".pyc", ".log", ".tmp", ".swp")
 
 
-def is_temporary(path: str) -> bool:
-    """Return True for caches, locks, logs and the like."""
-    folders = PurePosixPath(path).parts[:-1]
-    return any(folder in _PASSING_FOLDERS for folder in folders) or path.endswith(_PASSING_SUFFIXES)
-
-
 def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState]) -> Check:
     """Check that the files at the app's stop exist after its next start and have not shrunk."""
     gone, shrunk, changed = [], [], []
     for path, state in sorted(before.items()):
-        if is_temporary(path):
+        folders = PurePosixPath(path).parts[:-1]
+        if not _PASSING_FOLDERS.isdisjoint(folders) or path.endswith(_PASSING_SUFFIXES):
             continue
         now = after.get(path)
         if now is None:

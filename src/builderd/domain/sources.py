@@ -60,12 +60,17 @@ def kind_of(file: BundleFile) -> Kind:
     ending = posixpath.splitext(name)[1].lower()
     named = _NAMES.get(name) or _ENDINGS.get(ending) or (Kind.TEXT if name.startswith(".env") else None)
     if named is Kind.BINARY:
-        return Kind.DATA if _is_cache(file.path, head) else Kind.BINARY
+        # Bytecode that is checked by its source's time, which a deployment changes: the flags are in bytes 4 to 8, 0
+        # for a time (PEP 552).
+        is_cache = posixpath.basename(posixpath.dirname(file.path)) == "__pycache__" and head[4:8] == bytes(4)
+        return Kind.DATA if is_cache else Kind.BINARY
     if named in CODE:
         return named or Kind.DATA
     if head.startswith(b"#!"):
         line, _, rest = head.partition(b"\n")
-        return Kind.BINARY if rest.startswith(_ZIP) else _of_interpreter(line)
+        if rest.startswith(_ZIP):
+            return Kind.BINARY
+        return Kind.PYTHON if b"python" in line else Kind.JAVASCRIPT if b"node" in line else Kind.SCRIPT
     if b"\0" in head:
         return Kind.DATA
     return named or (Kind.SCRIPT if file.executable else Kind.DATA)
@@ -107,20 +112,6 @@ def is_opaque(file: BundleFile, kind: Kind) -> bool:
 def is_compiled(file: BundleFile) -> bool:
     """Return True for compiled code that a program loads (WebAssembly, Python bytecode)."""
     return file.head(4) == _WASM or file.path.endswith(_COMPILED)
-
-
-def _is_cache(path: str, head: bytes) -> bool:
-    """Return True for bytecode in ``__pycache__`` that is checked by its source's time: a deployment changes that time.
-
-    PEP 552: the flags are in bytes 4 to 8, 0 for a time.
-    """
-    return posixpath.basename(posixpath.dirname(path)) == "__pycache__" and head[4:8] == bytes(4)
-
-
-def _of_interpreter(line: bytes) -> Kind:
-    if b"python" in line:
-        return Kind.PYTHON
-    return Kind.JAVASCRIPT if b"node" in line else Kind.SCRIPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +179,10 @@ def reachable_files(
 ) -> frozenset[str]:
     """Return the roots and all files reachable from them; a file with dynamic imports reaches every file."""
     known, waiting = set(roots), list(roots)
-    folders = _folders(waiting, references)
+    # The module search path: the app's folder, ``src``, the roots' folders, and what any file adds.
+    own = [folder for root in waiting if (folder := posixpath.dirname(root))]
+    added = [folder for refers in references.values() for folder in refers.folders]
+    folders = tuple(dict.fromkeys(("", "src/", *(f"{folder}/" for folder in (*own, *added)))))
     while waiting:
         path = waiting.pop()
         refers = references.get(path)
@@ -200,13 +194,6 @@ def reachable_files(
         known |= fresh
         waiting += fresh
     return frozenset(known)
-
-
-def _folders(roots: Sequence[str], references: Mapping[str, References]) -> Sequence[str]:
-    """Return the module search path: the app's folder, ``src``, the roots' folders, and what any file adds."""
-    own = [folder for root in roots if (folder := posixpath.dirname(root))]
-    added = [folder for refers in references.values() for folder in refers.folders]
-    return tuple(dict.fromkeys(("", "src/", *(f"{folder}/" for folder in (*own, *added)))))
 
 
 def _targets(path: str, refers: References, folders: Sequence[str], paths: Collection[str]) -> Iterator[str]:

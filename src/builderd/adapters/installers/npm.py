@@ -66,7 +66,10 @@ class NpmInstaller:
         inputs = {f"{FOLDER}/package.json": packages.manifest}
         if packages.lock is not None:
             inputs[f"{FOLDER}/package-lock.json"] = packages.lock
-        key = self._key(packages, base_id, f"tenant {tenant}" if foreign else "shared", install_scripts)
+        lock = hashlib.sha256(packages.lock).hexdigest() if packages.lock is not None else None
+        kind, manifest = f"tenant {tenant}" if foreign else "shared", packages.manifest.decode()
+        decisive = [RECIPE, "npm", base_id, self.registry, kind, install_scripts, manifest, lock]
+        key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         if dev:
             key = hashlib.sha256(f"{key} with development dependencies".encode()).hexdigest()
         step = self._step(packages, install_scripts, "include" if dev else "omit")
@@ -90,11 +93,6 @@ class NpmInstaller:
         registry = {"npm_config_registry": self.registry} if self.registry else {}
         title = "Installing with npm, with install scripts" if install_scripts else "Installing with npm"
         return BuildStep(title, ("/bin/sh", "-ec", script), True, Cache.SCRATCH, {**ENVIRONMENT, **registry})
-
-    def _key(self, packages: NodePackages, base_id: str, kind: str, install_scripts: bool) -> str:
-        lock = hashlib.sha256(packages.lock).hexdigest() if packages.lock is not None else None
-        decisive = [RECIPE, "npm", base_id, self.registry, kind, install_scripts, packages.manifest.decode(), lock]
-        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 #: npm's settings for a private registry, among the inputs. npm itself puts the token in place of its name.

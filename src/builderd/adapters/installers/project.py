@@ -238,20 +238,18 @@ def _specifier(version: str) -> str:
     """Return Poetry's version constraint as one of PEP 440. Raises ``ValueError`` for alternatives."""
     if "||" in version or " | " in version:
         raise ValueError(f"{version!r} has alternatives, which PEP 508 cannot say: choose one of them")
-    return ",".join(filter(None, (_part(part.strip()) for part in version.split(","))))
-
-
-def _part(part: str) -> str:
-    if part in ("", "*"):
-        return ""
-    operator, rest = part[:1], part[1:].strip()
-    if operator == "^":
-        numbers = _numbers(rest)
-        first = next((index for index, number in enumerate(numbers) if number), len(numbers) - 1)
-        return f">={rest},<{_next(rest, first)}"
-    if operator == "~" and not part.startswith("~="):
-        return f">={rest},<{_next(rest, min(1, len(_numbers(rest)) - 1))}"
-    return part if operator in "<>=!~" else f"=={part}"
+    found = []
+    for part in (part.strip() for part in version.split(",")):
+        operator, rest = part[:1], part[1:].strip()
+        if operator == "^":
+            numbers = _numbers(rest)
+            first = next((index for index, number in enumerate(numbers) if number), len(numbers) - 1)
+            found.append(f">={rest},<{_next(rest, first)}")
+        elif operator == "~" and not part.startswith("~="):
+            found.append(f">={rest},<{_next(rest, min(1, len(_numbers(rest)) - 1))}")
+        elif part not in ("", "*"):
+            found.append(part if operator in "<>=!~" else f"=={part}")
+    return ",".join(found)
 
 
 def _numbers(version: str) -> list[int]:

@@ -134,17 +134,14 @@ def parse_requirement(line: str) -> tuple[str, bool]:
         requirement = Requirement(text)
     except InvalidRequirement as error:
         raise ValueError(f"{text!r} is no requirement: {str(error).splitlines()[0]}") from None
-    if requirement.url is not None and not _is_remote(requirement.url):
+    url = requirement.url
+    if url and (not url.startswith(("https://", "git+https://")) or re.search(r"[\s'\"$`\\]", url)):
         raise ValueError("only https:// and git+https:// addresses can be fetched")
     written = " ".join([str(requirement), *hashes])
     # An escaped line break in a marker has become a real one meanwhile.
     if not written.isprintable():
         raise ValueError(f"{text!r} contains a line break or another unprintable character")
     return written, requirement.url is not None
-
-
-def _is_remote(url: str) -> bool:
-    return url.startswith(("https://", "git+https://")) and not re.search(r"[\s'\"$`\\]", url)
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:

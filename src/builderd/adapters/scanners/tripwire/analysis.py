@@ -174,11 +174,15 @@ class Analyser:
 
     def _search(self, review: Review, source: Source) -> None:
         text = review.texts[source.path]
+
         # One secret a line: a specific rule wins over a generic one.
+        def weight(secret: Secret) -> tuple[bool, bool]:
+            return (secret.rule.startswith("GEN-"), secret.rule == "GEN-generic-api-key")
+
         best: dict[int, Secret] = {}
         for secret in self._secrets.find(source.path, text):
             known = best.get(secret.line)
-            if known is None or _weight(secret) < _weight(known):
+            if known is None or weight(secret) < weight(known):
                 best[secret.line] = secret
         review.secrets[source.path] = found = list(best.values())
         for secret in found:
@@ -258,7 +262,3 @@ def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:
     folder.mkdir()
     for number, source in enumerate(sources):
         (folder / f"{number}{ending}").write_bytes(source.content)
-
-
-def _weight(secret: Secret) -> tuple[bool, bool]:
-    return (secret.rule.startswith("GEN-"), secret.rule == "GEN-generic-api-key")

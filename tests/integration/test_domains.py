@@ -24,8 +24,7 @@ from tests.previews.visitor import parse, read_all
 from builderd.adapters.domains import name_servers
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
-from builderd.adapters.domains.name_servers import DnsNameServers
-from builderd.adapters.domains.probe import HttpChallengeProbe
+from builderd.adapters.domains.name_servers import DnsNameServers, HttpChallengeProbe
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainRules, DomainStatus

@@ -21,8 +21,7 @@ from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import Visitor, parse, read_all
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.adapters.domains.name_servers import DnsNameServers
-from builderd.adapters.domains.probe import HttpChallengeProbe
+from builderd.adapters.domains.name_servers import DnsNameServers, HttpChallengeProbe
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.api.health import _public_url
 from builderd.domain.domains import DomainRules

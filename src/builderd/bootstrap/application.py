@@ -11,8 +11,7 @@ from socket import gethostname
 import asyncssh
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.domains.name_servers import DnsNameServers
-from builderd.adapters.domains.probe import HttpChallengeProbe
+from builderd.adapters.domains.name_servers import DnsNameServers, HttpChallengeProbe
 from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
 from builderd.adapters.installers.installers import Installers, UvInstaller
 from builderd.adapters.installers.npm import NpmInstaller

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.adapters.domains.dns_hook import HookUpdates
-from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
+from builderd.adapters.domains.dns_updates import HookUpdates, Rfc2136Updates, TsigKey
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.bootstrap.database import existing_store

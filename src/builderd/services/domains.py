@@ -298,22 +298,24 @@ def own_certificates(uow: UnitOfWork, rules: DomainRules) -> Sequence[WildcardCe
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal keys that an earlier vault key sealed with the present one; return their number."""
     count = 0
+
+    def sealed(old: bytes | None, data: str) -> bytes | None:
+        """Return the text sealed anew, None if there is none or it is sealed with the present key."""
+        nonlocal count
+        if old is None or vault.is_current(old):
+            return None
+        count += 1
+        return vault.seal(vault.open(old, data), data)
+
     for domain in uow.domains.all():
-        if domain.certificate is not None and not vault.is_current(domain.certificate):
-            data = domain.associated_data
-            uow.domains.save(replace(domain, certificate=vault.seal(vault.open(domain.certificate, data), data)))
-            count += 1
+        if new := sealed(domain.certificate, domain.associated_data):
+            uow.domains.save(replace(domain, certificate=new))
     for account in uow.acme_accounts.all():
-        if not vault.is_current(account.key):
-            data = account.associated_data
-            uow.acme_accounts.put(replace(account, key=vault.seal(vault.open(account.key, data), data)))
-            count += 1
+        if new := sealed(account.key, account.associated_data):
+            uow.acme_accounts.put(replace(account, key=new))
     for wildcard in uow.wildcard_certificates.all():
-        if wildcard.certificate is not None and not vault.is_current(wildcard.certificate):
-            data = wildcard.associated_data
-            sealed = vault.seal(vault.open(wildcard.certificate, data), data)
-            uow.wildcard_certificates.put(replace(wildcard, certificate=sealed))
-            count += 1
+        if new := sealed(wildcard.certificate, wildcard.associated_data):
+            uow.wildcard_certificates.put(replace(wildcard, certificate=new))
     return count
 
 

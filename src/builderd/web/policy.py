@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,7 +48,9 @@ def check_origin(connection: HTTPConnection) -> None:
     if changes and origin is not None and not _is_own(origin, connection):
         raise Forbidden(_REFUSED)
     if site is not None:
-        visits = not changes and headers.get("sec-fetch-mode") == "navigate" and _is_document(headers)
+        # The browser shows the answer as a page of its own, not within another one.
+        is_document = headers.get("sec-fetch-dest", "document") == "document"
+        visits = not changes and headers.get("sec-fetch-mode") == "navigate" and is_document
         if site not in ("same-origin", "none") and not visits:
             raise Forbidden(_REFUSED)
     elif changes and origin is None:
@@ -62,11 +64,6 @@ def _is_own(origin: str, connection: HTTPConnection) -> bool:
     is_public = public.netloc == host and bool(public.scheme)
     scheme = public.scheme if is_public else connection.url.scheme.replace("ws", "http")
     return origin == f"{scheme}://{host}"
-
-
-def _is_document(headers: Headers) -> bool:
-    """Return whether the browser shows the answer as a page of its own, not within another one."""
-    return headers.get("sec-fetch-dest", "document") == "document"
 
 
 class Policy:

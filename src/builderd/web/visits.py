@@ -280,20 +280,15 @@ async def _answer(handler: Handler, post: bool, scope: Scope, request: Request) 
     except Unauthenticated:
         if request.method not in ("GET", "HEAD") or "hx-request" in request.headers:
             raise
-        return to_sign_in(request)
+        # To the sign-in page, and from there back to this one.
+        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return see_other("/sign-in", **({"next": target} if target != "/builders" else {}))
     visit.require(scope)
     if post:
         return await handler(visit)
     operations: Operations = request.app.state.operations
     async with operations.pages.one(visit.token.tenant_id):
         return await handler(visit)
-
-
-def to_sign_in(request: Request) -> Response:
-    """Send to the sign-in page, and from there back to this one."""
-    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    query = f"?next={quote(target, safe='')}" if target != "/builders" else ""
-    return RedirectResponse(f"/sign-in{query}", 303)
 
 
 async def visit_of(request: Request) -> Visit:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.previews.certificates import make_pem
 
-from builderd.adapters.domains.dns_hook import HookUpdates
+from builderd.adapters.domains.dns_updates import HookUpdates
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import open_store
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules

@@ -110,15 +110,18 @@ class AcmeAuthority:
         kind: type[challenges.HTTP01] | type[challenges.DNS01],
         publish: Publish,
     ) -> Certificate:
-        key, network = ec.generate_private_key(ec.SECP256R1()), self._network(_loaded(account_key))
+        account = JWKEC.load(account_key)
+        assert isinstance(account, JWKEC)
+        key, network = ec.generate_private_key(ec.SECP256R1()), self._network(account)
         opened, order = await _call(network, lambda: self._new_order(account_key, network, names, _request(names, key)))
         answers = await _call(network, lambda: list(_answers(opened, order, kind)))
         for place, answer, _ in answers:
             await publish(place, answer)
         chain = await _call(network, lambda: _finish(opened, order, [objects for *_, objects in answers]))
         pem = _joined(chain, _private_pem(key).decode())
-        begin, end = _validity(chain)
-        return Certificate(pem, begin, end, await self.suggested_renewal(pem))
+        leaf = x509.load_pem_x509_certificate(chain.encode())
+        renewal = await self.suggested_renewal(pem)
+        return Certificate(pem, leaf.not_valid_before_utc, leaf.not_valid_after_utc, renewal)
 
     async def suggested_renewal(self, pem: str) -> datetime | None:
         try:
@@ -276,12 +279,6 @@ def _reason(error: Exception) -> str:
     return "".join(character if character.isprintable() else " " for character in text)[:MAX_REASON]
 
 
-def _loaded(account_key: bytes) -> JWKEC:
-    key = JWKEC.load(account_key)
-    assert isinstance(key, JWKEC)
-    return key
-
-
 def _request(hosts: tuple[str, ...], key: ec.EllipticCurvePrivateKey) -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
@@ -306,8 +303,3 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _joined(*parts: str) -> str:
     """Join PEM texts without empty lines, which would end HAProxy's payload."""
     return "".join(f"{line}\n" for part in parts for line in part.splitlines() if line.strip())
-
-
-def _validity(chain: str) -> tuple[datetime, datetime]:
-    leaf = x509.load_pem_x509_certificate(chain.encode())
-    return leaf.not_valid_before_utc, leaf.not_valid_after_utc

@@ -364,7 +364,9 @@ def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> dict[str, Any]:
     cap = caps.view_of_tenant(uow, application, tenant, visit.now)
     days = spending.by_day(uow, application, tenant, visit.now, (month, next_month(month)))
     hourly = sum((rate for _, rate in rates.values()), Decimal(0))
-    expected = cents(cap.spent + hourly * hours_between(visit.now, cap.resets_at))
+    # To the second.
+    hours = (cap.resets_at - visit.now) // timedelta(seconds=1) / SECONDS_PER_HOUR
+    expected = cents(cap.spent + hourly * hours)
     return {
         "rows": rows,
         "total": report.total_cost,
@@ -374,11 +376,6 @@ def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> dict[str, Any]:
         "days": days.days,
         "expected": expected,
     }
-
-
-def hours_between(start: datetime, end: datetime) -> Decimal:
-    """Return the hours from one time to a later one, to the second."""
-    return (end - start) // timedelta(seconds=1) / SECONDS_PER_HOUR
 
 
 @page("/spending", post=True, scope=Scope.ADMIN)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.domains.dns_hook import HookUpdates
+from builderd.adapters.domains.dns_updates import HookUpdates
 from builderd.ports.domains import OrderFailed
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from builderd.adapters.domains.probe import MAX_REPLY, HttpChallengeProbe
+from builderd.adapters.domains.name_servers import MAX_REPLY, HttpChallengeProbe
 from builderd.ports.domains import ProbeReply
 
 PATH = "/.well-known/acme-challenge/token"

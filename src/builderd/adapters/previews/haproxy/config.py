@@ -252,16 +252,13 @@ def _own_scheme(options: ProxyOptions) -> str:
     return "https" if options.speaks_tls_only else "http"
 
 
-def _scheme(options: ProxyOptions) -> str:
-    return "%[var(txn.proto)]" if options.has_both_schemes else _own_scheme(options)
-
-
 def _preview(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     """Return the backend that leads to apps, and answers for routes without one.
 
     Two servers lead to the app: ``fresh``, and ``h2c``, which speaks HTTP/2, so that several requests may be on one
     connection. Other ports of the app speak HTTP/1.
     """
+    scheme = "%[var(txn.proto)]" if options.has_both_schemes else _own_scheme(options)
     return section(
         f"backend preview_{form} from base",
         f"""
@@ -285,7 +282,7 @@ def _preview(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         http-request set-dst-port var(txn.route),field(4,|)
         http-request del-header (?i)^({"|".join(_OURS)})$ -m reg
         option forwardfor
-        http-request add-header X-Forwarded-Proto {_scheme(options)}
+        http-request add-header X-Forwarded-Proto {scheme}
         http-request add-header X-Forwarded-Host %[req.hdr(host)]
         # A cookie for the parent domain would reach the sibling previews, so the domain is removed. A cookie with two
         # domains is an attack: what precedes the second is kept.

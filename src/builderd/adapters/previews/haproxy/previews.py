@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
@@ -202,14 +201,12 @@ class HaproxyPreviews:
             if self._certificate_watch is not None:
                 self._certificate_watch.cancel()
                 self._certificate_watch = None
-            await process.end(self._files)
-            await fence.lift(self._files)
             await self._paused.close()
+            await fence.take_down(self._files)
             self._known = None
             self._unapplied.clear()
             self._domains.installed.clear()
             self._links.clear()
-            shutil.rmtree(self._files.directory, ignore_errors=True)
 
     @property
     def _map(self) -> RouteMap:
@@ -250,7 +247,10 @@ class HaproxyPreviews:
             raise EngineUnavailable(f"the preview proxy does not work: {error}", retry_after=5) from error
         self._known = routes
         self._unapplied.clear()
-        self._watch_certificate()
+        file = self._options.certificate
+        if file is not None and (self._certificate_watch is None or self._certificate_watch.done()):
+            watch = watch_certificate(file, self._socket)
+            self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
 
     async def _read_running(self) -> RouteMap:
         """Return the routes of a proxy that an earlier service left running, and take over its links."""
@@ -281,12 +281,6 @@ class HaproxyPreviews:
         """Release the host's paused requests with its route, unless that pauses."""
         if route.state not in PAUSING_STATES:
             self._paused.release(route.host, encode(route))
-
-    def _watch_certificate(self) -> None:
-        file = self._options.certificate
-        if file is not None and (self._certificate_watch is None or self._certificate_watch.done()):
-            watch = watch_certificate(file, self._files.admin_socket)
-            self._certificate_watch = asyncio.create_task(watch, name="certificate of the previews")
 
 
 def _not_started() -> EngineUnavailable:

@@ -27,23 +27,19 @@ async def ask(socket: Path, command: str) -> str:
     """Send one command and return the answer. Raises ``ProxyGone``."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
-            return await _converse(socket, command)
+            reader, writer = await asyncio.open_unix_connection(str(socket), limit=_CHUNK)
+            try:
+                writer.write(command.encode() + b"\n")
+                # The master waits for more commands until the socket is shut down for writing.
+                writer.write_eof()
+                answer = await reader.read()
+            finally:
+                writer.close()
+        if not answer:
+            raise ConnectionResetError("closed without an answer")
+        return answer.decode(errors="replace").strip()
     except (OSError, TimeoutError) as error:
         raise ProxyGone(f"the proxy does not answer on {socket}: {str(error) or 'no answer in time'}") from error
-
-
-async def _converse(socket: Path, command: str) -> str:
-    reader, writer = await asyncio.open_unix_connection(str(socket), limit=_CHUNK)
-    try:
-        writer.write(command.encode() + b"\n")
-        # The master waits for more commands until the socket is shut down for writing.
-        writer.write_eof()
-        answer = await reader.read()
-    finally:
-        writer.close()
-    if not answer:
-        raise ConnectionResetError("closed without an answer")
-    return answer.decode(errors="replace").strip()
 
 
 async def set_entry(socket: Path, table: Path, key: str, value: str) -> None:

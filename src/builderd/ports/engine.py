@@ -89,6 +89,8 @@ class Sandboxes(Protocol):
     def exits(self) -> AsyncIterator[SandboxId]:
         """Yield a sandbox's id soon after its main process ended, for as long as it is iterated.
 
+        It ends where the engine does not answer: the next iteration begins with those that ended meanwhile.
+
         A sandbox whose monitor was killed (the process that keeps its log and records its end) is ended as a whole,
         also when that happened while no service ran, and ends by ``MONITOR_LOST``.
         """

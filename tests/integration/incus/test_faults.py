@@ -20,7 +20,6 @@ from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
 from builderd.adapters.engines.incus.disks import volume_of
 from builderd.adapters.engines.incus.engine import IncusEngine
 from builderd.adapters.engines.incus.instance import document
-from builderd.adapters.engines.incus.reports import Events
 from builderd.domain.files import Condition
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.resources import GB
@@ -180,15 +179,18 @@ async def test_end_during_a_silent_loss_of_the_connection_is_reported(
     here = engine._here
     async with cable_to("10.98.0.11") as cable:
         client = IncusClient(await trusted(engine, cluster, tmp_path, cable.port))
-        events = Events(client, here.sandboxes.unreported_ends)
+        monkeypatch.setattr(here.sandboxes, "_client", client)
         try:
-            with events.subscribed() as ends:
-                await events.open()
+            lost = asyncio.ensure_future(anext(here.sandboxes.exits()))
+            async with asyncio.timeout(20):
+                while not cable.writers:
+                    await asyncio.sleep(0.1)
+                await asyncio.sleep(1)
                 cable.cut = True
                 await here.instances.kill(f"s-{spec.id}")
-                async with asyncio.timeout(20):
-                    while await ends.get() != spec.id:
-                        pass
+                with pytest.raises(StopAsyncIteration):
+                    await lost
+                # As the reconciler asks again.
+                assert await anext(here.sandboxes.exits()) == spec.id
         finally:
-            await events.close()
             await client.close()

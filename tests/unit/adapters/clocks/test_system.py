@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -74,17 +73,6 @@ def machine() -> Machine:
 
 def test_the_clock_shows_the_wall_time() -> None:
     assert abs(SystemClock().now() - datetime.now(UTC)) < SECOND
-
-
-def test_clock_keeps_advancing_when_the_wall_clock_is_set_back(machine: Machine) -> None:
-    clock = SystemClock(read=machine)
-    machine.live(10)
-    machine.set(-3600)
-    machine.live(10)
-    assert clock.now() == START + 20 * SECOND
-    machine.set(3600)
-    machine.live(10)
-    assert clock.now() == START + 30 * SECOND
 
 
 def test_a_step_forward_is_followed_after_an_hour(machine: Machine, tmp_path: Path) -> None:
@@ -197,34 +185,6 @@ def test_a_damaged_state_file_is_ignored(machine: Machine, tmp_path: Path) -> No
         assert SystemClock(memory, machine).now() == START
 
 
-async def test_a_stalled_disk_holds_up_neither_the_loop_nor_the_clock(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(system, "SAVE_INTERVAL", 0.001)
-    memory = tmp_path / "clock.json"
-    clock = SystemClock(memory, machine)
-    begun, answers, write = threading.Event(), threading.Event(), atomic_files.replace
-
-    def stall(path: Path, content: bytes, **options: Any) -> None:
-        begun.set()
-        assert answers.wait(PATIENCE)
-        write(path, content, **options)
-
-    monkeypatch.setattr(atomic_files, "replace", stall)
-    saving = asyncio.create_task(clock.save_periodically())
-    async with asyncio.timeout(PATIENCE / 2):
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
-    machine.live(100)
-    assert clock.now() == START + 100 * SECOND
-    monkeypatch.setattr(atomic_files, "replace", write)
-    answers.set()
-    async with asyncio.timeout(PATIENCE):
-        while json.loads(memory.read_text())["latest"] < clock._state.latest:
-            await asyncio.sleep(0.001)
-    saving.cancel()
-
-
 async def test_a_full_disk_is_logged_once_and_the_state_is_saved_when_there_is_space(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -313,18 +273,6 @@ def test_a_step_forward_that_was_set_back_deletes_nothing_ever(machine: Machine,
     again = SystemClock(tmp_path / "clock.json", machine)
     assert again.now() == START + 2 * DAY + HOUR + MINUTE
     assert again.deletable() <= again.now()
-
-
-def test_a_clock_that_begins_behind_may_delete_again_after_a_day(machine: Machine, tmp_path: Path) -> None:
-    memory = tmp_path / "clock.json"
-    machine.set_for_good(400 * DAY.total_seconds(), SystemClock(memory, machine))
-    clock = SystemClock(memory, machine)
-    machine.set_for_good(400 * DAY.total_seconds(), clock)
-    machine.set(-400 * DAY.total_seconds())
-    clock = SystemClock(memory, machine)
-    assert clock.deletable() < clock.now()
-    machine.live(DAY.total_seconds())
-    assert clock.deletable() == clock.now()
 
 
 def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Machine, tmp_path: Path) -> None:

@@ -135,17 +135,6 @@ async def test_one_of_two_standbys_takes_over_and_the_other_stands_by_for_it(
     assert second.works is not third.works
 
 
-@pytest.mark.slow
-async def test_service_that_comes_back_stands_by(services: Services, one: Settings, two: Settings) -> None:
-    first, second = await services.start_both(one, two)
-    await first.stop()
-    await second.until(lambda: second.works)
-    back = services.start(one)
-    await services.until_known("one")
-    await second.stop()
-    await back.until(lambda: back.works)
-
-
 async def test_a_restarted_service_has_its_work_back_before_any_standby(
     services: Services, one: Settings, two: Settings, proxy: FakeProxy
 ) -> None:

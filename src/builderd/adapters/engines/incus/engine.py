@@ -337,7 +337,6 @@ class Machine:
         await self.lost.finish_on(members.online_names())
         await self.sandboxes.adopt()
         await self.measure()
-        await self.sandboxes.events.open()
         members.watch(self.on_change)
 
     async def on_change(self) -> None:
@@ -353,7 +352,6 @@ class Machine:
 
     async def close(self) -> None:
         await self.members.close()
-        await self.sandboxes.events.close()
         await self.client.close()
 
 

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import re
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
-from websockets.exceptions import ConnectionClosed
-
-from builderd.adapters.engines.incus import client, image
+from builderd.adapters.engines.incus import image
 from builderd.adapters.engines.incus.client import (
     RETRY_SECONDS,
     IncusClient,
@@ -221,68 +218,6 @@ class Ends:
                 return False
             await asyncio.sleep(0.1)
         return True
-
-
-log = logging.getLogger(__name__)
-
-_ENDED = ("instance-shutdown", "instance-stopped")
-_RETRY_SECONDS = 1.0
-
-
-class Events:
-    """One connection for all subscribers. ``missed`` returns the sandboxes that ended while none was open."""
-
-    def __init__(self, client: IncusClient, missed: Callable[[], Awaitable[list[SandboxId]]]) -> None:
-        self._client = client
-        self._missed = missed
-        self._subscribers: set[asyncio.Queue[SandboxId]] = set()
-        self._following: asyncio.Task[None] | None = None
-        self._connected = asyncio.Event()
-
-    async def open(self) -> None:
-        """Connect. Idempotent."""
-        if self._following is None:
-            self._following = asyncio.create_task(self._follow())
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._connected.wait(), 5)
-
-    async def close(self) -> None:
-        if self._following:
-            self._following.cancel()
-            await asyncio.wait({self._following})
-            self._following = None
-
-    @contextmanager
-    def subscribed(self) -> Iterator[asyncio.Queue[SandboxId]]:
-        """Yield a queue that gets the sandboxes that end while the context lasts."""
-        queue: asyncio.Queue[SandboxId] = asyncio.Queue()
-        self._subscribers.add(queue)
-        try:
-            yield queue
-        finally:
-            self._subscribers.discard(queue)
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async with await self._client.open_websocket(
-                    "/events", client.PROBE_SECONDS, type="lifecycle"
-                ) as connection:
-                    self._connected.set()
-                    for sandbox in await self._missed():
-                        self._publish(sandbox)
-                    async for message in connection:
-                        event = json.loads(message).get("metadata") or {}
-                        name = str(event.get("source", "")).partition("?")[0].rpartition("/")[2]
-                        if event.get("action") in _ENDED and name.startswith(PREFIX):
-                            self._publish(sandbox_of(name))
-            except (BuilderdError, ConnectionClosed) as error:
-                log.warning("event stream of Incus lost retry_seconds=%.0f error=%s", _RETRY_SECONDS, error)
-            await asyncio.sleep(_RETRY_SECONDS)
-
-    def _publish(self, sandbox: SandboxId) -> None:
-        for queue in self._subscribers:
-            queue.put_nowait(sandbox)
 
 
 #: Least age of a disk's bytes that are read again, and how many disks are read in one call, the oldest first.

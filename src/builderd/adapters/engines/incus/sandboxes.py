@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import math
 import time
 from collections import Counter
@@ -11,7 +13,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.incus import image
+from websockets.exceptions import ConnectionClosed
+
+from builderd.adapters.engines.incus import client, image
 from builderd.adapters.engines.incus.client import IncusConflict, IncusError, Json, unless_full
 from builderd.adapters.engines.incus.cluster import Members
 from builderd.adapters.engines.incus.disks import Disks, LostParts, volume_of
@@ -23,7 +27,6 @@ from builderd.adapters.engines.incus.process import IncusProcess, NotRunningErro
 from builderd.adapters.engines.incus.reports import (
     PREFIX,
     Ends,
-    Events,
     Ports,
     Usage,
     ended_report,
@@ -37,7 +40,7 @@ from builderd.adapters.engines.incus.reports import (
 )
 from builderd.adapters.engines.oci.network.host_files import HOME, make_hosts
 from builderd.adapters.engines.oci.runtime.run import PIDS, WAIT, app_env, brings_packages
-from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.layers import APP, app_folder
 from builderd.domain.processes import ProcessSpec
@@ -46,11 +49,14 @@ from builderd.domain.versions import Isolation
 from builderd.ports.engine import EngineOptions
 from builderd.ports.processes import Process
 
+log = logging.getLogger(__name__)
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.
 KEPT_LOGS = 3
 #: Open commands of one sandbox: each has four connections to Incus.
 MAX_OPEN = 64
 _STATE_SECONDS = 30
+#: Actions of events.
+_ENDED = ("instance-shutdown", "instance-stopped")
 #: Status of an instance that needs the action no more.
 _DONE = {"freeze": ("Frozen", "Stopped"), "unfreeze": ("Running", "Ready", "Thawed", "Stopping", "Stopped")}
 _NO_VM = (
@@ -89,7 +95,6 @@ class Sandboxes:
         self._ends = Ends(instances)
         #: Open processes in each instance.
         self._open: Counter[str] = Counter()
-        self.events = Events(instances.client, self.unreported_ends)
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
         ports, usage = Ports(instances.client, self.running), Usage(instances, self.running, members.away_names)
@@ -385,13 +390,24 @@ class Sandboxes:
                     await self._instances.strip(found, {})
 
     async def exits(self) -> AsyncIterator[SandboxId]:
-        with self.events.subscribed() as queue:
-            while True:
-                sandbox = await queue.get()
-                with suppress(EngineUnavailable):
-                    # Its end is written down, also when nobody asks for it.
-                    await self.report(sandbox)
-                yield sandbox
+        """Yield those that ended while nobody was connected, then each that ends until the connection is lost."""
+        try:
+            async with await self._client.open_websocket("/events", client.PROBE_SECONDS, type="lifecycle") as events:
+                for sandbox in await self.unreported_ends():
+                    yield await self._ended(sandbox)
+                async for message in events:
+                    event = json.loads(message).get("metadata") or {}
+                    name = str(event.get("source", "")).partition("?")[0].rpartition("/")[2]
+                    if event.get("action") in _ENDED and name.startswith(PREFIX):
+                        yield await self._ended(sandbox_of(name))
+        except (BuilderdError, ConnectionClosed) as error:
+            log.warning("event stream of Incus lost error=%s", error)
+
+    async def _ended(self, sandbox: SandboxId) -> SandboxId:
+        """Write its end down, also when nobody asks for it."""
+        with suppress(EngineUnavailable):
+            await self.report(sandbox)
+        return sandbox
 
     @asynccontextmanager
     async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:

@@ -13,18 +13,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from builderd.adapters.scanners.tripwire import javascript, patterns, python_code, secret_rules
 from builderd.adapters.scanners.tripwire.python_code import flow_rules
-from builderd.adapters.scanners.tripwire.review import CATALOGUE, Review, Source, reported, warnings_of
+from builderd.adapters.scanners.tripwire.review import CATALOGUE, QUOTED, Review, Source, reported
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules, Signatures
 from builderd.domain.sources import CODE, Kind, References
+
+T = TypeVar("T")
 
 FOLDER = Path("/work")
 FOR_SECRETS = "Take it out, revoke it where it was issued, and hand it to the app as a credential"
 FOR_WARNINGS = "Look at it: it is harmless in many places"
 HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
+#: ``S101`` (assert) and ``S311`` (random) say nothing of an app, and ``S104`` (all interfaces) is what it is to do.
+ARGUMENTS = (
+    *("check", "--isolated", "--ignore-noqa", "--no-respect-gitignore", "--no-cache", "--quiet", "--exit-zero"),
+    *("--select", "S", "--ignore", "S101,S104,S311", "--output-format", "json", "--target-version", "py313"),
+)
+#: Rules whose message quotes what may be a password.
+PASSWORDS = frozenset({"S105", "S106", "S107"})
 #: Bytes of scripts whose flow of data is followed: minified code takes more time for a byte than a person's.
 MAX_SCRIPTS = 150_000
 PRIVATE_KEY = "SEC-private-key"
@@ -66,7 +75,7 @@ class Analyser:
         with ThreadPoolExecutor(2) as tools:
             scripts = tools.submit(self._check_javascript, review) if review.of(Kind.JAVASCRIPT) else None
             parsed = self._read_python(review)
-            linted = tools.submit(self._lint, review, parsed) if parsed else None
+            linted = tools.submit(self._lint, parsed, review.left()) if parsed else None
             self._read_scripts(review)
             for source in sources:
                 self._search(review, source)
@@ -76,8 +85,11 @@ class Analyser:
                     self._read_package(review, source, folder)
             self._collect(review, scripts, "Node.js")
             self._follow_scripts(review)
-            self._collect(review, linted, "ruff")
-        self._warn(review)
+            warned = self._collect(review, linted, "ruff") or []
+        for rule, path, line, message, quotes in warned:
+            # Once all secrets are known: a password is reported only once.
+            if not (quotes and any(secret.line == line for secret in review.secrets[path])):
+                review.add(rule, path, line, message, FOR_WARNINGS, hidden=quotes)
         return {
             "hits": list(reported(review)),
             "references": {path: asdict(refers) for path, refers in review.references.items()},
@@ -111,18 +123,27 @@ class Analyser:
                 review.hooks.add(source.path)
         return parsed
 
-    def _lint(self, review: Review, sources: Sequence[Source]) -> None:
+    def _lint(self, sources: Sequence[Source], seconds: float) -> list[tuple[str, str, int, str, bool]]:
+        """Return ruff's warnings: (rule, path, line, message, True if the line itself may have a password)."""
         folder = FOLDER / "lint"
         _write_out(folder, sources, ".py")
-        names = {f"{number}.py": source.path for number, source in enumerate(sources)}
-        review.warned = warnings_of(Path(self._tools.ruff), folder, names, review.left())
-
-    def _warn(self, review: Review) -> None:
-        """Add ruff's warnings, once all secrets are known: a password is reported only once."""
-        for found in review.warned:
-            is_reported = any(secret.line == found.line for secret in review.secrets[found.path])
-            if not (is_reported and found.quotes):
-                review.add(found.rule, found.path, found.line, found.message, FOR_WARNINGS, hidden=found.quotes)
+        done = subprocess.run(
+            [self._tools.ruff, *ARGUMENTS, str(folder)],
+            capture_output=True,
+            env={"RAYON_NUM_THREADS": "2"},
+            stdin=subprocess.DEVNULL,
+            check=True,
+            timeout=seconds,
+        )
+        found = []
+        for entry in json.loads(done.stdout):
+            code, source = entry["code"], sources[int(Path(entry["filename"]).stem)]
+            if not code or not code.startswith("S") or not code[1:].isdigit():
+                continue  # a syntax error, which is reported already
+            quotes = code in PASSWORDS
+            message = QUOTED.sub("…", entry["message"]) if quotes else entry["message"]
+            found.append((f"RUF-{code}", source.path, entry["location"]["row"], message, quotes))
+        return found
 
     # JavaScript
 
@@ -227,11 +248,12 @@ class Analyser:
                         review.add("MAL-install-hook", script, 0)
         review.add("MAL-install-hook" if fetches else "HOOK-install", source.path, line)
 
-    def _collect(self, review: Review, work: Future[None] | None, name: str) -> None:
+    def _collect(self, review: Review, work: Future[T] | None, name: str) -> T | None:
+        """Return the work's result, or None where there is none, which a failure explains."""
         try:
             if work is not None:
                 with _machine_faults(name):
-                    work.result()
+                    return work.result()
         except subprocess.CalledProcessError as error:
             how = (
                 f"was ended by signal {-error.returncode}"
@@ -239,8 +261,9 @@ class Analyser:
                 else f"exited with {error.returncode}"
             )
             review.failures.append(f"{name} {how}")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             review.failures.append(f"{name} could not be used: {type(error).__name__}")
+        return None
 
 
 @contextmanager

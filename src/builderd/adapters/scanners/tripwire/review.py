@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from builderd.adapters.scanners.tripwire.secret_rules import Secret, masked
@@ -90,50 +87,7 @@ CATALOGUE = {
 }
 
 
-#: ``S101`` (assert) and ``S311`` (random) say nothing of an app, and ``S104`` (all interfaces) is what it is to do.
-ARGUMENTS = (
-    *("check", "--isolated", "--ignore-noqa", "--no-respect-gitignore", "--no-cache", "--quiet", "--exit-zero"),
-    *("--select", "S", "--ignore", "S101,S104,S311", "--output-format", "json", "--target-version", "py313"),
-)
-#: Rules whose message quotes what may be a password.
-PASSWORDS = frozenset({"S105", "S106", "S107"})
 QUOTED = re.compile(r"[\"'`][^\"'`]*[\"'`]")
-
-
-class Warned(NamedTuple):
-    """``quotes``: the line itself may hold a password."""
-
-    rule: str
-    path: str
-    line: int
-    message: str
-    quotes: bool
-
-
-def warnings_of(ruff: Path, folder: Path, names: Mapping[str, str], seconds: float) -> Sequence[Warned]:
-    """Run ruff on the folder; ``names`` maps file names to paths of the bundle.
-
-    Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if ruff fails.
-    """
-    done = subprocess.run(
-        [str(ruff), *ARGUMENTS, str(folder)],
-        capture_output=True,
-        env={"RAYON_NUM_THREADS": "2"},
-        stdin=subprocess.DEVNULL,
-        check=True,
-        timeout=seconds,
-    )
-    found = []
-    for entry in json.loads(done.stdout):
-        code, name = entry["code"], Path(entry["filename"]).name
-        if not code or not code.startswith("S") or not code[1:].isdigit():
-            continue  # a syntax error, which is reported already
-        quotes = code in PASSWORDS
-        message = QUOTED.sub("…", entry["message"]) if quotes else entry["message"]
-        found.append(Warned(f"RUF-{code}", names[name], entry["location"]["row"], message, quotes))
-    return found
-
-
 #: Characters of a line that a finding shows.
 MAX_TEXT = 200
 #: What a tool may take of the review's time.
@@ -162,7 +116,6 @@ class Review:
     trees: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    warned: Sequence[Warned] = ()
 
     def add(self, rule: str, path: str, line: int, *words: str, hidden: bool = False) -> None:
         """``hidden``: nothing in quotes on that line is shown."""
@@ -199,17 +152,13 @@ def reported(review: Review) -> Iterator[dict[str, Any]]:
         shown = masked(text, [secret.value for secret in review.secrets.get(path, ())])
         if hidden:
             shown = QUOTED.sub("…", shown)
+        visible = (char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in shown)
         yield {
             "rule": rule,
             "path": path,
             "line": line,
-            "text": visible(shown)[:MAX_TEXT],
+            "text": "".join(visible)[:MAX_TEXT],
             "mark": mark,
             "message": message,
             "advice": advice,
         }
-
-
-def visible(text: str) -> str:
-    """Replace unprintable and bidirectional control characters by their code point."""
-    return "".join(char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in text)

@@ -30,9 +30,9 @@ def test_password_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     linted = threading.Event()
     lint, find = Analyser._lint, SecretRules.find
 
-    def lint_first(*arguments: object) -> None:
+    def lint_first(*arguments: object) -> object:
         try:
-            lint(*arguments)  # type: ignore[arg-type]
+            return lint(*arguments)  # type: ignore[arg-type]
         finally:
             linted.set()
 

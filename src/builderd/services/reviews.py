@@ -119,7 +119,12 @@ def assess(
     unread = [*_opaque_hits(bundle, run, run if vague else runs), *_size_hits(bundle, run, policy)]
     how = "What cannot be reviewed does not run. Look for a file that is very large, or nested very deep"
     failures = [] if scan.failure is None else [_hit("SAN-scanner", "", scan.failure, how)]
-    hits = [*_own_hits(bundle, entry), *unread, *failures, *scan.hits, *_advised(bundle, advice)]
+    if advice is not None and advice.failure is not None:
+        how = "Deploy again later, or accept the finding with a reason"
+        failures.append(_hit("LLM-failed", "", f"the language model was asked and {advice.failure}", how, bundle.hash))
+    # The adviser may add hits of its own rules alone.
+    advised = [hit for hit in (advice.hits if advice else ()) if hit.rule.startswith(ADVICE) and hit.rule not in BLIND]
+    hits = [*_own_hits(bundle, entry), *unread, *failures, *scan.hits, *advised]
     for hit, fingerprint in zip(hits, fingerprints(hits), strict=True):
         severity = policy.severity(hit.rule)
         if severity is None:
@@ -188,19 +193,6 @@ def _size_hits(bundle: Bundle, run: Mapping[str, Kind], policy: Policy) -> Itera
     for file in reading.too_large:
         message = f"{file.size} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
         yield _hit("RSK-size", file.path, message, advice, file.sha256.hex())
-
-
-def _advised(bundle: Bundle, advice: Scan | None) -> Iterator[Hit]:
-    """Yield the adviser's hits of the rules that it may add: those that start with ``ADVICE``, except ``BLIND``.
-
-    Its failure becomes a hit too, bound to this bundle's hash.
-    """
-    if advice is None:
-        return
-    if advice.failure is not None:
-        how = "Deploy again later, or accept the finding with a reason"
-        yield _hit("LLM-failed", "", f"the language model was asked and {advice.failure}", how, bundle.hash)
-    yield from (hit for hit in advice.hits if hit.rule.startswith(ADVICE) and hit.rule not in BLIND)
 
 
 def _hit(rule: str, path: str, message: str, advice: str, mark: str = "") -> Hit:

@@ -54,7 +54,11 @@ class LocalTesters:
         if not self._chromium.exists():
             why = "no Chromium is installed on this machine (builderd setup --with-browser)"
             return Browsing(_not_judged(*_OF_BROWSER)(why))
-        axe = _axe()
+        # axe-core, which this package contains, by its path inside the jail.
+        package = importlib.util.find_spec("axe_playwright_python")
+        assert package is not None, "it is among the service's requirements"
+        assert package.origin is not None
+        axe = VENV / Path(package.origin).parent.relative_to(sys.prefix) / "axe.min.js"
         request = {
             "url": target.url,
             "port": PORT,
@@ -67,14 +71,6 @@ class LocalTesters:
 
 
 _OF_BROWSER = (CheckName.BROWSER, CheckName.CONSOLE, CheckName.ACCESSIBILITY)
-
-
-def _axe() -> Path:
-    """Return the path inside the jail of axe-core, which the package axe-playwright-python contains."""
-    package = importlib.util.find_spec("axe_playwright_python")
-    assert package is not None, "it is among the service's requirements"
-    assert package.origin is not None
-    return VENV / Path(package.origin).parent.relative_to(sys.prefix) / "axe.min.js"
 
 
 async def _work(

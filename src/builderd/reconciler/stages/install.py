@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from builderd.domain.builders import Builder
@@ -33,7 +33,6 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import admission, bundles, credentials
 from builderd.services.application import Application
-from builderd.store import UnitOfWork
 
 #: How often the lines of a build are written down while it continues, in seconds.
 FLUSH_INTERVAL = 0.3
@@ -200,7 +199,12 @@ class BuildLog:
         self._taken = 0
 
     async def __aenter__(self) -> BuildLog:
-        self._flusher = asyncio.create_task(self._flush_often())
+        async def flush_often() -> None:
+            while True:
+                await asyncio.sleep(FLUSH_INTERVAL)
+                await self._flush()
+
+        self._flusher = asyncio.create_task(flush_often())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -219,19 +223,12 @@ class BuildLog:
         shown = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
         self._lines.append(LogLine(self._application.clock.now(), LogStream.BUILD, shown))
 
-    async def _flush_often(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_INTERVAL)
-            await self._flush()
-
     async def _flush(self) -> None:
         lines, self._lines = self._lines, []
         if lines:
-            await self._application.store.write(lambda uow: self._write(uow, lines))
-            self._application.signals.change(self._subject.builder.id)
-
-    def _write(self, uow: UnitOfWork, lines: Sequence[LogLine]) -> None:
-        uow.build_logs.add(self._subject.builder.id, self._subject.version.number, lines)
+            builder, number = self._subject.builder.id, self._subject.version.number
+            await self._application.store.write(lambda uow: uow.build_logs.add(builder, number, lines))
+            self._application.signals.change(builder)
 
 
 #: Part of every key: increment it when a build of the same files makes something else.

@@ -56,7 +56,7 @@ class Evaluation:
         self._changed: set[str] = set()
         self._paths = trees.keys()
         self._evaluators: dict[type, Callable[[Scope, Any], Value]] = {
-            ast.Constant: self._constant,
+            ast.Constant: lambda _, node: Value((node.value,)) if type(node.value) in (str, bytes, int) else NOTHING,
             ast.Name: self._name,
             ast.Attribute: self._attribute,
             ast.Subscript: self._subscript,
@@ -100,10 +100,6 @@ class Evaluation:
 
     def _parts(self, scope: Scope, node: ast.AST) -> Value:
         return merge(*(carried(self.of(scope, child)) for child in ast.iter_child_nodes(node)))
-
-    def _constant(self, scope: Scope, node: ast.Constant) -> Value:
-        value = node.value
-        return Value((value,)) if isinstance(value, str | bytes | int) and not isinstance(value, bool) else NOTHING
 
     def _name(self, scope: Scope, node: ast.Name) -> Value:
         found = scope.get(node.id)

@@ -106,19 +106,17 @@ class Flow(Evaluation):
         for scope, node in _within(active, program.calls):
             self.of(scope, node)
         for function in program.functions:
-            if function.scope.path in active:
-                self._return(function)
+            if function.scope.path not in active:
+                continue
+            result = merge(*(self.of(function.scope, value) for value in function.returns))
+            if not same(result, function.result):
+                joint = merge(function.result, result)
+                self._note(function.scope, not same(joint, function.result))
+                function.result = joint
 
     def _note(self, scope: Scope, is_new: bool) -> None:
         if is_new:
             self._changed.add(scope.path)
-
-    def _return(self, function: Function) -> None:
-        result = merge(*(self.of(function.scope, value) for value in function.returns))
-        if not same(result, function.result):
-            joint = merge(function.result, result)
-            self._note(function.scope, not same(joint, function.result))
-            function.result = joint
 
     def _assign(self, scope: Scope, target: ast.expr, value: Value, *, local: bool = True) -> None:
         """Give a target a value; not ``local``: the name may be declared in an outer scope."""
@@ -281,7 +279,10 @@ class Flow(Evaluation):
         if set(call.names) & places.CLEANERS or method in places.CLEANING_METHODS:
             return NOTHING
         through = merge(*map(carried, given), carried(owner))
-        if through.has(places.KEY) and not _hands_key_on(call):
+        # Only some calls write a key in another form: a method of its own, or a known function.
+        of_own = owner.has(places.KEY) and method in places.KEY_METHODS
+        is_known = method in ("concat", "format", "join") or not places.KEY_CARRIERS.isdisjoint(call.names)
+        if not of_own and not is_known:
             through = carried(through, places.KEY)
         if owner.has(places.ENVIRONMENT) and method in ("get", "pop", "setdefault"):
             through = merge(*map(carried, given), carried(owner, places.ENVIRONMENT))
@@ -293,7 +294,12 @@ class Flow(Evaluation):
         nodes = [node for one in call.node.args for node in ast.walk(one)] if method == "join" else []
         if any(isinstance(node, ast.Name) and node.id == "chr" for node in nodes):
             kinds.append(places.DECODED)
-        return merge(*map(call.tainted, kinds), through, self._opened(call), _temporary(call))
+        temporary = NOTHING
+        if any(name.startswith("tempfile.") for name in call.names):
+            key = f"{UNKNOWN}{call.scope.path}:{call.node.lineno}"
+            opens = any("TemporaryFile" in name for name in call.names)
+            temporary = Value((key,), names=(f"opened:{key}",) if opens else ())
+        return merge(*map(call.tainted, kinds), through, self._opened(call), temporary)
 
     def _opened(self, call: Call) -> Value:
         """Return an open file's names, and the kinds of data that were written to a file of that name."""
@@ -443,20 +449,6 @@ def _read(call: Call) -> Iterator[str]:
         yield "content"
     if any(places.DOCUMENTS.search(text) for text in texts):
         yield places.DOCUMENT
-
-
-def _temporary(call: Call) -> Value:
-    if not any(name.startswith("tempfile.") for name in call.names):
-        return NOTHING
-    key = f"{UNKNOWN}{call.scope.path}:{call.node.lineno}"
-    opens = any("TemporaryFile" in name for name in call.names)
-    return Value((key,), names=(f"opened:{key}",) if opens else ())
-
-
-def _hands_key_on(call: Call) -> bool:
-    """Return True for a call that only writes a key in another form: a method of its own, or a known function."""
-    of_own = call.owner.has(places.KEY) and call.method in places.KEY_METHODS
-    return of_own or call.method in ("concat", "format", "join") or not places.KEY_CARRIERS.isdisjoint(call.names)
 
 
 def _opened_keys(value: Value) -> list[str]:

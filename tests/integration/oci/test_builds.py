@@ -74,7 +74,7 @@ class Workshop:
         (file,) = self.packages(plan).glob("*_report.json")
         return json.loads(file.read_text())
 
-    def holds(self, place: Path, text: bytes) -> bool:
+    def contains(self, place: Path, text: bytes) -> bool:
         return any(text in path.read_bytes() for path in place.rglob("*") if path.is_file() and not path.is_symlink())
 
     async def run(self, plan: LayerPlan, *argv: str, told: list[str] | None = None) -> list[str]:
@@ -273,7 +273,7 @@ async def test_a_hostile_source_archive_reaches_its_own_layer_and_nothing_else(w
     assert set(report["capabilities"]) == {"0" * 16}
     assert (report["uid"], report["host uid"] > 65536) == (0, True)
     assert {path: path.read_bytes() for path in workshop.cache.rglob("*.py")} == before
-    assert not workshop.holds(workshop.cache, b"POISON")
+    assert not workshop.contains(workshop.cache, b"POISON")
     assert (workshop.packages(victim) / "hello.py").read_text() == "GREETING = 'hello'\n"
 
 

@@ -139,7 +139,7 @@ async def test_bytecode_of_a_layer_that_has_none_is_kept_for_the_next_command(en
 async def test_daemon_of_a_finished_command_keeps_running(engine: OciEngine, sandbox: SandboxId) -> None:
     begun = time.monotonic()
     assert (await run(engine, sandbox, DAEMON % 0)).exit_code == 0
-    assert time.monotonic() - begun < ENGINE_TIMEOUT / 2, "nobody waits for the daemon, though it holds the output open"
+    assert time.monotonic() - begun < ENGINE_TIMEOUT / 2, "nobody waits for the daemon, though it keeps the output open"
     assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "1\n"
 
 

@@ -294,7 +294,7 @@ async def test_build_killed_for_the_memory_of_the_host_is_no_failed_build(
 
 
 #: 60 MB in memory that no one gives back.
-HOLD = "head -c 60000000 /dev/zero > /dev/shm/held"
+FILL = "head -c 60000000 /dev/zero > /dev/shm/filled"
 SHOWN = (
     "free -m | awk '/^Mem/ {print $2}'; nproc; python3 -c 'import os; print(os.cpu_count())'; "
     "node -p 'v8.getHeapStatistics().heap_size_limit < 300e6' ; cat /proc/meminfo | sed -n 1p | tr -s ' '"
@@ -354,7 +354,7 @@ async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
             spec = await make_spec(engine, apps.SILENT, resources=RESOURCES)
             await engine.sandboxes.start(spec)
             engine._here.proc_files.close()
-            await run(engine, spec.id, HOLD)
+            await run(engine, spec.id, FILL)
             await asyncio.sleep(0.2)
             assert (await run(engine, spec.id, "free -m | awk '/^Mem/ {print $2, $7}'")) == "256 256\n"
             assert await run(engine, spec.id, "echo > /proc/meminfo") != ""
@@ -363,7 +363,7 @@ async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
                 await until_used(next_engine, spec.id, 50)
                 await next_engine.sandboxes.freeze(spec.id)
                 await next_engine.sandboxes.thaw(spec.id)
-                await run(next_engine, spec.id, "rm /dev/shm/held; head -c 90000000 /dev/zero > /dev/shm/held")
+                await run(next_engine, spec.id, "rm /dev/shm/filled; head -c 90000000 /dev/zero > /dev/shm/filled")
                 await until_used(next_engine, spec.id, 80)
     finally:
         await OciEngine(settings).down()

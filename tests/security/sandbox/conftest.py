@@ -38,7 +38,7 @@ class Attacker:
         return result["exit_code"], result["output"]
 
     def python(self, code: str, timeout: int = COMMAND_SECONDS) -> tuple[int, str]:
-        """Run Python code that holds no single quote."""
+        """Run Python code that has no single quote."""
         assert "'" not in code
         return self.run(f"python3 -c '{code}'", timeout)
 

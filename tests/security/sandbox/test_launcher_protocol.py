@@ -69,7 +69,7 @@ class Attacked:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def assert_unharmed(self) -> None:
-        """Assert that it runs programs, and holds no more descriptors and children than before."""
+        """Assert that it runs programs, and has no more descriptors and children than before."""
         self.send(request(99, RUN))
         assert self.answer() == {"id": 99, "status": 0, "error": ""}
         assert self.count() == self.descriptors
@@ -138,7 +138,7 @@ def test_descriptors_of_refused_requests_are_closed(attacked: Attacked) -> None:
         attacked.send(request(7, RUN), [write] * count)
         os.close(write)
         assert attacked.answer()["error"]
-        assert os.read(read, 1) == b"", "nobody holds the other end"
+        assert os.read(read, 1) == b"", "nobody has the other end open"
         os.close(read)
     attacked.assert_unharmed()
 

@@ -221,7 +221,7 @@ def test_socket_buffers_count_against_memory_limit(attacker: Attacker, arena: Li
     begin = f"echo '{HOARDS}' > /tmp/hoards.py; (python3 /tmp/hoards.py > /tmp/full 2>&1; echo killed >> /tmp/full) &"
     code, output = attacker.run(f"{begin} until [ -s /tmp/full ]; do sleep 0.1; done; cat /tmp/full")
     assert socket_memory() - before < MEMORY * GB
-    # gVisor holds them in the sandbox's own memory, for which it is killed.
+    # gVisor keeps them in the sandbox's own memory, for which it is killed.
     assert code == 0 or attacker.data["isolation"] == "strong", output
     arena.call("POST", f"/builders/{attacker.data['uuid']}/stop")
 

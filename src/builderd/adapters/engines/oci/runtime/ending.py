@@ -6,7 +6,6 @@ import asyncio
 import logging
 import shutil
 import signal
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -105,7 +104,6 @@ class Exits:
         self._ended = ended
         self._end_unmonitored = end_unmonitored
         self._subscribers: set[asyncio.Queue[str]] = set()
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watches: dict[str, asyncio.Task[None]] = {}
 
     def close(self) -> None:
@@ -118,21 +116,10 @@ class Exits:
         self._watches[name] = asyncio.get_running_loop().create_task(self._await_end(name, process, shim))
 
     async def wait(self, name: str, seconds: float) -> bool:
-        """Wait for the end of a sandbox; return False when it has not ended by then."""
-        event = asyncio.Event()
-        self._waiting[name].add(event)
-        try:
-            if self._ended(name):
-                return True
-            await asyncio.wait_for(event.wait(), seconds)
-        except TimeoutError:
-            return self._ended(name)
-        else:
-            return True
-        finally:
-            self._waiting[name].discard(event)
-            if not self._waiting[name]:
-                del self._waiting[name]
+        """Wait for the end of a watched sandbox; return False when it has not ended by then."""
+        if not self._ended(name) and (watch := self._watches.get(name)):
+            await asyncio.wait({watch}, timeout=seconds)
+        return self._ended(name)
 
     async def subscribe(self) -> AsyncIterator[str]:
         """Yield the ids of sandboxes that end from now on."""
@@ -150,8 +137,6 @@ class Exits:
                 await _first(process.wait(), shim.wait())
                 await shim.wait(_EXIT_FILE_SECONDS)
             await self._end_unmonitored(name)
-            for event in self._waiting.get(name, ()):
-                event.set()
             for queue in self._subscribers:
                 queue.put_nowait(name)
         finally:

@@ -128,8 +128,9 @@ class Records:
         write_json(folder / "record.json", asdict(record))
 
     def remove(self, name: str) -> None:
-        """Remove a record with all its files. Idempotent."""
-        (self.exits / name).unlink(missing_ok=True)
+        """Remove a record with all its files, also the exit file that a killed shim had begun. Idempotent."""
+        for file in (self.exits / name, *self.exits.glob(f"{name}.*")):
+            file.unlink(missing_ok=True)
         shutil.rmtree(self.folder(name), ignore_errors=True)
 
     def exit(self, name: str) -> Exit | None:

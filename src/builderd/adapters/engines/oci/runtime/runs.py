@@ -108,12 +108,12 @@ class Runs:
             return
         if record.started_at is None and await self._was_started(record, process):
             record = self.save(replace(record, started_at=self.records.now()))
-        if not process.alive:
-            return
-        if record.started_at is not None:
+        if self.is_running(record):
             self.exits.watch(record.id, process, record.shim)
             if not is_alive(record.shim) and await self.exits.wait(record.id, _KILL_SECONDS):
                 return
+        if not process.alive:
+            return
         record = self.newest(record)
         if not self.freezing.is_frozen(record):
             # A service that died during a disk copy or a freeze left it frozen.

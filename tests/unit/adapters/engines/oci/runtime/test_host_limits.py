@@ -54,13 +54,13 @@ HEADER = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks
 ROW = "0000000000000000 0   {pid}         00000000 {rmem}        0        0     2        0        4711\n"
 
 
-def make_proc(root: Path, pid: int, *held: int, namespace: str = "net:[2]") -> None:
-    """A /proc with one process whose netlink sockets hold so much, beside one of the host."""
+def make_proc(root: Path, pid: int, *used: int, namespace: str = "net:[2]") -> None:
+    """A /proc with one process whose netlink sockets keep so much, beside one of the host."""
     for name, link in (("self", "net:[1]"), (str(pid), namespace)):
         (root / name / "ns").mkdir(parents=True)
         (root / name / "ns/net").symlink_to(link)
     (root / str(pid) / "net").mkdir()
-    rows = (ROW.format(pid=pid, rmem=rmem) for rmem in held)
+    rows = (ROW.format(pid=pid, rmem=rmem) for rmem in used)
     (root / str(pid) / "net/netlink").write_text(HEADER + "".join(rows))
 
 
@@ -78,9 +78,9 @@ def test_the_host_s_own_sockets_and_ended_processes_do_not_count(tmp_path: Path)
 
 
 def test_only_a_living_sandbox_above_the_limit_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {1: MOST, 2: MOST + 1, 3: MOST + 1}
+    used = {1: MOST, 2: MOST + 1, 3: MOST + 1}
     killed: list[str] = []
-    monkeypatch.setattr(host_limits, "netlink_bytes", lambda pid: held[pid])
+    monkeypatch.setattr(host_limits, "netlink_bytes", lambda pid: used[pid])
     monkeypatch.setattr(Process, "alive", property(lambda self: self.pid != 3))
 
     processes = [("modest", Process(1, 0)), ("greedy", Process(2, 0)), ("gone", Process(3, 0))]

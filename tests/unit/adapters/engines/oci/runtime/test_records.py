@@ -76,6 +76,14 @@ def test_sweep_removes_leftovers_and_keeps_files_being_written(records: Records,
     assert list(records.all()) == [record("a1")]
 
 
+def test_the_unfinished_exit_file_of_a_killed_shim_goes_with_the_record(records: Records) -> None:
+    for name in ("a1.KILLED", "b2.BEING1", "c3"):
+        (records.exits / name).write_text("0")
+    for name in ("a1", "c3", "d4"):
+        records.remove(name)
+    assert {file.name for file in records.exits.iterdir()} == {"b2.BEING1"}
+
+
 RECORD = Record(
     id="ab12",
     owner="b",

@@ -277,9 +277,9 @@ async def test_exit_is_reported_once_and_forgotten(
     exits = Exits(lambda name: end_unmonitored.await_count > 0, end_unmonitored)
     told: list[str] = []
     listening = asyncio.create_task(hear(exits, told))
-    waiting = asyncio.create_task(exits.wait("a", PATIENCE))
     await asyncio.sleep(0)
     exits.watch("a", process, shim)
+    waiting = asyncio.create_task(exits.wait("a", PATIENCE))
     for name in killed.split():
         {"process": process, "shim": shim}[name].kill()
     async with asyncio.timeout(PATIENCE):

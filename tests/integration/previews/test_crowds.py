@@ -1,19 +1,24 @@
-"""A crowd that waited for an app is let in in waves."""
+"""Crowds: one that waited for an app is let in in waves, and one that comes while it is frozen waits in the kernel."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.integration.previews.waking_service import Service, change, fetch, serving, until, visit
-from tests.previews.proxy import App
+from tests.previews.proxy import App, new_host
 from tests.previews.visitor import Answer, Visitor, ask
 
-from builderd.domain.previews import RouteState
+from builderd.domain.previews import Address, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
@@ -90,3 +95,27 @@ async def test_many_wait_for_one_word_and_are_let_in_over_time(app: App) -> None
         assert await asyncio.gather(*many) == [200] * 200
         assert time.monotonic() - begun > 0.9
         assert service.knocks[0] == host
+
+
+async def test_no_visit_fails_while_its_app_is_frozen(tmp_path: Path) -> None:
+    """The app has a listen backlog of five. A dropped connection is tried again after 1, 3 and 7 s."""
+    (tmp_path / "head").touch()
+    argv = (sys.executable, "-um", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as small:
+        assert small.stdout is not None
+        port = re.search(r"port (\d+)", small.stdout.readline())
+        assert port is not None
+        try:
+            async with serving() as service:
+                route = Route(new_host(), RouteState.OPEN, Address("127.0.0.1", int(port[1])))
+                await service.previews.put(route)
+                small.send_signal(signal.SIGSTOP)
+                many = []
+                for _ in range(60):
+                    many.append(asyncio.create_task(fetch(service.options.port, route.host)))
+                    await asyncio.sleep(0.05)
+                assert not any(one.done() for one in many)
+                small.send_signal(signal.SIGCONT)
+                assert await asyncio.gather(*many) == [200] * 60
+        finally:
+            small.kill()

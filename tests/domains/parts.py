@@ -151,7 +151,7 @@ class Pebble:
         (self._place / "config.json").write_text(json.dumps({"pebble": settings}))
         self._process = subprocess.Popen(
             (PEBBLE, "-config", str(self._place / "config.json"), "-dnsserver", name_server),
-            env={"PATH": os.defpath, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5"},
+            env={"PATH": os.defpath, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

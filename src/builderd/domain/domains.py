@@ -151,10 +151,6 @@ class WildcardCertificate:
         """Return False if it is not due and was refused by the authority's limits: its wait is kept."""
         return self.next_try_at <= now or RATE_LIMITED not in self.reason
 
-    def warning(self, now: datetime) -> int | None:
-        """Return the entry of ``WARNING_DAYS`` that is reached by a certificate that could not be renewed, or None."""
-        return _reached_warning(self, now)
-
     @property
     def label(self) -> str:
         """Return the host in metrics: ``*.<domain>``, or that of ``public_url``."""
@@ -306,11 +302,12 @@ def renewal_time(begin: datetime, end: datetime, requested: datetime | None) -> 
 
 def warning(domain: Domain, now: datetime) -> int | None:
     """Return the entry of ``WARNING_DAYS`` that is reached and has no event yet, or None."""
-    due = _reached_warning(domain, now)
+    due = reached_warning(domain, now)
     return due if due is not None and (domain.warned_days is None or due < domain.warned_days) else None
 
 
-def _reached_warning(found: Domain | WildcardCertificate, now: datetime) -> int | None:
+def reached_warning(found: Domain | WildcardCertificate, now: datetime) -> int | None:
+    """Return the entry of ``WARNING_DAYS`` that is reached by a certificate that could not be renewed, or None."""
     if found.expires_at is None or not found.failures:
         return None
     left = found.expires_at - now

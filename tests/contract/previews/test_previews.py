@@ -45,24 +45,12 @@ async def test_unknown_host_has_no_route(previews: Previews) -> None:
     assert await previews.get("nobody.localhost") is None
 
 
-async def test_put_of_a_route_is_idempotent(previews: Previews) -> None:
-    await previews.put(OPEN)
-    await previews.put(OPEN)
-    assert await previews.routes() == {OPEN.host: OPEN}
-
-
 async def test_put_replaces_the_route_of_a_host(previews: Previews) -> None:
     for state in (RouteState.STARTING, RouteState.STOPPED, RouteState.FAILED, RouteState.JOB):
         await previews.put(OPEN)
         closed = Route(OPEN.host, state)
         await previews.put(closed)
         assert await previews.get(OPEN.host) == closed
-
-
-async def test_routes_are_listed_by_host(previews: Previews) -> None:
-    await previews.put(OPEN)
-    await previews.put(PRIVATE)
-    assert await previews.routes() == {OPEN.host: OPEN, PRIVATE.host: PRIVATE}
 
 
 async def test_remove_deletes_only_its_route(previews: Previews) -> None:

@@ -126,13 +126,6 @@ def test_refused_requests_are_no_visits(proxy: Proxy, app: App) -> None:
     assert proxy.activity()[private].requests == 1
 
 
-def test_a_forgotten_host_is_not_listed(proxy: Proxy, app: App) -> None:
-    host = proxy.open(app)
-    proxy.visitor.get(host)
-    proxy.run(proxy.previews.remove(host))
-    assert host not in proxy.activity()
-
-
 def test_answers_are_counted_by_status_class(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     answers = (b"HTTP/1.1 %d Some\r\nContent-Length: 0\r\n\r\n" % status for status in (302, 404, 503))

@@ -184,11 +184,6 @@ def test_crash_page_links_the_logs_for_the_owner(proxy: Proxy, app: App, private
     assert LOGS in proxy.visitor.get(host, "/drop", OWNER).json["message"]
 
 
-@pytest.mark.parametrize("state", SAYS)
-def test_closed_page_links_the_logs_for_the_owner(proxy: Proxy, state: RouteState) -> None:
-    assert LOGS in proxy.visitor.browse(proxy.closed(state), "/", OWNER).text
-
-
 @pytest.mark.parametrize("header", ["X-Nothing: here", "X-Service-Token: wrong"])
 def test_pages_have_no_owner_links_for_others(proxy: Proxy, app: App, header: str) -> None:
     for host in (proxy.open(app), proxy.closed(RouteState.FAILED)):

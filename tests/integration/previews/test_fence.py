@@ -71,18 +71,6 @@ def test_deadline_is_moved_and_lifted(make_proxy: Callable[..., Proxy], app: App
     proxy.run(fence.lift(files))
 
 
-def test_deadline_in_the_past_ends_the_proxy_at_once_and_a_service_starts_it_again(
-    make_proxy: Callable[..., Proxy], app: App
-) -> None:
-    proxy = make_proxy().start()
-    host = proxy.open(app)
-    proxy.run(fence.set_deadline(proxy.previews._files, now() - 100))
-    eventually(lambda: len(processes_of(proxy)) == 1)
-    proxy.run(fence.lift(proxy.previews._files))
-    proxy.start()
-    assert proxy.visitor.get(host).status == 200
-
-
 def test_taken_down_proxy_has_no_fence(make_proxy: Callable[..., Proxy]) -> None:
     proxy = make_proxy().start()
     proxy.run(fence.set_deadline(proxy.previews._files, now() + 60))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,8 +16,6 @@ import pytest
 from tests.integration.previews.test_streams import dial
 from tests.previews.proxy import App, Proxy, eventually
 from tests.previews.visitor import PATIENCE
-
-from builderd.adapters.previews.haproxy import process
 
 pytestmark = pytest.mark.haproxy
 
@@ -89,35 +84,6 @@ def test_a_reload_fails_no_request(make_proxy: Callable[..., Proxy], app: App) -
             proxy.start()
         more(counted, 200)
     assert counted.keys() == {200}, counted
-
-
-@pytest.mark.parametrize("victim", ["master", "worker"])
-def test_a_service_that_runs_brings_back_a_killed_proxy(
-    make_proxy: Callable[..., Proxy], app: App, victim: str
-) -> None:
-    from tests.integration.previews.test_life import master_of, worker_of
-
-    proxy = make_proxy().start()
-    host, master = proxy.open(app), master_of(proxy)
-    pid = master if victim == "master" else worker_of(proxy)
-
-    async def supervise() -> None:
-        keeping = asyncio.create_task(proxy.previews.supervise())
-        await asyncio.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(30):
-            found = process.find_process(files.pid, files)
-            while not await proxy.previews.ready() or found is None or found.pid == master:
-                await asyncio.sleep(0.01)
-                found = process.find_process(files.pid, files)
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
-
-    files = proxy.previews._files
-    proxy.run(supervise())
-    assert proxy.visitor.is_served(host)
-    proxy.run(proxy.previews.down())
-    assert processes_of(proxy) == []
 
 
 def processes_of(proxy: Proxy) -> list[str]:

@@ -29,8 +29,6 @@ _Kind = challenges.HTTP01 | challenges.DNS01
 
 #: Seconds for one request, and for the authority's check and issue together.
 REQUEST_TIMEOUT, ORDER_TIMEOUT = 30, 180
-#: Requests that are sent until one has a nonce that the authority takes.
-NONCE_TRIES = 6
 #: Pause after ``rateLimited`` without ``Retry-After``.
 RATE_PAUSE = timedelta(hours=1)
 #: Longest pause that an authority may ask for.
@@ -59,21 +57,9 @@ class AcmeOptions:
 
 
 class _Network(client.ClientNetwork):
-    """Transport that remembers the last ``Retry-After``, which the library's errors lack.
-
-    A refused nonce is replaced more often than the library does, which gives up after the second.
-    """
+    """Transport that remembers the last ``Retry-After``, which the library's errors lack."""
 
     retry_after: str | None = None
-
-    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
-        for _ in range(NONCE_TRIES - 1):
-            try:
-                return self._post_once(*args, **kwargs)
-            except messages.Error as error:
-                if error.code != "badNonce":
-                    raise
-        return self._post_once(*args, **kwargs)
 
     def _send_request(self, method: str, url: str, *args: Any, **kwargs: Any) -> requests.Response:
         response = super()._send_request(method, url, *args, **kwargs)

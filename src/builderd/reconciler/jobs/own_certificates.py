@@ -15,6 +15,7 @@ from builderd.domain.domains import (
     LAST_ORDER_PAUSE,
     WildcardCertificate,
     public_name,
+    reached_warning,
     renewal_time,
 )
 from builderd.domain.errors import BuilderdError
@@ -56,7 +57,7 @@ class OwnCertificate:
             current = await self._renewed(current)
             await self._app.store.write(lambda uow: uow.wildcard_certificates.put(current))
         # Logged 20, 10 and 5 days before the end: the certificate has no tenant for events.
-        reached = current.warning(now)
+        reached = reached_warning(current, now)
         if reached is not None and reached != self._warned and current.expires_at is not None:
             left = (current.expires_at - now).total_seconds() / 86_400
             log.warning("own certificate ends name=%s days_left=%.1f error=%s", self._name, left, current.reason)

@@ -14,7 +14,7 @@ from tests.domains.claims import HOST, add, found, work
 
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
-from builderd.domain.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded, ValidationFailed
+from builderd.domain.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded
 from builderd.domain.previews import DomainAlias
 from builderd.ports.domains import CaaRecord, DnsRecords, OrderFailed, ProbeReply
 from builderd.reconciler.jobs.domains import DomainJob
@@ -147,13 +147,6 @@ async def test_a_proxy_in_front_passes_the_challenge_or_is_named(world: World) -
     world.clock.move(601)
     await work(world)
     assert (await found(world, domain)).status is DomainStatus.ACTIVE
-
-
-async def test_hosts_of_the_service_are_refused(world: World) -> None:
-    builder = await world.ask()
-    for host in ("api.example.com", "x.localhost", builder.host):
-        with pytest.raises(ValidationFailed):
-            await add(world, builder, host)
 
 
 async def test_a_builder_has_20_domains_and_a_tenant_its_quota(world: World) -> None:

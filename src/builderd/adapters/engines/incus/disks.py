@@ -35,7 +35,7 @@ from builderd.ports.engine import DiskReport
 FULL = (27, 122)
 
 _PREFIX = "disk-"
-#: Key of a copy that takes the place of its original on another member (``moves``): that member.
+#: Key of a copy that takes the place of its original on another member (``move``): that member.
 MOVED_FROM = "moved_from"
 
 #: After a disk could not be moved: its app starts where it was, and is not interrupted again for so long.
@@ -52,16 +52,27 @@ def volume_of(disk: DiskId) -> str:
 
 
 class Disks:
-    """``place`` chooses the member of a new disk; ``helper`` returns the helper of a member."""
+    """``place`` chooses the member of a new or moved disk; ``helper`` returns the helper of a member.
 
-    def __init__(self, volumes: Volumes, helper: HelperOf, place: Callable[[], Awaitable[str]]) -> None:
+    ``leaving`` returns the members that are to be emptied.
+    """
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        helper: HelperOf,
+        place: Callable[[], Awaitable[str]],
+        leaving: Callable[[], Collection[str]],
+    ) -> None:
         self._volumes = volumes
         self._helper = helper
         self._place = place
+        self._leaving = leaving
         #: One lock a disk: nothing starts on a disk that is moved or deleted.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        #: Returns True if a disk is to leave its member.
-        self.is_leaving: Callable[[DiskId, str], bool] = lambda disk, member: False
+        self._moving: set[DiskId] = set()
+        #: When a disk that could not be moved is tried again, by the monotonic clock.
+        self._retry_at: dict[DiskId, float] = {}
         #: Disks that are reported as gone while their member is away.
         self.written_off: set[DiskId] = set()
 
@@ -196,42 +207,9 @@ class Disks:
         await self._helper(member).detach(volume_of(disk))
         await self._volumes.delete(volume_of(disk), member)
 
+    # Moves
 
-def described(files: tuple[BundleFile, ...]) -> list[tuple[str, int, bool]]:
-    """Return path, size and executable bit of each file, for the helper's program."""
-    return [(file.path, file.size, file.executable) for file in files]
-
-
-async def send_files(task: Task, files: tuple[BundleFile, ...]) -> None:
-    """Send the contents of the files, one after the other."""
-    for file in files:
-        for chunk in file.chunks():
-            if chunk:
-                await task.send(chunk)
-    await task.send_end()
-
-
-class Moves:
-    """``place`` chooses the member that a disk is moved to, ``leaving`` returns those that are to be emptied."""
-
-    def __init__(
-        self,
-        volumes: Volumes,
-        disks: Disks,
-        helper: HelperOf,
-        place: Callable[[], Awaitable[str]],
-        leaving: Callable[[], Collection[str]],
-    ) -> None:
-        self._volumes = volumes
-        self._disks = disks
-        self._helper = helper
-        self._place = place
-        self._leaving = leaving
-        self._moving: set[DiskId] = set()
-        #: When a disk that could not be moved is tried again, by the monotonic clock.
-        self._retry_at: dict[DiskId, float] = {}
-
-    def is_due(self, disk: DiskId, member: str) -> bool:
+    def is_leaving(self, disk: DiskId, member: str) -> bool:
         """Return True if the disk is to leave its member before an app starts on it."""
         return member in self._leaving() and time.monotonic() >= self._retry_at.get(disk, 0.0)
 
@@ -268,18 +246,31 @@ class Moves:
         except BaseException:
             await asyncio.shield(self._volumes.delete(name, target))
             raise
-        await self._disks.delete(disk, found)
+        await self.delete(disk, found)
         await self._volumes.change(name, target, {MOVED_FROM: ""})
         log.info("disk moved disk=%s member=%s target=%s", disk, member, target)
         return target
 
 
+def described(files: tuple[BundleFile, ...]) -> list[tuple[str, int, bool]]:
+    """Return path, size and executable bit of each file, for the helper's program."""
+    return [(file.path, file.size, file.executable) for file in files]
+
+
+async def send_files(task: Task, files: tuple[BundleFile, ...]) -> None:
+    """Send the contents of the files, one after the other."""
+    for file in files:
+        for chunk in file.chunks():
+            if chunk:
+                await task.send(chunk)
+    await task.send_end()
+
+
 class Files:
     """Files on disks, through the helper of the disk's member. Implements ``ports.disk_files.DiskFiles``."""
 
-    def __init__(self, disks: Disks, moves: Moves, helper: HelperOf) -> None:
+    def __init__(self, disks: Disks, helper: HelperOf) -> None:
         self._disks = disks
-        self._moves = moves
         self._helper = helper
 
     async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
@@ -345,7 +336,7 @@ class Files:
         helper = self._helper(await self._disks.member(disk))
         async with helper.task(name, {"volume": volume, **request}, [volume]) as task:
             # Now that the helper uses the volume, no move begins.
-            if changes and self._moves.is_moving(disk):
+            if changes and self._disks.is_moving(disk):
                 raise EngineUnavailable(
                     "The builder is being moved to another member of the cluster: try again.", retry_after=5
                 )

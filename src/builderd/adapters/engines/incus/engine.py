@@ -14,7 +14,7 @@ from builderd.adapters.engines.incus.builds import PREFIX as BUILD
 from builderd.adapters.engines.incus.builds import Runner, Tools
 from builderd.adapters.engines.incus.client import RETRY_SECONDS, IncusClient, IncusOptions
 from builderd.adapters.engines.incus.cluster import Cluster, Members
-from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, LostParts, Moves
+from builderd.adapters.engines.incus.disks import MOVED_FROM, Disks, Files, LostParts
 from builderd.adapters.engines.incus.helper import PREFIX as HELPER
 from builderd.adapters.engines.incus.helper import Helper
 from builderd.adapters.engines.incus.image import Image, ensure_image
@@ -149,10 +149,10 @@ class IncusEngine:
         async with here.disks.lock(disk):
             found = await here.disks.existing(disk)
             member = str(found.get("location") or "")
-            if not here.moves.is_due(disk, member):
+            if not here.disks.is_leaving(disk, member):
                 return member
             await here.sandboxes.release(disk, users_of(found))
-            return await here.moves.move(disk, found)
+            return await here.disks.move(disk, found)
 
     def write_off(self, disk: DiskId) -> None:
         self._here.disks.written_off.add(disk)
@@ -254,9 +254,7 @@ class Machine:
             client, incus, (image.name, image.unpacked_bytes), members.away_names, options.reserved
         )
         self.runner = Runner(client, instances)
-        self.disks = disks = Disks(volumes, self.helper, self._place)
-        self.moves = Moves(volumes, disks, self.helper, self._place, members.leaving_names)
-        disks.is_leaving = self.moves.is_due
+        self.disks = disks = Disks(volumes, self.helper, self._place, members.leaving_names)
         self.layers = Layers(
             *(volumes, instances, self.runner, self.helper, self._place, host_files),
             base_id=image.base_id,
@@ -266,7 +264,7 @@ class Machine:
         self.lost = LostParts(client, volumes, instances, self.routes)
         own = options, gateway(incus.subnet), own_resolv_conf()
         self.sandboxes = Sandboxes(*own, instances, disks, self.layers, self.routes, self.lost, members)
-        self.files = Files(disks, self.moves, self.helper)
+        self.files = Files(disks, self.helper)
         self.logs = Logs(instances)
         self.tools = Tools(self.runner, instances, disks, members, host_files(), self.sandboxes.refuse_while_used)
 

@@ -52,7 +52,7 @@ class ScriptedVolumes:
 
 
 def disks_of(volumes: ScriptedVolumes) -> Disks:
-    return Disks(volumes, lambda _: None, lambda: None)  # type: ignore[arg-type, return-value]
+    return Disks(volumes, lambda _: None, lambda: None, tuple)  # type: ignore[arg-type, return-value]
 
 
 async def test_disk_that_was_read_again_is_not_gone_when_its_member_restarts() -> None:

@@ -17,7 +17,7 @@ from builderd.adapters.engines.incus import cluster as module
 from builderd.adapters.engines.incus import disks, network
 from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusOptions, error_of
 from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disks import Disks, Files, Moves
+from builderd.adapters.engines.incus.disks import Disks, Files
 from builderd.adapters.engines.incus.engine import IncusEngine, Machine
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.files import Condition
@@ -245,18 +245,16 @@ class Scene:
 
         volumes, uses = self.volumes, lambda _: self.uses
         helper: Any = SimpleNamespace(detach=detach, is_using=uses, task=task)
-        self.disks = Disks(volumes, lambda _: helper, self.place)  # type: ignore[arg-type]
-        self.helper = helper
-        self.moves = Moves(
-            *(volumes, self.disks, lambda _: helper, self.place, lambda: self.leaving)  # type: ignore[arg-type]
+        self.disks = Disks(
+            *(volumes, lambda _: helper, self.place, lambda: self.leaving)  # type: ignore[arg-type]
         )
-        self.disks.is_leaving = self.moves.is_due
+        self.helper = helper
 
     async def place(self) -> str:
         return "node2"
 
     async def move(self) -> str:
-        return await self.moves.move(ONE, await self.disks.existing(ONE))
+        return await self.disks.move(ONE, await self.disks.existing(ONE))
 
     async def report(self) -> tuple[str, str | None, bool]:
         """Return the disk's member and bundle, and whether it is to leave that member."""
@@ -308,7 +306,7 @@ async def test_no_file_is_written_while_its_disk_moves_and_no_disk_moves_while_o
     assert await scene.move() == "node1"
     assert await scene.report() == ("node1", "b1", False)
     scene.uses, copy = False, scene.volumes.copy
-    files = Files(scene.disks, scene.moves, lambda _: scene.helper)
+    files = Files(scene.disks, lambda _: scene.helper)
 
     async def copy_and_write(*given: Any) -> None:
         with pytest.raises(EngineUnavailable, match="try again"):

@@ -1,7 +1,7 @@
 """Layers: installed dependencies, stored under the hash of the requirements.
 
 A plan says how to make a layer, independent of the engine: an engine runs its steps in a build sandbox in which
-``INPUT`` holds the plan's files (read-only), ``LAYER`` is the layer being made and ``CACHE`` the
+``INPUT`` has the plan's files (read-only), ``LAYER`` is the layer being made and ``CACHE`` the
 installer's download cache. At run time the layer lies under the app's root file system, so that
 ``LAYER/venv`` is seen as ``/venv`` and ``LAYER/node_modules`` as ``/node_modules``, where Node looks for what
 ``/app`` does not have.
@@ -43,7 +43,7 @@ class Cache(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BuildStep:
-    """One command of a plan. ``title`` is shown in the build log; ``secrets`` are variables that no file may hold.
+    """One command of a plan. ``title`` is shown in the build log; ``secrets`` are variables that no file may contain.
 
     ``is_background``: nobody waits for it, so apps go first where CPUs are short.
     """

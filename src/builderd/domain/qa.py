@@ -326,7 +326,7 @@ def check_idle(cpu_seconds: float, seconds: float) -> Check:
 def check_memory_use(used: int, limit: int) -> Check:
     """Check the memory usage after the other checks; both in bytes."""
     share = used / limit if limit else 0.0
-    message = f"After the checks the app held {used / 1e6:.0f} MB, {share:.0%} of its limit."
+    message = f"After the checks the app used {used / 1e6:.0f} MB, {share:.0%} of its limit."
     return Check(CheckName.MEMORY_USE, Outcome.WARNING if share > MEMORY_SHARE else Outcome.PASSED, message)
 
 

@@ -97,7 +97,7 @@ class Acceptance:
     accepted_at: datetime
     expires_at: datetime | None = None
 
-    def holds(self, now: datetime) -> bool:
+    def is_valid(self, now: datetime) -> bool:
         """Return True until it expires."""
         return self.expires_at is None or self.expires_at > now
 
@@ -163,7 +163,7 @@ class ReviewFailed(StageFailed):
 
 def judge(report: Report, acceptances: Iterable[Acceptance], now: datetime) -> Verdict:
     """Return the verdict: passed without unaccepted blocks and holds."""
-    accepted = {one.fingerprint: one for one in acceptances if one.holds(now)}
+    accepted = {one.fingerprint: one for one in acceptances if one.is_valid(now)}
     stays = [f for f in report.findings if f.severity is not Severity.WARN]
     still_open = tuple(f for f in stays if not f.acceptable or f.fingerprint not in accepted)
     counted = {f.fingerprint: accepted[f.fingerprint] for f in stays if f not in still_open}

@@ -269,7 +269,7 @@ def _document(bundle: Bundle, path: str) -> dict[str, Any] | None:
         cure = "make it anew (npm install --package-lock-only)" if "lock" in path or "shrinkwrap" in path else "mend it"
         raise InstallFailed(f"{path} is not JSON: {error}: {cure}.") from None
     if not isinstance(document, dict):
-        raise InstallFailed(f"{path} must hold a JSON object.")
+        raise InstallFailed(f"{path} must be a JSON object.")
     return document
 
 

@@ -157,7 +157,7 @@ def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
 
 async def compile_layer(application: Application, item: WorkItem) -> None:
     """Byte-compile the layer in the background, for sandboxes started from then on. Harmless when repeated."""
-    # No variable holds the bundle: it would stay in memory during the compilation.
+    # No variable refers to the bundle: it would stay in memory during the compilation.
     plan, key = _plan(application, item, await bundles.fetch_root(application, item.version)), item.version.layer_key
     if plan is not None and plan.compile_step is not None and key:
         # A fallback has another key than the first plan, and the same later step.

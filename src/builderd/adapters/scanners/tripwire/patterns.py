@@ -11,7 +11,7 @@ import re2
 from builderd.domain.sources import Kind
 
 #: Lines of JavaScript this long were written by a program: odd things in them are mostly data. Since an attacker can
-#: write such a line too, a rule that blocks elsewhere holds there.
+#: write such a line too, a rule that blocks elsewhere applies there.
 MINIFIED = 1_000
 MINIFIED_RULE = "RSK-minified"
 #: Strings are first looked through together, so many characters at a time.

@@ -146,7 +146,7 @@ def reported(review: Review) -> Iterator[dict[str, Any]]:
         seen.add((rule, path, line))
         lines = review.lines.get(path, [])
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-        # What is said of a whole file holds for that content alone.
+        # A finding on a whole file is bound to that content.
         marked = text.encode(errors="surrogatepass") if line else contents.get(path, b"")
         mark = hashlib.sha256(marked).hexdigest()[:32]
         shown = masked(text, [secret.value for secret in review.secrets.get(path, ())])

@@ -44,7 +44,7 @@ class Secret(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Allowlist:
-    """Matches that are no secrets. ``every``: all of its conditions must hold, not just one."""
+    """Matches that are no secrets. ``every``: all of its conditions must match, not just one."""
 
     regexes: tuple[re2._Regexp, ...]
     target: str

@@ -22,7 +22,7 @@ MAX_DEPTH = 20_000
 MAX_ALONE, PASSES_ALONE = 2_000_000, 2
 #: Bytes of code whose flow is followed together; of more code than ``LARGE`` a third, since the others take time too.
 MAX_FOLLOWED, LARGE = 300_000, 3_000_000
-#: Words of sources and sinks that few files of a sound app hold.
+#: Words of sources and sinks that few files of a sound app contain.
 NAMED = re.compile(
     rb"\bexec\b|\beval\b|__import__|getattr|pickle|marshal|base64|atob|fromCharCode|\.ssh|id_rsa|\.aws|\.npmrc|\.netrc"
     rb"|[Ww]allet|gethostbyname|dns|expanduser|homedir|Path\.home|child_process|subprocess|os\.system|popen|pynput"

@@ -1,4 +1,4 @@
-"""Evaluation of expressions: constants, names and kinds of data of each, from the values that names hold."""
+"""Evaluation of expressions: constants, names and kinds of data of each, from the values of names."""
 
 from __future__ import annotations
 

@@ -366,14 +366,14 @@ class Flow(Evaluation):
             yield from ((key, moved) for key in keys(1))
 
     def _unpacked(self, text: str) -> Iterator[tuple[str, Value]]:
-        """Yield the folder into which a command unpacks an archive, with what that holds."""
+        """Yield the folder into which a command unpacks an archive, with its content."""
         for found in places.UNPACKS.finditer(text):
             kept = self._files.get(_file(found["archive"]), NOTHING)
             if found["folder"] and kept is not NOTHING:
                 yield f"{_file(found['folder']).rstrip('/')}/", kept
 
     def _keys(self, scope: Scope, node: ast.expr | None, value: Value) -> Iterator[str]:
-        """Yield names under which a file is kept: its path, or else the variable that holds it."""
+        """Yield names under which a file is kept: its path, or else its variable."""
         texts = [text for text in value.texts if len(text.strip(UNKNOWN)) > 1][:MAX_FILES]
         yield from (_file(text) for text in texts)
         if not texts and isinstance(node, ast.Name | ast.Attribute):

@@ -29,7 +29,7 @@ KEY_CARRIERS = _names("""
     list repr str
 """)
 KEY_METHODS = _names("concat decode encode format hex items join toJSON toString trim values")
-#: Fields of an object, in small letters, that hold the key of a connection, which is not sent, or the caller's own
+#: Fields of an object, in small letters, with the key of a connection, which is not sent, or the caller's own
 #: credential. Of other headers, two of the incidents' shapes send keys.
 KEY_FIELDS = _names("""
     api-key api_key apikey auth authorization ca cert key passphrase pfx proxy-authorization x-access-token x-api-key
@@ -77,7 +77,7 @@ WIDE = re.compile(
 )
 #: Names of environment variables that lead to a home.
 HOMES = frozenset({"HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "HOMEPATH"})
-#: Files that hold no code by their name.
+#: Files that contain no code by their name.
 DOCUMENTS = re.compile(
     r"(?i)\.(?:md|txt|png|jpe?g|gif|ico|bmp|webp|json|csv|dat|bin|log|wav|mp3|woff2?|ttf|svg|pdf|css|html?|rst)$"
 )
@@ -143,7 +143,7 @@ SHELLS = _names("""
     subprocess.getstatusoutput
 """)
 TEMPLATES = _names("flask.render_template_string jinja2.Template mako.template.Template render_template_string")
-#: Names of a web framework's request, and what it holds of the visitor's.
+#: Names of a web framework's request, and its parts that come from the visitor.
 REQUESTS = frozenset({"request", "req", "flask_request"})
 REQUEST_PARTS = _names("""
     GET POST args body cookies data files form forms get_json headers json params path_params query query_params

@@ -17,7 +17,7 @@ from builderd.domain.qa import (
     check_ended,
     gate_passed,
 )
-from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd
+from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
@@ -63,19 +63,24 @@ class Gate:
         return Result(record)
 
     async def _start_watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
-        watch = asyncio.create_task(self._watch(item, sandbox, gate))
-        self._watches.add(watch)
-        watch.add_done_callback(self._watched)
+        async def watch() -> None:
+            try:
+                await self._watch(item, sandbox, gate)
+            except Exception:
+                log.warning("watching a new version failed, its verdict stays", exc_info=True)
 
-    def _watched(self, watch: asyncio.Task[None]) -> None:
-        self._watches.discard(watch)
-        if not watch.cancelled() and watch.exception() is not None:
-            log.warning("watching a new version failed, its verdict stays", exc_info=watch.exception())
+        task = asyncio.create_task(watch())
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
 
     async def _watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
         """Turn the verdict to failed if the app dies by itself within ``WATCH_SECONDS`` of its answer."""
         await self._app.clock.sleep(WATCH_SECONDS - QUICK_ALIVE_SECONDS)
-        end = await self._end(sandbox)
+        report = await self._app.engine.sandboxes.report(sandbox.id)
+        end = report.end
+        if not report.alive and end is None:  # the engine has removed it
+            stored = await self._app.store.read(lambda uow: uow.sandboxes.get(sandbox.id))
+            end = stored.end if stored is not None else None
         if end is None or end.cause not in _OWN_ENDS:
             return
         lines = await qa.last_lines(self._app, sandbox.id)
@@ -90,11 +95,3 @@ class Gate:
 
         await self._app.store.write(record)
         self._app.signals.change(item.builder.id)
-
-    async def _end(self, sandbox: Sandbox) -> SandboxEnd | None:
-        """Return how the sandbox ended, None while it runs: from the store once the engine has removed it."""
-        report = await self._app.engine.sandboxes.report(sandbox.id)
-        if report.alive or report.end is not None:
-            return report.end
-        stored = await self._app.store.read(lambda uow: uow.sandboxes.get(sandbox.id))
-        return stored.end if stored is not None else None

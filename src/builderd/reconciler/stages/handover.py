@@ -6,8 +6,6 @@ and should it not come up, the old one starts again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from builderd.domain.sandboxes import Sandbox
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
@@ -48,11 +46,7 @@ def last_starts(uow: UnitOfWork, item: WorkItem) -> tuple[Sandbox | None, Sandbo
     sandboxes, current = uow.sandboxes.list(item.builder.id), item.builder.version
     trials = [one for one in sandboxes if one.trial and one.version == item.version.number]
     runs = [one for one in sandboxes if not one.trial and one.version == current and one.listening_at]
-    return _last(trials), _last(runs)
-
-
-def _last(sandboxes: Sequence[Sandbox]) -> Sandbox | None:
-    return sandboxes[-1] if sandboxes else None
+    return (trials[-1] if trials else None), (runs[-1] if runs else None)
 
 
 def time_limit(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:

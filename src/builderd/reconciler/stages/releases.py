@@ -7,7 +7,6 @@ such as after a restart of the machine, fails the deployment instead of running 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from builderd.domain.errors import MachineFault, ReleaseFailed
@@ -73,10 +72,7 @@ class Releases:
                 transitions.failed(transition, item.version, code=failure.code, reason=reason, exit_code=end.exit_code)
             transitions.discard_first_disk(transition, sandbox)
 
-        async def afterwards() -> None:
-            await self._app.engine.sandboxes.remove(sandbox.id)
-
-        return Result(record, afterwards)
+        return Result(record, lambda: self._app.engine.sandboxes.remove(sandbox.id))
 
     async def _failure(
         self, item: WorkItem, sandbox: Sandbox, end: SandboxEnd, seconds: float
@@ -84,32 +80,20 @@ class Releases:
         """Return why the version must not start, None after a release that succeeded."""
         if (end.cause, end.exit_code) == (EndCause.EXITED, 0):
             return None
-        lines = await last_lines(self._app, sandbox)
+        lines, settings = await last_lines(self._app, sandbox), item.version.settings
+        command, how = f"The release command ({settings.release})", describe_end(end, settings.resources)
         # A stop for another reason gives this version up: then its failure is not recorded.
-        if end.cause in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):
-            hint = await hint_of(self._app, item.version, lines)
-            return ReleaseFailed(explain_release(item, end, seconds, lines, hint))
-        return MachineFault(explain_cut_off(item, end, lines))
-
-
-def explain_release(item: WorkItem, end: SandboxEnd, seconds: float, lines: Sequence[str], hint: str) -> str:
-    """Return the message of a failed release: the reason, the next command, its last lines."""
-    settings, name = item.version.settings, item.builder.name
-    if end.cause is EndCause.OUT_OF_MEMORY:
-        why = f"was {describe_end(end, settings.resources)}. Give it more with resources.memory."
-    elif end.cause is EndCause.EXITED:
-        why = f"failed: it {describe_end(end, settings.resources)}."
-    else:
+        if end.cause not in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):
+            return MachineFault(
+                f"{command} was cut off ({how}), and is not run again by itself. "
+                f"Look at what it did outside of its disk, then deploy again.{quoted(lines)}"
+            )
         why = f"did not end within {seconds:.0f} s (limits.release_timeout), and was stopped."
-    more = f'All of its lines: builderd logs {name} --stream release. To deploy without it: release = "".'
-    parts = [f"The release command ({settings.release}) {why}", hint, more]
-    return " ".join(part for part in parts if part) + quoted(lines)
-
-
-def explain_cut_off(item: WorkItem, end: SandboxEnd, lines: Sequence[str]) -> str:
-    """Return the message of a release whose outcome is unknown for a reason of the machine."""
-    why = describe_end(end, item.version.settings.resources)
-    return (
-        f"The release command ({item.version.settings.release}) was cut off ({why}), and is not run again by itself. "
-        f"Look at what it did outside of its disk, then deploy again.{quoted(lines)}"
-    )
+        if end.cause is EndCause.OUT_OF_MEMORY:
+            why = f"was {how}. Give it more with resources.memory."
+        elif end.cause is EndCause.EXITED:
+            why = f"failed: it {how}."
+        hint = await hint_of(self._app, item.version, lines)
+        more = f"All of its lines: builderd logs {item.builder.name} --stream release."
+        parts = [f"{command} {why}", hint, more, 'To deploy without it: release = "".']
+        return ReleaseFailed(" ".join(part for part in parts if part) + quoted(lines))

@@ -114,14 +114,15 @@ class Stopping:
         return activity is not None and activity.open_connections > 0
 
     async def _remove_meanwhile(self, sandbox: Sandbox) -> None:
-        removal = asyncio.create_task(self._app.engine.sandboxes.remove(sandbox.id))
-        self._removals.add(removal)
-        removal.add_done_callback(self._removed)
+        async def remove() -> None:
+            try:
+                await self._app.engine.sandboxes.remove(sandbox.id)
+            except Exception:
+                log.warning("sandbox removal failed, retrying at the next sweep", exc_info=True)
 
-    def _removed(self, removal: asyncio.Task[None]) -> None:
-        self._removals.discard(removal)
-        if not removal.cancelled() and removal.exception() is not None:
-            log.warning("sandbox removal failed, retrying at the next sweep", exc_info=removal.exception())
+        removal = asyncio.create_task(remove())
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
 
 
 def _abort_freeze(item: WorkItem) -> Result:

@@ -38,7 +38,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
-from builderd.reconciler.stages.starting import last_lines, make_spec
+from builderd.reconciler.stages.starting import make_spec
 from builderd.services import backups, builders, deployments, qa, restores
 from builderd.services.builders import Caller, NewBuilder
 from builderd.store import UnitOfWork
@@ -341,7 +341,7 @@ async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> st
     if wait.reachable:
         checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
         return None if gate_passed(checks) else _failed_start(gate_failure(checks))
-    lines = await last_lines(app, sandbox)
+    lines = await qa.last_lines(app, sandbox.id)
     if wait.ended is None or wait.ended.end is None:
         return _failed_start(not_listening(wait.listening, settings.port, wait.seconds, lines))
     port = settings.port if item.builder.job_type.must_listen else None

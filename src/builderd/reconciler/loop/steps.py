@@ -20,12 +20,13 @@ from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.releases import Releases
-from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
+from builderd.reconciler.stages.starting import make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.stopping import Forgetting, Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, restores, verdicts
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
+from builderd.services.qa import last_lines
 
 
 class Steps:
@@ -225,13 +226,13 @@ class Steps:
             return Result(record, quiet=True)
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
-        lines = await last_lines(self._app, sandbox)
+        lines = await last_lines(self._app, sandbox.id)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
     async def _settle(self, item: WorkItem, observation: Observation, status: Status) -> Result:
         """Return the record of the outcome of the present run."""
-        lines = await last_lines(self._app, observation.ends[-1]) if status is Status.FAILED else []
+        lines = await last_lines(self._app, observation.ends[-1].id) if status is Status.FAILED else []
 
         def record(transition: Transition) -> None:
             builder, now = transition.builder, transition.now
@@ -266,7 +267,7 @@ class Steps:
         last = observation.ends[-1]
         assert last.end is not None
         settings = item.version.settings
-        lines = await last_lines(self._app, last)
+        lines = await last_lines(self._app, last.id)
         hint = await hint_of(self._app, item.version, lines)
         if too_often:
             exits = recent_crashes(observation.ends, observation.now)

@@ -15,10 +15,10 @@ from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxRepo
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
-from builderd.reconciler.stages.starting import last_lines
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 from builderd.services.limits import StartLimit
+from builderd.services.qa import last_lines
 
 #: Seconds between two looks: often at first, since many releases are quick and visitors wait.
 FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
@@ -80,7 +80,7 @@ class Releases:
         """Return why the version must not start, None after a release that succeeded."""
         if (end.cause, end.exit_code) == (EndCause.EXITED, 0):
             return None
-        lines, settings = await last_lines(self._app, sandbox), item.version.settings
+        lines, settings = await last_lines(self._app, sandbox.id), item.version.settings
         command, how = f"The release command ({settings.release})", describe_end(end, settings.resources)
         # A stop for another reason gives this version up: then its failure is not recorded.
         if end.cause not in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):

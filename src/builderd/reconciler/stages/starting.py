@@ -9,10 +9,9 @@ from datetime import datetime
 
 from builderd.domain.builders import next_attempt
 from builderd.domain.bundles import Bundle
-from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, new_sandbox_id
 from builderd.domain.layers import app_folder
-from builderd.domain.sandboxes import SECRETS_FOLDER, LogStream, Sandbox, SandboxSpec
+from builderd.domain.sandboxes import SECRETS_FOLDER, Sandbox, SandboxSpec
 from builderd.domain.versions import NO_BUILD, NO_LAYER
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials
@@ -99,9 +98,3 @@ async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bun
     with suppress(KeyError):
         return await application.bundles.get(known)
     return None
-
-
-async def last_lines(application: Application, sandbox: Sandbox) -> list[str]:
-    """Return the last lines of the sandbox's log, for a failure's message."""
-    page = await application.engine.logs.read_log(sandbox.id, tail=SHOWN_LINES)
-    return [line.text for line in page.lines if line.stream is not LogStream.BUILD]

@@ -16,10 +16,11 @@ from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.health_check import HealthCheck, wait_until_up
-from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
+from builderd.reconciler.stages.starting import make_spec, put_bundle
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
 from builderd.services.limits import BUSY_FACTOR
+from builderd.services.qa import last_lines
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
@@ -97,7 +98,7 @@ class Trials:
         settings = item.version.settings
         if wait.reachable:
             return _Verdict(replace(trial, listening_at=self._app.clock.now()), _STOPPED, None)
-        lines = await last_lines(self._app, trial)
+        lines = await last_lines(self._app, trial.id)
         if wait.ended is None:
             is_elsewhere = listens_elsewhere(wait.listening, settings.port)
             reason = not_listening(wait.listening, settings.port, wait.seconds, lines) if is_elsewhere else None

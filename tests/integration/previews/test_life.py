@@ -195,14 +195,6 @@ def test_two_services_do_not_disturb_each_other(make_proxy: Make, app: App, neig
     assert one.visitor.get(host).status == 200
 
 
-def test_second_service_on_the_port_is_refused(make_proxy: Make, app: App) -> None:
-    one = make_proxy().start()
-    host = one.open(app)
-    with pytest.raises(EngineUnavailable, match=f"port {one.options.port}.*taken.*--preview-port"):
-        make_proxy(port=one.options.port).start()
-    assert one.visitor.get(host).status == 200
-
-
 def test_a_missing_program_is_named(make_proxy: Make) -> None:
     with pytest.raises(EngineUnavailable, match="install Debian's package haproxy"):
         make_proxy(program="haproxy-of-nowhere").start()
@@ -237,20 +229,6 @@ def test_a_directory_that_cannot_be_written_down_is_refused(make_proxy: Make, na
     proxy.previews = proxy.service()
     with pytest.raises(EngineUnavailable, match="another data directory"):
         proxy.start()
-
-
-def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(make_proxy: Make, app: App) -> None:
-    proxy = make_proxy().start()
-    hosts = [new_host() for _ in range(100)]
-
-    async def put_all() -> None:
-        await asyncio.gather(*(proxy.previews.put(route_to(app, host=host)) for host in hosts))
-
-    proxy.run(put_all())
-    files = ProxyFiles(proxy.directory)
-    assert {proxy.visitor.get(host).status for host in hosts} == {200}
-    answer = proxy.run(runtime_api.entries(files.admin_socket, files.routes))
-    assert answer.keys() == set(hosts)
 
 
 def master_of(proxy: Proxy) -> int:

@@ -12,7 +12,7 @@ from tests.contract.store.samples import NOW
 from builderd.domain.errors import NotFound, Unauthenticated
 from builderd.domain.events import WebhookStatus
 from builderd.domain.tokens import IDLE, LINK_SPAN, MAX_AGE, Identity, Scope, Session, Token
-from builderd.services import revocations, sessions, tokens, webhooks
+from builderd.services import sessions, tokens, webhooks
 from builderd.services.builders import Caller
 
 
@@ -48,15 +48,6 @@ async def test_a_session_ends_without_use_and_at_its_age(world: World) -> None:
     assert not session.is_valid(session.created_at + MAX_AGE)
 
 
-async def test_a_session_ends_with_its_token(world: World) -> None:
-    token, session, secret = await sign_in(world)
-    now = world.clock.now()
-    await world.application.store.write(lambda uow: revocations.revoke(uow, token.tenant_id, token.id, "me", "", now))
-    with pytest.raises(Unauthenticated):
-        await find(world, secret)
-    assert not await world.read(lambda uow: sessions.is_good_still(uow, session, now))
-
-
 async def test_a_session_ends_itself_and_its_siblings_but_no_stranger(world: World) -> None:
     _, session, secret = await sign_in(world)
     _, other, other_secret = await sign_in(world)
@@ -83,14 +74,6 @@ async def test_a_link_signs_in_once_within_its_time(world: World) -> None:
     # Both links are of one token, so one revocation ends the sessions of all.
     assert len(await world.read(lambda uow: tokens.list_of(uow, "acme"))) == 1
     assert session.token_id == token.id
-
-
-async def test_looking_at_a_link_does_not_spend_it(world: World) -> None:
-    now, store = world.clock.now(), world.application.store
-    code = await store.write(lambda uow: sessions.make_link(uow, "acme", {Scope.READ}, now))
-    for _ in range(2):
-        await world.read(lambda uow: sessions.find_link(uow, code, now))
-    await store.write(lambda uow: sessions.spend_link(uow, code, "Firefox", now))
 
 
 def test_the_operators_scope_is_implied_by_none_and_implies_none() -> None:

@@ -337,6 +337,15 @@ def see_other(path: str, **query: str) -> Response:
     return RedirectResponse(path + (f"?{text}" if text else ""), 303)
 
 
+def text_of(content: bytes) -> str | None:
+    """Return the text of a file, None for one that is not in UTF-8 or has a NUL."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
 def number_in(text: str | None, otherwise: T) -> int | T:
     """Return the number that a text from an address or a form is, ``otherwise`` for one that is none."""
     return int(text) if text and text.isdecimal() and len(text) < 10 else otherwise

@@ -27,7 +27,7 @@ from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.policy import check_origin
-from builderd.web.visits import Visit, page, recognized, see_other, websocket
+from builderd.web.visits import Visit, page, recognized, see_other, text_of, websocket
 
 PER_PAGE = 500
 #: Largest file that is edited in the browser, in bytes.
@@ -88,13 +88,8 @@ async def _open(visit: Visit, builder_id: str, path: str) -> tuple[str, str | No
     async with files.opened(visit.application, visit.token.tenant_id, builder_id, path) as file:
         content = b"".join([piece async for piece in file.read(0, file.entry.size)])
         tag = file.entry.tag
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        return folder, None, tag, len(content), "It is no text in UTF-8: download it."
-    if "\0" in text:
-        return folder, None, tag, len(content), "It is binary: download it."
-    return folder, text, tag, len(content), ""
+    text = text_of(content)
+    return folder, text, tag, len(content), "" if text is not None else "It is no text in UTF-8: download it."
 
 
 @page("/builders/{name}/files", post=True, scope=Scope.WRITE)

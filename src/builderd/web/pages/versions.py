@@ -21,7 +21,7 @@ from builderd.store.events import EventQuery
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
 from builderd.web.shown import STAGES
-from builderd.web.visits import Visit, number_in, page, see_other
+from builderd.web.visits import Visit, number_in, page, see_other, text_of
 
 #: Events of a builder among which those of one version are looked for.
 EVENTS = 400
@@ -205,11 +205,8 @@ def _text(bundle: Bundle, path: str) -> tuple[str, str]:
         return "", ""
     if file.size > MAX_BYTES:
         return "", "The file is too large to be edited here: send it by the API."
-    try:
-        text = file.content.decode()
-    except UnicodeDecodeError:
-        return "", "The file is no text in UTF-8, and cannot be edited here."
-    return ("", "The file is binary, and cannot be edited here.") if "\0" in text else (text, "")
+    text = text_of(file.content)
+    return (text, "") if text is not None else ("", "The file is no text in UTF-8, and cannot be edited here.")
 
 
 async def _form(

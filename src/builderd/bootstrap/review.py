@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.scanners.language_model import Endpoint, LanguageModelAdviser
+from builderd.adapters.scanners.language_model import LanguageModelAdviser
 from builderd.adapters.scanners.tripwire.scanner import Toolbox, TripwireScanner, find_tools
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.bundles import Bundle
@@ -42,7 +42,7 @@ def make_adviser(settings: Settings) -> LanguageModelAdviser | None:
     if review.model_url is None or review.model is None:
         return None
     key = review.model_key.get_secret_value() if review.model_key else None
-    return LanguageModelAdviser(Endpoint(review.model_url, review.model, key, review.model_timeout))
+    return LanguageModelAdviser(review.model_url, review.model, key, review.model_timeout)
 
 
 def make_review_policy(settings: Settings) -> Policy:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -23,42 +22,33 @@ MAX_ANSWER = 1 << 20
 MAX_CALLS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """``url`` is what ``/chat/completions`` is put behind; ``key`` is sent as a bearer token; ``timeout`` in seconds.
+class LanguageModelAdviser:
+    """Implements ``ports.scanners.Scanner``; only hits and failures of its scans are used.
 
-    The timeout is for all that is asked about one version.
+    ``url`` is what ``/chat/completions`` is put behind; ``key`` is sent as a bearer token; ``timeout`` is for all that
+    is asked about one version, in seconds.
     """
 
-    url: str
-    model: str
-    key: str | None = None
-    timeout: float = 30
-
-
-class LanguageModelAdviser:
-    """Implements ``ports.scanners.Scanner``; only hits and failures of its scans are used."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 30) -> None:
+        self._url, self._model, self._timeout = url, model, timeout
         self._limit = asyncio.Semaphore(MAX_CALLS)
-        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-        self._http = httpx.AsyncClient(headers=headers, timeout=endpoint.timeout, trust_env=False)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False)
 
     @property
     def name(self) -> str:
-        return f"language model {self._endpoint.model} at {self._endpoint.url}, question {EDITION}"
+        return f"language model {self._model} at {self._url}, question {EDITION}"
 
     async def prepare(self) -> None:
         """There is nothing to be made warm."""
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
-        scanners = {"language model": self._endpoint.model}
+        scanners = {"language model": self._model}
         try:
-            async with asyncio.timeout(self._endpoint.timeout):
+            async with asyncio.timeout(self._timeout):
                 found = await self._ask(bundle, run)
         except TimeoutError:
-            return Scan((), {}, (), scanners, failure=f"did not answer within {self._endpoint.timeout:g} s")
+            return Scan((), {}, (), scanners, failure=f"did not answer within {self._timeout:g} s")
         except Unusable as error:
             return Scan((), {}, (), scanners, failure=str(error))
         except Exception as error:  # any error: nothing passes then
@@ -82,11 +72,11 @@ class LanguageModelAdviser:
         return found
 
     async def _post(self, message: str) -> bytes:
-        url = f"{self._endpoint.url.rstrip('/')}/chat/completions"
+        url = f"{self._url.rstrip('/')}/chat/completions"
         read = bytearray()
         # https://platform.openai.com/docs/api-reference/chat
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
-        body = {"model": self._endpoint.model, "messages": messages, "temperature": 0, "stream": False}
+        body = {"model": self._model, "messages": messages, "temperature": 0, "stream": False}
         async with self._http.stream("POST", url, json=body) as response:
             if response.status_code != 200:
                 raise Unusable(f"answered {response.status_code}")

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState
@@ -72,36 +72,31 @@ END"""
 NETWORK = "/bin/cat /proc/net/snmp"
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Content of a QA report: its checks and screenshots."""
-
-    checks: tuple[Check, ...]
-    screenshots: tuple[Screenshot, ...] = ()
-
-
 class Inspection:
-    """Inspection of a copy whose disk exists. ``gate_passed``: the app itself passed its gate."""
+    """Inspection of a copy whose disk exists. ``gate_passed``: the app itself passed its gate.
+
+    ``checks`` and ``screenshots`` are the content of the report once it has run.
+    """
 
     def __init__(self, application: Application, copy: Copy, *, gate_passed: bool) -> None:
         self._app = application
         self._copy = copy
         self._gate_passed = gate_passed
-        self._checks: list[Check] = []
-        self._screenshots: tuple[Screenshot, ...] = ()
+        self.checks: list[Check] = []
+        self.screenshots: tuple[Screenshot, ...] = ()
         self._reached_out = False
 
-    async def run(self) -> Findings:
+    async def run(self) -> None:
         """Run all checks of the report. Raises the engine's errors."""
         wait = await self._copy.start()
-        self._checks.append(await self._started(wait, CheckName.COPY, "The copy"))
+        self.checks.append(await self._started(wait, CheckName.COPY, "The copy"))
         if wait.reachable:
             await self._ask()
             await self._judge_afterwards()
         elif wait.ended is None:
             await self._look_for_network()
         await self._restart(was_up=wait.reachable)
-        return Findings(in_order([self._as_not_judged(check) for check in self._checks]), self._screenshots)
+        self.checks = [*in_order([self._as_not_judged(check) for check in self.checks])]
 
     async def _started(self, wait: HealthCheck, name: CheckName, who: str) -> Check:
         settings = self._copy.version.settings
@@ -122,17 +117,17 @@ class Inspection:
         await testers.visit(target, GATE_PATH, GATE_TIMEOUT)
         if target.h2c:
             return  # pages, links and documents are of HTTP/1
-        self._checks += await testers.crawl(target)
+        self.checks += await testers.crawl(target)
         browsing = await testers.browse(target)
-        self._checks += browsing.checks
-        self._screenshots = tuple(browsing.screenshots)
-        self._checks += await testers.probe(target)
+        self.checks += browsing.checks
+        self.screenshots = tuple(browsing.screenshots)
+        self.checks += await testers.probe(target)
 
     async def _judge_afterwards(self) -> None:
         """Judge the log, the idle app and that it still runs after all these requests."""
         lines = await self._copy.lines()
         self._reached_out |= any(is_out_of_reach(line) for line in lines)
-        self._checks.append(check_log(lines))
+        self.checks.append(check_log(lines))
         await self._look_for_network()
         await self._measure()
         report, resources = await self._copy.report(), self._copy.version.settings.resources
@@ -145,7 +140,7 @@ class Inspection:
             message += quoted(lines)
         else:
             outcome = Outcome.PASSED
-        self._checks.append(Check(CheckName.STAYS_UP, outcome, message))
+        self.checks.append(Check(CheckName.STAYS_UP, outcome, message))
 
     async def _look_for_network(self) -> None:
         """Note whether the app tried to reach a network, which a copy may not.
@@ -166,9 +161,9 @@ class Inspection:
         if before is None or after is None:
             return
         seconds = (self._app.clock.now() - begun).total_seconds()
-        self._checks.append(check_idle(after.cpu_seconds - before.cpu_seconds, seconds))
+        self.checks.append(check_idle(after.cpu_seconds - before.cpu_seconds, seconds))
         limit = self._copy.version.settings.resources.memory_bytes
-        self._checks.append(check_memory_use(after.memory_bytes, limit))
+        self.checks.append(check_memory_use(after.memory_bytes, limit))
 
     async def _restart(self, *, was_up: bool) -> None:
         """Stop it as every stop does, and start it again on the same disk."""
@@ -178,18 +173,18 @@ class Inspection:
         if not was_up:
             return  # it would not come up this time either
         if runs:
-            self._checks.append(check_term(seconds))
+            self.checks.append(check_term(seconds))
         else:
             message = "The app had ended by itself before it could be asked to."
-            self._checks.append(Check(CheckName.SIGTERM, Outcome.NOT_JUDGED, message))
+            self.checks.append(Check(CheckName.SIGTERM, Outcome.NOT_JUDGED, message))
         wait = await self._copy.start()
-        self._checks.append(await self._started(wait, CheckName.RESTART, "Started again, the app"))
+        self.checks.append(await self._started(wait, CheckName.RESTART, "Started again, the app"))
         after = await self._files()
         if before is None or after is None:
             message = "The app did not run when its files were to be looked at."
-            self._checks.append(Check(CheckName.FILES, Outcome.NOT_JUDGED, message))
+            self.checks.append(Check(CheckName.FILES, Outcome.NOT_JUDGED, message))
         else:
-            self._checks.append(check_files(before, after))
+            self.checks.append(check_files(before, after))
 
     async def _files(self) -> Mapping[str, FileState] | None:
         """Return size and hash of the copy's files by path, read inside its sandbox; None where it does not run."""

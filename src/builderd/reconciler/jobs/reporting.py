@@ -23,7 +23,7 @@ from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.linux.processes import children_seconds
 from builderd.reconciler.core.loops import FaultPoint, race
-from builderd.reconciler.jobs.inspection import Copy, Findings, Inspection, remove_disk
+from builderd.reconciler.jobs.inspection import Copy, Inspection, remove_disk
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import caps
 from builderd.services.application import Application
@@ -177,15 +177,17 @@ class Reporting:
         else:
             await (self._drop(report, found) if isinstance(found, str) else self._keep(report, found))
 
-    async def _inspect(self, copy: Copy) -> Findings:
+    async def _inspect(self, copy: Copy) -> Inspection:
         await copy.make()
-        return await self._charges.charged(copy.builder, lambda: self._look_at(copy))
+        inspection = Inspection(self._app, copy, gate_passed=copy.version.qa_passed is True)
 
-    async def _look_at(self, copy: Copy) -> Findings:
-        self._fault("Report.begun")
-        found = await Inspection(self._app, copy, gate_passed=copy.version.qa_passed is True).run()
-        self._fault("Report.done")
-        return found
+        async def run() -> None:
+            self._fault("Report.begun")
+            await inspection.run()
+            self._fault("Report.done")
+
+        await self._charges.charged(copy.builder, run)
+        return inspection
 
     async def _obstructed(self, report: QaReport) -> str:
         """Return the reason once the report is not to be made."""
@@ -208,11 +210,11 @@ class Reporting:
             return reached.message
         return None
 
-    async def _keep(self, report: QaReport, found: Findings) -> None:
+    async def _keep(self, report: QaReport, found: Inspection) -> None:
         def record(uow: UnitOfWork, now: QaReport) -> QaReport:
             uow.qa_reports.put_screenshots(now.builder_id, now.version, found.screenshots)
             names = tuple(picture.name for picture in found.screenshots)
-            done = replace(now, status=ReportStatus.DONE, checks=found.checks, screenshots=names, note="")
+            done = replace(now, status=ReportStatus.DONE, checks=tuple(found.checks), screenshots=names, note="")
             return replace(done, finished_at=self._app.clock.now())
 
         await self._change(report.builder_id, report.version, record)

@@ -17,7 +17,7 @@ from tests.fakes.scanners import FakeScanner
 from tests.gate import bundle_of
 
 from builderd.adapters.scanners import language_model as prompt
-from builderd.adapters.scanners.language_model import Endpoint, LanguageModelAdviser
+from builderd.adapters.scanners.language_model import LanguageModelAdviser
 from builderd.domain.reviews import Report, ReviewLimits, Severity, judge
 from builderd.services.reviews import Gate
 
@@ -76,7 +76,7 @@ def script() -> Iterator[Script]:
 
 @pytest.fixture
 async def adviser(script: Script) -> AsyncIterator[LanguageModelAdviser]:
-    made = LanguageModelAdviser(Endpoint(f"{script.url}/", "a-model", "the-key", timeout=4))
+    made = LanguageModelAdviser(f"{script.url}/", "a-model", "the-key", timeout=4)
     yield made
     await made.close()
 
@@ -140,7 +140,7 @@ async def test_failures_of_the_adviser_hold(
 
 
 async def test_an_endpoint_that_is_not_there_holds() -> None:
-    adviser = LanguageModelAdviser(Endpoint("http://127.0.0.1:1/v1", "a-model"))
+    adviser = LanguageModelAdviser("http://127.0.0.1:1/v1", "a-model")
     (finding,) = (await report(adviser)).findings
     assert (finding.rule, finding.severity) == ("LLM-failed", Severity.HOLD)
     await adviser.close()

@@ -24,12 +24,11 @@ from builderd.operations.operations import sent_by
 from builderd.schemas.v1.builders import NewBuilder
 from builderd.schemas.v1.files import bundle_files
 from builderd.schemas.v1.shape import Shape
-from builderd.schemas.v1.versions import NewSettings, NewVersion, given_fields
-from builderd.services import bundles, deployments, outcomes
+from builderd.schemas.v1.versions import NewVersion
+from builderd.services import bundles, deployments
 from builderd.services.application import Application
 from builderd.services.bundles import Part
 from builderd.services.deployments import Change, Deployed
-from builderd.store import UnitOfWork
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.visits import Form, Visit, page, see_other
 
@@ -140,7 +139,14 @@ async def create_sent(visit: Visit) -> Response:
         if "name" in visit.request.path_params:
             builder = await visit.find()
             body = await receive(visit.request, application, NewVersion, MAX_BODY_BYTES, reservation)
-            deployed = await deploy(visit, builder, body.value)
+            _check_gates(visit, body.value)
+            change, bundle = await requests.new_version(application, visit.caller, builder.id, body.value)
+            deployed = await visit.operations.change(
+                builder.id,
+                lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
+                None,
+                sent_by(visit.caller, bundle),
+            )
             number_ = deployed.version or deployed.builder.version
             return JSONResponse({"location": f"/builders/{builder.name}/versions/{number_}"}, 202)
         new = await receive(visit.request, application, NewBuilder, MAX_BODY_BYTES, reservation)
@@ -281,51 +287,6 @@ async def create(visit: Visit, new: NewBuilder) -> Builder:
     bundle = await requests.bundle_of(application, visit.token.tenant_id, new)
     asked = await requests.new_builder(application, new, bundle)
     return await visit.operations.create(visit.caller, asked, bundle, None)
-
-
-async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
-    """Deploy new code, with the settings that it brings. Raises as ``create`` does."""
-    _check_gates(visit, new)
-    application = visit.application
-    change, bundle = await requests.new_version(application, visit.caller, builder.id, new)
-    return await visit.operations.change(
-        builder.id,
-        lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
-        None,
-        sent_by(visit.caller, bundle),
-    )
-
-
-async def configure(visit: Visit, builder: Builder, values: Mapping[str, Any]) -> Deployed:
-    """Change settings: at once where the app need not know of them, else by a new version of the same code."""
-    application = visit.application
-    new = shape_of(application, NewSettings, values)
-    change = Change.of(given_fields(new))
-    return await visit.operations.change(
-        builder.id,
-        lambda uow: deployments.configure(uow, application, visit.caller, builder.id, change, visit.now),
-        None,
-    )
-
-
-async def roll_back(visit: Visit, builder: Builder, number: int) -> Deployed:
-    """Deploy the code and settings of an old version again."""
-    application = visit.application
-    return await visit.operations.change(
-        builder.id,
-        lambda uow: deployments.roll_back(uow, application, visit.caller, builder.id, number, visit.now),
-        None,
-    )
-
-
-async def renew_service_token(visit: Visit, builder: Builder) -> Builder:
-    """Make a new service token; the old one ends."""
-    application = visit.application
-
-    def renew(uow: UnitOfWork) -> Builder:
-        return deployments.renew_service_token(uow, application, visit.caller, builder.id, visit.now)
-
-    return await outcomes.after_take_over(application, builder.id, lambda: application.commit(renew))
 
 
 def _check_gates(visit: Visit, new: NewBuilder | NewVersion) -> None:

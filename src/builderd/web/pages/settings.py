@@ -15,7 +15,9 @@ from builderd.domain.prices import Billing
 from builderd.domain.tokens import Scope
 from builderd.schemas.v1.account import NewSpendingCap
 from builderd.schemas.v1.builder_parts import NewDomain, NewPreviewLink
-from builderd.services import builders, caps, domains, preview_links
+from builderd.schemas.v1.versions import NewSettings, given_fields
+from builderd.services import builders, caps, deployments, domains, outcomes, preview_links
+from builderd.services.deployments import Change
 from builderd.store import UnitOfWork
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, read_frame
@@ -64,6 +66,7 @@ async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int 
 @page("/builders/{name}/settings", post=True, scope=Scope.WRITE)
 async def change(visit: Visit) -> Response:
     """Save one group of settings."""
+    application = visit.application
     form, builder = await visit.form(), await visit.find()
     group, back = form.get("group", ""), f"/builders/{builder.name}"
     try:
@@ -75,7 +78,15 @@ async def change(visit: Visit) -> Response:
             return see_other(f"{back}/settings", done="saved")
         if group == "links":
             return await _change_links(visit, builder, form)
-        deployed = await deploying.configure(visit, builder, _values(form, group))
+        # At once where the app need not know of them, else by a new version of the same code.
+        new = deploying.shape_of(application, NewSettings, _values(form, group))
+        deployed = await visit.operations.change(
+            builder.id,
+            lambda uow: deployments.configure(
+                uow, application, visit.caller, builder.id, Change.of(given_fields(new)), visit.now
+            ),
+            None,
+        )
     except ValidationFailed as error:
         return await _shown(visit, {name.removeprefix("resources."): why for name, why in error.errors.items()}, 422)
     if deployed.version is not None and deployed.builder.candidate_version == deployed.version:
@@ -157,6 +168,10 @@ def amount(visit: Visit, text: str) -> Decimal | None:
 @page("/builders/{name}/service-token", post=True, scope=Scope.WRITE)
 async def renew_token(visit: Visit) -> Response:
     """Make a new service token."""
-    builder = await visit.find()
-    await deploying.renew_service_token(visit, builder)
+    builder, application = await visit.find(), visit.application
+
+    def renew(uow: UnitOfWork) -> Builder:
+        return deployments.renew_service_token(uow, application, visit.caller, builder.id, visit.now)
+
+    await outcomes.after_take_over(application, builder.id, lambda: application.commit(renew))
     return see_other(f"/builders/{builder.name}/settings", done="renewed")

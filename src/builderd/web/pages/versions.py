@@ -74,7 +74,12 @@ async def download_patch(visit: Visit) -> Response:
 async def roll_back(visit: Visit) -> Response:
     """Deploy an old version again."""
     form, builder = await visit.form(), await visit.find()
-    deployed = await deploying.roll_back(visit, builder, number_in(form.get("version", ""), 0))
+    number = number_in(form.get("version", ""), 0)
+    deployed = await visit.operations.change(
+        builder.id,
+        lambda uow: deployments.roll_back(uow, visit.application, visit.caller, builder.id, number, visit.now),
+        None,
+    )
     if deployed.version is None:
         return see_other(f"/builders/{builder.name}/versions", done="saved")
     return see_other(f"/builders/{builder.name}/versions/{deployed.version}")

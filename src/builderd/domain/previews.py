@@ -190,7 +190,6 @@ class PreviewActivity:
     bytes_out: int
     open_connections: int
     failures: int
-    requests_per_minute: int
     idle_seconds: float
     answers_2xx: int = 0
     answers_3xx: int = 0

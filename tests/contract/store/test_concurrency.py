@@ -327,7 +327,7 @@ async def test_webhook_can_be_deleted_during_a_delivery(one: Store, two: Store, 
     assert await one.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=9)) == ([], 0)
 
 
-OPEN = PreviewActivity(1, 100, 200, 0, 0, 5, idle_seconds=0)
+OPEN = PreviewActivity(1, 100, 200, 0, 0, idle_seconds=0)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ async def test_requests_builders_previews_and_the_engine_are_counted(
 ) -> None:
     created = await client.post("/api/v1/builders", json=MINIMAL)
     host = created.json()["data"]["preview_url"].split("/")[2].split(":")[0]
-    service.previews.visit(host, PreviewActivity(3, 10, 20, 1, 2, requests_per_minute=3, idle_seconds=0))
+    service.previews.visit(host, PreviewActivity(3, 10, 20, 1, 2, idle_seconds=0))
     for _ in range(2):
         await client.get(f"/api/v1/builders/{created.json()['data']['uuid']}")
     await client.request("MADE-UP", "/nowhere")

@@ -25,7 +25,7 @@ from builderd.domain.sandboxes import SandboxUsage
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 USED = SandboxUsage(10.0, 1_000, 500, 100, 200, 3)
-SEEN = PreviewActivity(10, 0, 0, 0, 0, 0, 0.0, answers_2xx=6, answers_3xx=1, answers_4xx=2, answers_5xx=1)
+SEEN = PreviewActivity(10, 0, 0, 0, 0, 0.0, answers_2xx=6, answers_3xx=1, answers_4xx=2, answers_5xx=1)
 
 
 def test_a_step_begins_at_a_multiple_of_five_minutes() -> None:

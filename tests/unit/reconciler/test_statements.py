@@ -23,7 +23,7 @@ from builderd.services import backups, bundles
 from builderd.store import UnitOfWork
 
 FEW, MANY = 5, 500
-VISIT = PreviewActivity(1, 0, 0, open_connections=0, failures=0, requests_per_minute=1, idle_seconds=0)
+VISIT = PreviewActivity(1, 0, 0, open_connections=0, failures=0, idle_seconds=0)
 
 
 async def add(world: World, number: int) -> None:

@@ -83,7 +83,7 @@ async def test_prometheus_has_the_same_by_builder(
 ) -> None:
     (host,) = await service.previews.routes()
     service.previews.visit(
-        host, PreviewActivity(3, 0, 0, 0, 0, 0, 0.0, answers_2xx=2, answers_5xx=1, within_10_ms=3, class_times=FAILED)
+        host, PreviewActivity(3, 0, 0, 0, 0, 0.0, answers_2xx=2, answers_5xx=1, within_10_ms=3, class_times=FAILED)
     )
     await Sampling(service.application).sample()
     text = (await service.client(METRICS_TOKEN).get("/metrics")).text
@@ -102,7 +102,7 @@ async def test_prometheus_series_are_limited(service: Service, uuid: str, monkey
 
     monkeypatch.setattr(meter, "MAX_SERIES", 2)
     for number in range(5):
-        service.previews.visit(f"h{number}.localhost", PreviewActivity(number, 0, 0, 0, 0, 0, 0.0))
+        service.previews.visit(f"h{number}.localhost", PreviewActivity(number, 0, 0, 0, 0, 0.0))
     text = (await service.client(METRICS_TOKEN).get("/metrics")).text
     hosts = {line.split('"')[1] for line in text.splitlines() if line.startswith("builderd_preview_requests_total")}
     assert hosts == {"h4.localhost", "h3.localhost"}

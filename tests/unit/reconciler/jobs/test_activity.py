@@ -14,7 +14,7 @@ from builderd.domain.previews import PreviewActivity
 from builderd.reconciler.jobs import visits
 from builderd.reconciler.jobs.idle import Idleness
 
-VISITED = PreviewActivity(10, 100, 200, 0, 0, 5, idle_seconds=3)
+VISITED = PreviewActivity(10, 100, 200, 0, 0, idle_seconds=3)
 OPEN = replace(VISITED, open_connections=1, idle_seconds=600)
 LONG_AGO = replace(VISITED, idle_seconds=600)
 

@@ -20,7 +20,7 @@ from builderd.domain.sandboxes import EndCause, SandboxUsage
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import builders, wake
 
-VISITOR = PreviewActivity(1, 0, 0, open_connections=1, failures=0, requests_per_minute=1, idle_seconds=0)
+VISITOR = PreviewActivity(1, 0, 0, open_connections=1, failures=0, idle_seconds=0)
 
 
 async def up(world: World, minutes: int = 15) -> tuple[Builder, Idleness]:

@@ -18,7 +18,7 @@ from builderd.domain.sandboxes import SandboxUsage
 from builderd.reconciler.jobs.sampling import Sampling, sample
 from builderd.services import builders
 
-VISITS = PreviewActivity(10, 0, 0, 1, 0, 0, 0.0, answers_2xx=8, answers_5xx=2)
+VISITS = PreviewActivity(10, 0, 0, 1, 0, 0.0, answers_2xx=8, answers_5xx=2)
 
 
 def sample_of(world: World, builder: BuilderId) -> UsageSample:

@@ -46,7 +46,7 @@ def _spans() -> Sequence[str]:
 
 def tables() -> str:
     """Return the counters of requests by host, and of WebSockets and event streams among them that are open."""
-    requests = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
+    requests = "http_req_cnt,bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
     counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES) * (1 + len(TIMED_CLASSES))})"
     hosts = "stick-table type string len 254 size 100k"
     return "\n".join(
@@ -67,7 +67,7 @@ AFTER_TURNS = "show fd 0"
 #: The general purpose counters in their order.
 _COUNTERS = (*(f"answers_{cls}xx" for cls in ANSWER_CLASSES), *RESPONSE_TIMES)
 _CLASS_COUNTERS = range(len(_COUNTERS), len(_COUNTERS) + len(RESPONSE_TIMES) * len(TIMED_CLASSES))
-#: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
+#: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 bytes_in_cnt=1142 …``
 _OPEN = re.compile(r"conn_cur=(\d+)")
 _FIELD = re.compile(r"([a-z_]+\d*)(?:\(\d+\))?=(\S+)")
 
@@ -91,7 +91,6 @@ def _activity(row: dict[str, str]) -> PreviewActivity:
         bytes_out=int(row["bytes_out_cnt"]),
         open_connections=int(row["conn_cur"]),
         failures=int(row["http_fail_cnt"]),
-        requests_per_minute=int(row["http_req_rate"]),
         idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, COUNTER_TTL - int(row["exp"]) / 1000),
         **{name: int(row.get(f"gpc{counter}", 0)) for counter, name in enumerate(_COUNTERS)},
         class_times=class_times if any(class_times) else (),

@@ -1,4 +1,4 @@
-"""Handover from one version to another while visitors' requests are held.
+"""Handover from one version to another while visitors' requests are paused.
 
 A visitor waits 30 seconds at most. In these the old version finishes what it was asked and ends, the new one starts,
 and should it not come up, the old one starts again.
@@ -24,7 +24,7 @@ MIN_HANDOVER_SECONDS = 5.0
 
 
 async def drained(application: Application, host: str) -> float:
-    """Wait until the app has answered the requests that came before new ones were held.
+    """Wait until the app has answered the requests that came before new ones were paused.
 
     Return how many seconds that took, about ``DRAIN_TIMEOUT`` at most.
     """

@@ -81,7 +81,7 @@ def in_root(command: str, root: str) -> str:
 
 
 async def put_bundle(application: Application, item: WorkItem, disk: DiskId) -> None:
-    """Bring the version's files onto a disk that may hold another version's, and what the app made of them."""
+    """Bring the version's files onto a disk that may have another version's, and what the app made of them."""
     bundle = await bundles.fetch(application, item.version)
     before, built = await _before(application, item, disk), item.version.build_key or NO_BUILD
     await application.engine.disks.put_bundle(disk, bundle, before, built)

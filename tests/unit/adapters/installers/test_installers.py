@@ -8,7 +8,7 @@ import pytest
 
 from builderd.adapters.installers.installers import Installers, UvInstaller
 from builderd.adapters.installers.npm import NpmInstaller
-from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.credentials import read_sources
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import Cache, LayerPlan
@@ -147,3 +147,87 @@ def test_value_that_is_no_address_names_the_variable_alone(url: str) -> None:
     with pytest.raises(ValueError, match="PIP_INDEX_URL") as refused:
         read_sources({"PIP_INDEX_URL": url.replace("://", "://user:hidden@")}, ["x"])
     assert "hidden" not in str(refused.value)
+
+
+UV = UvInstaller(version="1.0")
+WITH_UV = Installers(UV, NpmInstaller())
+
+NO_WHEELS = (
+    "error: No solution found when resolving dependencies",
+    "  cause: Because all versions of docopt have no usable wheels and you require docopt, we can conclude that …",
+)
+
+
+def with_requirements(requirements: str) -> Bundle:
+    return make_bundle([BundleFile("requirements.txt", requirements.encode())])
+
+
+def uv_plan(requirements: str, installer: UvInstaller = UV, base: str = "b", tenant: TenantId = ALICE) -> LayerPlan:
+    made = installer.plan(with_requirements(requirements), base, tenant)
+    assert made is not None
+    return made
+
+
+def test_wheels_are_unpacked_without_running_code_and_with_the_shared_cache() -> None:
+    (step,) = uv_plan("flask").steps
+    assert step.cache is Cache.SHARED
+    assert "--no-build" in step.argv[-1]
+    assert "--no-compile-bytecode" in step.argv[-1]
+    assert not uv_plan("flask").runs_foreign_code
+
+
+def test_the_order_of_lines_and_comments_do_not_change_the_key() -> None:
+    assert uv_plan("flask\nrequests").key == uv_plan("requests # http\n\nflask\n").key
+
+
+def test_everything_that_decides_the_content_changes_the_key() -> None:
+    keys = {
+        uv_plan("flask").key,
+        uv_plan("flask==3.0").key,
+        uv_plan("flask", base="c").key,
+        uv_plan("flask", UvInstaller(version="1.1")).key,
+        uv_plan("flask", UvInstaller(version="1.0", index="https://index.example/simple")).key,
+    }
+    assert len(keys) == 5
+
+
+def test_tenants_share_layers_of_wheels_but_never_one_that_ran_code() -> None:
+    assert uv_plan("flask", tenant=ALICE).key == uv_plan("flask", tenant=BOB).key
+    address = "x @ https://example.org/x.tar.gz"
+    assert uv_plan(address, tenant=ALICE).key != uv_plan(address, tenant=BOB).key
+    assert uv_plan(address).runs_foreign_code
+
+
+def test_a_build_from_source_does_not_write_the_shared_cache() -> None:
+    fallback = WITH_UV.fallback(uv_plan("docopt"), NO_WHEELS, ALICE)
+    assert fallback is not None
+    assert fallback.runs_foreign_code
+    assert {step.cache for step in fallback.steps} == {Cache.SCRATCH}
+    assert fallback.key != uv_plan("docopt").key
+    assert WITH_UV.from_source(uv_plan("docopt"), ALICE) == fallback
+
+
+def test_fallback_happens_once_and_only_for_missing_wheels() -> None:
+    fallback = WITH_UV.fallback(uv_plan("docopt"), NO_WHEELS, ALICE)
+    assert fallback is not None
+    assert WITH_UV.fallback(fallback, NO_WHEELS, ALICE) is None
+    assert WITH_UV.from_source(fallback, ALICE) is None
+    assert WITH_UV.fallback(uv_plan("x"), ("error: No solution found", "  cause: not found"), ALICE) is None
+
+
+def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anything() -> None:
+    compile_step = uv_plan("flask").compile_step
+    assert compile_step is not None
+    assert "/venv/bin" not in " ".join(compile_step.argv)
+    assert (compile_step.network, compile_step.cache, compile_step.is_background) == (False, Cache.NONE, True)
+
+
+def test_resolver_message_is_shown_without_noise() -> None:
+    output = ("Using Python 3.13.5 environment at: /build/x", "\x1b[1merror\x1b[0m: No solution found", "  cause: why")
+    assert UV.explain(output) == "error: No solution found\n  cause: why"
+    assert UV.explain(()) == "uv failed without output."
+
+
+def test_the_index_is_handed_over_by_environment() -> None:
+    (step,) = uv_plan("flask", UvInstaller("1.0", index="https://index.example/simple")).steps
+    assert step.env["UV_DEFAULT_INDEX"] == "https://index.example/simple"

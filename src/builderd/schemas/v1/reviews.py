@@ -107,16 +107,7 @@ def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, 
 def _finding(finding: domain.Finding, verdict: domain.Verdict) -> Finding:
     accepted = verdict.accepted.get(finding.fingerprint)
     return Finding(
-        fingerprint=finding.fingerprint,
-        rule=finding.rule,
-        severity=finding.severity,
-        path=finding.path,
-        line=finding.line,
-        text=finding.text,
-        message=finding.message,
-        advice=finding.advice,
-        demoted=finding.demoted,
-        acceptable=finding.acceptable,
+        **{name: getattr(finding, name) for name in Finding.model_fields.keys() - {"accepted"}},
         accepted=Acceptance.model_validate(accepted, from_attributes=True) if accepted else None,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -101,7 +101,9 @@ class FlowRules(Flow):
             # Not the arguments by which a request is signed or its connection made.
             keywords = [one.value for one in node.keywords if one.arg not in _OF_CONNECTION]
             sent = merge(*(self.of(scope, one) for one in (*node.args, *keywords)))
-            yield from _judge_sending(merge(sent, carried(call.owner)) if method in ("write", "end") else sent)
+            data = merge(sent, carried(call.owner)) if method in ("write", "end") else sent
+            host = {places.USER: "RSK-host-sent"} if data.has(places.USER) and data.has(places.HOST) else {}
+            yield from _first_of(data, {**_SENT, **host})
             if sent.has(places.KEY) and any(places.SENDERS.match(name) for name in names):
                 yield "RSK-key-sent", _trace(sent, places.KEY)
         if _replaces_address(call):
@@ -174,7 +176,11 @@ class FlowRules(Flow):
         if handed and opens_socket and ".connect" in called:
             yield "MAL-reverse-shell", ()
         names_shell = any(one.arg == "shell" and getattr(one.value, "value", True) for one in keywords)
-        if not (set(call.names) & places.SHELLS or names_shell or _starts_interpreter(words)):
+        first = words[0] if words else None
+        starts_interpreter = isinstance(first, ast.Attribute) and first.attr == "executable"
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            starts_interpreter = _is_interpreter(first.value)
+        if not (set(call.names) & places.SHELLS or names_shell or starts_interpreter):
             return
         fetched = "RSK-fetched-in-command" if isinstance(command, ast.JoinedStr | ast.BinOp) else "MAL-fetched-executed"
         rules = (
@@ -236,6 +242,13 @@ _COPIERS = ("shutil.copy", "shutil.move", "fs.copy", "asar.createPackage")
 _OF_CONNECTION = frozenset({"auth", "cert", "verify", "proxies", "timeout"})
 #: Kinds that have no business on the network.
 _OUT = (places.SECRET, places.ENVIRONMENT, places.INPUT)
+#: Rules for what is sent.
+_SENT = {
+    places.SECRET: "MAL-secrets-sent",
+    places.ENVIRONMENT: "MAL-environment-sent",
+    places.INPUT: "MAL-input-sent",
+    places.CLIPBOARD: "MAL-input-sent",
+}
 #: Functions that make a socket.
 _SOCKETS = frozenset({"socket.socket", "socket.create_connection"})
 
@@ -278,13 +291,6 @@ def _judge_first(call: Call) -> Iterator[tuple[str, Trace]]:
         yield "INJ-path", _trace(first, places.REQUEST)
 
 
-def _starts_interpreter(words: Sequence[ast.expr]) -> bool:
-    first = words[0] if words else None
-    if isinstance(first, ast.Attribute):
-        return first.attr == "executable"
-    return isinstance(first, ast.Constant) and isinstance(first.value, str) and _is_interpreter(first.value)
-
-
 def _is_built(node: ast.expr) -> bool:
     """Return True for a text that is put together from parts, of which not all are plain text."""
     match node:
@@ -308,18 +314,6 @@ def _judge_command(text: str, command: Value, whole: Value) -> Iterator[tuple[st
         yield "MAL-secrets-sent", _trace(whole, places.SECRET)
     if places.SCHEDULES.search(text):
         yield "RSK-persists", ()
-
-
-def _judge_sending(data: Value) -> Iterator[tuple[str, Trace]]:
-    rules = {
-        places.SECRET: "MAL-secrets-sent",
-        places.ENVIRONMENT: "MAL-environment-sent",
-        places.INPUT: "MAL-input-sent",
-        places.CLIPBOARD: "MAL-input-sent",
-    }
-    if data.has(places.USER) and data.has(places.HOST):
-        rules[places.USER] = "RSK-host-sent"
-    yield from _first_of(data, rules)
 
 
 def _sends_file(command: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from . import places
@@ -99,7 +99,14 @@ class Program:
         if name not in places.SECRET_KEY_NAMES:
             return name in places.KEY_NAMES
         if path not in self.wallets:
-            self.wallets[path] = any(places.WALLET_NAMES.search(one) for one in _names_in(self.trees[path]))
+            names: list[str] = []
+            for node in ast.walk(self.trees[path]):
+                match node:
+                    case ast.Name(id=one) | ast.Attribute(attr=one) | ast.arg(arg=one) | ast.alias(name=one):
+                        names.append(one)
+                    case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                        names.append(node.name)
+            self.wallets[path] = any(map(places.WALLET_NAMES.search, names))
         return self.wallets[path]
 
 
@@ -109,16 +116,6 @@ def read_program(trees: Mapping[str, ast.Module]) -> Program:
     for path, tree in trees.items():
         _Reader(program, modules, path).read(tree)
     return program
-
-
-def _names_in(tree: ast.Module) -> Iterator[str]:
-    """Yield the names of variables, parameters, attributes, functions, classes and imports."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.alias(name=name):
-                yield name
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                yield node.name
 
 
 def _is_handler(node: FunctionNode) -> bool:

@@ -164,7 +164,7 @@ def backup(folder: Path, settings: Settings, passphrase_file: Path | None, witho
     passphrase = None if without_keys else _passphrase(passphrase_file, new=True)
     manifest = state.back_up(settings, folder, passphrase, click.echo)
     size = sum(count for _, count in manifest.files.values())
-    click.echo(f"{folder} holds the state of {manifest.created_at}: {len(manifest.files)} files, {size:,} bytes.")
+    click.echo(f"{folder} has the state of {manifest.created_at}: {len(manifest.files)} files, {size:,} bytes.")
     if passphrase is None:
         click.echo("The keys are not in it: without the vault's key, its stored secrets cannot be read.")
     if state.is_local(settings):

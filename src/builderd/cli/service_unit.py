@@ -24,8 +24,6 @@ from builderd.settings import Settings
 #: Exists when systemd is the init process (sd_booted(3)).
 SYSTEMD_RUNS = Path("/run/systemd/system")
 SYSTEM_UNITS = Path("/etc/systemd/system")
-#: A start that takes longer is reported: the first one, a slow machine, or a large database to bring up to date.
-NOTE_SECONDS = 20.0
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 TEMPLATE = """\
@@ -63,7 +61,7 @@ WantedBy=multi-user.target
 """
 
 OWN_SETTINGS = """\
-Settings in {data_dir}/builderd.toml hold for the service and for commands. Those in /etc/default/{name} are the
+Settings in {data_dir}/builderd.toml are for the service and for commands. Those in /etc/default/{name} are the
 service's alone: before a command in a shell, such as builderd backup, give it the same:
   set -a; . /etc/default/{name}; set +a"""
 
@@ -89,7 +87,7 @@ def render(name: str, executable: Path, data_dir: Path, serve_options: Sequence[
 def quote(word: str) -> str:
     """Quote one word of a command or list by systemd.syntax(7). Raises ``ValueError`` for control characters."""
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
-        raise ValueError(f"{word!r} has a control character, which a unit file cannot hold")
+        raise ValueError(f"{word!r} has a control character, which a unit file cannot have")
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return escaped if re.fullmatch(r"[\w@%+=:,./$-]+", word, re.ASCII) else f'"{escaped}"'
 
@@ -175,16 +173,12 @@ def _start(name: str) -> None:
 
     That takes as long as it takes (``TimeoutStartSec``): systemd goes on with it even where this command is ended.
     """
-    command = ("systemctl", "restart", f"{name}.service")
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as restart:
-        try:
-            restart.wait(NOTE_SECONDS)
-        except subprocess.TimeoutExpired:
-            click.echo(f"{name} is still starting after {NOTE_SECONDS:.0f} s; follow its log: journalctl -fu {name}")
+    click.echo(f"starting {name}; its log: journalctl -fu {name}")
+    restart = subprocess.run(["systemctl", "restart", f"{name}.service"], capture_output=True, check=False)
     if restart.returncode != 0:
         words = _run("journalctl", "--unit", f"{name}.service", "--lines", "5", "--output", "cat").stdout.strip()
         raise click.ClickException(f"{name} does not start, and systemd retries each second:\n{words}")
-    click.echo(f"it runs; its log: journalctl -u {name}")
+    click.echo("it runs")
 
 
 def _systemctl(*arguments: str) -> str:

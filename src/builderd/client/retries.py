@@ -109,7 +109,7 @@ def is_loopback(url: str) -> bool:
 def certificates(url: str, ca: str | Path | None) -> ssl.SSLContext | bool:
     """Return the certificates of ``SSL_CERT_FILE`` or else the system's, and those of ``ca``; True without TLS.
 
-    Those of the environment hold for a connection to this machine, too.
+    Those of the environment are used for a connection to this machine, too.
     """
     if ca is None and not url.startswith("https:"):
         return True

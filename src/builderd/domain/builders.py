@@ -133,7 +133,7 @@ class Builder:
     ``running`` in both. ``stop_kind`` is set with a stop and kept until it is up again. ``member`` is the instance
     (``Instance.member``) that keeps its disk and runs its sandboxes. ``disk_released_at`` is when a failed builder's
     disk was given back; its next start makes a new one. ``disk_has_data``: the disk of a builder that never was up
-    holds more than the code, a restored backup or files from a caller, so that it is kept. ``location`` is the member
+    has more than the code, a restored backup or files from a caller, so that it is kept. ``location`` is the member
     of the cluster on which it was last started, empty on a single machine. ``disk_is_made``: its disk was made, so that
     a missing one is lost; False before the first, and once a loss is recorded.
     """

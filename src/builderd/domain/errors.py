@@ -61,7 +61,7 @@ class InvalidState(BuilderdError, code="invalid_state"):
 
 
 class PreconditionFailed(BuilderdError, code="precondition_failed"):
-    """A condition of the request (If-Match, If-None-Match) does not hold."""
+    """A condition of the request (If-Match, If-None-Match) is not met."""
 
 
 class TooLarge(BuilderdError, code="too_large"):
@@ -155,7 +155,7 @@ _CURES: Mapping[int, tuple[str, str]] = {
     errno.EIO: ("a disk of the service does not read or write", "look at its health (dmesg, smartctl -a)"),
     errno.EROFS: ("a file system of the service is read-only", "see dmesg for the reason, repair it, mount it anew"),
     errno.EMFILE: ("the service has too many files open", "raise its limit (LimitNOFILE= of its unit, ulimit -n)"),
-    errno.ENFILE: ("the machine has too many files open", "raise fs.file-max, or end what holds them"),
+    errno.ENFILE: ("the machine has too many files open", "raise fs.file-max, or end what has them open"),
     errno.ENOMEM: ("the machine is out of memory", "end something, or give it more memory (free -m)"),
     errno.EAGAIN: ("the machine starts no more processes or threads", "raise TasksMax= of the unit, or kernel.pid_max"),
 }

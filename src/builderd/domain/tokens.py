@@ -106,7 +106,7 @@ class Token:
 
     def allows(self, scope: Scope) -> bool:
         """Return True if one of the token's scopes is, or includes, this one."""
-        return any(scope in IMPLIED[held] for held in self.scopes)
+        return any(scope in IMPLIED[own] for own in self.scopes)
 
     def is_valid(self, now: datetime) -> bool:
         """Return True if the token is neither revoked nor expired."""

@@ -87,7 +87,7 @@ class VersionSettings:
     protocol: Protocol = Protocol.HTTP
     #: Folder of the code, such as an app of a monorepo, in which the commands run; empty: all of the code.
     root: str = ""
-    #: File of the version that holds variables, such as ``.env``; empty: none.
+    #: File of the version with variables, such as ``.env``; empty: none.
     env_file: str = ""
     #: The variables of that file, read when the version was made; ``env`` wins over them.
     env_file_values: Mapping[str, str] = field(default_factory=dict)
@@ -280,7 +280,7 @@ def _take(text: str, start: int, line: int, found: EnvFile) -> int:
     match = _NAME.match(text, start, next_line)
     if match is None or not ENV_NAME.fullmatch(match["name"]):
         why = "must be NAME=VALUE" + (BAD_NAME if match is not None else "")
-        # The line itself is not shown: it may hold a secret.
+        # The line itself is not shown: it may have a secret.
         found.errors.append(f"line {line}: {why}")
         return next_line
     name, value, end = match["name"], text[match.end() : next_line].rstrip("\n"), next_line

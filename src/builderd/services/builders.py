@@ -17,7 +17,6 @@ from builderd.domain.errors import (
     RecordDamaged,
     ValidationFailed,
 )
-from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
@@ -130,10 +129,10 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
         created_at=now,
     )
     uow.versions.add(version)
-    uow.events.add(_event(builder, "builder.created", now, {"name": new.name}))
+    _record(uow, builder, "builder.created", now, name=new.name)
     candidates.note_skipped(uow, builder, version, now)
     uow.builders.make_due(builder.id, now)
-    # Last: what fails before leaves nothing held. The store counts what the sum of all disks does not, such as layers.
+    # Last: what fails before reserves nothing. The store counts what the sum of all disks does not, such as layers.
     # The space of a disk that a restore has filled is its own already, that of a replaced builder comes back soon.
     if new.disk is None and not has_replaced:
         application.engine.disks.reserve_disk(builder.disk, new.settings.resources.disk_bytes)
@@ -205,7 +204,7 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     wanted = want_run(uow, application, builder, caller, "restarted", now)
     if builder.status is Status.RUNNING:
         # The status does not change, so no other event names the caller.
-        uow.events.add(_event(wanted, "builder.restarting", now, {}))
+        _record(uow, wanted, "builder.restarting", now)
     return wanted
 
 
@@ -244,7 +243,7 @@ def _delete(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     wanted = save_due(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
     candidates.release_all(uow, wanted, now)
-    uow.events.add(_event(wanted, "builder.deleted", now, {}))
+    _record(uow, wanted, "builder.deleted", now)
     return wanted
 
 
@@ -367,16 +366,8 @@ def save_due(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
     return saved
 
 
-def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) -> Event:
-    return Event(
-        tenant_id=builder.tenant_id,
-        builder_id=builder.id,
-        time=now,
-        type=kind,
-        actor=builder.cause.actor,
-        reason=builder.cause.reason,
-        details=details,
-    )
+def _record(uow: UnitOfWork, builder: Builder, kind: str, now: datetime, **details: Any) -> None:
+    candidates.record(uow, builder, kind, builder.cause.actor, builder.cause.reason, now, **details)
 
 
 #: Common signature of ``start``, ``stop``, ``restart`` and ``delete``.

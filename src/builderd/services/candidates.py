@@ -77,9 +77,15 @@ def fail(uow: UnitOfWork, builder: Builder, version: Version, code: str, reason:
     if version.status is not VersionStatus.PENDING:
         return
     uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))
-    details = {"version": version.number, "code": code}
     what = reason.partition("\n")[0]
-    uow.events.add(Event(builder.tenant_id, builder.id, now, "version.failed", SYSTEM, what, details))
+    record(uow, builder, "version.failed", SYSTEM, what, now, version=version.number, code=code)
+
+
+def record(
+    uow: UnitOfWork, builder: Builder, kind: str, actor: str, reason: str, now: datetime, **details: Any
+) -> None:
+    """Record an event of the builder."""
+    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, actor, reason, details))
 
 
 def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime) -> Builder:
@@ -89,17 +95,8 @@ def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: 
     An unchanged status records no event.
     """
     if status is not builder.status:
-        uow.events.add(
-            Event(
-                tenant_id=builder.tenant_id,
-                builder_id=builder.id,
-                time=now,
-                type="builder.status",
-                actor=builder.cause.actor,
-                reason=reason,
-                details={"from": builder.status.value, "to": status.value},
-            )
-        )
+        changed = {"from": builder.status.value, "to": status.value}
+        record(uow, builder, "builder.status", builder.cause.actor, reason, now, **changed)
     return replace(builder, status=status, status_reason=reason, updated_at=now)
 
 
@@ -108,13 +105,12 @@ def note_skipped(uow: UnitOfWork, builder: Builder, version: Version, now: datet
     for gate, is_skipped in (("review", version.settings.skip_review), ("qa", version.settings.skip_qa)):
         if not is_skipped:
             continue
-        details = {"gate": gate, "version": version.number}
-        reason = f"{gate} left out by {version.created_by}"
-        uow.events.add(Event(builder.tenant_id, builder.id, now, "gate.skipped", version.created_by, reason, details))
+        actor, number = version.created_by, version.number
+        record(uow, builder, "gate.skipped", actor, f"{gate} left out by {actor}", now, gate=gate, version=number)
 
 
 def release(uow: UnitOfWork, domain: Domain, now: datetime) -> None:
-    """End a claim. A proven one leaves a row that remembers who held the host; its certificate is dropped.
+    """End a claim. A proven one leaves a row that remembers whose host it was; its certificate is dropped.
 
     That row is due at once: the job takes the host from the proxy.
     """

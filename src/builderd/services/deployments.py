@@ -13,7 +13,7 @@ from typing import Any
 
 from builderd.domain.builders import Builder, Candidate, Cause, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
-from builderd.domain.events import SYSTEM, Event
+from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DiskId, new_id, new_secret
 from builderd.domain.prices import Billing
 from builderd.domain.versions import SETTING_NAMES, Version, VersionSettings, VersionStatus
@@ -177,7 +177,7 @@ def switch(
 def renew_service_token(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime
 ) -> Builder:
-    """Replace the service token at once. A running app restarts with the new one while its preview holds requests.
+    """Replace the service token at once. A running app restarts with the new one while its preview pauses requests.
 
     Raises ``TakesOver`` while a release runs: it would be cut off, and run again.
     """
@@ -185,7 +185,8 @@ def renew_service_token(
     if candidates.releases(uow, builder):
         raise candidates.TakesOver("A release command runs at this moment: try again.", retry_after=RETRY_AFTER)
     renewed = replace(builder, service_token=new_secret("bds"), updated_at=now)
-    uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
+    why = f"service token renewed by {caller.actor}"
+    candidates.record(uow, builder, "builder.token_renewed", caller.actor, why, now)
     if builder.desired is Desired.RUNNING and builder.job_type.stays_up:
         reason = f"started again with a new service token by {caller.actor}"
         renewed = replace(renewed, generation=builder.generation + 1, cause=Cause(caller.actor, reason))
@@ -311,7 +312,7 @@ def _launch(
     admission.admit_change(uow, application, builder, wanted, now, version=version)
     uow.versions.add(version)
     _drop_old(uow, application, builder)
-    uow.events.add(_created(builder, caller, version, now))
+    _created(uow, builder, version, now)
     candidates.note_skipped(uow, builder, version, now)
     if at_once:
         candidates.superseded(uow, builder, version.number, now)
@@ -347,19 +348,15 @@ def _adopt(
         spending.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
     candidates.superseded(uow, builder, version.number, now)
     uow.versions.add(version)
-    uow.events.add(_created(builder, caller, version, now))
+    _created(uow, builder, version, now)
     _drop_old(uow, application, builder)
     return Deployed(save_due(uow, adopted, now), None)
 
 
-def _created(builder: Builder, caller: Caller, version: Version, now: datetime) -> Event:
+def _created(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     what = f"rolls back to version {version.rolled_back_to}" if version.rolled_back_to else "made"
-    reason = f"version {version.number} {what} by {caller.actor}"
-    return _event(builder, caller, "version.created", reason, now, version=version.number)
-
-
-def _event(builder: Builder, caller: Caller, kind: str, reason: str, now: datetime, **details: Any) -> Event:
-    return Event(builder.tenant_id, builder.id, now, kind, caller.actor, reason, details)
+    reason = f"version {version.number} {what} by {version.created_by}"
+    candidates.record(uow, builder, "version.created", version.created_by, reason, now, version=version.number)
 
 
 def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
@@ -385,8 +382,7 @@ def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     )
     uow.builders.make_due(builder.id, now)
     reason = f"its disk of {size:g} GB was given back: it failed and never was up; its next start makes a new one"
-    details = {"disk": builder.disk, "gb": size}
-    uow.events.add(Event(builder.tenant_id, builder.id, now, "disk.released", SYSTEM, reason, details))
+    candidates.record(uow, builder, "disk.released", SYSTEM, reason, now, disk=builder.disk, gb=size)
     return True
 
 

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 
 from builderd.domain.builders import MAX_LEASES, Builder, Desired, Lease, LeaseId
 from builderd.domain.errors import InvalidState, NotFound
-from builderd.domain.events import Event
 from builderd.domain.ids import new_id
-from builderd.services import wake
+from builderd.services import candidates, wake
 from builderd.services.application import Application
 from builderd.services.wake import User
 from builderd.store import UnitOfWork
@@ -68,5 +67,5 @@ def _get(uow: UnitOfWork, builder: Builder, lease_id: str, now: datetime) -> Lea
 
 
 def _record_event(uow: UnitOfWork, builder: Builder, kind: str, actor: str, lease: Lease, now: datetime) -> None:
-    details = {"lease": lease.id, "expires_at": lease.expires_at.isoformat()}
-    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, actor, lease.reason, details))
+    until = lease.expires_at.isoformat()
+    candidates.record(uow, builder, kind, actor, lease.reason, now, lease=lease.id, expires_at=until)

@@ -43,7 +43,7 @@ class Limits:
     qa_report: bool = True
 
     def start_seconds(self, settings: VersionSettings) -> float:
-        """Return how long a version may take to listen; a bound that was lowered since holds for it too."""
+        """Return how long a version may take to listen; a bound that was lowered since limits it too."""
         return min(settings.start_timeout, self.max_start_timeout) if settings.start_timeout else self.start_timeout
 
 

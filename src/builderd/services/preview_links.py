@@ -19,7 +19,7 @@ from builderd.store import UnitOfWork
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A new link with its URL, which holds its token and is shown once."""
+    """A new link with its URL, which has its token and is shown once."""
 
     builder: Builder
     link: Link

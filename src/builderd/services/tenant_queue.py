@@ -80,7 +80,7 @@ class PagedReads:
         self._following: Counter[TenantId] = Counter()
 
     def place(self, tenant_id: TenantId) -> asyncio.Semaphore:
-        """Return the tenant's semaphore, to be held while one page is read."""
+        """Return the tenant's semaphore, to be acquired while one page is read."""
         return self._pages.semaphore(tenant_id)
 
     @contextmanager

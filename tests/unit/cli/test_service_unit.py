@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -173,27 +172,6 @@ def test_failed_start_of_the_unit_shows_its_log(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 1
     assert "builderd does not start" in result.output
     assert "Cannot listen on 127.0.0.1:8080" in result.output
-
-
-@pytest.mark.usefixtures("environment")
-def test_long_start_of_the_unit_is_reported_and_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    systemd(tmp_path, monkeypatch, before="inactive")
-    control = tmp_path / "systemd/systemctl"
-    until_noted = f"restart) until [ -e {tmp_path}/noted ]; do sleep 0.01; done"
-    control.write_text(control.read_text().replace("restart) exit 0", until_noted))
-    monkeypatch.setattr(service_unit, "NOTE_SECONDS", 0)
-    echo = click.echo
-
-    def note(text: str) -> None:
-        echo(text)
-        if "still starting" in text:
-            (tmp_path / "noted").touch()
-
-    monkeypatch.setattr(click, "echo", note)
-    result = CliRunner().invoke(main, ["install-service", "--data-dir", str(tmp_path / "new"), "--now"])
-    assert result.exit_code == 0, result.output
-    still, runs = result.output.index("journalctl -fu builderd"), result.output.index("it runs; its log")
-    assert still < runs
 
 
 @pytest.mark.usefixtures("environment")

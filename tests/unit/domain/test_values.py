@@ -127,7 +127,7 @@ TOKEN = Token(TokenId("t"), TENANT, "ci", "0" * 64, frozenset({Scope.WRITE}), NO
 
 
 @pytest.mark.parametrize(
-    ("held", "allowed"),
+    ("scopes", "allowed"),
     [
         ([], ""),
         ([Scope.READ], "read"),
@@ -137,8 +137,8 @@ TOKEN = Token(TokenId("t"), TENANT, "ci", "0" * 64, frozenset({Scope.WRITE}), NO
         ([Scope.ADMIN], "read write skip-gates admin"),
     ],
 )
-def test_a_token_allows_its_scopes_and_what_they_include(held: list[Scope], allowed: str) -> None:
-    token = replace(TOKEN, scopes=frozenset(held))
+def test_a_token_allows_its_scopes_and_what_they_include(scopes: list[Scope], allowed: str) -> None:
+    token = replace(TOKEN, scopes=frozenset(scopes))
     assert [scope.value for scope in Scope if token.allows(scope)] == allowed.split()
 
 
@@ -225,9 +225,9 @@ def test_bytes_that_are_no_text_stay() -> None:
 def test_a_value_across_pieces_is_masked_while_bytes_go_on(size: int) -> None:
     masker = Masker(["secret-value", "secret"])
     content = b"a secret-value, a secret and \xff the sec of a secret-valu"
-    out, held = b"", b""
+    out, rest = b"", b""
     for start in range(0, len(content), size):
-        masked, held = masker.beginning(held + content[start : start + size])
+        masked, rest = masker.beginning(rest + content[start : start + size])
         out += masked
-        assert len(held) < 12 + size
-    assert out + masker.data(held) == masker.data(content)
+        assert len(rest) < 12 + size
+    assert out + masker.data(rest) == masker.data(content)

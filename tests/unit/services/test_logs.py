@@ -268,7 +268,7 @@ async def test_a_reader_takes_a_page_when_the_one_before_was_taken(
 
 
 async def test_reader_gets_lines_written_before_the_call(world: World, page: int) -> None:
-    """An app that writes faster than its log is read neither holds it for ever nor adds to what was asked for."""
+    """An app that writes faster than its log is read neither keeps it for ever nor adds to what was asked for."""
     async with world.reconciling():
         builder, written = await long_runs(world)
         told = []

@@ -203,7 +203,7 @@ class State:
         self._make_folder()
         new = self._file.with_suffix(".new")
         fields = {name: getattr(pending, name) for name in Pending.__slots__}
-        # The URL of an upload lets its holder send it.
+        # The URL of an upload lets anyone who has it send it.
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             json.dump({"pending": fields}, out)
         new.replace(self._file)
@@ -216,9 +216,8 @@ class State:
         """Return the code that was sent to this builder last; None if it was another one, or is not known."""
         try:
             read = json.loads(self._sent.read_text())
-            files = {path: (bool(bit), str(sha256)) for path, (bit, sha256) in read["files"].items() if _is_text(path)}
+            files = {path: (bool(bit), str(sha256)) for path, (bit, sha256) in read["files"].items()}
             known = KnownCode(str(read["service"]), str(read["builder"]), str(read["bundle"]), files)
-            known.bundle.encode()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return known if (known.service, known.builder) == (service, builder) else None
@@ -230,11 +229,6 @@ class State:
         fields = {name: getattr(known, name) for name in KnownCode.__slots__}
         new.write_text(json.dumps(fields))
         new.replace(self._sent)
-
-
-def _is_text(path: str) -> bool:
-    """Return False for half of a surrogate pair, which JSON can name and a request cannot."""
-    return path.isascii() or path.encode(errors="replace").decode() == path
 
 
 def fingerprint(*parts: Any) -> str:

@@ -397,18 +397,6 @@ def test_stale_state_of_a_file_that_became_a_folder_does_not_block(
     assert (len(uploaded), served(running)["a/b"]) == (2, b"below")
 
 
-def test_paths_and_hashes_that_are_no_text_are_not_sent(running: Running, home: Path, uploaded: list[int]) -> None:
-    assert run("deploy", "--yes").exit_code == 0
-    sent = json.loads((home / SENT).read_text())
-    files = {**sent["files"], "\udcff": [False, "0" * 64]}
-    (home / SENT).write_text(json.dumps({**sent, "files": files}))
-    assert run("deploy").exit_code == 0
-    assert len(uploaded) == 1
-    (home / SENT).write_text(json.dumps({**sent, "bundle": "\udcff" * 64}))
-    assert run("deploy").exit_code == 0
-    assert len(uploaded) == 2
-
-
 @pytest.mark.parametrize(
     "spoil",
     [

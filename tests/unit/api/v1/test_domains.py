@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.service import MINIMAL, Service
+from tests.service import MINIMAL
 
 BUILDERS = "/api/v1/builders"
 HOST = "shop.example.com"
@@ -63,22 +63,6 @@ async def test_a_bad_host_is_rejected(client: httpx.AsyncClient, path: str, host
 async def test_a_bad_host_in_a_path_is_unknown(client: httpx.AsyncClient, path: str, host: str) -> None:
     response = await client.post(f"{path}/{host}/check")
     assert response.status_code in (404, 405)
-
-
-async def test_other_tenants_and_readers_change_nothing(client: httpx.AsyncClient, path: str, service: Service) -> None:
-    await client.post(path, json={"host": HOST})
-    async with service.client(service.other) as stranger:
-        for response in (
-            await stranger.post(path, json={"host": HOST}),
-            await stranger.get(path),
-            await stranger.delete(f"{path}/{HOST}"),
-            await stranger.post(f"{path}/{HOST}/check"),
-        ):
-            assert response.status_code == 404
-    async with service.client(service.read) as reader:
-        assert (await reader.get(path)).status_code == 200
-        assert (await reader.post(path, json={"host": HOST})).status_code == 403
-        assert (await reader.delete(f"{path}/{HOST}")).status_code == 403
 
 
 async def test_a_deleted_builder_frees_the_name_for_its_tenant(client: httpx.AsyncClient, path: str) -> None:

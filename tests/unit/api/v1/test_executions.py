@@ -185,7 +185,6 @@ async def test_nothing_runs_in_a_stopped_builder(client: httpx.AsyncClient, path
         ({"command": "ls", "timeout": 601}, "timeout"),
         ({"command": "ls", "timeout": "60"}, "timeout"),
         ({"command": "ls", "timeout": True}, "timeout"),
-        ({"command": "ls", "shell": "bash"}, "shell"),
         ({"command": "ls", "stdin": 5}, "stdin"),
         ({"command": "ls", "stdin": "x" * 1_000_001}, "stdin"),
         ({"command": "ls", "cwd": ""}, "cwd"),

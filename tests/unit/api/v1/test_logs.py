@@ -119,7 +119,6 @@ async def test_lines_are_filtered_by_number_time_and_stream(
         ("since=1700000000", "since"),
         ("stream=stdin", "stream"),
         ("follow=perhaps", "follow"),
-        ("tial=1", "tial"),
     ],
 )
 async def test_a_hostile_query_is_refused(client: httpx.AsyncClient, path: str, query: str, field: str) -> None:
@@ -254,7 +253,3 @@ async def test_density_counts_lines_and_errors_over_time(
     assert [(one["lines"], one["errors"]) for one in data["buckets"]] == [(20, 5), (20, 5)]
     assert [one["version"] for one in data["versions"]] == [1]
     assert (await client.get(f"{path}/density", params={"search": "nothing"})).json()["data"]["buckets"] == []
-
-
-async def test_density_is_of_ones_own_builders(service: Service, path: str) -> None:
-    assert (await service.client(service.other).get(f"{path}/density")).status_code == 404

@@ -66,13 +66,7 @@ async def test_stopped_builder_has_no_current_usage(client: httpx.AsyncClient, s
     assert (await read(client, uuid))["now"] is None
 
 
-async def test_another_tenant_reads_none(service: Service, uuid: str) -> None:
-    assert (await service.client(service.other).get(f"{BUILDERS}/{uuid}/metrics")).status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("query", "field"), [("hours=0", "hours"), ("hours=25", "hours"), ("step=1s", "step"), ("x=1", "x")]
-)
+@pytest.mark.parametrize(("query", "field"), [("hours=0", "hours"), ("hours=25", "hours"), ("step=1s", "step")])
 async def test_a_hostile_query_is_refused(client: httpx.AsyncClient, uuid: str, query: str, field: str) -> None:
     response = await client.get(f"{BUILDERS}/{uuid}/metrics?{query}")
     assert (response.status_code, list(response.json()["errors"])) == (422, [field])

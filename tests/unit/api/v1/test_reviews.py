@@ -162,17 +162,3 @@ async def test_skipping_needs_a_scope_and_is_on_the_record(client: httpx.AsyncCl
         {"gate": "review", "version": 1}
     ]
     assert service.scanner.scanned == []
-
-
-async def test_reviews_are_of_the_tenants_own(client: httpx.AsyncClient, service: Service) -> None:
-    url, finding = await refused(client)
-    stranger, reader = service.client(service.other), service.client(service.read)
-    for method, path, body in (
-        ("GET", "/review", None),
-        ("POST", "/review", None),
-        ("POST", "/review/accept", accepting(finding)),
-    ):
-        assert (await stranger.request(method, f"{url}{path}", json=body)).status_code == 404
-        assert (await reader.request(method, f"{url}{path}", json=body)).status_code == (
-            200 if method == "GET" else 403
-        )

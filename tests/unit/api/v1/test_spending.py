@@ -38,11 +38,6 @@ async def test_deleted_builders_still_count(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_spending_of_another_tenant_is_hidden(client: httpx.AsyncClient, service: Service) -> None:
-    await client.post("/api/v1/builders", json=MINIMAL)
-    assert (await service.client(service.other).get(SPENDING)).json()["data"]["deployments"] == []
-
-
 async def test_spending_comes_in_pages(client: httpx.AsyncClient) -> None:
     names = ["one", "two", "three"]
     for name in names:
@@ -65,7 +60,6 @@ async def test_a_span_may_be_asked_for(client: httpx.AsyncClient) -> None:
     [
         ("from=x", "from"),
         ("to=2026-01-01", "to"),
-        ("since=2026-01-01T00:00:00Z", "since"),
         ("from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
         ("from=9999-12-31T23:59:59-14:00", "from"),
         ("page=0", "page"),
@@ -103,12 +97,6 @@ async def test_days_cost_what_their_segments_cost(client: httpx.AsyncClient, ser
     assert found["total_cost"] == 2.5
 
 
-async def test_days_of_another_tenant_are_hidden(client: httpx.AsyncClient, service: Service) -> None:
-    await client.post("/api/v1/builders", json=MINIMAL)
-    found = (await service.client(service.other).get(DAYS)).json()["data"]
-    assert {one["cost"] for one in found["days"]} == {0.0}
-
-
 @pytest.mark.parametrize(
     ("query", "status", "days"),
     [
@@ -140,7 +128,6 @@ async def test_days_may_be_any_of_the_calendar(
         ("from=2025-01-01&to=2026-01-03", "to"),
         ("to=9999-12-31", "to"),
         ("to=0001-01-01", "to"),
-        ("since=2026-01-01", "since"),
         ("page=2", "page"),
     ],
 )
@@ -241,27 +228,6 @@ async def test_operator_cap_is_shown_and_cannot_be_removed(
     assert (await admin.put(f"{BUILDERS}/{uuid}/spending-cap", json={"monthly": 5})).status_code == 422
     data = (await admin.put(CAP, json={"monthly": None})).json()["data"]
     assert (data["monthly"], data["operator_limit"], data["applies"]) == (None, 10.0, 10.0)
-
-
-@pytest.mark.parametrize("path", [CAP, "builder"])
-async def test_a_token_that_may_only_write_sets_no_cap(client: httpx.AsyncClient, path: str) -> None:
-    uuid = await create(client)
-    path = f"{BUILDERS}/{uuid}/spending-cap" if path == "builder" else path
-    assert (await client.put(path, json={"monthly": None})).status_code == 403
-
-
-async def test_another_tenants_builder_is_not_there(
-    admin: httpx.AsyncClient, client: httpx.AsyncClient, service: Service
-) -> None:
-    uuid = await create(client)
-    stranger = service.client(await service.token("other", Scope.ADMIN))
-    for call in (
-        stranger.get(f"{BUILDERS}/{uuid}/spending-cap"),
-        stranger.put(f"{BUILDERS}/{uuid}/spending-cap", json={"monthly": 0}),
-    ):
-        assert (await call).status_code == 404
-    await stranger.put(CAP, json={"monthly": 0})
-    assert (await admin.get(CAP)).json()["data"]["monthly"] is None
 
 
 @pytest.mark.parametrize(

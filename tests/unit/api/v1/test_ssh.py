@@ -49,12 +49,6 @@ async def test_there_is_an_end_to_tokens(client: httpx.AsyncClient, path: str) -
     assert statuses == [201] * 20 + [409]
 
 
-async def test_foreign_and_reading_tokens_get_none(service: Service, path: str) -> None:
-    assert (await service.client(service.other).post(path, json={})).status_code == 404
-    assert (await service.client(service.other).delete(path)).status_code == 404
-    assert (await service.client(service.read).post(path, json={})).status_code == 403
-
-
 @pytest.mark.parametrize("minutes", [4, 10081, "60", 5.5, None, True])
 async def test_bad_times_are_refused(client: httpx.AsyncClient, path: str, minutes: Any) -> None:
     answer = await client.post(path, json={"expires_minutes": minutes})

@@ -78,27 +78,6 @@ async def test_a_webhook_is_deleted_and_both_are_events(client: httpx.AsyncClien
     assert events[0]["details"] == {"webhook": hook["id"], "url": URL}
 
 
-async def test_webhooks_are_hidden_from_other_tenants(client: httpx.AsyncClient, service: Service) -> None:
-    hook = await made(client)
-    other = service.client(service.other)
-    assert await listed(other) == []
-    assert (await other.get(f"{HOOKS}/{hook['id']}/deliveries")).status_code == 404
-    assert (await other.delete(f"{HOOKS}/{hook['id']}")).status_code == 404
-    assert len(await listed(client)) == 1
-
-
-async def test_a_reader_makes_and_deletes_none(client: httpx.AsyncClient, service: Service) -> None:
-    hook, reader = await made(client), service.client(service.read)
-    assert (await reader.post(HOOKS, json={"url": URL})).status_code == 403
-    assert (await reader.delete(f"{HOOKS}/{hook['id']}")).status_code == 403
-    assert await listed(reader) == await listed(client)
-
-
-@pytest.mark.parametrize("webhook_id", ["2d8862c6-6af9-4bb0-bfa0-81ae5919df69", "x", "%00", "../builders"])
-async def test_an_id_that_names_none_is_not_found(client: httpx.AsyncClient, webhook_id: str) -> None:
-    assert (await client.get(f"{HOOKS}/{webhook_id}/deliveries")).status_code == 404
-
-
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -112,7 +91,6 @@ async def test_an_id_that_names_none_is_not_found(client: httpx.AsyncClient, web
         ({"url": URL, "events": "*"}, "events"),
         ({"url": URL, "secret": "short"}, "secret"),
         ({"url": URL, "secret": "whsec_*"}, "secret"),
-        ({"url": URL, "event": ["*"]}, "event"),
     ],
 )
 async def test_invalid_webhook_is_rejected(

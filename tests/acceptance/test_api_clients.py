@@ -37,17 +37,6 @@ def test_retry_after_a_crash_returns_the_first_calls_builder(service: LiveServic
     service.call("DELETE", f"/builders/{created['uuid']}")
 
 
-def test_async_create_can_be_polled(service: LiveService) -> None:
-    accepted = service.call("POST", "/builders", json=body("polled"), headers={"Prefer": "respond-async"})
-    assert (accepted.status_code, accepted.headers["preference-applied"]) == (202, "respond-async")
-    created = accepted.json()["data"]
-    assert created["status"] == "creating"
-    assert accepted.headers["location"] == f"/api/v1/builders/{created['uuid']}"
-    assert service.wait_status(created["uuid"], "running", "failed")["status"] == "running"
-    assert service.visit(created).text == "hello"
-    service.call("DELETE", f"/builders/{created['uuid']}")
-
-
 def test_followed_log_sends_each_line_as_it_is_written(service: LiveService) -> None:
     data = service.create("followed", env={"GREETING": "one"})
     with httpx.Client(timeout=PATIENCE, headers={"Authorization": f"Bearer {service.token}"}) as client:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +15,6 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import ImageContent
 from tests.acceptance.live_service import LiveService, live_service
 from tests.agents import Agent, text_of
 
@@ -39,13 +37,6 @@ class App(BaseHTTPRequestHandler):
 HTTPServer(("0.0.0.0", int(os.environ["PROT"])), App).serve_forever()
 """
 MENDED = BROKEN.replace("PROT", "PORT")
-PNG = b"\x89PNG\r\n"
-
-
-@pytest.fixture(scope="module")
-def reporting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    with live_service(tmp_path_factory.mktemp("mcp") / "data", BUILDERD_QA__REPORT="true") as service:
-        yield service
 
 
 @asynccontextmanager
@@ -81,23 +72,6 @@ async def mended(one: Agent, name: str) -> None:
     assert "main.py" in ended["output"]
 
 
-async def looked_at(one: Agent, name: str) -> None:
-    """Wait for the report, and look at the page's pictures."""
-    report = await one.done("get_qa_report", deployment=name, screenshots=False)
-    for _ in range(240):
-        # On a loaded machine the browser may run out of time: ask for another report.
-        if report["status"] == "done" and report["screenshots"]:
-            break
-        if report["status"] == "done":
-            report = await one.done("test_deployment", deployment=name, wait_seconds=120)
-        await asyncio.sleep(1)
-        report = await one.done("get_qa_report", deployment=name, screenshots=False)
-    shown = await one.call("get_qa_report", deployment=name)
-    pictures = [block for block in shown.content if isinstance(block, ImageContent)]
-    assert len(pictures) == len(report["screenshots"]) > 0, report
-    assert all(base64.b64decode(picture.data).startswith(PNG) for picture in pictures)
-
-
 async def deleted(one: Agent, name: str) -> None:
     assert (await one.refused("delete_deployment", deployment=name))["code"] == "confirmation_needed"
     await one.done("delete_deployment", deployment=name, confirm=name)
@@ -107,16 +81,6 @@ async def test_an_agent_mends_a_broken_app_over_http(service: LiveService) -> No
     async with over_http(service) as one:
         await mended(one, "agents-shop")
         await deleted(one, "agents-shop")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("transport", [over_http, over_stdio])
-async def test_an_agent_sees_how_the_mended_app_looks(reporting: LiveService, transport: Any) -> None:
-    name = transport.__name__.replace("_", "-")
-    async with transport(reporting) as one:
-        await mended(one, name)
-        await looked_at(one, name)
-        await deleted(one, name)
 
 
 @pytest.fixture

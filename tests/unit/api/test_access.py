@@ -178,3 +178,72 @@ async def test_an_unknown_parameter_is_named(world: World, operation: Operation)
 async def test_an_unknown_field_is_named(world: World, operation: Operation) -> None:
     refused = await world.call(operation, world.admin, json={**operation.example, "wrong": 1})  # type: ignore[dict-item]
     assert (refused.status_code, list(refused.json()["errors"])) == (422, ["wrong"]), refused.text
+
+
+#: Values that break a rule, by the call: in its query, or in place of those of its example. The wrong field is named.
+WRONG: dict[str, tuple[dict[str, Any], ...]] = {
+    "GET /builders": (
+        *({"page": "0"}, {"page": "x"}, {"page": "1.5"}, {"page": "9" * 20}, {"per_page": "0"}, {"per_page": "101"}),
+        *({"status": "gone"}, {"job_type": "x"}, {"sort": "cost"}, {"name": "A"}, {"name": "\0"}),
+    ),
+    "GET /builders/{uuid}/logs": (
+        *({"tail": "-1"}, {"tail": "x"}, {"tail": "100001"}, {"stream": "stdin"}, {"follow": "perhaps"}),
+        *({"since": "yesterday"}, {"since": "2026-01-31T12:00:00"}, {"since": "2026-13-31T12:00:00Z"}),
+        *({"since": "0001-01-01T00:00:00+14:00"}, {"since": "1700000000"}),
+    ),
+    "GET /builders/{uuid}/metrics": ({"hours": "0"}, {"hours": "25"}, {"step": "1s"}),
+    "GET /events": (
+        *({"type": ""}, {"type": "Builder.Status"}, {"type": "builder.status,"}, {"type": "\0"}),
+        *({"type": "a," * 600 + "a"}, {"page": "0"}, {"per_page": "101"}, {"since": "yesterday"}),
+    ),
+    "GET /builders/spending": (
+        *({"from": "x"}, {"to": "2026-01-01"}, {"from": "9999-12-31T23:59:59-14:00"}, {"page": "0"}),
+        {"per_page": "101"},
+    ),
+    "GET /spending/days": (
+        *({"from": "x"}, {"from": "2026-02-30"}, {"from": "0000-01-01"}, {"from": "2026-01-01T00:00:00Z"}),
+        *({"from": "1767225600"}, {"from": "\u0662\u0660\u0662\u0666-\u0660\u0661-\u0660\u0661"}),
+    ),
+    "GET /builders/{uuid}/files": ({"page": "0"}, {"page": "101"}, {"per_page": "1001"}),
+    "PUT /builders/{uuid}": ({"name": "another"}, {"job_type": "one_time"}, {"port": "80"}, {"files": {}}),
+    "PUT /spending-cap": ({"monthly": -1}, {"monthly": "5"}, {"monthly": True}, {"monthly": 1.001}, {"monthly": 1e300}),
+    "POST /builders/{uuid}/exec": (
+        *({"command": " "}, {"command": ["ls"]}, {"command": "x" * 100_001}, {"stream": "yes"}),
+        *({"timeout": 0}, {"timeout": 601}, {"timeout": "60"}, {"timeout": True}, {"env": {"A=B": "c"}}),
+        *({"stdin": 5}, {"stdin": "x" * 1_000_001}, {"cwd": ""}, {"cwd": "a\0b"}, {"cwd": "x" * 4097}),
+    ),
+    "POST /builders/{uuid}/ssh": tuple({"expires_minutes": one} for one in (4, 10081, "60", 5.5, None, True)),
+    "POST /builders/{uuid}/leases": (
+        *({"seconds": one} for one in (0, 3601, "60", 1.5, None)),
+        *({"reason": "\0"}, {"reason": "x" * 1001}),
+    ),
+    "POST /builders/{uuid}/preview-links": ({"expires_minutes": 0}, {"port": 70000}, {"expires_minutes": 10**9}),
+    "POST /builders/{uuid}/domains": tuple(
+        {"host": one}
+        for one in (
+            *("", "localhost", "*.example.com", "shop.example.com:80", "<b>.example.com", "a b.example.com"),
+            *("x.localhost", "a." * 127 + "com", 7, None),
+        )
+    ),
+    "POST /builders/{uuid}/review/accept": (
+        *({"fingerprint": "x"}, {"fingerprint": "A" * 32}, {"reason": " "}, {"reason": ""}, {"expires": "soon"}),
+        *({"expires": 1893456000}, {"expires": True}),
+    ),
+    "POST /tokens": ({"name": ""}, {"name": "a\nb"}, {"scopes": []}, {"scopes": ["all"]}),
+    "POST /webhooks": (
+        *({"url": "x"}, {"url": "file:///etc/passwd"}, {"url": 1}, {"secret": "short"}, {"secret": "whsec_*"}),
+        *({"events": []}, {"events": ["Builder"]}, {"events": ["*"] * 51}, {"events": "*"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.name in WRONG], ids=lambda one: one.name)
+async def test_a_value_that_breaks_a_rule_is_named(world: World, operation: Operation) -> None:
+    before = await world.service.kept()
+    for change in WRONG[operation.name]:
+        given = {"json": {**operation.example, **change}} if operation.example is not None else {"params": change}
+        refused = await world.call(operation, world.admin, **given)
+        assert (refused.status_code, refused.json()["code"]) == (422, "validation_error"), change
+        (field,) = refused.json()["errors"]
+        assert field.partition(".")[0] == next(iter(change)), change
+    assert await world.service.kept() == before

@@ -97,31 +97,6 @@ async def test_a_call_too_many_is_refused_and_leaves_nothing(
     assert (await client.post(f"{url}/start")).status_code == 200
 
 
-async def test_concurrent_calls_are_counted_too(
-    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service.engine.behave(MINIMAL["entrypoint"], Behaviour(), Behaviour(listens_at=None))
-    url = (await client.post(BUILDERS, json=MINIMAL)).headers["location"]
-    await client.post(f"{url}/stop")
-    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 2)
-    calls = [asyncio.create_task(client.post(f"{url}/start")) for _ in range(5)]
-    await until(lambda: sum(call.done() for call in calls) == 3)
-    assert {call.result().status_code for call in calls if call.done()} == {429}
-    await client.post(f"{url}/stop", headers=AT_ONCE)
-    assert sorted([(await call).status_code for call in calls]) == [200, 200, 429, 429, 429]
-    assert waiting(service) == 0
-
-
-async def test_an_answer_that_is_known_needs_no_place(
-    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
-    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 1)
-    async with one_waiting(service):
-        again = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
-    assert (again.status_code, again.json(), again.headers["idempotency-replayed"]) == (201, first.json(), "true")
-
-
 async def test_a_retry_that_has_no_place_may_be_made_again(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from tests.service import Service, running_service
 
-from builderd.agents import guide, section
+from builderd.agents import guide
 from builderd.api.docs_page import MAX_BYTES, index
 from builderd.api.server.answers import PREFIX
 
@@ -78,7 +78,3 @@ def test_the_guide_names_only_calls_that_there_are(service: Service) -> None:
 
 def parameters_of(path: str) -> str:
     return re.sub(r"\{\w+\}", "{}", path)
-
-
-def test_a_section_is_found_by_its_title() -> None:
-    assert section("What an app must do").splitlines()[0] == "## What an app must do"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import TenantId, TokenId
-from builderd.domain.tokens import NO_CALLS
 from builderd.operations import last_uses, rates
 from builderd.operations.last_uses import TokenCalls
 from builderd.operations.operations import ConcurrencyLimit
@@ -60,18 +59,6 @@ def test_no_more_are_remembered_than_there_is_room_for(now: Time, monkeypatch: p
     assert [key for key in "abcd" if key in buckets] == ["a", "c", "d"]
 
 
-def test_wrong_tokens_of_one_address_are_refused_for_a_while(now: Time) -> None:
-    limited = Rates(failures=3, now=now)
-    for number in range(3):
-        limited.failed("192.0.2.1", f"guess-{number}")
-    with pytest.raises(RateLimited, match="too many such") as refused:
-        limited.failed("192.0.2.1", "guess-4")
-    assert refused.value.retry_after == 20
-    limited.failed("192.0.2.2", "guess-4")
-    now.seconds += 20
-    limited.failed("192.0.2.1", "guess-4")
-
-
 def test_a_call_too_many_is_known_before_its_token_is_looked_up_unless_that_ended(now: Time) -> None:
     limited = Rates(requests=1, now=now)
     assert limited.admit("good") is None
@@ -104,24 +91,7 @@ def test_addresses_of_one_host_share_a_rate(now: Time, one: str, other: str, sam
         limited.failed(other, "another")
 
 
-def test_zero_limit_counts_nothing(now: Time) -> None:
-    free = Rates(requests=0, failures=0, now=now)
-    for _ in range(1000):
-        free.failed("192.0.2.1", "bad")
-    assert free.admit("bad") is None
-    assert free.count("good") is None
-
-
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-
-
-def test_calls_are_taken_once_each_in_its_hour() -> None:
-    calls = TokenCalls()
-    for hours in (0, 0, 2):
-        calls.count(TokenId("a"), NOW + timedelta(hours=hours))
-    pending = calls.pending(TokenId("a"))
-    assert pending.counts == (2, 0, 1)
-    assert (calls.take(TokenId("a")), calls.take(TokenId("a"))) == (pending, NO_CALLS)
 
 
 def test_counters_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:

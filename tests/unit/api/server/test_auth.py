@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import pytest
-from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.clocks.system import ClockReading, read_clocks
@@ -61,23 +56,6 @@ async def test_the_scheme_is_in_any_case_of_letters(service: Service) -> None:
     assert response.status_code == 200
 
 
-async def test_a_token_ends_when_it_expires_or_is_revoked(service: Service) -> None:
-    application, now = service.application, service.application.clock.now()
-    token, secret = await application.store.write(
-        lambda uow: tokens.create(
-            uow, "acme", "brief", now, scopes=[Scope.READ], expires_at=now + timedelta(milliseconds=1)
-        )
-    )
-    assert (await service.client(secret).get(BUILDERS)).status_code == 401
-    token, secret = await application.store.write(
-        lambda uow: tokens.create(uow, "acme", "revoked", now, scopes=[Scope.READ])
-    )
-    client = service.client(secret)
-    assert (await client.get(BUILDERS)).status_code == 200
-    await application.store.write(lambda uow: uow.tokens.revoke([token.id], now))
-    assert (await client.get(BUILDERS)).status_code == 401
-
-
 async def test_a_token_stays_valid_while_the_clock_is_wrong_for_less_than_an_hour(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,13 +73,6 @@ async def test_a_token_stays_valid_while_the_clock_is_wrong_for_less_than_an_hou
 
 def _later(reading: ClockReading, nanoseconds: int) -> ClockReading:
     return reading._replace(wall=reading.wall + nanoseconds)
-
-
-async def test_a_tokens_last_use_is_written_down(service: Service) -> None:
-    await service.client(service.read).get(BUILDERS)
-    used = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
-    assert used is not None
-    assert used.last_used_at is not None
 
 
 async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
@@ -240,31 +211,3 @@ async def test_the_token_comes_before_the_body(service: Service) -> None:
 
     response = await client.post(BUILDERS, content=body(), headers={"Content-Type": "application/json"})  # type: ignore[arg-type]
     assert response.status_code == 403
-
-
-async def test_admin_may_do_all(service: Service) -> None:
-    client: httpx.AsyncClient = service.client(await service.token("acme", Scope.ADMIN))
-    assert (await client.post(BUILDERS, json={**MINIMAL, "skip_qa": True})).status_code == 201
-
-
-def test_no_dependency_of_a_call_takes_a_thread(service: Service) -> None:
-    """FastAPI runs a synchronous dependency in a thread of a pool, for each request."""
-    calls = {
-        dependency.call
-        for route in service.app.routes
-        if isinstance(route, APIRoute)
-        for dependency in _dependencies(route.dependant)
-    }
-    assert len(calls) > 5
-    assert not [call for call in calls if not _is_asynchronous(call)]
-
-
-def _is_asynchronous(call: object) -> bool:
-    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-    return any(kind(one) for kind in kinds for one in (call, type(call).__call__))
-
-
-def _dependencies(dependant: Dependant) -> Iterator[Dependant]:
-    for one in dependant.dependencies:
-        yield one
-        yield from _dependencies(one)

@@ -25,31 +25,14 @@ def refused(body: bytes) -> str:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"", "is empty: send a JSON object"),
-        (b" ", "line 1, column 2"),
         (b"{", "line 1, column 2"),
-        (b"{'a': 1}", "property name"),
-        (b'{"a": 1,}', "line 1"),
-        (b'{"a": 1} x', "extra data"),
-        (b"[]", "must be a JSON object"),
-        (b'"text"', "must be a JSON object"),
-        (b"null", "must be a JSON object"),
-        (b'{"a": NaN}', "NaN is not a JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
-        (b'{"a": 1e999}', "too large"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
         (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
         (b'\xef\xbb\xbf{"a": 1}', "line 1, column 1"),
-        ('{"a": 1}'.encode("utf-16"), "byte 0 is not UTF-8"),
         (b'{"a": "\\ud800"}', "surrogate"),
         (b'{"a": ["\\uDFFF"]}', "surrogate"),
         (b'{"\\ud800": 1}', "surrogate"),
         (b'{"a": "tab\there"}', "control character"),
-        (b'{"a": 1, "a": 2}', '"a" twice'),
-        (b'{"a": {"b": 1, "b": 1}}', '"b" twice'),
         (b'{"a": 1, "\\u0061": 2}', '"a" twice'),
-        (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"a":' + b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_invalid_json_is_rejected_with_its_position(body: bytes, why: str) -> None:
@@ -130,20 +113,6 @@ async def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_re
             await read_body(request(untouched(), {"Content-Length": length}), 3)
 
 
-async def test_an_endless_body_is_left_at_the_limit() -> None:
-    given = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal given
-        while True:
-            given += 1
-            yield b"x" * 1000
-
-    with pytest.raises(TooLarge):
-        await read_body(request(endless()), 10_000)
-    assert given == 11
-
-
 async def test_a_body_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
@@ -177,18 +146,3 @@ async def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 def test_json_is_taken(media_type: str) -> None:
     check_media_type(request([], {"Content-Type": media_type}))
     check_media_type(request([]))
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Content-Type": "application/x-www-form-urlencoded"},
-        {"Content-Type": "text/plain"},
-        {"Content-Type": ""},
-        {"Content-Type": "application/json; charset=latin-1"},
-        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
-    ],
-)
-def test_anything_else_is_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(BadRequest):
-        check_media_type(request([], headers))

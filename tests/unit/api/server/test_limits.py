@@ -52,43 +52,6 @@ async def test_address_beyond_its_limit_loses_its_least_recently_used_idle_conne
     assert len(limiter) == 4
 
 
-async def test_addresses_of_one_ipv6_network_are_counted_together() -> None:
-    limiter = Limiter(ConnectionLimits(address=1))
-    first, second = Line(limiter, "2001:db8::1"), Line(limiter, "2001:db8::2")
-    await asyncio.sleep(0.01)
-    assert (first.is_closing, second.is_closing) == (True, False)
-
-
-async def test_address_with_most_connections_makes_room_before_any_tenant() -> None:
-    limiter = Limiter(ConnectionLimits(total=6))
-    own = [Line(limiter) for _ in range(4)]
-    for one in own:
-        limiter.move(limiter.begin(one, "token"), ACME)
-    many = [Line(limiter, "192.0.2.2") for _ in range(2)]
-    one = Line(limiter, "192.0.2.3")
-    await asyncio.sleep(0.01)
-    assert [line.is_closing for line in (*own, *many, one)] == [False] * 4 + [True, False, False]
-
-
-async def test_where_all_have_a_token_the_tenant_with_most_connections_makes_room() -> None:
-    limiter = Limiter(ConnectionLimits(total=3))
-    lines = [Line(limiter, f"192.0.2.{number}") for number in range(3)]
-    for line, tenant_id in zip(lines, (OTHER, ACME, ACME), strict=True):
-        limiter.move(limiter.begin(line, tenant_id), tenant_id)
-    newcomer = Line(limiter, "192.0.2.9", idle=False)
-    await asyncio.sleep(0.01)
-    assert [line.is_closing for line in (*lines, newcomer)] == [False, True, False, False]
-
-
-async def test_closed_connection_is_not_counted() -> None:
-    limiter = Limiter()
-    line = Line(limiter)
-    limiter.remove(line)
-    limiter.remove(line)
-    limiter.move(limiter.begin(line, "token"), ACME)
-    assert not len(limiter)
-
-
 # Calls
 
 

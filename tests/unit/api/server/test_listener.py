@@ -13,7 +13,6 @@ from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
 from builderd.api.server import listener
-from builderd.api.server.limits import ConnectionLimits
 
 OK = b"GET /healthz HTTP/1.1\r\nHost: builderd\r\n\r\n"
 
@@ -63,13 +62,6 @@ async def door(service: Service) -> AsyncIterator[Door]:
         opened = Door(url)
         yield opened
         await opened.close()
-
-
-async def test_a_connection_is_kept_for_the_next_request(door: Door) -> None:
-    connection = await door.connect()
-    for _ in range(3):
-        await connection.send(OK)
-        assert (await connection.answer())[0] == 200
 
 
 async def test_a_head_that_does_not_end_is_hung_up_on(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,33 +176,6 @@ async def test_client_that_keeps_sending_reads_its_rejection(
     assert (status, body["code"]) == (413, "too_large")
     await connection.send(bytes(5_000_000))
     assert await connection.ended()
-
-
-async def test_idle_connections_make_room_for_busy_ones(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, go_on = service.previews.ready, asyncio.Event()
-
-    async def slow() -> bool:
-        await go_on.wait()
-        return await real()
-
-    monkeypatch.setattr(service.previews, "ready", slow)
-    async with listening(service.app, ConnectionLimits(total=2, address=2)) as url:
-        door = Door(url)
-        idle, busy = await door.connect(), await door.connect()
-        await idle.send(OK)
-        assert (await idle.answer())[0] == 200
-        await busy.send(OK.replace(b"healthz", b"readyz"))
-        newest = await door.connect()
-        await newest.send(OK.replace(b"healthz", b"readyz"))
-        assert await idle.ended()
-        refused = await door.connect()
-        await refused.send(OK)
-        status, headers, body = await refused.answer()
-        assert (status, body["code"], headers["retry-after"]) == (429, "rate_limited", "1")
-        assert headers["x-request-id"]
-        go_on.set()
-        assert [(await one.answer())[0] for one in (busy, newest)] == [200, 200]
-        await door.close()
 
 
 async def test_a_refused_client_that_goes_on_sending_is_hung_up_on(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import pytest
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.api.server import problems
 from builderd.api.server.answers import STATUS, failure
 from builderd.domain import errors
 from builderd.domain.errors import BuilderdError
@@ -137,10 +136,6 @@ async def test_code_that_a_full_disk_has_no_room_for_is_503_until_there_is_room(
         assert (await client.post("/api/v1/builders", json=new, headers=headers)).status_code == 202
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
-
-
-def test_method_not_allowed_is_known_to_the_table() -> None:
-    assert STATUS[problems.MethodNotAllowed.code] == 405
 
 
 async def test_a_database_that_does_not_answer_is_a_503_on_every_call(service: Service) -> None:

@@ -12,9 +12,7 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 
-from builderd.domain.errors import BuilderdError, InstallFailed, StoreUnavailable
-from builderd.domain.layers import BuildOutcome
-from builderd.domain.tokens import Scope
+from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.versions import Isolation
 from builderd.services import outcomes
 
@@ -92,10 +90,6 @@ async def test_the_files_are_what_the_engine_is_given(client: httpx.AsyncClient,
     assert disk.files == {"a/b.txt": b"hi"}
 
 
-async def test_the_default_isolation_is_the_operators(client: httpx.AsyncClient) -> None:
-    assert (await client.post(BUILDERS, json=MINIMAL)).json()["data"]["isolation"] == "standard"
-
-
 async def test_isolation_that_the_machine_lacks_is_refused(client: httpx.AsyncClient, service: Service) -> None:
     service.engine.unsupported[Isolation.STRONG] = "runsc is missing: install it"
     before = await service.kept()
@@ -150,14 +144,6 @@ async def test_a_failed_stage_is_422_and_the_builder_is_kept(client: httpx.Async
     assert kept["status_reason"] == body["message"]
 
 
-async def test_a_failed_installation_shows_the_installers_words(client: httpx.AsyncClient, service: Service) -> None:
-    service.engine.build_outcomes.append(BuildOutcome(1, ("No solution found: flask==0 is not there",), 0.1))
-    files = {"main.py": "", "requirements.txt": "flask==0"}
-    response = await client.post(BUILDERS, json={**MINIMAL, "files": files})
-    assert (response.status_code, response.json()["code"]) == (422, InstallFailed.code)
-    assert "No solution found" in response.json()["message"]
-
-
 async def test_a_stream_ends_with_the_failure(client: httpx.AsyncClient, service: Service) -> None:
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None, exits_at=1))
     events = sse((await client.post(BUILDERS, json=MINIMAL, headers={"Accept": "text/event-stream"})).text)
@@ -187,14 +173,6 @@ async def test_a_job_is_created_when_it_has_started(client: httpx.AsyncClient, s
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
     response = await client.post(BUILDERS, json={**MINIMAL, "job_type": "one_time"})
     assert (response.status_code, response.json()["data"]["status"]) == (201, "running")
-
-
-async def test_gates_are_left_out_only_with_the_scope(client: httpx.AsyncClient, service: Service) -> None:
-    refused = await client.post(BUILDERS, json={**MINIMAL, "skip_review": True})
-    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-    assert "skip-gates" in refused.json()["message"]
-    allowed = service.client(await service.token("acme", Scope.WRITE, Scope.SKIP_GATES))
-    assert (await allowed.post(BUILDERS, json={**MINIMAL, "skip_review": True, "skip_qa": True})).status_code == 201
 
 
 async def test_a_builder_that_is_deleted_while_it_is_created_is_answered(

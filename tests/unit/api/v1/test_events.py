@@ -59,14 +59,6 @@ async def test_events_are_paged_and_filtered(client: httpx.AsyncClient, uuid: st
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("type=", "type"),
-        ("type=Builder.Status", "type"),
-        ("type=builder.status,", "type"),
-        ("type=%00", "type"),
-        ("type=" + "a," * 600 + "a", "type"),
-        ("page=0", "page"),
-        ("per_page=101", "per_page"),
-        ("since=yesterday", "since"),
         ("since=2026-01-02T00:00:00Z&until=2026-01-02T00:00:00Z", "until"),
         ("until=2026-01-02T00:00:00Z&follow=true", "until"),
     ],

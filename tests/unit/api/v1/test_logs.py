@@ -36,12 +36,6 @@ def sandbox(service: Service) -> SandboxId:
     return only
 
 
-async def texts(client: httpx.AsyncClient, path: str, **query: Any) -> list[str]:
-    response = await client.get(path, params=query)
-    assert response.status_code == 200, response.text
-    return [line["text"] for line in response.json()["data"]]
-
-
 async def test_a_line_has_its_time_stream_version_and_text(client: httpx.AsyncClient, path: str) -> None:
     first = (await client.get(path)).json()["data"][0]
     assert {key: first[key] for key in ("stream", "version", "text")} == {
@@ -89,41 +83,6 @@ async def test_error_before_the_first_line_has_its_status(
     monkeypatch.setattr(service.engine, "search_log", search_log)
     response = await client.get(path)
     assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
-
-
-async def test_lines_are_filtered_by_number_time_and_stream(
-    client: httpx.AsyncClient, service: Service, path: str
-) -> None:
-    await asyncio.sleep(0.002)
-    since = datetime.now(UTC)
-    service.engine.print(sandbox(service), "three", stream=LogStream.STDERR)
-    assert await texts(client, path) == ["one", "two", "three"]
-    assert await texts(client, path, tail=2) == ["two", "three"]
-    assert await texts(client, path, tail=0) == []
-    assert await texts(client, path, since=since.isoformat()) == ["three"]
-    assert await texts(client, path, stream="stderr") == ["three"]
-    assert await texts(client, path, stream="build") == []
-
-
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("tail=-1", "tail"),
-        ("tail=x", "tail"),
-        ("tail=100001", "tail"),
-        ("since=yesterday", "since"),
-        ("since=2026-01-31T12:00:00", "since"),
-        ("since=2026-01-31T12:00:00+01:00", "since"),
-        ("since=2026-13-31T12:00:00Z", "since"),
-        ("since=0001-01-01T00:00:00%2B14:00", "since"),
-        ("since=1700000000", "since"),
-        ("stream=stdin", "stream"),
-        ("follow=perhaps", "follow"),
-    ],
-)
-async def test_a_hostile_query_is_refused(client: httpx.AsyncClient, path: str, query: str, field: str) -> None:
-    response = await client.get(f"{path}?{query}")
-    assert (response.status_code, list(response.json()["errors"])) == (422, [field])
 
 
 # Following
@@ -174,19 +133,6 @@ async def test_log_stream_resumes_after_last_event_id(real: httpx.AsyncClient, s
     headers = {"Last-Event-ID": follower.last_id}
     async with real.stream("GET", path, params={"follow": True, "tail": 0}, headers=headers) as response:
         assert await Follower(response).texts(2) == ["two", "three"]
-
-
-async def test_a_stream_of_the_last_lines_goes_on_where_it_was_in_the_midst_of_a_moment(
-    real: httpx.AsyncClient, service: Service, path: str
-) -> None:
-    time = datetime.now(UTC)
-    service.engine.known_logs[sandbox(service)][1].extend(LogLine(time, LogStream.STDOUT, str(n)) for n in range(9))
-    async with real.stream("GET", path, params={"follow": True, "tail": 4}) as response:
-        follower = Follower(response)
-        assert await follower.texts(2) == ["5", "6"]
-    headers = {"Last-Event-ID": follower.last_id}
-    async with real.stream("GET", path, params={"follow": True}, headers=headers) as response:
-        assert await Follower(response).texts(2) == ["7", "8"]
 
 
 @pytest.mark.parametrize("event_id", ["", "0-0"])

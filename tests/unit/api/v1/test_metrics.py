@@ -66,12 +66,6 @@ async def test_stopped_builder_has_no_current_usage(client: httpx.AsyncClient, s
     assert (await read(client, uuid))["now"] is None
 
 
-@pytest.mark.parametrize(("query", "field"), [("hours=0", "hours"), ("hours=25", "hours"), ("step=1s", "step")])
-async def test_a_hostile_query_is_refused(client: httpx.AsyncClient, uuid: str, query: str, field: str) -> None:
-    response = await client.get(f"{BUILDERS}/{uuid}/metrics?{query}")
-    assert (response.status_code, list(response.json()["errors"])) == (422, [field])
-
-
 async def test_prometheus_has_the_same_by_builder(
     client: httpx.AsyncClient, service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.domain.ids import new_id, secret_hash
+from builderd.domain.ids import secret_hash
 from builderd.domain.previews import MAX_LINKS
 
 BUILDERS = "/api/v1/builders"
@@ -71,6 +71,3 @@ async def test_link_is_of_its_builder_alone(client: httpx.AsyncClient, path: str
     other = f"{BUILDERS}/{(await client.post(BUILDERS, json={**MINIMAL, 'name': 'other'})).json()['data']['uuid']}"
     link = (await client.post(f"{path}/preview-links", json={})).json()["data"]["id"]
     assert (await client.delete(f"{other}/preview-links/{link}")).status_code == 404
-    assert (await client.post(f"{BUILDERS}/{new_id()}/preview-links", json={})).status_code == 404
-    for wrong in ({"expires_minutes": 0}, {"port": 70000}, {"expires_minutes": 10**9}):
-        assert (await client.post(f"{path}/preview-links", json=wrong)).status_code == 422

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import httpx
 import pytest
@@ -58,12 +57,7 @@ async def test_a_span_may_be_asked_for(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("from=x", "from"),
-        ("to=2026-01-01", "to"),
         ("from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
-        ("from=9999-12-31T23:59:59-14:00", "from"),
-        ("page=0", "page"),
-        ("per_page=101", "per_page"),
     ],
 )
 async def test_a_hostile_span_is_refused(client: httpx.AsyncClient, query: str, field: str) -> None:
@@ -116,19 +110,12 @@ async def test_days_may_be_any_of_the_calendar(
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("from=x", "from"),
-        ("from=2026-02-30&to=2026-03-02", "from"),
-        ("from=0000-01-01&to=0001-01-01", "from"),
-        ("from=2026-01-01T00:00:00Z&to=2026-01-02", "from"),
-        ("from=1767225600&to=2026-01-02", "from"),
-        ("from=\u0662\u0660\u0662\u0666-\u0660\u0661-\u0660\u0661&to=2026-01-02", "from"),
         ("from=2026-01-01&to=2026-01-01", "to"),
         ("from=2026-01-02&to=2026-01-01", "to"),
         ("from=0001-01-01&to=9999-12-31", "to"),
         ("from=2025-01-01&to=2026-01-03", "to"),
         ("to=9999-12-31", "to"),
         ("to=0001-01-01", "to"),
-        ("page=2", "page"),
     ],
 )
 async def test_hostile_days_are_refused(client: httpx.AsyncClient, query: str, field: str) -> None:
@@ -228,13 +215,3 @@ async def test_operator_cap_is_shown_and_cannot_be_removed(
     assert (await admin.put(f"{BUILDERS}/{uuid}/spending-cap", json={"monthly": 5})).status_code == 422
     data = (await admin.put(CAP, json={"monthly": None})).json()["data"]
     assert (data["monthly"], data["operator_limit"], data["applies"]) == (None, 10.0, 10.0)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [{}, {"monthly": -1}, {"monthly": "5"}, {"monthly": True}, {"monthly": 1.001}, {"monthly": 1e300}, {"month": 1}],
-)
-async def test_invalid_amount_is_rejected(admin: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    refused = await admin.put(CAP, json=body)
-    assert (refused.status_code, refused.json()["code"]) == (422, "validation_error")
-    assert (await admin.get(CAP)).json()["data"]["monthly"] is None

@@ -146,13 +146,6 @@ async def test_stored_code_and_an_upload_are_not_combined(client: httpx.AsyncCli
     assert (created.status_code, list(created.json()["errors"])) == (422, ["stored"])
 
 
-async def test_async_deploy_is_answered_at_once(client: httpx.AsyncClient, url: str) -> None:
-    response = await client.put(url, json=NEW, headers={"Prefer": "respond-async"})
-    assert response.status_code == 202
-    assert response.headers["location"] == url
-    assert response.json()["data"]["status"] == "running"
-
-
 async def test_stages_of_a_deployment_are_streamed(client: httpx.AsyncClient, url: str) -> None:
     files = {**NEW["files"], "requirements.txt": "flask"}
     response = await client.put(url, json={"files": files}, headers={"Accept": "text/event-stream"})
@@ -330,25 +323,6 @@ async def test_the_service_token_is_renewed(client: httpx.AsyncClient, url: str)
     assert (data["status"], data["version"]) == ("running", 1)
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"name": "another"}, "name"),
-        ({"job_type": "one_time"}, "job_type"),
-        ({"files": {}}, "files"),
-        ({"files": {"/etc/passwd": "x"}}, "files./etc/passwd"),
-    ],
-)
-async def test_invalid_change_makes_no_version(
-    client: httpx.AsyncClient, url: str, body: dict[str, Any], field: str
-) -> None:
-    response = await client.put(url, json=body)
-    assert response.status_code == 422, response.text
-    assert response.json()["code"] == "validation_error"
-    assert field in response.json()["errors"]
-    assert len(await versions(client, url)) == 1
-
-
 async def test_leaving_a_gate_out_needs_its_scope_and_is_not_kept(
     client: httpx.AsyncClient, url: str, service: Service
 ) -> None:
@@ -524,12 +498,6 @@ async def test_a_sandbox_needs_neither_code_nor_command_and_is_private(client: h
     for name, shown in (("public", "public"), ("private", "private")):
         body = {"name": name, "job_type": "sandbox", "visibility": shown}
         assert (await client.post(BUILDERS, json=body)).json()["data"]["visibility"] == shown
-
-
-async def test_other_kinds_require_code_and_a_command(client: httpx.AsyncClient) -> None:
-    for job_type in ("always_on", "worker", "one_time"):
-        refused = await client.post(BUILDERS, json={"name": "box", "job_type": job_type})
-        assert set(refused.json()["errors"]) == {"files", "entrypoint"}, refused.text
 
 
 async def test_two_versions_are_compared_by_their_files_and_settings(client: httpx.AsyncClient, url: str) -> None:

@@ -28,28 +28,9 @@ def faults(files: Any) -> dict[str, list[str]]:
     return field_errors(caught.value)
 
 
-def test_text_is_taken_as_utf_8() -> None:
-    assert read({"main.py": "grüß"}) == [BundleFile("main.py", "grüß".encode())]
-
-
 def test_base64_is_decoded_also_where_its_lines_are_broken() -> None:
     content = base64.encodebytes(bytes(range(256))).decode()
     assert read({"logo": {"content": content, "encoding": "base64"}}) == [BundleFile("logo", bytes(range(256)))]
-
-
-def test_text_can_be_made_executable() -> None:
-    assert read({"run": {"content": "#!/bin/sh", "executable": True}}) == [BundleFile("run", b"#!/bin/sh", True)]
-
-
-@pytest.mark.parametrize("content", ["!!!!", "YQ", "YQ=", "YQ== ", "YQ==YQ==", "YÄ==", "-_-_"])
-def test_broken_base64_is_refused(content: str) -> None:
-    told = faults({"logo": {"content": content, "encoding": "base64"}})
-    assert told == {"files.logo.content": ["is not valid base64 (the standard alphabet, with its = at the end)"]}
-
-
-def test_each_invalid_path_is_reported() -> None:
-    paths = ["../x", "/etc/passwd", "a//b", "a/./b", ".", "..", "a/..", "nul\0", "x" * 300, ""]
-    assert list(faults(dict.fromkeys(paths, ""))) == [f"files.{path}" for path in paths]
 
 
 def test_a_path_of_both_a_file_and_a_folder_is_refused_beside_other_faults() -> None:
@@ -59,15 +40,6 @@ def test_a_path_of_both_a_file_and_a_folder_is_refused_beside_other_faults() -> 
         "files.c": ["must be text, or an object with content and encoding"],
         "files.d.mode": ["is not known here: leave it out"],
     }
-
-
-@pytest.mark.parametrize("files", [[], "main.py", None, 1])
-def test_files_are_an_object(files: object) -> None:
-    assert faults(files) == {"files": ["must be an object"]}
-
-
-def test_there_must_be_a_file() -> None:
-    assert faults({}) == {"files": ["must have at least one file"]}
 
 
 def test_the_most_files_are_taken_and_one_more_is_too_large() -> None:

@@ -16,7 +16,7 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity, judge
 from builderd.domain.sandboxes import LogStream
 from builderd.schemas.v1.monitoring import LogLine
-from builderd.schemas.v1.reviews import NewAcceptance, review_of, sarif_of
+from builderd.schemas.v1.reviews import review_of, sarif_of
 from builderd.schemas.v1.shape import (
     MAX_FIELD_ERRORS,
     MAX_PATH_CHARACTERS,
@@ -24,7 +24,6 @@ from builderd.schemas.v1.shape import (
     JsonInt,
     Parameters,
     Shape,
-    Success,
     Time,
     View,
     field_errors,
@@ -65,18 +64,8 @@ def test_all_errors_are_reported_by_dotted_path() -> None:
     }
 
 
-@pytest.mark.parametrize("port", [True, 1.5, "80", None, [80], {}])
-def test_a_whole_number_is_nothing_else(port: object) -> None:
-    assert faults(Outer, {"name": "a", "port": port}) == {"port": ["must be a whole number"]}
-
-
 def test_a_whole_number_may_be_written_with_a_point() -> None:
     assert Outer.model_validate({"name": "a", "port": 80.0}).port == 80
-
-
-@pytest.mark.parametrize("value", [None, [], "text", 1])
-def test_a_shape_is_an_object(value: object) -> None:
-    assert faults(Outer, {"name": "a", "inner": value}) == {"inner": ["must be an object"]}
 
 
 def test_unknown_field_is_reported_with_the_nearest_name() -> None:
@@ -123,17 +112,9 @@ def test_times_are_in_utc_to_the_second() -> None:
     assert At(time=berlin).model_dump(mode="json") == {"time": "2026-01-31T12:00:00Z"}
 
 
-def test_years_have_four_digits() -> None:
-    assert At(time=datetime(1, 1, 1, tzinfo=UTC)).model_dump(mode="json") == {"time": "0001-01-01T00:00:00Z"}
-
-
 def test_times_of_log_lines_are_exact() -> None:
     line = LogLine(time=datetime(2026, 1, 31, tzinfo=UTC), stream=LogStream.STDOUT, version=1, text="")
     assert line.model_dump(mode="json")["time"] == "2026-01-31T00:00:00.000000Z"
-
-
-def test_a_success_has_its_three_keys() -> None:
-    assert Success[int](message="one.", data=1).model_dump() == {"success": True, "message": "one.", "data": 1}
 
 
 def test_a_failure_has_errors_and_data_only_where_there_are_some() -> None:
@@ -165,12 +146,6 @@ def test_sarif_obeys_its_schema(report: Report) -> None:
     assert len(document["runs"]) == 1
 
 
-def test_the_schema_is_no_blank_cheque() -> None:
-    document = sarif_of(review_of(REPORT, judge(REPORT, (), NOW)), "0.1.0")
-    document["runs"][0]["results"][0]["level"] = "bad"
-    assert not schema().is_valid(document)
-
-
 def test_sarif_names_findings_by_their_fingerprints() -> None:
     results = sarif_of(review_of(REPORT, judge(REPORT, [ACCEPTED], NOW)), "0.1.0")["runs"][0]["results"]
     assert [r["partialFingerprints"]["builderd/v1"] for r in results] == ["b" * 32, "a" * 32, "c" * 32]
@@ -191,24 +166,3 @@ def test_report_shows_acceptances_and_their_actors() -> None:
         "expires_at": None,
     }
     assert [finding.acceptable for finding in shown.findings] == [False, True, False]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("fingerprint", "x"),
-        ("fingerprint", "A" * 32),
-        ("reason", " "),
-        ("reason", ""),
-        ("expires", "soon"),
-        ("more", 1),
-    ],
-)
-def test_an_acceptance_names_a_finding_and_a_reason(field: str, value: object) -> None:
-    with pytest.raises(ValidationError):
-        NewAcceptance.model_validate({"fingerprint": "a" * 32, "reason": "meant", field: value})
-
-
-def test_an_acceptance_may_expire() -> None:
-    body = {"fingerprint": "a" * 32, "reason": "meant", "expires": "2026-03-01T00:00:00Z"}
-    assert NewAcceptance.model_validate(body).expires == datetime(2026, 3, 1, tzinfo=UTC)

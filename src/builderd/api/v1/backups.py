@@ -178,21 +178,10 @@ async def _remove(application: Application, identity: Identity, backup_id: str, 
 
 
 def _present(backup: Backup) -> wire.Backup:
-    done = backup.status is BackupStatus.DONE
-    return wire.Backup(
-        id=backup.id,
+    has_ended = backup.status in (BackupStatus.DONE, BackupStatus.FAILED)
+    return wire.Backup.of(
+        backup,
         builder=backup.builder_id,
-        builder_name=backup.builder_name,
-        kind=backup.kind,
-        status=backup.status,
-        version=backup.version,
-        created_at=backup.created_at,
-        finished_at=backup.finished_at if done or backup.status is BackupStatus.FAILED else None,
-        files=backup.files,
-        size_bytes=backup.size_bytes,
-        added_bytes=backup.added_bytes,
-        error=backup.error,
+        finished_at=backup.finished_at if has_ended else None,
         last_verified_at=backup.verified_at,
-        fault=backup.fault,
-        expires_at=backup.expires_at,
     )

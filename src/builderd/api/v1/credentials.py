@@ -143,14 +143,8 @@ async def delete_credential(
 
 
 def _present(view: CredentialView, not_restarted: Mapping[BuilderId, str] = MappingProxyType({})) -> wire.Credential:
-    one = view.credential
-    return wire.Credential(
-        name=one.name,
-        variables=list(one.variables),
-        created_at=one.created_at,
-        updated_at=one.updated_at,
-        last_used_at=one.last_used_at,
-        last_used_by=one.last_used_by,
+    return wire.Credential.of(
+        view.credential,
         used_by=[
             wire.CredentialUse(
                 uuid=use.builder.id,

@@ -14,7 +14,6 @@ from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import ThePage
 from builderd.domain import domains as domain
 from builderd.domain.addresses import a_labels, shown
-from builderd.domain.previews import Link
 from builderd.schemas.v1.builder_parts import (
     Domain,
     DomainAnswer,
@@ -139,7 +138,7 @@ async def create_preview_link(application: TheApplication, identity: Writer, uui
     """Share a private preview, or one of its ports, for a time and without the service token."""
     new = body.value
     made = await preview_links.create(application, identity.caller, uuid.lower(), new.expires_minutes, new.port)
-    data = PreviewLinkWithUrl(**_present_link(made.link).model_dump(), url=made.url)
+    data = PreviewLinkWithUrl.of(made.link, url=made.url)
     return success(PreviewLinkAnswer(message=f"The link opens {made.builder.name}.", data=data), 201).response()
 
 
@@ -150,7 +149,7 @@ async def list_preview_links(application: TheApplication, identity: Reader, uuid
     """The links that are valid, without their URLs."""
     now = application.clock.now()
     found = await application.store.read(lambda uow: preview_links.valid_of(uow, identity.caller, uuid.lower(), now))
-    data = [_present_link(one) for one in query.cut(found)]
+    data = [PreviewLink.of(one) for one in query.cut(found)]
     return success(PreviewLinkPage(message=f"{len(found)} links.", data=data, meta=query.of(len(found)))).response()
 
 
@@ -163,13 +162,3 @@ async def revoke_preview_link(application: TheApplication, identity: Writer, uui
     """End a link at once."""
     await preview_links.revoke(application, identity.caller, uuid.lower(), link.lower())
     return Response(status_code=204)
-
-
-def _present_link(link: Link) -> PreviewLink:
-    return PreviewLink(
-        id=link.id,
-        port=link.port,
-        created_by=link.created_by,
-        created_at=link.created_at,
-        expires_at=link.expires_at,
-    )

@@ -90,7 +90,7 @@ async def list_active(application: Application, find: Find, query: PageQuery) ->
     """200 with a page of them."""
     now = application.clock.now()
     found = await application.store.read(lambda uow: leases.active(uow, find(uow), now))
-    data = [_present_lease(lease) for lease in query.cut(found)]
+    data = [Lease.of(lease) for lease in query.cut(found)]
     message = f"{len(found)} leases keep it busy."
     return success(LeasePage(message=message, data=data, meta=query.of(len(found)))).response()
 
@@ -112,14 +112,4 @@ async def end_for(application: Application, find: Find, actor: str, lease_id: st
 
 
 def _lease_answer(what: str, lease: domain.Lease) -> LeaseAnswer:
-    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=_present_lease(lease))
-
-
-def _present_lease(lease: domain.Lease) -> Lease:
-    return Lease(
-        id=lease.id,
-        reason=lease.reason,
-        created_by=lease.created_by,
-        created_at=lease.created_at,
-        expires_at=lease.expires_at,
-    )
+    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=Lease.of(lease))

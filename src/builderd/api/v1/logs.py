@@ -102,7 +102,7 @@ async def read_log_density(
     data = wire.LogDensity(
         lines=found.lines,
         bucket_seconds=found.step.total_seconds(),
-        buckets=[wire.LogBucket(time=one.time, lines=one.lines, errors=one.errors) for one in found.buckets],
+        buckets=[wire.LogBucket.of(one) for one in found.buckets],
         versions=[wire.LogVersion(version=version, time=time) for version, time in found.versions],
     )
     return success(wire.LogDensityAnswer(message=f"{found.lines} lines.", data=data)).response()
@@ -318,12 +318,4 @@ async def _followed_events(
 
 def present_event(event: Event) -> wire.Event:
     """Return the event in the contract's shape."""
-    return wire.Event(
-        id=event.id,
-        time=event.time,
-        type=event.type,
-        builder=event.builder_id,
-        actor=event.actor,
-        reason=event.reason,
-        details=dict(event.details),
-    )
+    return wire.Event.of(event, builder=event.builder_id)

@@ -25,30 +25,18 @@ SHOWN_END = 4
 def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
     """Return the builder in the contract's shape; its service token in full only ``with_token``."""
     builder = view.builder
-    return wire.Builder(
+    return wire.Builder.of(
+        builder,
         uuid=builder.id,
-        name=builder.name,
-        status=builder.status,
         preview_url=view.preview_url,
         service_token=shown_token(builder.service_token, in_full=with_token),
         **shown_settings(view.version.settings, wire.Builder),
-        job_type=builder.job_type,
-        visibility=builder.visibility,
-        auto_stop_interval=builder.auto_stop_interval,
-        backup_interval_hours=builder.backup_interval_hours,
         needs_restart=view.needs_restart,
         review_passed=view.review_passed,
         qa_passed=view.version.qa_passed,
-        status_reason=builder.status_reason,
-        version=builder.version,
-        exit_code=builder.exit_code,
         cost=present_cost(view.cost),
-        created_at=builder.created_at,
-        updated_at=builder.updated_at,
-        last_active_at=builder.last_active_at,
         last_backup_at=view.last_good_backup.created_at if view.last_good_backup else None,
         last_backup_error=_error(view.last_backup),
-        disk_released_at=builder.disk_released_at,
         member=builder.location,
     )
 
@@ -67,12 +55,7 @@ def _error(backup: Backup | None) -> str | None:
 
 def present_cost(cost: Cost) -> wire.Cost:
     """Return the amounts as JSON numbers."""
-    return wire.Cost(
-        currency=cost.currency,
-        hourly_rate=float(cost.hourly_rate),
-        runtime_hours=float(cost.runtime_hours),
-        cost=float(cost.cost),
-    )
+    return wire.Cost.of(cost)
 
 
 async def read_builder(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -28,7 +28,6 @@ from builderd.schemas.v1.reviews import (
     NewAcceptance,
     Qa,
     QaAnswer,
-    QaCheck,
     QaScreenshot,
     Review,
     ReviewAnswer,
@@ -228,33 +227,17 @@ async def get_screenshot(
 def _present(view: qa.QaView, uuid: str) -> Qa:
     version, report = view.version, view.report
     pictures = f"{PREFIX}/builders/{uuid}/qa/screenshots"
-    return Qa(
+    return Qa.of(
+        report,
         version=version.number,
         bundle_hash=version.bundle_hash,
         qa_passed=version.qa_passed,
         skipped=version.settings.skip_qa,
-        gate=_checks(report.gate),
-        gate_at=report.gate_at,
-        status=report.status,
-        checks=_checks(report.checks),
         screenshots=[
             QaScreenshot(name=name, url=f"{pictures}/{name}.png?version={version.number}")
             for name in report.screenshots
         ],
-        note=report.note,
-        requested_by=report.requested_by,
-        started_at=report.started_at,
-        finished_at=report.finished_at,
     )
-
-
-def _checks(checks: Sequence[Check]) -> list[QaCheck]:
-    return [
-        QaCheck(
-            name=one.name, outcome=one.outcome, message=one.message, seconds=one.seconds, findings=list(one.findings)
-        )
-        for one in checks
-    ]
 
 
 def _message(view: qa.QaView) -> str:

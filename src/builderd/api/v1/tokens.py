@@ -90,15 +90,5 @@ async def revoke_token(
 
 def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:
     calls = token.calls.add_all(operations.token_calls.pending(token.id))
-    return wire.Token(
-        id=token.id,
-        name=token.name,
-        scopes=sorted(token.scopes),
-        created_at=token.created_at,
-        expires_at=token.expires_at,
-        revoked_at=token.revoked_at,
-        last_used_at=token.last_used_at,
-        calls_in_24_h=calls.of_day(operations.application.clock.now()),
-        current=token.id == current.id,
-        made_by=token.made_by,
-    )
+    in_a_day = calls.of_day(operations.application.clock.now())
+    return wire.Token.of(token, scopes=sorted(token.scopes), calls_in_24_h=in_a_day, current=token.id == current.id)

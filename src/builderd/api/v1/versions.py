@@ -226,17 +226,7 @@ def _difference(found: bundles.VersionDiff) -> wire.VersionDiff:
     return wire.VersionDiff(
         old=found.old.number,
         new=found.new.number,
-        files=[
-            wire.FileDifference(
-                path=one.path,
-                kind=one.kind,
-                compared=one.compared,
-                added=one.added,
-                removed=one.removed,
-                lines=list(one.lines),
-            )
-            for one in found.files
-        ],
+        files=[wire.FileDifference.of(one) for one in found.files],
         settings=[
             wire.SettingDifference(name=name, old=before[name], new=after[name]) for name, _, _ in found.settings
         ],
@@ -336,19 +326,13 @@ async def _outcome(application: Application, deployed: Deployed, *, at_once: boo
 
 
 def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
-    return wire.Version(
+    return wire.Version.of(
+        version,
         version=version.number,
-        status=version.status,
-        status_reason=version.status_reason,
-        failure_code=version.failure_code,
         current=version.number == builder.version,
-        rolled_back_to=version.rolled_back_to,
         bundle=version.bundle_hash,
         **shown_settings(version.settings, wire.Version),
         review_passed=version.reviewed(now),
-        qa_passed=version.qa_passed,
-        created_by=version.created_by,
-        created_at=version.created_at,
     )
 
 

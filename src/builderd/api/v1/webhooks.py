@@ -11,7 +11,7 @@ from builderd.api.server.answers import PREFIX, success
 from builderd.api.server.auth import Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
-from builderd.domain.events import Delivery, DeliveryStatus, Webhook
+from builderd.domain.events import Delivery, DeliveryStatus
 from builderd.schemas.v1 import account as wire
 from builderd.services import webhooks
 
@@ -41,7 +41,7 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
     webhook, secret = await application.store.write(
         lambda uow: webhooks.create(uow, application, identity.caller, new.url, new.events, new.secret, now)
     )
-    data = wire.WebhookWithSecret(**_present(webhook).model_dump(), secret=secret)
+    data = wire.WebhookWithSecret.of(webhook, secret=secret)
     message = "The webhook is made; keep its secret, which is not shown again."
     return success(wire.NewWebhookAnswer(message=message, data=data), 201).response()
 
@@ -50,7 +50,7 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
 async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """List your webhooks, without their secrets, the oldest first."""
     found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
-    data = [_present(webhook) for webhook in query.cut(found)]
+    data = [wire.Webhook.of(webhook) for webhook in query.cut(found)]
     message = f"{len(found)} webhooks."
     return success(wire.WebhookPage(message=message, data=data, meta=query.of(len(found)))).response()
 
@@ -62,7 +62,7 @@ async def delete_webhook(
     """Delete a webhook. Its pending deliveries are dropped."""
     now = application.clock.now()
     webhook = await application.store.write(lambda uow: webhooks.delete(uow, identity.caller, webhook_id.lower(), now))
-    return success(wire.WebhookAnswer(message="The webhook is gone.", data=_present(webhook))).response()
+    return success(wire.WebhookAnswer(message="The webhook is gone.", data=wire.Webhook.of(webhook))).response()
 
 
 @router.get("/webhooks/{id}/deliveries", responses=openapi.answers(200, wire.DeliveryPage, "A page of them.", 404, 422))
@@ -87,29 +87,6 @@ async def list_deliveries(
     return await listed(request, tenant_id, listing)
 
 
-def _present(webhook: Webhook) -> wire.Webhook:
-    return wire.Webhook(
-        id=webhook.id,
-        url=webhook.url,
-        events=list(webhook.events),
-        status=webhook.status,
-        status_reason=webhook.status_reason,
-        failures=webhook.failures,
-        last_success_at=webhook.last_success_at,
-        created_at=webhook.created_at,
-        expires_at=webhook.expires_at,
-    )
-
-
 def _delivery(delivery: Delivery) -> wire.Delivery:
-    return wire.Delivery(
-        id=delivery.id,
-        event=delivery.event_id,
-        type=delivery.event_type,
-        status=delivery.status,
-        created_at=delivery.created_at,
-        next_attempt_at=delivery.due_at if delivery.status is DeliveryStatus.PENDING else None,
-        attempts=[
-            wire.Attempt(at=one.at, status=one.status, seconds=one.seconds, note=one.note) for one in delivery.attempts
-        ],
-    )
+    due_at = delivery.due_at if delivery.status is DeliveryStatus.PENDING else None
+    return wire.Delivery.of(delivery, event=delivery.event_id, type=delivery.event_type, next_attempt_at=due_at)

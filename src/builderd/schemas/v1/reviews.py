@@ -88,28 +88,13 @@ class NewAcceptance(Shape):
 
 def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, *, outdated: bool = False) -> Review:
     """Convert a report and its verdict to the response."""
-    return Review(
-        version=version,
-        passed=verdict.passed,
-        outdated=outdated,
-        content_hash=report.content_hash,
-        policy_hash=report.policy_hash,
-        reviewed_at=report.reviewed_at,
-        seconds=report.seconds,
-        files=report.files,
-        scanners=dict(report.scanners),
-        findings=[_finding(finding, verdict) for finding in report.findings],
-        left_out=dict(report.left_out),
-        untold=report.untold,
-    )
+    findings = [Finding.of(one, accepted=_accepted(one, verdict)) for one in report.findings]
+    return Review.of(report, version=version, passed=verdict.passed, outdated=outdated, findings=findings)
 
 
-def _finding(finding: domain.Finding, verdict: domain.Verdict) -> Finding:
+def _accepted(finding: domain.Finding, verdict: domain.Verdict) -> Acceptance | None:
     accepted = verdict.accepted.get(finding.fingerprint)
-    return Finding(
-        **{name: getattr(finding, name) for name in Finding.model_fields.keys() - {"accepted"}},
-        accepted=Acceptance.model_validate(accepted, from_attributes=True) if accepted else None,
-    )
+    return Acceptance.of(accepted) if accepted else None
 
 
 # SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/)

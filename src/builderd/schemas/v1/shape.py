@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from itertools import islice
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -72,6 +72,12 @@ class View(BaseModel):
     """Response schema. Clients ignore unknown fields, so that the service may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+
+    @classmethod
+    def of(cls, source: object, **given: object) -> Self:
+        """Return a view of ``source``: the ``given`` fields, and the others from its attributes of the same names."""
+        named = {name: getattr(source, name) for name in cls.model_fields if name not in given}
+        return cls.model_validate({**named, **given}, from_attributes=True)
 
 
 def _misplaced(name: str, shape: type[BaseModel]) -> str | None:

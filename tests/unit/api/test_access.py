@@ -241,8 +241,10 @@ WRONG: dict[str, tuple[dict[str, Any], ...]] = {
 async def test_a_value_that_breaks_a_rule_is_named(world: World, operation: Operation) -> None:
     before = await world.service.kept()
     for change in WRONG[operation.name]:
-        given = {"json": {**operation.example, **change}} if operation.example is not None else {"params": change}
-        refused = await world.call(operation, world.admin, **given)
+        given: dict[str, Any] = (
+            {"json": {**operation.example, **change}} if operation.example is not None else {"params": change}
+        )
+        refused = await world.call(operation, world.admin, "", **given)
         assert (refused.status_code, refused.json()["code"]) == (422, "validation_error"), change
         (field,) = refused.json()["errors"]
         assert field.partition(".")[0] == next(iter(change)), change

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_ur
 
 from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.ids import BackupId, BuilderId, new_id, new_secret
-from builderd.store.live_totals import UNITS
 from builderd.store.tables import (
     backups,
     builders,
@@ -20,7 +19,6 @@ from builderd.store.tables import (
     ledger_months,
     sandboxes,
     tenant_months,
-    tenants,
     versions,
 )
 from builderd.store.types import row_of
@@ -48,11 +46,6 @@ def copy_builder(url: str, number: int) -> None:
                     connection.execute(insert(table), copies)
             connection.execute(insert(backups), [backup_row(original, one) for one in ids])
         add_to_tenant(connection, parts[ledger_months], number)
-        counted = {
-            "live_builders": tenants.c.live_builders + number,
-            "live_disk": tenants.c.live_disk + number * round(TINY * UNITS),
-        }
-        connection.execute(update(tenants).where(tenants.c.id == original["tenant_id"]).values(**counted))
     if engine.dialect.name == "postgresql":
         # As autovacuum does within a minute, in the middle of the turns. Without it, plans are those for a table of
         # a few rows, and each row that is read first is marked as visible.

@@ -32,7 +32,7 @@ from builderd.domain.resources import Resources
 from builderd.store.builders import BUILDER_COLUMNS, BuilderQuery, read_builder
 from builderd.store.damage import read_each
 from builderd.store.repository import Queries, Transaction, batches
-from builderd.store.tables import LIVE, builders, ledger, ledger_months, tenants, versions
+from builderd.store.tables import LIVE, builders, ledger, ledger_months, versions
 
 
 class ListedReview(NamedTuple):
@@ -138,8 +138,6 @@ class BuilderLists(Queries):
 
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         """Return the number of builders on all pages."""
-        if not any((query.name, query.status, query.job_type, query.search)):
-            return self._scalar(select(tenants.c.live_builders).where(tenants.c.id == tenant)) or 0
         counted = select(func.count()).select_from(builders).where(*_conditions(tenant, query))
         return int(self._scalar(counted))
 

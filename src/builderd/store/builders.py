@@ -39,7 +39,6 @@ from builderd.domain.versions import VersionStatus
 from builderd.store.backups import CHECK_AT_AFTER_SAVE
 from builderd.store.claims import Claims, is_held
 from builderd.store.damage import damage_named, read_each, replace_undecodable
-from builderd.store.live_totals import UNITS, LiveTotals, reserved_units
 from builderd.store.repository import Transaction, batches
 from builderd.store.tables import ACTIVE, CAPPED, LIVE, builders, sandboxes, versions
 from builderd.store.types import changes, omit, row_of
@@ -167,6 +166,10 @@ def _of_running(name: str) -> ColumnElement[float]:
     return _greater(case((_runs, versions.c[name]), else_=0.0), _candidates.c[name])
 
 
+#: Parts of a GB in which disks are summed: a sum of binary fractions depends on its order.
+UNITS = 1_000_000_000
+_units = cast(func.round(builders.c.reserved_disk * float(UNITS)), BigInteger)
+_LIVE_SUMS = select(func.count(), cast(func.coalesce(func.sum(_units), 0), BigInteger)).where(text(LIVE))
 _ACTIVE_SUMS = (
     select(
         func.count().label("running_builders"),
@@ -184,23 +187,19 @@ _ACTIVE_SUMS = (
     .where(_active, _not_deleted)
 )
 # An insert that only refers to the row by a foreign key does not wait for this lock.
-_LOCKED = {
-    plain: plain.add_columns(reserved_units.label("units")).with_for_update(key_share=True)
-    for plain in (_BY_ID, _BY_HOST)
-}
+_LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
 _HELD = _LOCKED[_BY_ID].where(is_held)
 
 
 class Builders(Claims):
     """Builders and their leases. Only a write transaction locks rows; ``on_lock`` is called with each that it locks."""
 
-    def __init__(self, transaction: Transaction, totals: LiveTotals, on_lock: Callable[[BuilderId], None]) -> None:
+    def __init__(self, transaction: Transaction, on_lock: Callable[[BuilderId], None]) -> None:
         super().__init__(transaction)
         self._on_lock = on_lock
         self._own: set[BuilderId] = set()
         #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
         self._known: dict[BuilderId, Builder] = {}
-        self._totals = totals
 
     def add(self, builder: Builder) -> None:
         """Add it. Raises ``NameTaken`` (with the other's uuid) if the tenant has a live builder of that name."""
@@ -213,7 +212,6 @@ class Builders(Claims):
             )
         self._change(_INSERT, **_row(builder), backup_check_at=builder.created_at)
         self._own.add(builder.id)
-        self._totals.added(builder.id)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
@@ -336,8 +334,10 @@ class Builders(Claims):
 
     def allocated(self, tenant: TenantId | None = None) -> Allocation:
         """Return what is reserved for the live builders of a tenant, or of all."""
-        live, active = self._totals.sums(tenant), self._active_sums(tenant)
-        return Allocation(**{**active, "builders": live.builders, "disk": live.disk / UNITS + active["disk"]})
+        of_live = _LIVE_SUMS if tenant is None else _LIVE_SUMS.where(builders.c.tenant_id == tenant)
+        number, units = self._connection.execute(of_live).one()
+        active = self._active_sums(tenant)
+        return Allocation(**{**active, "builders": number, "disk": units / UNITS + active["disk"]})
 
     def allocated_to_running(self, tenant: TenantId | None = None) -> Allocation:
         """Return ``allocated`` without builders and disks: of those that run alone."""
@@ -370,8 +370,6 @@ class Builders(Claims):
         row, known = omit(_row(builder), "id"), self._known.get(builder.id)
         self._change(_UPDATE, **key, **(row if known is None else changes(_row(known), row)))
         self._known[builder.id] = builder
-        if known is None or _reservation(known) != _reservation(builder):
-            self._totals.change(builder.id)
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
@@ -389,14 +387,8 @@ class Builders(Claims):
         if row.id not in self._own:
             self._own.add(row.id)
             self._on_lock(row.id)
-        builder = self._known[row.id] = read_builder(row[:-1])
-        self._totals.note(builder.id, builder.desired, row.units)
+        builder = self._known[row.id] = read_builder(row)
         return builder
-
-
-def _reservation(builder: Builder) -> tuple[object, ...]:
-    """Return what decides whether a builder's disk counts, and which."""
-    return builder.desired is Desired.DELETED, builder.version, builder.disk_released_at is None
 
 
 def _row(builder: Builder) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from sqlalchemy import (
 from builderd.domain.builders import Lease, LeaseId, Status
 from builderd.domain.database_lease import ClusterService, DatabaseLease, Instance, SeenService
 from builderd.domain.ids import BuilderId
-from builderd.store.live_totals import count_all_anew
 from builderd.store.migrations import is_made
 from builderd.store.repository import Queries, Repository
 from builderd.store.tables import backups, builders, database_lease, leases, qa_reports, restores, services
@@ -96,14 +95,10 @@ class DatabaseLeases(Queries):
         self._change(update(database_lease).where(_of_term).values(released=True), held=term)
 
     def adopt(self, instance: Instance) -> None:
-        """Assign all undeleted builders to the instance, and the claims and unfinished work of other services.
-
-        Tenants' numbers of live builders are counted anew.
-        """
+        """Assign all undeleted builders to the instance, and the claims and unfinished work of other services."""
         owner = {"new_owner": instance.identity}
         self._change(_MOVE_BUILDERS, new_member=instance.member)
         self._connection.execute(_DROP_CLAIMS, owner)
-        count_all_anew(self._connection)
         for statement in _TAKE_OVER_WORK:
             self._connection.execute(statement, owner)
 

@@ -27,7 +27,6 @@ from builderd.store.domains import AcmeAccounts, Domains, WildcardCertificates
 from builderd.store.events import Events
 from builderd.store.idempotency import Idempotency
 from builderd.store.ledger import Ledger
-from builderd.store.live_totals import LiveTotals
 from builderd.store.metrics import Metrics
 from builderd.store.postgresql import open_postgresql
 from builderd.store.repository import Transaction
@@ -68,14 +67,13 @@ class UnitOfWork:
         #: Kinds of the records that it has written so far.
         self.written = set[Kind]()
         transaction = Transaction(connection, writes, self.written)
-        self._live_totals = LiveTotals(connection)
-        self.versions = Versions(transaction, self._live_totals)
+        self.versions = Versions(transaction)
         self.database_lease = DatabaseLeases(transaction)
         self.services = Services(transaction)
         self.tenants = Tenants(transaction)
         self.tokens = Tokens(transaction)
         self.builder_lists = BuilderLists(transaction)
-        self.builders = Builders(transaction, self._live_totals, self.versions.forget)
+        self.builders = Builders(transaction, self.versions.forget)
         self.sandboxes = Sandboxes(transaction)
         self.ledger = Ledger(transaction)
         self.open_builds = OpenBuilds(transaction)
@@ -105,10 +103,6 @@ class UnitOfWork:
         self.qa_reports = QaReports(transaction)
         self.reviews = Reviews(transaction)
         self.acceptances = Acceptances(transaction)
-
-    def finish(self) -> None:
-        """Write what a transaction writes last."""
-        self._live_totals.write()
 
 
 class Store:
@@ -247,7 +241,6 @@ class Store:
             uow = UnitOfWork(connection, writes=True)
             self._check_lease(uow)
             result = work(uow)
-            uow.finish()
         return result, uow.written
 
     def _read(self, work: Callable[[UnitOfWork], T]) -> T:

@@ -14,8 +14,7 @@ from builderd.domain.tokens import Tenant
 from builderd.store.repository import Repository
 from builderd.store.tables import tenants
 
-_NO_FIELDS = ("spending_due_at", "live_builders", "live_disk")
-_SELECT = select(*(column for column in tenants.c if column.name not in _NO_FIELDS))
+_SELECT = select(*(column for column in tenants.c if column.name != "spending_due_at"))
 _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
 _ALL = _SELECT.order_by(tenants.c.created_at, tenants.c.id)

@@ -29,7 +29,6 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
 from builderd.store.damage import damage_named, read_each
-from builderd.store.live_totals import LiveTotals
 from builderd.store.repository import Repository, Transaction, batches
 from builderd.store.tables import LIVE, backups, builders, versions
 from builderd.store.types import changes, omit, row_of
@@ -109,9 +108,8 @@ _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindpa
 class Versions(Repository[Version]):
     _table, _record = versions, Version
 
-    def __init__(self, transaction: Transaction, totals: LiveTotals) -> None:
+    def __init__(self, transaction: Transaction) -> None:
         super().__init__(transaction)
-        self._totals = totals
         #: As read or saved last in this transaction, since its builder was locked: nobody else changes them then.
         self._known: dict[tuple[BuilderId, int], Version] = {}
 
@@ -123,10 +121,8 @@ class Versions(Repository[Version]):
     def add(self, value: Version) -> None:
         super().add(value)
         # The first version is the current one of a builder whose row is stored already; its resources never change.
-        self._totals.lock(value.builder_id)
         size = value.settings.resources.disk
-        if self._change(_RESERVE_DISK, builder=value.builder_id, which=value.number, size=size):
-            self._totals.change(value.builder_id)
+        self._change(_RESERVE_DISK, builder=value.builder_id, which=value.number, size=size)
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
         if (known := self._known.get((builder, number))) is not None:

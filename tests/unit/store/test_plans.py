@@ -42,10 +42,10 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
         ("COVERING INDEX ix_backups_builder_id_created_at (builder_id>?)",),
     ),
     "a done backup": (lambda uow: uow.backups.has_done(ACME, NOW), ("ix_backups_",)),
-    "allocated": (lambda uow: uow.builders.allocated(), ("SCAN tenants", "ix_builders_active")),
+    "allocated": (lambda uow: uow.builders.allocated(), ("COVERING INDEX ix_builders_live", "ix_builders_active")),
     "allocated to a tenant": (
         lambda uow: uow.builders.allocated(ACME),
-        ("tenants USING INDEX sqlite_autoindex_tenants_1 (id=?)", "ix_builders_active"),
+        ("COVERING INDEX ix_builders_live (tenant_id=?)", "ix_builders_active"),
     ),
     "counted": (lambda uow: uow.builders.count_by_status(), ("COVERING INDEX ix_builders_status",)),
     "counted of a tenant": (lambda uow: uow.builders.count_by_status(ACME), ("COVERING INDEX ix_builders_live",)),
@@ -61,7 +61,7 @@ READS: dict[str, tuple[Callable[[UnitOfWork], object], tuple[str, ...]]] = {
     ),
     "number of a list": (
         lambda uow: uow.builder_lists.count(ACME, BuilderQuery()),
-        ("tenants USING INDEX sqlite_autoindex_tenants_1 (id=?)",),
+        ("COVERING INDEX ix_builders_live (tenant_id=?)",),
     ),
     "number of a list of those with a status": (
         lambda uow: uow.builder_lists.count(ACME, BuilderQuery(status=Status.RUNNING)),

@@ -95,9 +95,9 @@ backup_keys = Table(
 
 
 #: A released row only remembers who held the host.
-LIVE = "released_at IS NULL"
+_UNRELEASED = "released_at IS NULL"
 #: One claim of all tenants holds a host.
-HELD = "proven_at IS NOT NULL AND released_at IS NULL"
+_OWNED = "proven_at IS NOT NULL AND released_at IS NULL"
 
 domains = Table(
     "domains",
@@ -119,8 +119,8 @@ domains = Table(
     Column("fingerprint", Text),
     Column("expires_at", UtcDateTime),
     Column("warned_days", Integer),
-    unique_where("uq_domains_claim", "tenant_id", LIVE, "host"),
-    unique_where("uq_domains_held", "host", HELD),
+    unique_where("uq_domains_claim", "tenant_id", _UNRELEASED, "host"),
+    unique_where("uq_domains_held", "host", _OWNED),
     Index("ix_domains_builder_id", "builder_id"),
     Index("ix_domains_host", "host"),
     Index("ix_domains_next_try_at", "next_try_at"),

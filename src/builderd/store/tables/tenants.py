@@ -14,7 +14,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    text,
 )
 
 from builderd.domain.events import DeliveryStatus, WebhookStatus
@@ -31,12 +30,6 @@ tenants = Table(
     Column("cap_warned_at", UtcDateTime),
     # Time of the next check of its spending; not a field of ``Tenant``.
     Column("spending_due_at", UtcDateTime, index=True),
-    # Number of its live builders, which lists name: counting them reads an entry of an index for each. Not a field of
-    # ``Tenant``: written with the row of a builder that is added or deleted.
-    Column("live_builders", Integer, nullable=False, server_default=text("0")),
-    # Their reserved disk, in billionths of a GB: an integer, whose sum does not drift. Written as their number is, and
-    # with a builder whose version takes over or whose disk is given back.
-    Column("live_disk", BigInteger, nullable=False, server_default=text("0")),
 )
 
 

@@ -27,9 +27,9 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.reconciler.backups.checking import adopt
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
+from builderd.reconciler.backups.upkeep import adopt
 from builderd.reconciler.core.loops import every, kill_at, no_fault, race
 from builderd.reconciler.jobs import visits
 from builderd.reconciler.jobs.domains import DomainJob

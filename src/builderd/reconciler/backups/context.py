@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from builderd.domain.backups import Backup, Restore
@@ -58,6 +58,18 @@ class BackupContext:
         result = await self.app.store.write(work)
         self.app.signals.change(about.builder_id)
         return result
+
+    async def drop_copy(self, backup: Backup) -> None:
+        """Remove the copied disk, then its recorded name: after a crash in between, the removal is repeated."""
+        assert backup.copy is not None, "it was not dropped yet"
+        await self.app.engine.disks.delete_disk(backup.copy)
+
+        def record(uow: UnitOfWork) -> None:
+            found = uow.backups.get(backup.id)
+            if found is not None:
+                uow.backups.save(replace(found, copy=None))
+
+        await self.app.store.write(record)
 
     @asynccontextmanager
     async def progress(self, about: Backup | Restore, kind: str) -> AsyncIterator[OnProgress]:

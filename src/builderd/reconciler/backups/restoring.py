@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from builderd.domain.qa import gate_failure, gate_passed
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
-from builderd.reconciler.backups import checking
+from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
@@ -61,10 +62,7 @@ async def carry_out(context: BackupContext, restore: Restore) -> None:
 
     Raises ``StoreUnavailable`` and leaves it open: that is no failure of the restore, and the schedule comes back.
     """
-    if restore.kind is not RestoreKind.DRILL:
-        await _carry_out(context, restore)
-        return
-    async with context.drill(restore.tenant_id):
+    async with context.drill(restore.tenant_id) if restore.kind is RestoreKind.DRILL else nullcontext():
         await _carry_out(context, restore)
 
 
@@ -127,11 +125,19 @@ def _load(uow: UnitOfWork, restore: Restore) -> StoredState:
 
 async def _fill(context: BackupContext, restore: Restore, stored: StoredState) -> Restore:
     engine, backup = context.app.engine, stored.backup
+
+    def begin(uow: UnitOfWork) -> None:
+        _refuse_given_up(uow, restore)
+        uow.restores.save(replace(restore, status=RestoreStatus.PLANNED))
+        now = context.app.clock.now()
+        backups.notify(uow, restore, "restore.started", now, reason="restoring", details=_details(stored))
+
     context.fault_point("FillDisk.begun")
     assert backup.snapshot is not None, "a finished backup has a snapshot"
     # The disk is made when it is its turn: each claims room in the store, so few may wait.
     async with context.repository(restore.tenant_id) as repository, context.progress(restore, "restore") as on_progress:
-        await _begin(context, restore, stored)
+        # Recorded before its disk is touched, so that a half-filled disk never counts as filled.
+        await context.write(restore, begin)
         await engine.disks.delete_disk(restore.disk)
         await engine.disks.create_disk(restore.disk, stored.version.settings.resources.disk_bytes)
         found = await context.app.backup_repository.restore(repository, backup.snapshot, restore.disk, on_progress)
@@ -150,18 +156,6 @@ async def _fill(context: BackupContext, restore: Restore, stored: StoredState) -
     await context.write(restore, record)
     context.fault_point("FillDisk.recorded")
     return filled
-
-
-async def _begin(context: BackupContext, restore: Restore, stored: StoredState) -> None:
-    """Record the attempt before touching its disk, so that a half-filled disk never counts as filled."""
-    now = context.app.clock.now()
-
-    def record(uow: UnitOfWork) -> None:
-        _refuse_given_up(uow, restore)
-        uow.restores.save(replace(restore, status=RestoreStatus.PLANNED))
-        backups.notify(uow, restore, "restore.started", now, reason="restoring", details=_details(stored))
-
-    await context.write(restore, record)
 
 
 async def _hand_over(context: BackupContext, restore: Restore, stored: StoredState) -> None:
@@ -255,7 +249,10 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
     # What was handed over after all keeps its disk.
     if await context.app.store.write(lambda uow: _still_open(uow, restore)) is None:
         return
-    lost = restore.kind is RestoreKind.RECOVERY and await is_lost(context, restore)
+    lost = False
+    if restore.kind is RestoreKind.RECOVERY:
+        builder = await context.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
+        lost = builder is not None and await context.app.engine.disks.disk(builder.disk) is None
 
     def record(uow: UnitOfWork) -> bool:
         failed = replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason)
@@ -265,12 +262,12 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
         backup = uow.backups.get(restore.backup_id)
         if lost:
             give_up(uow, restore, context.app.prices, reason, now)
-        if backup is None or backup.fault == checking.LOST:
+        if backup is None or backup.fault == upkeep.LOST:
             return False
         # A full disk or an unreachable repository does not mean that the backup is bad.
         if restore.kind is RestoreKind.DRILL and isinstance(error, SnapshotDamaged):
             uow.backups.save(replace(backup, drilled_at=now, fault=reason))
-        return checking.mark(uow, context, restore.tenant_id, error)
+        return upkeep.mark(uow, context, restore.tenant_id, error)
 
     # In this order: a restore that is recorded as over must leave no disk, and one that is not is filled again.
     await context.app.engine.disks.delete_disk(restore.disk)
@@ -278,7 +275,7 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
     if lost:
         context.app.signals.desired_changed(restore.builder_id)
     if is_marked:
-        await checking.check_one(context, restore.tenant_id)
+        await upkeep.check_one(context, restore.tenant_id)
 
 
 async def run_drill(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
@@ -304,18 +301,14 @@ async def run_drill(context: BackupContext, restore: Restore, builder: Builder, 
             trial=True,
         )
         item = WorkItem(builder, replace(version, layer_key=layer))
-        return await _judge(context, item, await _start(context, restore, item, sandbox))
+        spec = await make_spec(app, item, sandbox)
+        # Only the serving app may have the builder's service token, so the drill gets another one, and its own log.
+        env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
+        report = await app.engine.sandboxes.start(replace(spec, builder_id=_drill_builder_id(restore), env=env))
+        return await _judge(context, item, replace(sandbox, started_at=report.started_at))
     finally:
         await _clear(context, restore)
         app.scratch.discard(sandbox_id)
-
-
-async def _start(context: BackupContext, restore: Restore, item: WorkItem, sandbox: Sandbox) -> Sandbox:
-    spec = await make_spec(context.app, item, sandbox)
-    # Only the serving app may have the builder's service token, so the drill gets another one, and a log of its own.
-    env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
-    report = await context.app.engine.sandboxes.start(replace(spec, builder_id=_drill_builder_id(restore), env=env))
-    return replace(sandbox, started_at=report.started_at)
 
 
 def _sandbox_id(restore: Restore) -> SandboxId:
@@ -340,16 +333,14 @@ async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> st
     wait = await wait_until_up(app, item, sandbox, app.limits.start_seconds(settings))
     if wait.reachable:
         checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
-        return None if gate_passed(checks) else _failed_start(gate_failure(checks))
-    lines = await qa.last_lines(app, sandbox.id)
-    if wait.ended is None or wait.ended.end is None:
-        return _failed_start(not_listening(wait.listening, settings.port, wait.seconds, lines))
-    port = settings.port if item.builder.job_type.must_listen else None
-    return _failed_start(exited_early(wait.ended.end, settings.resources, port, lines))
-
-
-def _failed_start(reason: str) -> str:
-    """Return the message for files that are complete while the app does not start with them."""
+        if gate_passed(checks):
+            return None
+        reason = gate_failure(checks)
+    elif wait.ended is None or wait.ended.end is None:
+        reason = not_listening(wait.listening, settings.port, wait.seconds, await qa.last_lines(app, sandbox.id))
+    else:
+        port = settings.port if item.builder.job_type.must_listen else None
+        reason = exited_early(wait.ended.end, settings.resources, port, await qa.last_lines(app, sandbox.id))
     return f"The files are whole, but the app did not come up with them: {reason}"
 
 
@@ -387,12 +378,6 @@ async def attach_restored_disk(context: BackupContext, restore: Restore, backup:
         return saved
 
     await app.commit(record)
-
-
-async def is_lost(context: BackupContext, restore: Restore) -> bool:
-    """Return whether the engine still has no disk for the restore's builder."""
-    builder = await context.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
-    return builder is not None and await context.app.engine.disks.disk(builder.disk) is None
 
 
 def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now: datetime) -> None:

@@ -13,10 +13,10 @@ from builderd.domain.backups import DRILL_RETRY, NEVER, Backup, BackupCheck, Bac
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BackupId, BuilderId, RestoreId
-from builderd.reconciler.backups import checking, upkeep
+from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
-from builderd.reconciler.backups.taking import drop, take
+from builderd.reconciler.backups.taking import take
 from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.services import backups, restores
 from builderd.services.application import Application
@@ -67,7 +67,7 @@ class BackupSchedule:
 
     async def _keep_up(self) -> None:
         await upkeep.clean_up(self.context)
-        await checking.check(self.context)
+        await upkeep.check(self.context)
 
     # What is due
 
@@ -164,7 +164,7 @@ class BackupSchedule:
         if backup.is_open:
             await take(self.context, backup)
         elif backup.copy is not None:
-            await drop(self.context, backup.id, backup.copy)
+            await self.context.drop_copy(backup)
 
     async def _carry_out(self, restore_id: RestoreId) -> None:
         restore = await self._app.store.read(lambda uow: uow.restores.get(restore_id))

@@ -6,15 +6,14 @@ Each step is recorded before the next one begins, and done again from its start 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus, external_cause_of
-from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
-from builderd.domain.ids import BackupId, DiskId
+from builderd.domain.ids import DiskId
 from builderd.domain.versions import Version
-from builderd.ports.backup_repository import RepositoryDamaged, SaveRequest, SnapshotSummary, TenantRepository
-from builderd.reconciler.backups import checking
+from builderd.ports.backup_repository import RepositoryDamaged, SaveRequest, TenantRepository
+from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.services import backups
 from builderd.store import UnitOfWork
@@ -27,7 +26,7 @@ async def take(context: BackupContext, backup: Backup) -> None:
     ``StoreUnavailable`` and leaves it open: that is no failure of the backup, and the schedule comes back.
     """
     try:
-        await checking.refuse_damaged(context, backup.tenant_id)
+        await upkeep.refuse_damaged(context, backup.tenant_id)
         async with context.repository(backup.tenant_id) as repository:
             if backup.status is BackupStatus.PLANNED:
                 backup = await _copy_disk(context, backup)
@@ -37,20 +36,31 @@ async def take(context: BackupContext, backup: Backup) -> None:
     except Exception as error:
         await _fail(context, backup, error)
         return
-    await drop(context, backup.id, _copy_of(backup))
+    await context.drop_copy(backup)
 
 
 async def _copy_disk(context: BackupContext, backup: Backup) -> Backup:
     """Copy the disk, replacing a half-made or older copy."""
-    builder, version = await context.app.store.read(lambda uow: _subject(uow, backup))
-    copy = _copy_of(backup)
+
+    def load(uow: UnitOfWork) -> tuple[DiskId, Version]:
+        builder = uow.builders.get(backup.builder_id)
+        assert builder is not None, "a backup refers to its builder"
+        if builder.deleted_at is not None:
+            raise NotFound("The builder was deleted before the backup was taken.")
+        version = uow.versions.get(builder.id, builder.version)
+        assert version is not None, "a builder's current version is always stored"
+        return builder.disk, version
+
+    disk, version = await context.app.store.read(load)
+    copy = backup.copy
+    assert copy is not None, "an open backup has a name for its copy"
     context.fault_point("CopyDisk.begun")
     await context.app.engine.disks.delete_disk(copy)
-    if await context.app.engine.disks.disk(builder.disk) is None:
+    if await context.app.engine.disks.disk(disk) is None:
         raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
     now = context.app.clock.now()
     size = version.settings.resources.disk_bytes
-    await context.app.engine.disks.clone_disk(builder.disk, copy, size, for_backup=True)
+    await context.app.engine.disks.clone_disk(disk, copy, size, for_backup=True)
     context.fault_point("CopyDisk.done")
 
     def record(uow: UnitOfWork) -> Backup:
@@ -72,36 +82,16 @@ def _as_is(uow: UnitOfWork, backup: Backup) -> Backup:
     return found
 
 
-def _subject(uow: UnitOfWork, backup: Backup) -> tuple[Builder, Version]:
-    builder = uow.builders.get(backup.builder_id)
-    assert builder is not None, "a backup refers to its builder"
-    if builder.deleted_at is not None:
-        raise NotFound("The builder was deleted before the backup was taken.")
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
-    return builder, version
-
-
-def _copy_of(backup: Backup) -> DiskId:
-    assert backup.copy is not None, "an open backup has a name for its copy"
-    return backup.copy
-
-
 async def _save(context: BackupContext, backup: Backup, repository: TenantRepository) -> None:
     version = await context.app.store.read(lambda uow: uow.versions.get(backup.builder_id, backup.version))
     assert version is not None, "a backup refers to its version"
+    assert backup.copy is not None, "an open backup has a name for its copy"
     limit = SPARSE_FACTOR * version.settings.resources.disk_bytes
-    request = SaveRequest(backup.id, backup.builder_id, _copy_of(backup), limit, backup.version)
+    request = SaveRequest(backup.id, backup.builder_id, backup.copy, limit, backup.version)
     context.fault_point("SaveCopy.begun")
     async with context.progress(backup, "backup") as on_progress:
         saved = await context.app.backup_repository.save(repository, request, on_progress)
     context.fault_point("SaveCopy.done")
-    # Record before releasing the repository: the upkeep would remove the snapshot as unknown.
-    await _done(context, backup, saved)
-    context.fault_point("SaveCopy.recorded")
-
-
-async def _done(context: BackupContext, backup: Backup, saved: SnapshotSummary) -> None:
     now = context.app.clock.now()
     details = {
         "seconds": round((now - backup.created_at).total_seconds(), 3),
@@ -127,24 +117,19 @@ async def _done(context: BackupContext, backup: Backup, saved: SnapshotSummary) 
         uow.backups.save(done)
         backups.notify(uow, done, "backup.finished", now, reason="backed up", details=details)
 
+    # Record before releasing the repository: the upkeep would remove the snapshot as unknown.
     await context.write(backup, record)
-
-
-async def drop(context: BackupContext, backup_id: BackupId, copy: DiskId) -> None:
-    """Remove the copied disk, then its recorded name: after a crash in between, the removal is repeated."""
-    await context.app.engine.disks.delete_disk(copy)
-
-    def record(uow: UnitOfWork) -> None:
-        found = uow.backups.get(backup_id)
-        if found is not None:
-            uow.backups.save(replace(found, copy=None))
-
-    await context.app.store.write(record)
+    context.fault_point("SaveCopy.recorded")
 
 
 async def _fail(context: BackupContext, backup: Backup, error: Exception) -> None:
     now, reason = context.app.clock.now(), reason_of(error)
-    again = _again(backup, now)
+    again = None
+    if backup.kind is BackupKind.DELETED:
+        # The last one of a deleted builder is retried, with delays that grow to six hours, until it would expire.
+        waited = (backup.retry_at or backup.created_at) - backup.created_at
+        again = now + max(RETRY, min(waited, timedelta(hours=6)))
+        again = again if backup.expires_at is None or again < backup.expires_at else None
     status = BackupStatus.FAILED if again is None else BackupStatus.COPIED
 
     def record(uow: UnitOfWork) -> None:
@@ -153,24 +138,12 @@ async def _fail(context: BackupContext, backup: Backup, error: Exception) -> Non
             return  # it was done, but the result was not recorded
         failed = replace(found, status=status, finished_at=now, error=reason, retry_at=again)
         uow.backups.save(replace(failed, hindrance=external_cause_of(error)))
-        checking.mark(uow, context, backup.tenant_id, error)
+        upkeep.mark(uow, context, backup.tenant_id, error)
         details = {"will_retry_at": again.isoformat() if again else None}
         backups.notify(uow, failed, "backup.failed", now, reason=reason, details=details)
 
     await context.write(backup, record)
     if again is None and backup.copy is not None:
-        await drop(context, backup.id, backup.copy)
+        await context.drop_copy(backup)
     if isinstance(error, RepositoryDamaged):
-        await checking.check_one(context, backup.tenant_id)
-
-
-def _again(backup: Backup, now: datetime) -> datetime | None:
-    """Return when to retry a failed backup; None: never.
-
-    Only the last backup of a deleted builder is retried, with delays that grow to six hours, until it would expire.
-    """
-    if backup.kind is not BackupKind.DELETED:
-        return None
-    waited = (backup.retry_at or backup.created_at) - backup.created_at
-    due = now + max(RETRY, min(waited, timedelta(hours=6)))
-    return due if backup.expires_at is None or due < backup.expires_at else None
+        await upkeep.check_one(context, backup.tenant_id)

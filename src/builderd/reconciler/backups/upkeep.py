@@ -1,4 +1,4 @@
-"""Upkeep: remove backups that no rule keeps, and free their space."""
+"""Upkeep: remove backups that no rule keeps, check and repair the repositories, adopt what they have."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
+from builderd.domain.backups import Backup, BackupKey, BackupKind, BackupStatus, surplus
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BackupFailed, StoreUnavailable, is_by_machine
+from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
-from builderd.ports.backup_repository import TenantRepository
-from builderd.reconciler.backups.context import BackupContext
-from builderd.reconciler.backups.taking import drop
+from builderd.ports.backup_repository import RepositoryDamaged, SnapshotRecord, TenantRepository
+from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.store import UnitOfWork
 
 #: Time that a failed backup stays listed.
@@ -41,14 +43,18 @@ async def clean_up(context: BackupContext) -> None:
     for tenant_id, names in (await context.app.backup_repository.manifests()).items():
         # The repository of one that is locked is worked on, with its lists: later.
         if not context.locks[tenant_id].locked():
-            await _guarded(tenant_id, _drop_lists(context, tenant_id, names))
+            await _guarded(tenant_id, _drop_manifests(context, tenant_id, names))
 
 
 async def _expire(context: BackupContext, now: datetime) -> None:
     """Let backups that no rule keeps expire."""
+    retention = context.app.backup_rules.retention
 
     def find(uow: UnitOfWork, ids: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
-        found = {one: _unkept(context, taken, now) for one, taken in uow.backups.of_builders(ids).items()}
+        found = {}
+        for one, taken in uow.backups.of_builders(ids).items():
+            old = [b for b in taken if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
+            found[one] = [*surplus(taken, retention, now), *(b for b in old if b.expires_at is None)]
         return {one: unkept for one, unkept in found.items() if unkept}
 
     def expire(uow: UnitOfWork, ids: Sequence[BuilderId]) -> None:
@@ -63,12 +69,6 @@ async def _expire(context: BackupContext, now: datetime) -> None:
             await context.app.store.write(partial(expire, ids=sorted(over)))
 
 
-def _unkept(context: BackupContext, found: Sequence[Backup], now: datetime) -> Sequence[Backup]:
-    """Return a builder's backups that no rule keeps and that have no time of expiry yet."""
-    old = [b for b in found if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
-    return [*surplus(found, context.app.backup_rules.retention, now), *(b for b in old if b.expires_at is None)]
-
-
 async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
     try:
         await work
@@ -77,12 +77,21 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
 
 
 async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
-    busy = await context.app.store.write(lambda uow: _being_restored(uow, expired))
+    def being_restored(uow: UnitOfWork) -> set[BackupId]:
+        busy = set()
+        for builder_id in sorted({one.builder_id for one in expired}):
+            # Restores are requested under this lock, of backups that have not expired: so none of the others is going
+            # to be restored, and its snapshot can go.
+            uow.builders.get(builder_id, lock=True)
+            busy |= {restore.backup_id for restore in uow.restores.open_of(builder_id)}
+        return busy
+
+    busy = await context.app.store.write(being_restored)
     # One that is being taken is let go of once it is done, with its snapshot.
     going = [one for one in expired if one.id not in busy and not one.is_open]
     for one in going:
         if one.copy is not None:
-            await drop(context, one.id, one.copy)
+            await context.drop_copy(one)
     snapshots = [one.snapshot for one in going if one.snapshot is not None]
     if snapshots:
         async with context.repository(tenant_id) as repository:
@@ -101,25 +110,12 @@ async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: 
     context.fault_point("ForgetBackups.recorded")
 
 
-async def _drop_lists(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
+async def _drop_manifests(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
     """Remove manifests of builders without backups, and of restores that ended with an earlier process."""
     async with context.locks[tenant_id]:
         found = await context.app.store.read(lambda uow: uow.backups.among([BuilderId(name) for name in names]))
         for name in set(names) - set(found):
             await context.app.backup_repository.delete_manifest(tenant_id, name)
-
-
-def _being_restored(uow: UnitOfWork, expired: Sequence[Backup]) -> set[BackupId]:
-    """Return the backups with an open restore.
-
-    Restores are requested under the lock of the builder, of backups that have not expired. So after this, none of the
-    others is going to be restored, and its snapshot can go.
-    """
-    busy = set()
-    for builder_id in sorted({one.builder_id for one in expired}):
-        uow.builders.get(builder_id, lock=True)
-        busy |= {restore.backup_id for restore in uow.restores.open_of(builder_id)}
-    return busy
 
 
 async def _prune(context: BackupContext, key: BackupKey) -> None:
@@ -156,3 +152,195 @@ async def _forget_strays(context: BackupContext, repository: TenantRepository) -
     strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
     if strays:
         await context.app.backup_repository.forget(repository, strays)
+
+
+#: Delay before a check that a machine fault interrupted is repeated.
+CHECK_RETRY = timedelta(hours=6)
+#: ``fault`` of a backup that a check found incomplete.
+LOST = (
+    "Data of this backup is lost, and it cannot be restored. The builder's next backup stores again what it still has."
+)
+
+
+async def check(context: BackupContext) -> None:
+    """Check the repositories that are due. A fault becomes an event of the tenant and is stored with its key."""
+    now, every = context.app.clock.now(), context.app.backup_rules.check_every
+
+    def due(uow: UnitOfWork) -> list[TenantId]:
+        keys = (key.tenant_id for key in uow.backup_keys.all() if now - key.checked_at >= every)
+        # A tenant without backups has no repository either.
+        return [one for one in keys if uow.backups.has_done(one, now)]
+
+    for tenant_id in await context.app.store.read(due):
+        await check_one(context, tenant_id)
+
+
+def mark(uow: UnitOfWork, context: BackupContext, tenant_id: TenantId, error: Exception) -> bool:
+    """Mark the repository as damaged if the error tells of damage; return whether it does.
+
+    Until a check has ended well, no backup is saved: it could rely on data that cannot be read. The caller calls
+    ``check_one``; if the service dies before that, the mark makes a check due.
+    """
+    if not isinstance(error, RepositoryDamaged):
+        return False
+    key = uow.backup_keys.get(tenant_id, lock=True)
+    assert key is not None, "a repository was opened with its key"
+    now = context.app.clock.now()
+    if not key.fault:
+        uow.events.add(Event(tenant_id, None, now, "backups.damaged", SYSTEM, error.message, {}))
+    uow.backup_keys.save(replace(key, fault=error.message, checked_at=now - context.app.backup_rules.check_every))
+    log.error("backup repository damaged, repairing tenant=%s error=%s", tenant_id, error.message)
+    return True
+
+
+async def refuse_damaged(context: BackupContext, tenant_id: TenantId) -> None:
+    """Check a marked repository before a backup. Raises ``BackupFailed`` if it is still damaged."""
+    key = await context.app.store.read(lambda uow: uow.backup_keys.get(tenant_id))
+    if key is not None and key.fault and (fault := await check_one(context, tenant_id)):
+        raise BackupFailed(fault)
+
+
+async def check_one(context: BackupContext, tenant_id: TenantId) -> str:
+    """Check a repository, and repair it if it is damaged; return what is wrong with it then, "" when nothing is.
+
+    After a machine fault the last known finding is returned. Raises ``StoreUnavailable``.
+    """
+    try:
+        async with context.repository(tenant_id) as repository:
+            incomplete = await _examine(context, repository)
+    except StoreUnavailable:
+        raise
+    except Exception as error:
+        return await _record_fault(context, tenant_id, error)
+    await _record_whole(context, tenant_id, incomplete)
+    return ""
+
+
+async def _examine(context: BackupContext, repository: TenantRepository) -> Collection[str]:
+    """Return the snapshots whose data is lost. A marked repository is read whole and repaired."""
+    app, tenant_id = context.app, repository.tenant_id
+    key = await app.store.read(lambda uow: uow.backup_keys.get(tenant_id))
+    if key is None or not key.fault:
+        try:
+            return await app.backup_repository.check(repository, app.backup_rules.check_percent)
+        except RepositoryDamaged as error:
+            damage = error
+        await app.store.write(lambda uow: mark(uow, context, tenant_id, damage))
+    await app.backup_repository.repair(repository)
+    return await app.backup_repository.check(repository, 0)
+
+
+async def _record_fault(context: BackupContext, tenant_id: TenantId, error: Exception) -> str:
+    fault, now = reason_of(error), context.app.clock.now()
+    # A fault of the machine is no finding: keep the last known state of the repository.
+    by_machine = is_by_machine(error)
+    log.warning("repository check failed tenant=%s retried=%s error=%s", tenant_id, by_machine, fault)
+
+    def record(uow: UnitOfWork) -> str:
+        key = uow.backup_keys.get(tenant_id, lock=True)
+        if key is None:
+            return fault
+        if by_machine:
+            at = now - context.app.backup_rules.check_every + CHECK_RETRY
+            uow.backup_keys.save(replace(key, checked_at=at))
+            return key.fault
+        if not key.fault:
+            uow.events.add(Event(tenant_id, None, now, "backups.damaged", SYSTEM, fault, {}))
+        uow.backup_keys.save(replace(key, checked_at=now, fault=fault))
+        return fault
+
+    return await context.app.store.write(record)
+
+
+async def _record_whole(context: BackupContext, tenant_id: TenantId, incomplete: Collection[str]) -> None:
+    now = context.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        for backup in uow.backups.of_tenant(tenant_id):
+            is_lost = backup.snapshot in incomplete
+            if backup.status is BackupStatus.DONE and is_lost != (backup.fault == LOST):
+                uow.backups.save(replace(backup, fault=LOST if is_lost else ""))
+        key = uow.backup_keys.get(tenant_id, lock=True)
+        if key is None:
+            return
+        uow.backup_keys.save(replace(key, checked_at=now, fault=""))
+        if key.fault:
+            reason = f"the repository is whole again; backups whose data is lost: {len(incomplete)}"
+            uow.events.add(Event(tenant_id, None, now, "backups.whole", SYSTEM, reason, {}))
+            log.warning("backup repository repaired tenant=%s incomplete_backups=%d", tenant_id, len(incomplete))
+
+    await context.app.store.write(record)
+
+
+async def adopt(context: BackupContext) -> None:
+    """Bring every tenant's backup records in line with the snapshots in its repository.
+
+    Raises the repositories' errors, so that nothing is restored from a backup older than the newest one.
+    """
+    for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
+        await _adopt(context, key)
+
+
+async def _adopt(context: BackupContext, key: BackupKey) -> None:
+    async with context.repository(key.tenant_id) as repository:
+        kept = await context.app.backup_repository.snapshots(repository)
+    now = context.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        taken, gone = _adopt_unknown(uow, context, key.tenant_id, kept), _drop_missing(uow, key.tenant_id, kept)
+        if taken or gone:
+            reason = f"{taken} backups that were taken since are known again, {gone} that went since no longer"
+            uow.events.add(Event(key.tenant_id, None, now, "backups.adopted", SYSTEM, reason, {}))
+            log.info("backups adopted tenant=%s added=%d removed=%d", key.tenant_id, taken, gone)
+
+    await context.app.store.write(record)
+
+
+def _adopt_unknown(
+    uow: UnitOfWork, context: BackupContext, tenant: TenantId, kept: Mapping[str, SnapshotRecord]
+) -> int:
+    known = uow.backups.of_tenant(tenant)
+    snapshots, ids = {one.snapshot for one in known}, {one.id for one in known}
+    builders: dict[BuilderId, Builder] = {one.id: one for one in uow.builders.of_tenant(tenant, deleted=True)}
+    new = [
+        one
+        for snapshot, one in kept.items()
+        if snapshot not in snapshots and one.backup not in ids and one.builder in builders
+    ]
+    for one in {one.backup: one for one in new}.values():
+        uow.backups.add(_backup(uow, context, builders[one.builder], one))
+    return len(new)
+
+
+def _backup(uow: UnitOfWork, context: BackupContext, builder: Builder, kept: SnapshotRecord) -> Backup:
+    """Use the current version where the backup's own was deployed after the restored state and is therefore unknown."""
+    version = kept.version if uow.versions.get(builder.id, kept.version) else builder.version
+    return Backup(
+        id=kept.backup,
+        tenant_id=builder.tenant_id,
+        builder_id=builder.id,
+        builder_name=builder.name,
+        version=version,
+        kind=BackupKind.SCHEDULED,
+        status=BackupStatus.DONE,
+        actor=SYSTEM,
+        owner=context.app.instance,
+        created_at=kept.at,
+        finished_at=kept.at,
+        snapshot=kept.summary.snapshot,
+        digest=kept.summary.digest,
+        files=kept.summary.files,
+        size_bytes=kept.summary.size_bytes,
+        added_bytes=kept.summary.added_bytes,
+    )
+
+
+def _drop_missing(uow: UnitOfWork, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
+    gone = [
+        one
+        for one in uow.backups.of_tenant(tenant)
+        if one.status is BackupStatus.DONE and one.snapshot not in kept and not uow.restores.open_of(one.builder_id)
+    ]
+    for one in gone:
+        uow.backups.delete(one.id)
+    return len(gone)

@@ -9,7 +9,7 @@ from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId
 from builderd.ports.backup_repository import SaveRequest
-from builderd.reconciler.backups.checking import adopt
+from builderd.reconciler.backups.upkeep import adopt
 from builderd.services import backups, restores
 
 

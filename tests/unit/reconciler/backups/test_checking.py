@@ -16,7 +16,7 @@ from builderd.domain.errors import (
     helper_died,
 )
 from builderd.ports.backup_repository import RepositoryDamaged
-from builderd.reconciler.backups import checking
+from builderd.reconciler.backups import upkeep
 from builderd.services import backups, restores
 from builderd.store.events import EventQuery
 
@@ -47,12 +47,12 @@ async def test_backup_after_a_damaged_restore_can_be_restored(scene: Scene) -> N
     scene.backup_repository.damage(first.snapshot or "")
     assert await _restored(scene, first, "lost") is RestoreStatus.FAILED
     assert scene.backup_repository.calls[-3:] == ["restore", "repair", "check"], "at once"
-    assert (await scene.backup(first)).fault == checking.LOST
+    assert (await scene.backup(first)).fault == upkeep.LOST
     assert await _repository_events(scene, builder) == ["backups.damaged", "backups.whole"]
     second = await scene.take(builder)
     assert second.status is BackupStatus.DONE
     assert await _restored(scene, second, "again") is RestoreStatus.DONE
-    await checking.check_one(scene.schedule.context, builder.tenant_id)
+    await upkeep.check_one(scene.schedule.context, builder.tenant_id)
     assert (await scene.backup(first)).fault == "", "the second has stored again what it lacked"
     assert await _restored(scene, first, "first") is RestoreStatus.DONE
 
@@ -87,13 +87,13 @@ async def test_damage_that_a_backup_meets_fails_it_and_is_repaired(scene: Scene)
 async def test_a_check_that_finds_damage_repairs_it(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    await checking.check(scene.schedule.context)
+    await upkeep.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
     scene.backup_repository.damage(backup.snapshot or "")
     scene.world.clock.move(7 * 86_400)
-    await checking.check(scene.schedule.context)
+    await upkeep.check(scene.schedule.context)
     assert (await _key(scene, builder)).fault == ""
-    assert (await scene.backup(backup)).fault == checking.LOST
+    assert (await scene.backup(backup)).fault == upkeep.LOST
     assert await _restored(scene, await scene.take(builder), "again") is RestoreStatus.DONE
 
 
@@ -102,10 +102,10 @@ async def test_a_service_killed_before_the_check_makes_it_after_its_start(scene:
     backup = await scene.take(builder)
     scene.backup_repository.damage(backup.snapshot or "")
     context, damage = scene.schedule.context, RepositoryDamaged("ciphertext verification failed")
-    await scene.world.application.store.write(lambda uow: checking.mark(uow, context, builder.tenant_id, damage))
-    await checking.check(context)
+    await scene.world.application.store.write(lambda uow: upkeep.mark(uow, context, builder.tenant_id, damage))
+    await upkeep.check(context)
     assert scene.backup_repository.calls[-2:] == ["repair", "check"]
-    assert (await scene.backup(backup)).fault == checking.LOST
+    assert (await scene.backup(backup)).fault == upkeep.LOST
 
 
 async def test_restore_of_a_backup_that_is_known_to_be_lost_starts_no_check(scene: Scene) -> None:
@@ -135,7 +135,7 @@ async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scen
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     with scene.without_database("read"), pytest.raises(StoreUnavailable):
-        await checking.check_one(scene.schedule.context, builder.tenant_id)
+        await upkeep.check_one(scene.schedule.context, builder.tenant_id)
     assert await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id)) == key
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
@@ -157,11 +157,11 @@ async def test_a_check_that_the_machine_ends_says_nothing_of_a_repository_and_is
     builder = await scene.world.create()
     await scene.take(builder)
     scene.backup_repository.fail_next("check", error)
-    assert await checking.check_one(scene.schedule.context, builder.tenant_id) == ""
+    assert await upkeep.check_one(scene.schedule.context, builder.tenant_id) == ""
     assert "backups.damaged" not in await scene.kinds(builder)
     scene.backup_repository.calls.clear()
-    await checking.check(scene.schedule.context)
+    await upkeep.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
-    scene.world.clock.move(checking.CHECK_RETRY.total_seconds())
-    await checking.check(scene.schedule.context)
+    scene.world.clock.move(upkeep.CHECK_RETRY.total_seconds())
+    await upkeep.check(scene.schedule.context)
     assert "check" in scene.backup_repository.calls

@@ -18,7 +18,7 @@ from builderd.domain.errors import (
 )
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
-from builderd.reconciler.backups import checking, upkeep
+from builderd.reconciler.backups import upkeep
 from builderd.services import backups
 
 
@@ -118,10 +118,10 @@ async def test_every_tenant_has_a_key_before_its_first_backup_and_nothing_is_che
     (key,) = await scene.world.read(lambda uow: uow.backup_keys.all())
     assert key.tenant_id == builder.tenant_id
     scene.world.clock.move(8 * 24 * 3600)
-    await checking.check(scene.schedule.context)
+    await upkeep.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
     await scene.take(builder)
-    await checking.check(scene.schedule.context)
+    await upkeep.check(scene.schedule.context)
     assert "check" in scene.backup_repository.calls
 
 

@@ -78,17 +78,13 @@ class Disks:
                 if is_subvolume(scratch := self._store.scratch / path.name):
                     self._count_scratch(scratch)
                 _remove_leftovers(path)
-                self._empty_trash(path)
+                self._background.add(path / TRASH)
                 self._store.deferred_sync.adopt(path)
         self._store.quota.drop_unused()
 
     def close(self) -> None:
         """Stop background work. Idempotent."""
         self._background.close()
-
-    def _empty_trash(self, path: Path) -> None:
-        if (path / TRASH).exists():
-            self._background.add(path / TRASH)
 
     def _count_scratch(self, scratch: Path) -> None:
         self._store.reservations.count_scratch(scratch.name, self._store.quota.group(scratch))
@@ -127,7 +123,7 @@ class Disks:
                 put_home_in(unfinished)
             self._limit(target, unfinished, size_bytes)
         # Deleted content may be large: it goes in the background.
-        self._empty_trash(self._path(target))
+        self._background.add(self._path(target) / TRASH)
 
     def write_out(self, disk: DiskId) -> None:
         """Write the disk's dirty pages out, so that a clone made soon after is quick."""
@@ -190,7 +186,9 @@ class Disks:
         """
         path = self._existing(disk)
         record, unfinished = path / "bundle", path / "replaced"
-        before = replaced if replaced and replaced.hash in _recorded(path, record, unfinished) else Bundle("", ())
+        hashes = {one.read_text().strip() for one in (record, unfinished) if one.exists()}
+        is_there = replaced is not None and replaced.hash in hashes and not is_damaged(path)
+        before = replaced if replaced and is_there else Bundle("", ())
         try:
             if before.hash:
                 atomic_files.replace(unfinished, f"{before.hash}\n".encode(), mode=0o644)
@@ -295,7 +293,7 @@ class Disks:
 
     def empty_trash(self, disk: DiskId) -> None:
         """Empty the trash in the background. Until then it counts against the disk's limit."""
-        self._empty_trash(self._path(disk))
+        self._background.add(self._path(disk) / TRASH)
 
     def scratch(self, disk: DiskId) -> Path:
         """Return an empty folder with ``upper`` and ``work`` in it; its former content is deleted.
@@ -340,11 +338,6 @@ class Disks:
         if not _NAME.fullmatch(disk):
             raise NotFound(f"{disk!r} is no name of a disk.")
         return self._store.disks / disk
-
-
-def _recorded(path: Path, *records: Path) -> set[str]:
-    """Return the recorded bundle hash, None when a crash of the machine may have damaged the files."""
-    return set() if is_damaged(path) else {record.read_text().strip() for record in records if record.exists()}
 
 
 def _make_private(path: Path) -> Path:

@@ -88,10 +88,11 @@ def _link(parent: int, path: str, points_to: str, owner: int) -> None:
 def _remove(root: int, path: str) -> None:
     """Remove the file or link of this name, and the folders above it that are then empty, deepest first."""
     *parents, name = path.split("/")
-    with ExitStack() as opened, suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, _Linked):
+    with ExitStack() as opened, suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
         folders = [root]
         for parent in parents:
-            folders.append(_open_real(folders[-1], parent))
+            # Raises NotADirectoryError for a link, too.
+            folders.append(os.open(parent, _FOLDER, dir_fd=folders[-1]))
             opened.callback(os.close, folders[-1])
         os.unlink(name, dir_fd=folders[-1])
         for above, emptied in zip(reversed(folders[:-1]), reversed(parents), strict=True):
@@ -101,19 +102,6 @@ def _remove(root: int, path: str) -> None:
                 if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
                     raise
                 break
-
-
-class _Linked(Exception):
-    """A link where a folder should be."""
-
-
-def _open_real(parent: int, name: str) -> int:
-    try:
-        return os.open(name, _FOLDER, dir_fd=parent)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _Linked from error
-        raise
 
 
 @contextmanager

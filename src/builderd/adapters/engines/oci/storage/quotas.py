@@ -99,17 +99,15 @@ class Quota:
                 raise
             log.warning("subvolume not deleted, freeing space first path=%s error=%s", subvolume, error)
             if error.errno == errno.EDQUOT:
-                self._lift(self.group(subvolume))
+                group = self.group(subvolume)
+                with folder(self._root) as root:
+                    with suppress(FileNotFoundError):
+                        fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self.total))
+                    _set_limit(root, group, _NO_LIMIT)
             else:
                 with folder(subvolume) as inside:
                     clear(inside)
             delete_subvolume(subvolume)
-
-    def _lift(self, group: int) -> None:
-        with folder(self._root) as root:
-            with suppress(FileNotFoundError):
-                fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self.total))
-            _set_limit(root, group, _NO_LIMIT)
 
     def limit_total(self, size_bytes: int | None) -> None:
         """Limit the bytes of all sandboxes of the service together; None removes the limit."""
@@ -149,22 +147,19 @@ class Quota:
             for level in (0, _OURS // _LEVEL):
                 for group in self._groups.glob(f"{level}_*"):
                     number = int(group.name.partition("_")[2])
-                    if number >= ROOT_INODE:
-                        _drop_group(root, level * _LEVEL + number)
+                    if number < ROOT_INODE:
+                        continue
+                    try:
+                        fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, level * _LEVEL + number))
+                    except OSError as error:
+                        # The kernel refuses while the subvolume lives and until the space counted there was released.
+                        if error.errno not in (errno.EBUSY, errno.ENOENT):
+                            raise
 
 
 def _create_group(root: int, group: int) -> None:
     with suppress(FileExistsError):
         fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
-
-
-def _drop_group(root: int, group: int) -> None:
-    """Remove a group; the kernel refuses while its subvolume lives and until the space counted there was released."""
-    try:
-        fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
-    except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.ENOENT):
-            raise
 
 
 def _set_limit(root: int, group: int, size_bytes: int) -> None:

@@ -88,21 +88,13 @@ def delete_subvolume_in(parent: int, name: str) -> None:
         number = subvolume_number(root)
     finally:
         os.close(root)
-    _delete_nested(parent, number)
-    _delete(parent, _volume_args(name))
-
-
-def _delete_nested(anywhere: int, number: int) -> None:
-    """Delete nested subvolumes, deepest first, without recursion: an app may nest them deeply."""
+    # Nested ones go first, the deepest before the others. No recursion: an app may nest them deeply.
     found = [number]
-    for parent in found:
-        found.extend(_nested(anywhere, parent))
+    for above in found:
+        found.extend(_nested(parent, above))
     for nested in reversed(found[1:]):
-        _delete(anywhere, _volume_args(struct.pack("=Q", nested), flags=_BY_ID))
-
-
-def _delete(anywhere: int, arguments: bytearray) -> None:
-    fcntl.ioctl(anywhere, _SNAP_DESTROY_V2, arguments)
+        fcntl.ioctl(parent, _SNAP_DESTROY_V2, _volume_args(struct.pack("=Q", nested), flags=_BY_ID))
+    fcntl.ioctl(parent, _SNAP_DESTROY_V2, _volume_args(name))
 
 
 def _nested(anywhere: int, number: int) -> Iterator[int]:

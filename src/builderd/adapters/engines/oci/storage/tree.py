@@ -176,24 +176,11 @@ def make_empty_folder(top: int, path: str, owner: int) -> bool:
     above, _, name = path.rpartition("/")
     try:
         with closing(open_beneath(top, above or ".", _FOLDER)) as parent:
-            return _make_empty(parent, name, owner)
-    except OSError:
-        return False
-
-
-def _make_empty(parent: int, name: str, owner: int) -> bool:
-    try:
-        os.mkdir(name, 0o755, dir_fd=parent)
-        os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EDQUOT, errno.ENOSPC):
-            raise
-        return False
-    try:
-        with closing(open_beneath(parent, name, _FOLDER)) as found, os.scandir(found) as entries:
-            return next(entries, None) is None
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=parent)
+                os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)
+            with closing(open_beneath(parent, name, _FOLDER)) as found, os.scandir(found) as entries:
+                return next(entries, None) is None
     except OSError:
         return False
 
@@ -237,8 +224,10 @@ def delete(
         condition.check(present.tag if present else None)
         if present is None:
             raise no_file(path)
-        if present.kind is not FileKind.FOLDER and _unlink(folder, name):
-            return False
+        if present.kind is not FileKind.FOLDER:
+            with suppress(IsADirectoryError):  # the app has put a folder there meanwhile
+                os.unlink(name, dir_fd=folder)
+                return False
         if not recursive:
             try:
                 os.rmdir(name, dir_fd=folder)
@@ -252,15 +241,6 @@ def delete(
         return True
 
 
-def _unlink(folder: int, name: str) -> bool:
-    """Unlink a file; return False when the app has put a folder there meanwhile."""
-    try:
-        os.unlink(name, dir_fd=folder)
-    except IsADirectoryError:
-        return False
-    return True
-
-
 def _move_away(folder: int, name: str, staging: int) -> None:
     if os.lstat(name, dir_fd=folder).st_ino == ROOT_INODE:
         delete_subvolume_in(folder, name)
@@ -268,11 +248,7 @@ def _move_away(folder: int, name: str, staging: int) -> None:
         os.rename(name, secrets.token_hex(8), src_dir_fd=folder, dst_dir_fd=staging)
 
 
-def _never() -> bool:
-    return False
-
-
-def clear(folder: int, is_over: Callable[[], bool] = _never) -> bool:
+def clear(folder: int, is_over: Callable[[], bool] = lambda: False) -> bool:
     """Delete all content of a folder of any depth: subfolders are lifted up, level by level.
 
     Returns early once it ``is_over``: an app with its hands in there may feed it without end. Whether all is gone.

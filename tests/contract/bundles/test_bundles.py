@@ -142,33 +142,6 @@ async def test_alterations_do_not_grow_code_beyond_its_limits(bundles: Bundles, 
     assert set(await bundles.hashes()) == {BUNDLE.hash}
 
 
-@pytest.mark.parametrize(
-    "added",
-    [
-        "/".join(["a"] * 66),
-        "Main.py",
-        "MAIN.PY/below",
-        "BIN/other",
-        "data/GRÜßE\n.bin",
-        "data/Gru\u0308ße\n.bin",
-        "a\\b",
-    ],
-)
-async def test_added_names_keep_the_rules_of_archives(bundles: Bundles, added: str) -> None:
-    await bundles.put(BUNDLE)
-    with pytest.raises(ValidationFailed) as refused:
-        await bundles.alter(BUNDLE.hash, Alteration((BundleFile(added, b"x"),)), LIMITS)
-    assert list(refused.value.errors) == [f"files.{added}"]
-    assert set(await bundles.hashes()) == {BUNDLE.hash}
-
-
-async def test_added_names_that_differ_by_case_alone_are_refused(bundles: Bundles) -> None:
-    await bundles.put(BUNDLE)
-    twins = (BundleFile("new/a", b"x"), BundleFile("NEW/b", b"x"))
-    with pytest.raises(ValidationFailed):
-        await bundles.alter(BUNDLE.hash, Alteration(twins), LIMITS)
-
-
 async def test_a_file_may_be_renamed_to_another_case(bundles: Bundles) -> None:
     await bundles.put(BUNDLE)
     renamed = await bundles.alter(BUNDLE.hash, Alteration((BundleFile("Main.py", b"x"),), ("main.py",)), LIMITS)

@@ -1,4 +1,4 @@
-"""What is reserved for live builders, and demand is admitted by it."""
+"""Numbers of builders and their disks, summed by tenant and for all tenants, as they are claimed and released."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -127,9 +127,21 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def from_stored(kind: type[T], found: Mapping[str, Any]) -> T:
-    """Return the dataclass of a stored object, without the fields that only another version knows."""
+    """Return the dataclass of a stored object.
+
+    Fields that only a later version knows are ignored, or kept for ``to_stored`` where the dataclass has ``unknown``.
+    """
     names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in found.items() if name in names})
+    known = {name: value for name, value in found.items() if name in names}
+    if "unknown" in names:
+        known["unknown"] = {name: value for name, value in found.items() if name not in names}
+    return kind(**known)
+
+
+def to_stored(value: DataclassInstance) -> dict[str, Any]:
+    """Return the object to store, with the fields that a later version had stored."""
+    known = asdict(value)
+    return {**known.pop("unknown", {}), **known}
 
 
 def read_if_there(path: str | Path) -> str | None:

@@ -15,14 +15,14 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from builderd.linux import atomic_files
-from builderd.linux.atomic_files import from_stored
+from builderd.linux.atomic_files import from_stored, to_stored
 from builderd.linux.processes import boot_id
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class _State:
     ahead_since: int = 0
     #: (until, size): steps forward by which ``deletable`` lags until then.
     held: list[tuple[int, int]] = field(default_factory=list)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SystemClock:
@@ -152,7 +153,7 @@ class SystemClock:
         if self._memory is None or not self._begins:
             return
         with self._lock:
-            content = json.dumps(asdict(self._state)).encode()
+            content = json.dumps(to_stored(self._state)).encode()
         try:
             atomic_files.replace(self._memory, content, mode=0o644)
         except OSError:

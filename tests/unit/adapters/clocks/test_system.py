@@ -284,3 +284,16 @@ def test_a_machine_that_was_off_for_days_deletes_nothing_for_a_day(machine: Mach
     assert clock.deletable() < START + HOUR
     machine.live(DAY.total_seconds() + 1)
     assert clock.deletable() == clock.now()
+
+
+@pytest.mark.parametrize("reboots", [False, True])
+def test_the_state_of_a_later_version_is_read_and_kept(machine: Machine, tmp_path: Path, *, reboots: bool) -> None:
+    memory = tmp_path / "clock.json"
+    SystemClock(memory, machine)
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "source": "ptp"}))
+    if reboots:
+        machine.restart(1)
+    machine.set(100)
+    # A clock without a state would begin with the wall clock's time in the same boot, too.
+    assert SystemClock(memory, machine).now() == START + (101 * SECOND if reboots else 0 * SECOND)
+    assert json.loads(memory.read_text())["source"] == "ptp"

@@ -11,13 +11,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.linux.atomic_files import from_stored, read_json, write_json
+from builderd.linux.atomic_files import from_stored, read_json, to_stored, write_json
 
 HOST_DIR = Path("/var/lib/builderd-host")
 
@@ -41,6 +41,7 @@ class Allocation:
     data_dir: str
     subnet: str
     blocks: tuple[int, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def network(self) -> IPv4Network:
@@ -113,7 +114,7 @@ class Allocations:
         return [from_stored(Allocation, {**entry, "blocks": tuple(entry["blocks"])}) for entry in entries or ()]
 
     def _write(self, allocations: Sequence[Allocation]) -> None:
-        write_json(self._file, [asdict(one) for one in allocations], durable=True)
+        write_json(self._file, [to_stored(one) for one in allocations], durable=True)
 
 
 def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:

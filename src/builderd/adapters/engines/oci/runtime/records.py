@@ -13,15 +13,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
-from builderd.linux.atomic_files import from_stored, write_json
+from builderd.linux.atomic_files import from_stored, to_stored, write_json
 from builderd.linux.processes import Process
 from builderd.linux.threads import RepeatedCall
 
@@ -58,6 +59,8 @@ class Record:
     thawed_at: float | None = None
     seen_at: float | None = None
     tenant: str = ""
+    #: What a later version stored: kept, for the way back to it.
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def is_build(self) -> bool:
@@ -125,7 +128,7 @@ class Records:
     def save(self, record: Record) -> None:
         folder = self.folder(record.id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_json(folder / "record.json", asdict(record))
+        write_json(folder / "record.json", to_stored(record))
 
     def remove(self, name: str) -> None:
         """Remove a record with all its files, also the exit file that a killed shim had begun. Idempotent."""

@@ -235,3 +235,15 @@ def test_sandboxes_without_a_way_out_have_addresses_of_their_own() -> None:
         assert IPv4Address(ADDRESSES.of(slot, False)) in ADDRESSES.without_egress
         assert IPv4Address(ADDRESSES.of(slot, True)) not in ADDRESSES.without_egress
         assert IPv4Address(ADDRESSES.of(slot, True)) in ADDRESSES.subnet
+
+
+def test_fields_of_a_later_version_are_kept_for_all_services_of_the_host(tmp_path: Path, host: Path) -> None:
+    one, two = data_dir(tmp_path, "one"), data_dir(tmp_path, "two")
+    first, _ = Allocations(host).claim(one, []), Allocations(host).claim(two, [])
+    files = (host / "allocations.json", one / "instance.json")
+    allocated, instance = (json.loads(file.read_text()) for file in files)
+    files[0].write_text(json.dumps([{**entry, "zone": "b"} for entry in allocated]))
+    files[1].write_text(json.dumps({**instance, "zone": "b"}))
+    Allocations(host).grow(Allocations(host).claim(one, []))
+    assert [entry["zone"] for entry in json.loads(files[0].read_text())] == ["b", "b"]
+    assert json.loads(files[1].read_text()) == {"id": first.id, "subnet": first.subnet, "zone": "b"}

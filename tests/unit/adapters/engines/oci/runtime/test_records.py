@@ -40,12 +40,15 @@ def test_a_record_is_found_again(records: Records) -> None:
     assert list(records.all()) == [record("a1")]
 
 
-def test_fields_of_a_later_version_are_ignored(records: Records) -> None:
+def test_fields_of_a_later_version_are_ignored_and_kept(records: Records) -> None:
     records.save(replace(record("a1"), process=Process(7, 8)))
     file = records.folder("a1") / "record.json"
     stored = json.loads(file.read_text())
     file.write_text(json.dumps({**stored, "process": {**stored["process"], "thread": 9}, "zone": {"name": "b"}}))
-    assert list(records.all()) == [replace(record("a1"), process=Process(7, 8))]
+    [found] = records.all()
+    assert found == replace(record("a1"), process=Process(7, 8))
+    records.save(replace(found, stopping_at=5.0))
+    assert json.loads(file.read_text()) == {**stored, "zone": {"name": "b"}, "stopping_at": 5.0}
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 80, b'{"id": "b'])

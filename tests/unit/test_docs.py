@@ -38,10 +38,10 @@ def test_adr_has_number_title_and_sections(adr: Path) -> None:
     assert sections == SECTIONS, f"{adr.name}: needs {SECTIONS} in this order, each as `**Context.**`; has {sections}"
 
 
-def test_adrs_are_few_and_each_has_a_number_of_its_own() -> None:
+def test_adrs_are_few_and_numbered_from_one() -> None:
     numbers = [int(adr.name.split("-")[0]) for adr in ADRS]
 
-    assert len(set(numbers)) == len(numbers)
+    assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) <= 60
 
 

@@ -20,7 +20,7 @@ from builderd.domain.bundles import (
     make_bundle,
 )
 from builderd.domain.errors import ValidationFailed
-from builderd.ports.bundles import BundleSpace
+from builderd.ports.files import BundleSpace
 
 
 class FakeBundles:

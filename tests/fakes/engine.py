@@ -35,8 +35,7 @@ from builderd.domain.sandboxes import (
     SandboxUsage,
 )
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit, read_each
-from builderd.ports.processes import Process
+from builderd.ports.engine import Collected, DiskReport, Process, Progress, Readiness, Tool, ToolExit, read_each
 
 TERMINATED_EXIT_CODE = 143
 

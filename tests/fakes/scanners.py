@@ -10,7 +10,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import MachineFault
 from builderd.domain.reviews import Hit, ReviewLimits
 from builderd.domain.sources import Kind
-from builderd.ports.scanners import NOTHING_RUN, Scan
+from builderd.ports.gates import NOTHING_RUN, Scan
 
 
 class FakeScanner:

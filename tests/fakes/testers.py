@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, Visit
-from builderd.ports.testers import Browsing, Target
+from builderd.ports.gates import Browsing, Target
 
 #: The smallest PNG: one transparent pixel.
 PIXEL = bytes.fromhex(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from builderd.domain.errors import MachineFault
-from builderd.ports.webhooks import Reply
+from builderd.ports.outside import Reply
 
 
 @dataclass

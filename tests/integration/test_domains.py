@@ -29,7 +29,7 @@ from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainRules, DomainStatus
 from builderd.domain.previews import PreviewDomain, Route, RouteState
-from builderd.ports.domains import DnsRecords, OrderFailed
+from builderd.ports.previews import DnsRecords, OrderFailed
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.own_certificates import WildcardJob
 from builderd.services import domains

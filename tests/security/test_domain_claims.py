@@ -15,7 +15,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.domains import DomainStatus
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import API, DomainAlias
-from builderd.ports.domains import CaaRecord, DnsRecords, ProbeReply
+from builderd.ports.previews import CaaRecord, DnsRecords, ProbeReply
 from builderd.services import builders, domains
 
 OURS = "203.0.113.5"

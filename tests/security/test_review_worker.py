@@ -29,7 +29,7 @@ from builderd.bootstrap.review import make_review_policy
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import MachineFault
 from builderd.domain.reviews import ReviewLimits, Severity
-from builderd.ports.scanners import Scan
+from builderd.ports.gates import Scan
 from builderd.services.reviews import assess
 from builderd.settings import Settings
 

@@ -12,7 +12,7 @@ from builderd.api.server.meter import Meter
 from builderd.api.starting import alive
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 from builderd.schemas.v1.monitoring import HealthAnswer, Part, Readiness, ReadinessAnswer
 from builderd.services.application import Application
 from builderd.store import Store

@@ -20,9 +20,8 @@ from builderd.bootstrap.data_directory import identity
 from builderd.bootstrap.engines import engine_provider
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
-from builderd.ports.bundles import Bundles, BundleSpace
 from builderd.ports.engine import ClusterProvider, Tools
-from builderd.ports.uploads import Uploads
+from builderd.ports.files import Bundles, BundleSpace, Uploads
 from builderd.settings import Settings
 from builderd.store import Store
 

@@ -18,7 +18,7 @@ from builderd.bootstrap.database import existing_store
 from builderd.domain.addresses import is_address
 from builderd.domain.domains import DomainRules
 from builderd.domain.errors import InvalidState
-from builderd.ports.domains import DnsUpdates
+from builderd.ports.previews import DnsUpdates
 from builderd.settings import Settings
 from builderd.store import UnitOfWork
 

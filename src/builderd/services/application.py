@@ -17,17 +17,12 @@ from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.processes import Gateway
 from builderd.ports.backup_repository import BackupRepository
-from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
-from builderd.ports.domains import CertificateAuthority, ChallengeProbe, DnsUpdates, NameServers
 from builderd.ports.engine import Engine
-from builderd.ports.identity_provider import IdentityProvider
-from builderd.ports.installer import Installer
-from builderd.ports.previews import Previews
-from builderd.ports.testers import Testers
-from builderd.ports.uploads import Uploads
-from builderd.ports.vault import Vault
-from builderd.ports.webhooks import WebhookSender
+from builderd.ports.files import Bundles, Uploads
+from builderd.ports.gates import Installer, Testers
+from builderd.ports.outside import IdentityProvider, Vault, WebhookSender
+from builderd.ports.previews import CertificateAuthority, ChallengeProbe, DnsUpdates, NameServers, Previews
 from builderd.services.code_space import CodeSpace
 from builderd.services.limits import Limits, RetentionPolicy, TenantLimits
 from builderd.services.reviews import Gate

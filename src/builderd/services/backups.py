@@ -14,7 +14,7 @@ from builderd.domain.errors import Conflict, InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id, new_id
 from builderd.ports.backup_repository import TenantRepository
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller

@@ -14,7 +14,7 @@ from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import size_text
 from builderd.domain.versions import Version, VersionStatus
-from builderd.ports.bundles import Bundles
+from builderd.ports.files import Bundles
 from builderd.store import Store, UnitOfWork
 
 #: Part of its own code and the free space together that one of several tenants may take: others always find some.

@@ -21,7 +21,7 @@ from builderd.domain.credentials import (
 from builderd.domain.errors import Conflict, InstallFailed, NotFound, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.versions import Version
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 from builderd.store import UnitOfWork
 
 #: A credential's name → its variables → their values.

@@ -24,8 +24,8 @@ from builderd.domain.errors import Conflict, NotFound, QuotaExceeded, Validation
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, DomainId, TenantId, new_id
 from builderd.domain.previews import fingerprint
-from builderd.ports.domains import Certificate, DnsRecords, OrderFailed, ProbeReply
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
+from builderd.ports.previews import Certificate, DnsRecords, OrderFailed, ProbeReply
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller

@@ -13,8 +13,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.ids import SandboxId, TenantId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.domain.sandboxes import ExecResult, Sandbox
-from builderd.ports.engine import Sandboxes
-from builderd.ports.processes import Process
+from builderd.ports.engine import Process, Sandboxes
 from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller

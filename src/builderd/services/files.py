@@ -14,7 +14,7 @@ from builderd.domain.bundles import path_error
 from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import BuilderId, DiskId, TenantId
-from builderd.ports.disk_files import OpenFile
+from builderd.ports.files import OpenFile
 from builderd.services import builders, outcomes, wake
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver

@@ -36,7 +36,7 @@ from builderd.domain.qa import (
 )
 from builderd.domain.sandboxes import LogStream, Sandbox, SandboxState
 from builderd.domain.versions import Protocol, Version, VersionStatus
-from builderd.ports.testers import Target
+from builderd.ports.gates import Target
 from builderd.services import builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller

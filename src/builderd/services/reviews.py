@@ -44,7 +44,7 @@ from builderd.domain.sources import (
     reachable_files,
     select_files,
 )
-from builderd.ports.scanners import Scan, Scanner
+from builderd.ports.gates import Scan, Scanner
 
 #: Concurrent reviews of one tenant, so that it delays those of others less.
 MAX_OF_TENANT = 2

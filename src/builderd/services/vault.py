@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 from builderd.services import backups, credentials, domains, webhooks
 from builderd.store import UnitOfWork
 

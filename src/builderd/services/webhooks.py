@@ -20,7 +20,7 @@ from builderd.domain.events import (
     associated_data_of,
 )
 from builderd.domain.ids import TenantId, WebhookId, is_id, new_id
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller

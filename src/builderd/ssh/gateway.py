@@ -18,7 +18,7 @@ import asyncssh
 
 from builderd.domain.errors import BuilderdError, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, Grant, ProcessSpec, Window
-from builderd.ports.processes import Process
+from builderd.ports.engine import Process
 from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import session

@@ -10,7 +10,7 @@ import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
 from builderd.domain.processes import MAX_WINDOW, Window
-from builderd.ports.processes import Process
+from builderd.ports.engine import Process
 
 SFTP_VERSION = 3
 

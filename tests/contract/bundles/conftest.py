@@ -11,7 +11,7 @@ from tests.stores import memory_store
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.bundles.shared import SharedBundles
-from builderd.ports.bundles import Bundles
+from builderd.ports.files import Bundles
 
 
 @pytest.fixture(params=["fake", "local", "shared"])

@@ -7,7 +7,7 @@ import pytest
 from builderd.domain import bundles as archives
 from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
 from builderd.domain.errors import TooLarge, ValidationFailed
-from builderd.ports.bundles import Bundles
+from builderd.ports.files import Bundles
 
 BUNDLE = make_bundle(
     [

@@ -11,7 +11,7 @@ from tests.gate import bundle_of
 
 from builderd.bootstrap.review import make_scanner
 from builderd.domain.reviews import ReviewLimits
-from builderd.ports.scanners import Scanner
+from builderd.ports.gates import Scanner
 from builderd.settings import Settings
 
 LIMITS = ReviewLimits()

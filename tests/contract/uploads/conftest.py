@@ -10,7 +10,7 @@ from tests.fakes.uploads import FakeUploads
 from tests.stores import memory_store
 
 from builderd.adapters.uploads.stores import LocalUploads, SharedUploads
-from builderd.ports.uploads import Uploads
+from builderd.ports.files import Uploads
 
 
 @pytest.fixture(params=["fake", "local", "shared"])

@@ -10,7 +10,7 @@ import pytest
 
 from builderd.domain.errors import Conflict, TooLarge
 from builderd.domain.ids import UploadId, new_id
-from builderd.ports.uploads import Uploads
+from builderd.ports.files import Uploads
 
 ONE = UploadId(new_id())
 LIMIT = 1000

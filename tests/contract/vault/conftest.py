@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.vaults.sodium import KeyFile, SodiumVault, in_memory
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 
 
 @pytest.fixture(params=["memory", "file"])

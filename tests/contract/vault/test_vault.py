@@ -3,7 +3,7 @@
 import pytest
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.ports.vault import Vault
+from builderd.ports.outside import Vault
 
 SECRET = b"hunter2-\x00\xff"
 

@@ -14,8 +14,7 @@ from builderd.adapters.engines.oci.runtime.execute import MAX_OPEN
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import ProcessSpec, Window, shell
-from builderd.ports.engine import EngineOptions
-from builderd.ports.processes import Process
+from builderd.ports.engine import EngineOptions, Process
 
 pytestmark = pytest.mark.root
 

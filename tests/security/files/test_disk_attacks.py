@@ -22,7 +22,7 @@ from builderd.domain.files import UNCONDITIONAL, FileKind
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import SandboxSpec
-from builderd.ports.processes import Process
+from builderd.ports.engine import Process
 
 pytestmark = pytest.mark.root
 

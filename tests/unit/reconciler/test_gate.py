@@ -33,7 +33,7 @@ from builderd.domain.sandboxes import (
     SandboxState,
 )
 from builderd.domain.versions import Version
-from builderd.ports.testers import Target
+from builderd.ports.gates import Target
 from builderd.services import builders, qa
 
 BROKEN = Visit(500, 0.02, excerpt="Internal Server Error")

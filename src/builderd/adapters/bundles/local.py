@@ -36,7 +36,7 @@ from builderd.domain.bundles import (
 )
 from builderd.domain.errors import RETRY_AFTER, NoCapacity, TooLarge, ValidationFailed, helper_died, machine_fault
 from builderd.domain.resources import size_text
-from builderd.ports.bundles import BundleSpace
+from builderd.ports.files import BundleSpace
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from builderd.adapters.bundles.local import LocalBundles, StoredSizes
 from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle
-from builderd.ports.bundles import BundleSpace
+from builderd.ports.files import BundleSpace
 from builderd.store import Store, UnitOfWork
 from builderd.store.stored_bundles import CHUNK_BYTES
 

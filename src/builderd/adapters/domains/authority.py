@@ -22,7 +22,7 @@ from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 
 from builderd.domain.domains import RATE_LIMITED
-from builderd.ports.domains import Certificate, OrderFailed, Publish
+from builderd.ports.previews import Certificate, OrderFailed, Publish
 
 T = TypeVar("T")
 _Kind = challenges.HTTP01 | challenges.DNS01

@@ -20,7 +20,7 @@ import dns.rdatatype
 import dns.tsig
 import dns.update
 
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 
 TIMEOUT = 10.0
 TTL = 60

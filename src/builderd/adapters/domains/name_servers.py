@@ -15,7 +15,7 @@ import dns.rdatatype
 import dns.resolver
 
 from builderd.domain.errors import machine_fault
-from builderd.ports.domains import CaaRecord, DnsRecords, ProbeReply
+from builderd.ports.previews import CaaRecord, DnsRecords, ProbeReply
 
 #: Seconds for one question, all resolvers and tries together.
 LIFETIME = 6.0

@@ -14,7 +14,7 @@ import httpx
 from builderd.domain.bundles import Bundle, BundleFile
 from builderd.domain.reviews import Hit, ReviewLimits
 from builderd.domain.sources import CODE, Kind, kind_of
-from builderd.ports.scanners import NOTHING_RUN, Scan
+from builderd.ports.gates import NOTHING_RUN, Scan
 
 #: An answer longer than this is none.
 MAX_ANSWER = 1 << 20

@@ -16,7 +16,7 @@ from builderd.adapters.testers import jail, visits
 from builderd.adapters.testers.jail import VENV, JailFailed, Job
 from builderd.domain.inventory import SEARCH_PATH, PreflightCheck
 from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, Visit, pluralize
-from builderd.ports.testers import Browsing, Target
+from builderd.ports.gates import Browsing, Target
 from builderd.sandboxing.bubblewrap import missing
 
 T = TypeVar("T")

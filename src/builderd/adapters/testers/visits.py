@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from builderd.domain.errors import machine_fault
 from builderd.domain.qa import Visit
-from builderd.ports.testers import Target
+from builderd.ports.gates import Target
 
 #: So much of a body is read, and so long it is waited for once the head has come.
 EXCERPT_BYTES = 300

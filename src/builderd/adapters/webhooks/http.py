@@ -20,7 +20,7 @@ import httpcore
 from builderd.domain.addresses import Address, Network, embedded_ipv4, in_any_network, is_public, parse
 from builderd.domain.errors import machine_fault
 from builderd.domain.events import MAX_NOTE
-from builderd.ports.webhooks import Reply
+from builderd.ports.outside import Reply
 
 #: Seconds for one request, from the name lookup to the end of the response.
 TIMEOUT = 15.0

@@ -18,8 +18,8 @@ from builderd.domain.database_lease import MemberReport
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.metrics import UsageSample, response_counts
 from builderd.domain.previews import RESPONSE_BOUNDS, STATUS_CLASSES, PreviewActivity
-from builderd.ports.bundles import BundleSpace
 from builderd.ports.engine import Engine
+from builderd.ports.files import BundleSpace
 from builderd.services.application import Application
 from builderd.services.backups import BackupHealth, health
 from builderd.services.domains import certificate_ends, own_certificates

@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket, WebSocketState
 from builderd.api.server.answers import failure
 from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.processes import Window
-from builderd.ports.processes import Process
+from builderd.ports.engine import Process
 
 #: Seconds between checks that the client may still use the terminal.
 GUARD_SECONDS = 15.0

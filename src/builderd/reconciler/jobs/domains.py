@@ -15,7 +15,7 @@ from builderd.domain.domains import ARI_INTERVAL, Domain, DomainRoute, renewal_t
 from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.ids import DomainId, TenantId
 from builderd.domain.previews import DomainAlias
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 from builderd.reconciler.core.loops import FaultPoint, no_fault
 from builderd.services import domains
 from builderd.services.application import Application

@@ -20,7 +20,7 @@ from builderd.domain.domains import (
 )
 from builderd.domain.errors import BuilderdError
 from builderd.domain.previews import API, DomainAlias, fingerprint
-from builderd.ports.domains import Certificate, OrderFailed
+from builderd.ports.previews import Certificate, OrderFailed
 from builderd.reconciler.core.loops import every
 from builderd.services import domains
 from builderd.services.application import Application

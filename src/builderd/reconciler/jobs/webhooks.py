@@ -32,7 +32,7 @@ from builderd.domain.events import (
     payload,
 )
 from builderd.domain.ids import WebhookId
-from builderd.ports.webhooks import Reply
+from builderd.ports.outside import Reply
 from builderd.services import webhooks
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

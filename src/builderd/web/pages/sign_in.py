@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from builderd.domain.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
 from builderd.domain.tokens import Attempt, Session
 from builderd.operations.operations import Operations
-from builderd.ports.identity_provider import IdentityProvider
+from builderd.ports.outside import IdentityProvider
 from builderd.services import sessions
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -15,7 +15,7 @@ from josepy.b64 import b64decode
 
 from builderd.adapters.domains import authority
 from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 
 ERROR = "urn:ietf:params:acme:error:"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.domains.dns_updates import HookUpdates
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 
 
 def hook(tmp_path: Path, script: str, seconds: float = 30) -> HookUpdates:

@@ -6,7 +6,7 @@ import pytest
 
 from builderd.adapters.domains import dns_updates
 from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 
 
 def test_a_key_is_read_with_and_without_its_algorithm() -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from builderd.adapters.domains.name_servers import MAX_REPLY, HttpChallengeProbe
-from builderd.ports.domains import ProbeReply
+from builderd.ports.previews import ProbeReply
 
 PATH = "/.well-known/acme-challenge/token"
 

@@ -14,7 +14,7 @@ import pytest
 from builderd.adapters.testers.visits import ALL_HEADS_BYTES, HEAD_BYTES, PREFACE, visit
 from builderd.domain.errors import MachineFault
 from builderd.domain.previews import Address
-from builderd.ports.testers import Target
+from builderd.ports.gates import Target
 
 NOBODY = Target(Address("127.0.0.1", 1), "http://app.localhost")
 

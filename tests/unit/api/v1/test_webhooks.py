@@ -9,7 +9,7 @@ from tests.fakes.webhooks import FakeWebhookSender
 from tests.service import Service
 
 from builderd.domain.events import MAX_WEBHOOKS, key_of
-from builderd.ports.webhooks import Reply
+from builderd.ports.outside import Reply
 from builderd.reconciler.jobs.webhooks import WebhookJob
 
 HOOKS = "/api/v1/webhooks"

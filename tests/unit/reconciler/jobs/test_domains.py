@@ -16,7 +16,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
 from builderd.domain.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded
 from builderd.domain.previews import DomainAlias
-from builderd.ports.domains import CaaRecord, DnsRecords, OrderFailed, ProbeReply
+from builderd.ports.previews import CaaRecord, DnsRecords, OrderFailed, ProbeReply
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.services import builders, domains, vault
 from builderd.services.limits import TenantLimit, TenantLimits

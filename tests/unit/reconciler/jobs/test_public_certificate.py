@@ -17,7 +17,7 @@ from builderd.domain.domains import (
     public_name,
 )
 from builderd.domain.previews import API
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 from builderd.reconciler.jobs.own_certificates import PublicCertificateJob
 from builderd.services.domains import certificate_ends
 

@@ -20,7 +20,7 @@ from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.domain.sandboxes import SandboxSpec
-from builderd.ports.testers import Target
+from builderd.ports.gates import Target
 from builderd.reconciler.jobs import reporting
 from builderd.reconciler.jobs.inspection import DUMMY, FILES, NETWORK
 from builderd.reconciler.stages import build_charges

@@ -17,7 +17,7 @@ from tests.fakes.webhooks import FakeWebhookSender
 from builderd.domain.errors import MachineFault
 from builderd.domain.events import MAX_ATTEMPTS, Delivery, DeliveryStatus, Event, Webhook, WebhookStatus, sign
 from builderd.domain.ids import BuilderId, WebhookId
-from builderd.ports.webhooks import Reply
+from builderd.ports.outside import Reply
 from builderd.reconciler.jobs import webhooks as delivering
 from builderd.reconciler.jobs.webhooks import CLAIM, WebhookJob
 from builderd.services import webhooks

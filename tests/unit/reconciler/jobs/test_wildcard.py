@@ -9,7 +9,7 @@ from tests.application import fake_world
 from tests.fakes.clock import FakeClock
 from tests.fakes.domains import FakeDnsUpdates
 
-from builderd.ports.domains import OrderFailed
+from builderd.ports.previews import OrderFailed
 from builderd.reconciler.jobs.own_certificates import WildcardJob
 
 

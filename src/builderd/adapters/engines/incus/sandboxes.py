@@ -46,8 +46,7 @@ from builderd.domain.layers import APP, app_folder
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import EngineOptions
-from builderd.ports.processes import Process
+from builderd.ports.engine import EngineOptions, Process
 
 log = logging.getLogger(__name__)
 #: Logs of ended sandboxes that are kept of a builder: each keeps its instance.

@@ -36,7 +36,7 @@ from builderd.domain.bundles import Bundle, BundleFile
 from builderd.domain.errors import helper_died, machine_fault
 from builderd.domain.reviews import Hit, ReviewLimits
 from builderd.domain.sources import Kind, References, select_files
-from builderd.ports.scanners import NOTHING_RUN, Scan
+from builderd.ports.gates import NOTHING_RUN, Scan
 
 _MODULE = "builderd.adapters.scanners.tripwire.worker"
 _SOURCE = str(Path(__file__).parents[4])

@@ -29,8 +29,7 @@ from builderd.domain.sandboxes import (
 from builderd.domain.versions import Isolation
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import run_to_completion
-from builderd.ports.engine import DiskReport, read_each
-from builderd.ports.processes import Process
+from builderd.ports.engine import DiskReport, Process, read_each
 
 _MISSING = {
     Isolation.STANDARD: "Neither crun nor runc is installed on this machine: apt-get install crun.",

@@ -37,8 +37,8 @@ from builderd.reconciler.core.loops import FaultPoint, no_fault
 from builderd.reconciler.jobs import inspection
 from builderd.reconciler.loop import reconciler as reconciling
 from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.reconciler.stages import health_check
-from builderd.reconciler.stages.health_check import HealthCheck
+from builderd.reconciler.stages import starting
+from builderd.reconciler.stages.starting import HealthCheck
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller, Command, NewBuilder
@@ -69,7 +69,7 @@ def look_once(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.Event().wait()
         return HealthCheck(True, listening, None, 0.0)
 
-    for module in (health_check, inspection):
+    for module in (starting, inspection):
         monkeypatch.setattr(module, "wait_until_listening", look)
 
 

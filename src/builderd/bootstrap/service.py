@@ -31,7 +31,7 @@ from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.backups.upkeep import adopt
 from builderd.reconciler.core.loops import every, kill_at, no_fault, race
-from builderd.reconciler.jobs import visits
+from builderd.reconciler.jobs import idle
 from builderd.reconciler.jobs.domains import DomainJob
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.reconciler.jobs.own_certificates import PublicCertificateJob, WildcardJob
@@ -135,7 +135,7 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
         group.create_task(_warm_up(app))
         group.create_task(Reconciler(app, fault).run())
         group.create_task(Idleness(app).watch())
-        group.create_task(visits.watch(app))
+        group.create_task(idle.watch(app))
         group.create_task(WebhookJob(app).run())
         group.create_task(DomainJob(app, fault).run())
         group.create_task(WildcardJob(app).run())

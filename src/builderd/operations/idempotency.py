@@ -17,7 +17,7 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.services.application import Application
 from builderd.services.deployments import Deployed
 from builderd.store import UnitOfWork
-from builderd.store.idempotency import IdempotencyRecord
+from builderd.store.tenants import IdempotencyRecord
 
 RETENTION = timedelta(hours=24)
 

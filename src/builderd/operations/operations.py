@@ -13,8 +13,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NotFound, RateLimited
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.operations.idempotency import Answer, Begun, Retries, Retry
-from builderd.operations.last_uses import LastUses, TokenCalls
-from builderd.operations.rates import Rates
+from builderd.operations.rates import LastUses, Rates, TokenCalls
 from builderd.services import builders, bundles, outcomes
 from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder

@@ -106,6 +106,13 @@ class OpenFile(Protocol):
 
 
 class DiskFiles(Protocol):
+    """Files on a disk: read, written and deleted one by one, also while a sandbox runs on it.
+
+    Paths are relative to ``/app``, and have passed ``path_error``. No link is followed, and only plain files are
+    opened. All methods raise ``NotFound`` when there is nothing at the path, ``ValidationFailed`` when the path leads
+    through a link or to something of another kind.
+    """
+
     async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
         """Return a page of a folder's entries by name; "" is ``/app`` itself. Memory does not grow with the folder."""
 

@@ -17,7 +17,6 @@ from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import StoreUnavailable
 from builderd.store import migrations
 from builderd.store.backups import BackupChecks, BackupKeys, Backups, Restores
-from builderd.store.build_logs import BuildLogs, OpenBuilds
 from builderd.store.builder_lists import BuilderLists
 from builderd.store.builders import Builders
 from builderd.store.credentials import Credentials, PreviewLinks, SshGrants
@@ -25,17 +24,16 @@ from builderd.store.database import Database, Kind, Writes
 from builderd.store.database_lease import DatabaseLeases, Leases, Services
 from builderd.store.domains import AcmeAccounts, Domains, WildcardCertificates
 from builderd.store.events import Events
-from builderd.store.idempotency import Idempotency
 from builderd.store.ledger import Ledger
 from builderd.store.metrics import Metrics
 from builderd.store.postgresql import open_postgresql
 from builderd.store.repository import Transaction
 from builderd.store.reviews import Acceptances, QaReports, Reviews
-from builderd.store.sandboxes import Sandboxes
+from builderd.store.sandboxes import BuildLogs, OpenBuilds, Sandboxes
 from builderd.store.sqlite import open_sqlite
 from builderd.store.stored_bundles import StoredBundles
 from builderd.store.stored_times import StoredTimes
-from builderd.store.tenants import Tenants
+from builderd.store.tenants import Idempotency, Tenants
 from builderd.store.tokens import Sessions, SignInLinks, Tokens
 from builderd.store.uploads import StoredUploads, Uploads
 from builderd.store.versions import Versions

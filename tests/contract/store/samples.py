@@ -15,7 +15,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tokens import Scope, Tenant, Token
 from builderd.domain.versions import Version, VersionSettings
 from builderd.store import Store, UnitOfWork
-from builderd.store.idempotency import IdempotencyRecord
+from builderd.store.tenants import IdempotencyRecord
 
 
 async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:

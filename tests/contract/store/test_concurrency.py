@@ -38,9 +38,8 @@ from builderd.domain.previews import PreviewActivity
 from builderd.ports.backup_repository import RepositoryDamaged
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.upkeep import mark
-from builderd.reconciler.jobs import visits
-from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.reconciler.loop.sweep import sweep
+from builderd.reconciler.jobs import idle
+from builderd.reconciler.loop.reconciler import Reconciler, sweep
 from builderd.services import backups, webhooks
 from builderd.services.builders import Caller
 from builderd.store import Store, UnitOfWork
@@ -341,7 +340,7 @@ async def world(two: Store) -> AsyncIterator[World]:
     "work",
     [
         pytest.param(lambda world: sweep(world.application, ()), id="sweep"),
-        pytest.param(lambda world: visits.note(world.application), id="visits"),
+        pytest.param(lambda world: idle.note(world.application), id="visits"),
         pytest.param(lambda world: Reconciler(world.application)._release_claims(), id="start"),
     ],
 )
@@ -385,7 +384,7 @@ async def test_recorded_visit_waits_for_no_lock(one: Store, world: World) -> Non
     await pause.reached()
     try:
         async with asyncio.timeout(10):
-            await visits.note(world.application)
+            await idle.note(world.application)
     finally:
         await pause.let_go_after(asyncio.create_task(asyncio.sleep(0)))
         await holding

@@ -34,7 +34,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.services import credentials
 from builderd.settings import Settings, VaultSettings
 from builderd.store import UnitOfWork
-from builderd.store.idempotency import IdempotencyRecord
+from builderd.store.tenants import IdempotencyRecord
 
 CANARY = "canary-5b1e88d0"
 PASSPHRASE = "correct horse battery"

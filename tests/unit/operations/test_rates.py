@@ -8,10 +8,9 @@ import pytest
 
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import TenantId, TokenId
-from builderd.operations import last_uses, rates
-from builderd.operations.last_uses import TokenCalls
+from builderd.operations import rates
 from builderd.operations.operations import ConcurrencyLimit
-from builderd.operations.rates import Buckets, RateLimitStatus, Rates
+from builderd.operations.rates import Buckets, RateLimitStatus, Rates, TokenCalls
 
 
 class Time:
@@ -95,7 +94,7 @@ NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 
 def test_counters_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_uses, "MAX_TOKENS", 2)
+    monkeypatch.setattr(rates, "MAX_TOKENS", 2)
     calls = TokenCalls()
     for name in "abac":
         calls.count(TokenId(name), NOW)

@@ -24,7 +24,7 @@ from builderd.domain.prices import Billing, total
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
 from builderd.domain.versions import VersionStatus
-from builderd.reconciler.jobs import visits
+from builderd.reconciler.jobs import idle
 from builderd.services import builders, deployments, files, outcomes, wake
 
 NEW = BundleFile("main.py", b"print('new')\n")
@@ -413,7 +413,7 @@ async def test_request_during_a_failing_deploy_wakes_the_old_version(world: Worl
         number = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: world.running)
         await world.until_route(builder, RouteState.PAUSED)
-        hearing = asyncio.create_task(visits.watch(world.application))
+        hearing = asyncio.create_task(idle.watch(world.application))
         world.previews.pause_request(builder.host)
         await asyncio.sleep(0.02)
         world.engine.end(world.running[0].spec.id, exit_code=3)

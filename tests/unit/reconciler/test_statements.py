@@ -17,7 +17,7 @@ from builderd.domain.previews import PreviewActivity
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.jobs import visits
+from builderd.reconciler.jobs import idle
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import backups, bundles
 from builderd.store import UnitOfWork
@@ -68,7 +68,7 @@ LOOPS: dict[str, Loop] = {
     "upkeep of backups": lambda world: lambda: upkeep.clean_up(BackupContext(world.application)),
     "health of backups": lambda world: lambda: world.read(lambda uow: backups.health(uow, world.clock.now())),
     "idle check": lambda world: Idleness(world.application).check,
-    "visits": lambda world: lambda: visits.note(world.application),
+    "visits": lambda world: lambda: idle.note(world.application),
     "expiry of uploads": lambda world: lambda: bundles.expire(world.application),
 }
 

@@ -16,7 +16,7 @@ from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BundleLost, Conflict, NameTaken, NotFound
 from builderd.domain.files import LIFETIME, Upload
 from builderd.domain.ids import UploadId, new_id
-from builderd.reconciler.loop.sweep import sweep
+from builderd.reconciler.loop.reconciler import sweep
 from builderd.services import builders, bundles
 from builderd.services.code_space import SentCode
 from builderd.store import UnitOfWork

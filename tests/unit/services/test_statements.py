@@ -17,8 +17,7 @@ from builderd.domain.builders import Builder, Candidate, Desired, Status
 from builderd.domain.ids import SandboxId
 from builderd.domain.previews import Address, Route, RouteState, closed_route
 from builderd.domain.prices import Billing, Segment, month_of
-from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.reconciler.loop.sweep import sweep
+from builderd.reconciler.loop.reconciler import Reconciler, sweep
 from builderd.services import builders, caps, lost_routes, metrics, spending
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery

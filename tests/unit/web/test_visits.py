@@ -25,7 +25,7 @@ from builderd.api.server.limits import CALL, Limiter, credential_of
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
-from builderd.operations.last_uses import LastUses
+from builderd.operations.rates import LastUses
 from builderd.services import sessions
 from builderd.web.app import Site
 from builderd.web.policy import SESSION

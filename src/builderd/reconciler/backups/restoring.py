@@ -37,9 +37,8 @@ from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition
-from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
-from builderd.reconciler.stages.starting import make_spec
+from builderd.reconciler.stages.starting import make_spec, wait_until_up
 from builderd.services import backups, builders, deployments, qa, restores
 from builderd.services.builders import Caller, NewBuilder
 from builderd.store import UnitOfWork

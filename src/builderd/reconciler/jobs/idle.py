@@ -1,9 +1,10 @@
-"""Idle check: freeze builders that are not used, and auto-stop them after their interval."""
+"""Idle builders: record visits, freeze and auto-stop what is not used, and wake it for requests in the proxy."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,11 +24,12 @@ from builderd.domain.builders import (
 )
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.reconciler.core.loops import every
-from builderd.reconciler.jobs import visits
+from builderd.services import wake
 from builderd.services.application import Application
-from builderd.services.wake import used
+from builderd.services.wake import is_recorded, used
 from builderd.store import UnitOfWork
 
 #: How often it is checked what is used, in seconds; more often where things are frozen sooner.
@@ -72,7 +74,7 @@ class Idleness:
         """Run one check: visits are read first, so that a visited builder is not idle."""
         begun = self._app.clock.passed()
         within = begun - self._noted_at + MARGIN if self._noted_at is not None else inf
-        await visits.note(self._app, within)
+        await note(self._app, within)
         self._noted_at = begun
         candidates = await self._app.store.read(lambda uow: uow.builders.idle_candidates())
         await self._take_readings(candidates)
@@ -150,3 +152,61 @@ class Idleness:
             reason = freeze_reason(self._freeze_after or timedelta())
             wanted = replace(builder, asleep_since=now)
         return replace(wanted, cause=Cause(SYSTEM, reason), updated_at=now)
+
+
+async def note(application: Application, within: float = inf) -> None:
+    """Record visits: builders that were visited in the last seconds get a new ``last_active_at``."""
+    activity = await application.previews.activity()
+    recent = {host: one for host, one in activity.items() if one.open_connections or one.idle_seconds <= within}
+    if recent:
+        now = application.clock.now()
+        news = await application.store.read(lambda uow: _changed_activity(uow, application, recent, now))
+        # Each by itself: a transaction that holds one of them may be about to take another.
+        for host, at in news.items():
+            await application.store.write(partial(_write, host=host, at=at))
+
+
+def _changed_activity(
+    uow: UnitOfWork, application: Application, recent: Mapping[str, PreviewActivity], now: datetime
+) -> Mapping[str, datetime]:
+    """Return the last visit of each host whose builder has none recorded that is about as late."""
+    news = {}
+    for host, builder in uow.builders.by_hosts(list(recent)).items():
+        activity = recent[host]
+        at = now if activity.open_connections else now - timedelta(seconds=activity.idle_seconds)
+        if not is_recorded(application, builder, at):
+            news[host] = at
+    return news
+
+
+def _write(uow: UnitOfWork, host: str, at: datetime) -> None:
+    builder = uow.builders.by_host(host, lock=True)
+    if builder is not None:
+        used(uow, builder, at)
+
+
+#: After visitors could not be heard, or what they want could not be recorded: seconds until the next try, of so many.
+RETRY_INTERVAL, TRIES = 1.0, 30
+
+
+async def watch(application: Application) -> None:
+    """Wake visited builders until cancelled."""
+    async with asyncio.TaskGroup() as group:
+
+        async def watch_visits() -> None:
+            async for host in application.previews.visitors():
+                group.create_task(_wake(application, host))
+
+        await every(RETRY_INTERVAL, watch_visits, event="visit watcher")
+
+
+async def _wake(application: Application, host: str) -> None:
+    """Retry for as long as a visitor may wait: the proxy reports a host only once."""
+    for _ in range(TRIES):
+        try:
+            await wake.visited(application, host)
+        except Exception:
+            log.warning("wake failed, retrying in 1 s host=%s", host, exc_info=True)
+        else:
+            return
+        await asyncio.sleep(RETRY_INTERVAL)

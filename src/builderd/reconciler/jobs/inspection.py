@@ -37,7 +37,7 @@ from builderd.domain.qa import (
 from builderd.domain.sandboxes import LogStream, Sandbox, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import NO_LAYER, Protocol, Version
 from builderd.ports.gates import Target
-from builderd.reconciler.stages.health_check import HealthCheck, wait_until_listening
+from builderd.reconciler.stages.starting import HealthCheck, wait_until_listening
 from builderd.services import executions
 from builderd.services.application import Application
 from builderd.services.executions import Command

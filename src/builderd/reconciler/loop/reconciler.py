@@ -1,30 +1,35 @@
-"""The reconciler: one worker for each builder whose desired state changed or that is due."""
+"""The reconciler: one worker for each builder whose desired state changed or that is due, and the sweep.
+
+A change of a desired state makes its builder due in the same transaction. The sweep is for what that cannot cover: a
+sandbox that ended while nobody watched, a route that is gone or open, a builder that a fault left without a due time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Desired, Status
-from builderd.domain.errors import StoreUnavailable
+from builderd.domain.errors import RecordDamaged, StoreUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.previews import RESTING_STATES
 from builderd.domain.sandboxes import Sandbox
 from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.jobs import spending
-from builderd.reconciler.jobs.compilation import BytecodeCompilation
+from builderd.reconciler.jobs import sampling
 from builderd.reconciler.jobs.members import Evacuation, LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
-from builderd.reconciler.loop.sweep import sweep
 from builderd.reconciler.loop.worker import LEASE, MAX_CONCURRENT_STEPS, Worker, WorkerContext
 from builderd.reconciler.stages.build_charges import close_cut_builds
-from builderd.services import preview_links
+from builderd.reconciler.stages.install import BytecodeCompilation
+from builderd.services import bundles, preview_links
 from builderd.services.application import Application
+from builderd.store import UnitOfWork
 
 #: How long a builder may be due before it is checked, in seconds.
 POLL_INTERVAL = 0.5
@@ -67,7 +72,7 @@ class Reconciler:
             await self._sweep()
         except Exception:
             log.warning("sweep failed, retrying in 300 s", exc_info=True)
-        check_spending = partial(spending.check_due, self._app, self._context.fault)
+        check_spending = partial(sampling.check_due, self._app, self._context.fault)
         helpers = [
             asyncio.create_task(work)
             for work in (
@@ -160,3 +165,83 @@ class Reconciler:
             except StoreUnavailable as error:
                 log.warning("exit not looked up, retrying in 1 s sandbox=%s error=%s", sandbox_id, error)
                 await asyncio.sleep(RETRY_INTERVAL)
+
+
+#: Builders that are made due in one transaction.
+DUE_BATCH = 500
+
+
+async def sweep(application: Application, busy: Container[BuilderId]) -> None:
+    """Make builders due that are not at rest, and remove sandboxes, routes and bundles that nothing refers to.
+
+    Sandboxes of ``busy`` builders are left to those who work on them.
+    """
+    now = application.clock.now()
+    await _make_due(application, await application.store.read(lambda uow: uow.builders.restless()), now)
+    await _sweep_sandboxes(application, busy)
+    await _sweep_routes(application, now)
+    await _sweep_bundles(application)
+    await bundles.expire(application)
+
+
+async def _make_due(application: Application, found: Sequence[BuilderId], now: datetime) -> None:
+    """Make builders due, so many in one transaction that others never wait long for the store's one writer."""
+    for start in range(0, len(found), DUE_BATCH):
+        batch = found[start : start + DUE_BATCH]
+        for left in await application.store.write(partial(_make_all_due, builders=batch, now=now)):
+            await application.store.write(partial(_make_one_due, builder=left, now=now))
+
+
+def _make_all_due(uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime) -> Sequence[BuilderId]:
+    return uow.builders.make_all_due(builders, now)
+
+
+def _make_one_due(uow: UnitOfWork, builder: BuilderId, now: datetime) -> None:
+    uow.builders.make_due(builder, now)
+
+
+async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:
+    """Remove leaked sandboxes."""
+    found = [report.id for report in await application.engine.sandboxes.list_sandboxes()]
+    held = [one for one in found if one not in application.scratch]
+    stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one, busy)])
+    await asyncio.gather(*(_remove(application, sandbox_id) for sandbox_id in stray))
+
+
+def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId, busy: Container[BuilderId]) -> bool:
+    """Return whether a sandbox should be removed: no record knows it, or it has ended and its builder is not busy.
+
+    Sandboxes are recorded before they start, so an unrecorded one is a leak.
+    """
+    try:
+        sandbox = uow.sandboxes.get(sandbox_id)
+    except RecordDamaged:
+        return False
+    return sandbox is None or (sandbox.end is not None and sandbox.builder_id not in busy)
+
+
+async def _remove(application: Application, sandbox_id: SandboxId) -> None:
+    log.info("removing leaked sandbox sandbox=%s", sandbox_id)
+    await application.engine.sandboxes.stop(sandbox_id, application.limits.stop_grace)
+    await application.engine.sandboxes.remove(sandbox_id)
+
+
+async def _sweep_routes(application: Application, now: datetime) -> None:
+    """Remove routes without a builder; make builders due whose route is missing or may lead to a sandbox."""
+    # In this order: a route is put only for a builder that is stored already.
+    held = await application.previews.routes()
+    hosts = await application.store.read(lambda uow: uow.builders.hosts())
+    for host in held:
+        if host not in hosts:
+            log.info("removing unused route host=%s", host)
+            await application.previews.remove(host)
+    unsure = [one for host, one in hosts.items() if host not in held or held[host].state not in RESTING_STATES]
+    await _make_due(application, unsure, now)
+
+
+async def _sweep_bundles(application: Application) -> None:
+    held = await application.bundles.hashes()
+    used = await application.store.read(lambda uow: uow.versions.used_bundles(held))
+    for bundle_hash in set(held).difference(used):
+        log.info("removing unused bundle bundle=%s", bundle_hash)
+        await bundles.drop_unused(application, bundle_hash)

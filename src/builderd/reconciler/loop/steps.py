@@ -15,14 +15,12 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
-from builderd.reconciler.stages import handover
+from builderd.reconciler.stages import starting
 from builderd.reconciler.stages.gate import Gate
-from builderd.reconciler.stages.health_check import wait_until_up
 from builderd.reconciler.stages.install import LayerInstalls
-from builderd.reconciler.stages.releases import Releases
-from builderd.reconciler.stages.starting import make_spec, new_sandbox, put_bundle
+from builderd.reconciler.stages.starting import make_spec, new_sandbox, put_bundle, wait_until_up
 from builderd.reconciler.stages.stopping import Forgetting, Stopping
-from builderd.reconciler.stages.trials import Trials
+from builderd.reconciler.stages.trials import Releases, Trials
 from builderd.services import backups, restores, verdicts
 from builderd.services.application import Application
 from builderd.services.hints import hint_of
@@ -260,8 +258,8 @@ class Steps:
         longest = limits.start_seconds(item.version.settings)
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return longest
-        trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
-        return handover.time_limit(trial, old, limits.handover_timeout, longest)
+        trial, old = await self._app.store.read(lambda uow: starting.last_starts(uow, item))
+        return starting.time_limit(trial, old, limits.handover_timeout, longest)
 
     async def _give_up(self, item: WorkItem, observation: Observation, too_often: bool) -> Result:
         last = observation.ends[-1]

@@ -1,10 +1,11 @@
-"""The install and build stages: plan a version's layers, make them, and keep what their commands print."""
+"""The install and build stages: plan a version's layers, make and compile them, keep what their commands print."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from builderd.domain.layers import (
 )
 from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER, ignored_names
+from builderd.reconciler.core.loops import FairQueue
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.build_charges import BuildCharges
 from builderd.services import admission, bundles, credentials
@@ -289,3 +291,39 @@ def explain_build(item: WorkItem, bundle: Bundle, outcome: BuildOutcome, timeout
     lines = "\n".join(line[:SHOWN_CHARACTERS] for line in outcome.output[-SHOWN_LINES:])
     more = f'All of its lines: builderd logs {item.builder.name} --stream build. To deploy without it: build = "".'
     return f"{why} Its last lines:\n{lines}\n{more}" if lines else f"{why} It wrote nothing. {more}"
+
+
+#: Layers of one tenant that wait; one more is compiled when its app runs again after that.
+MOST_OF_TENANT = 20
+
+log = logging.getLogger(__name__)
+
+
+class BytecodeCompilation:
+    """Compile layers in the background, one at a time, once their app is up.
+
+    Each is compiled once in a process's life; the engine knows those already compiled. Tenants take turns: one that
+    deploys many apps does not keep the layers of others from being compiled.
+    """
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._known: set[str] = set()
+        self._waiting: FairQueue[WorkItem] = FairQueue(MOST_OF_TENANT)
+
+    def add(self, item: WorkItem) -> None:
+        """Queue the layer of this builder's version for compilation."""
+        key = item.version.layer_key
+        if key is None or key == NO_LAYER or key in self._known:
+            return
+        if self._waiting.put(item.builder.tenant_id, item):
+            self._known.add(key)
+
+    async def run(self) -> None:
+        """Compile queued layers until cancelled. A layer that fails to compile stays as it is."""
+        while True:
+            item = await self._waiting.get()
+            try:
+                await compile_layer(self._app, item)
+            except Exception:
+                log.warning("bytecode compilation failed layer=%s", item.version.layer_key, exc_info=True)

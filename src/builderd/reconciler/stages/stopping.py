@@ -20,7 +20,7 @@ from builderd.domain.sandboxes import (
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
-from builderd.reconciler.stages import handover
+from builderd.reconciler.stages import starting
 from builderd.services import backups, bundles
 from builderd.services.application import Application
 
@@ -63,7 +63,7 @@ class Stopping:
         if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._is_visited(item):
             return _abort_freeze(item)
         if drain:
-            grace = handover.grace(grace, await handover.drained(self._app, builder.host))
+            grace = starting.grace(grace, await starting.drained(self._app, builder.host))
         report = await self._app.engine.sandboxes.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
         ended = self._ended(item, sandbox, end, report, before)

@@ -13,8 +13,8 @@ from builderd.adapters.clocks.system import ClockReading, read_clocks
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope
-from builderd.operations import last_uses
-from builderd.operations.last_uses import LastUses
+from builderd.operations import rates
+from builderd.operations.rates import LastUses
 from builderd.services import tokens
 
 BUILDERS = "/api/v1/builders"
@@ -79,7 +79,7 @@ async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process held SQLite's lock: a neighbour's ``GET /builders`` took 15 s, for the record of its use."""
-    monkeypatch.setattr(last_uses, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(rates, "RETRY_SECONDS", 0)
     client, store, unlocked = service.client(service.read), service.application.store, asyncio.Event()
     real, tries = store.write, 0
 
@@ -127,7 +127,7 @@ async def test_a_record_that_failed_is_not_repeated_by_each_call(
         assert (await client.get(BUILDERS)).status_code == 200
     assert tries == 1
     assert service.app.state.operations.token_calls.pending(token.id).counts == (20,)
-    lines = [record for record in caplog.records if record.name == last_uses.__name__]
+    lines = [record for record in caplog.records if record.name == rates.__name__]
     # The store has its own line, twice a minute, for a fault that all its callers meet.
     assert len([record for record in lines if record.levelname == "ERROR"]) == (not isinstance(error, StoreUnavailable))
     assert not [record for record in lines if record.levelname == "WARNING"]

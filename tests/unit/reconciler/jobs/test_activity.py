@@ -11,7 +11,7 @@ from tests.application import World
 
 from builderd.domain.builders import Builder
 from builderd.domain.previews import PreviewActivity
-from builderd.reconciler.jobs import visits
+from builderd.reconciler.jobs import idle
 from builderd.reconciler.jobs.idle import Idleness
 
 VISITED = PreviewActivity(10, 100, 200, 0, 0, idle_seconds=3)
@@ -32,17 +32,17 @@ async def test_the_last_visit_is_written_down(world: World, visit: PreviewActivi
     builder = await up(world)
     if visit:
         world.previews.visit(builder.host, visit)
-    await visits.note(world.application)
+    await idle.note(world.application)
     assert (await world.builder(builder)).last_active_at == world.clock.now() - timedelta(seconds=ago)
 
 
 async def test_a_visit_that_is_known_already_is_not_written_again(world: World) -> None:
     builder = await up(world)
     world.previews.visit(builder.host, VISITED)
-    await visits.note(world.application)
+    await idle.note(world.application)
     before = await world.builder(builder)
     world.clock.move(0.5)
-    await visits.note(world.application)
+    await idle.note(world.application)
     assert await world.builder(builder) == before
 
 
@@ -50,7 +50,7 @@ async def test_a_visit_from_before_the_last_reading_is_not_looked_up(world: Worl
     builder = await up(world)
     world.previews.visit(builder.host, LONG_AGO)
     before = await world.builder(builder)
-    await visits.note(world.application, within=599)
+    await idle.note(world.application, within=599)
     assert await world.builder(builder) == before
 
 
@@ -59,13 +59,13 @@ async def test_an_older_visit_does_not_undo_a_later_one(world: World) -> None:
     now = world.clock.now()
     await world.change(builder, last_active_at=now)
     world.previews.visit(builder.host, VISITED)
-    await visits.note(world.application)
+    await idle.note(world.application)
     assert (await world.builder(builder)).last_active_at == now
 
 
 async def test_hosts_that_no_builder_has_are_passed_over(world: World) -> None:
     world.previews.visit("gone-00000000.localhost", OPEN)
-    await visits.note(world.application)
+    await idle.note(world.application)
 
 
 async def test_activity_watch_survives_unavailable_previews(world: World) -> None:

@@ -15,7 +15,7 @@ from tests.unit.reconciler.mortal import living
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import OpenBuild, cents, month_of, next_month
-from builderd.reconciler.jobs import spending
+from builderd.reconciler.jobs import sampling
 from builderd.reconciler.stages.build_charges import close_cut_builds
 from builderd.services import builders, caps
 from builderd.services.application import Application
@@ -89,7 +89,7 @@ async def test_cap_that_was_judged_in_the_old_month_stops_nothing_in_the_new(
         world.clock.move(3000)
         await cap(world, Decimal("0.10"))
         await world.until(lambda: crossed)
-        await spending.check_due(world.application)
+        await sampling.check_due(world.application)
         now = await world.builder(builder)
         assert (crossed, now.desired, now.status) == ([[builder.id]], Desired.RUNNING, Status.RUNNING)
         world.clock.move(float(Decimal("0.10") / RATE * 3600) + 1)

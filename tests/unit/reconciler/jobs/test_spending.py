@@ -17,7 +17,7 @@ from builderd.domain.errors import QuotaExceeded
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import SECONDS_PER_HOUR, next_month
-from builderd.reconciler.jobs import spending
+from builderd.reconciler.jobs import sampling
 from builderd.reconciler.loop.worker import LEASE
 from builderd.services import builders, caps
 from builderd.services.limits import TenantLimit, TenantLimits
@@ -90,7 +90,7 @@ async def test_a_tenants_builders_are_warned_of_and_then_stopped_at_the_cap(worl
 
 async def _is_planned(world: World) -> bool:
     """Return True if it was observed, and waits for a time to come."""
-    now, later = world.clock.now() + spending.LEASE, world.clock.now() + timedelta(days=60)
+    now, later = world.clock.now() + sampling.LEASE, world.clock.now() + timedelta(days=60)
     soon = await world.read(lambda uow: uow.tenants.spending_due(now))
     return not soon and bool(await world.read(lambda uow: uow.tenants.spending_due(later)))
 

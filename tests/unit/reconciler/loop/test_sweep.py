@@ -11,7 +11,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxSpec
-from builderd.reconciler.loop.sweep import sweep
+from builderd.reconciler.loop.reconciler import sweep
 from builderd.services import builders
 
 ASTRAY = Route("gone-00000000.localhost", RouteState.STOPPED)

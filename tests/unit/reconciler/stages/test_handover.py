@@ -15,7 +15,7 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.sandboxes import Listening, Sandbox
-from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, drained, grace, time_limit
+from builderd.reconciler.stages.starting import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, drained, grace, time_limit
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 USUAL, LONGEST = 12.0, 60.0

@@ -15,7 +15,7 @@ from builderd.domain.errors import StartFailed, ValidationFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import Listening
 from builderd.domain.versions import VersionSettings
-from builderd.reconciler.stages.health_check import ELSEWHERE_GRACE
+from builderd.reconciler.stages.starting import ELSEWHERE_GRACE
 from builderd.services.limits import BUSY_FACTOR
 
 

@@ -30,8 +30,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainRules, DomainStatus
 from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.ports.previews import DnsRecords, OrderFailed
-from builderd.reconciler.jobs.domains import DomainJob
-from builderd.reconciler.jobs.own_certificates import WildcardJob
+from builderd.reconciler.jobs.domains import DomainJob, WildcardJob
 from builderd.services import domains
 
 pytestmark = [

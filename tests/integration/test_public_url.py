@@ -26,8 +26,7 @@ from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.api.health import _public_url
 from builderd.domain.domains import DomainRules
 from builderd.domain.previews import DomainAlias, Route, RouteState
-from builderd.reconciler.jobs.domains import DomainJob
-from builderd.reconciler.jobs.own_certificates import PublicCertificateJob
+from builderd.reconciler.jobs.domains import DomainJob, PublicCertificateJob
 
 pytestmark = [
     pytest.mark.haproxy,

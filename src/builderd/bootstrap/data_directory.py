@@ -37,7 +37,12 @@ def make(data_dir: Path) -> None:
     try:
         data_dir.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        _refuse_foreign(data_dir)
+        found = {path.name for path in data_dir.iterdir()} - {_LOST_AND_FOUND}
+        if found and not found & MARKS:
+            raise InvalidState(
+                f"{data_dir} has files that are not builderd's, such as {min(found)}: name a folder that is empty or "
+                "does not exist yet (--data-dir)."
+            ) from None
         # The disks on btrfs, among others, rely on this mode to keep other users out.
         data_dir.chmod(0o700)
 
@@ -45,15 +50,6 @@ def make(data_dir: Path) -> None:
 def is_ours(data_dir: Path) -> bool:
     """Return True when the folder has a file of builderd's."""
     return any((data_dir / name).exists() for name in MARKS)
-
-
-def _refuse_foreign(data_dir: Path) -> None:
-    found = {path.name for path in data_dir.iterdir()} - {_LOST_AND_FOUND}
-    if found and not found & MARKS:
-        raise InvalidState(
-            f"{data_dir} has files that are not builderd's, such as {min(found)}: name a folder that is empty or "
-            "does not exist yet (--data-dir)."
-        )
 
 
 def proxy_files(data_dir: Path) -> ProxyFiles:

@@ -27,14 +27,12 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
-from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.backups.upkeep import adopt
+from builderd.reconciler.backups.upkeep import BackupContext, adopt
 from builderd.reconciler.core.loops import every, kill_at, no_fault, race
 from builderd.reconciler.jobs import idle
-from builderd.reconciler.jobs.domains import DomainJob
+from builderd.reconciler.jobs.domains import DomainJob, PublicCertificateJob, WildcardJob
 from builderd.reconciler.jobs.idle import Idleness
-from builderd.reconciler.jobs.own_certificates import PublicCertificateJob, WildcardJob
 from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
 from builderd.reconciler.jobs.webhooks import WebhookJob

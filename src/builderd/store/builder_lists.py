@@ -30,8 +30,7 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Sum, month_of, seconds_between
 from builderd.domain.resources import Resources
 from builderd.store.builders import BUILDER_COLUMNS, BuilderQuery, read_builder
-from builderd.store.damage import read_each
-from builderd.store.repository import Queries, Transaction, batches
+from builderd.store.repository import Queries, Transaction, batches, read_each
 from builderd.store.tables import LIVE, builders, ledger, ledger_months, versions
 
 

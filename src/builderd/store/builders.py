@@ -38,8 +38,7 @@ from builderd.domain.resources import Allocation
 from builderd.domain.versions import VersionStatus
 from builderd.store.backups import CHECK_AT_AFTER_SAVE
 from builderd.store.claims import Claims, is_held
-from builderd.store.damage import damage_named, read_each, replace_undecodable
-from builderd.store.repository import Transaction, batches
+from builderd.store.repository import Transaction, batches, damage_named, read_each, replace_undecodable
 from builderd.store.tables import ACTIVE, CAPPED, LIVE, builders, sandboxes, versions
 from builderd.store.types import changes, omit, row_of
 

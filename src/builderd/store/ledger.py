@@ -41,8 +41,7 @@ from builderd.domain.prices import (
     next_month,
     total,
 )
-from builderd.store.damage import damage_named, read_each
-from builderd.store.repository import Repository, Transaction, batches
+from builderd.store.repository import Repository, Transaction, batches, damage_named, read_each
 from builderd.store.tables import OPEN, ledger, ledger_months, tenant_months
 from builderd.store.types import EpochSeconds, Microseconds, omit, row_of
 

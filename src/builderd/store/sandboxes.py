@@ -11,8 +11,7 @@ from sqlalchemy import Integer, RowMapping, bindparam, case, delete, func, inser
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.prices import OpenBuild
 from builderd.domain.sandboxes import LogLine, Sandbox, SandboxEnd
-from builderd.store.damage import damage_named, read_each
-from builderd.store.repository import Queries, Repository
+from builderd.store.repository import Queries, Repository, damage_named, read_each
 from builderd.store.tables import build_logs, builders, open_builds, sandboxes
 from builderd.store.types import row_of
 

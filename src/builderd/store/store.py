@@ -23,7 +23,7 @@ from builderd.store.credentials import Credentials, PreviewLinks, SshGrants
 from builderd.store.database import Database, Kind, Writes
 from builderd.store.database_lease import DatabaseLeases, Leases, Services
 from builderd.store.domains import AcmeAccounts, Domains, WildcardCertificates
-from builderd.store.events import Events
+from builderd.store.events import Deliveries, Events, Webhooks
 from builderd.store.ledger import Ledger
 from builderd.store.metrics import Metrics
 from builderd.store.postgresql import open_postgresql
@@ -37,7 +37,6 @@ from builderd.store.tenants import Idempotency, Tenants
 from builderd.store.tokens import Sessions, SignInLinks, Tokens
 from builderd.store.uploads import StoredUploads, Uploads
 from builderd.store.versions import Versions
-from builderd.store.webhooks import Deliveries, Webhooks
 
 T = TypeVar("T")
 

@@ -62,18 +62,12 @@ def time_columns() -> Iterator[Column[Any]]:
 
 
 class StoredTimes(Queries):
-    def _set(self, column: Column[Any], key: list[Any], time: datetime) -> None:
-        of_row = (part == value for part, value in zip(_key(column.table), key, strict=True))
-        self._change(update(column.table).where(*of_row).values({column.name: time}))
-
     def later_than(self, now: datetime) -> Mapping[str, int]:
         """Return how many times of the past lie after ``now``, by ``table.column``. Reads all rows."""
         columns = [one for one in time_columns() if one.name in PAST]
         columns += [segments.c.started_at, segments.c.ended_at]
-        return {str(one): count for one in columns if (count := self._count(one, now))}
-
-    def _count(self, column: Column[Any], now: datetime) -> int:
-        return int(self._scalar(select(func.count()).where(column > now)))
+        counts = {str(one): int(self._scalar(select(func.count()).where(one > now))) for one in columns}
+        return {name: count for name, count in counts.items() if count}
 
     def repair(self, now: datetime) -> Mapping[str, int]:
         """Mend what a clock that was ahead wrote; return how many times of the past it changed, by ``table.column``.
@@ -96,7 +90,8 @@ class StoredTimes(Queries):
                 begun = next(table.c[name] for name in BEGINNINGS if name in table.c)
                 rows = select(*_key(table), begun, column).where(begun > now, column.is_not(None))
                 for *key, beginning, end in self._connection.execute(rows).all():
-                    self._set(column, key, end - (beginning - now))
+                    of_row = (part == value for part, value in zip(_key(table), key, strict=True))
+                    self._change(update(table).where(*of_row).values({column.name: end - (beginning - now)}))
         # A lease can be renewed, so its beginning may be right.
         most = now + timedelta(seconds=MAX_SECONDS)
         self._change(update(leases).where(leases.c.expires_at > most).values(expires_at=most))

@@ -28,8 +28,7 @@ from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
-from builderd.store.damage import damage_named, read_each
-from builderd.store.repository import Repository, Transaction, batches
+from builderd.store.repository import Repository, Transaction, batches, damage_named, read_each
 from builderd.store.tables import LIVE, backups, builders, versions
 from builderd.store.types import changes, omit, row_of
 

@@ -36,8 +36,7 @@ from builderd.domain.events import Delivery, Webhook
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import PreviewActivity
 from builderd.ports.backup_repository import RepositoryDamaged
-from builderd.reconciler.backups.context import BackupContext
-from builderd.reconciler.backups.upkeep import mark
+from builderd.reconciler.backups.upkeep import BackupContext, mark
 from builderd.reconciler.jobs import idle
 from builderd.reconciler.loop.reconciler import Reconciler, sweep
 from builderd.services import backups, webhooks

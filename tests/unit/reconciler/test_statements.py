@@ -15,8 +15,8 @@ from builderd.domain.files import Upload
 from builderd.domain.ids import BackupId, BuilderId, UploadId, new_id
 from builderd.domain.previews import PreviewActivity
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
+from builderd.reconciler.backups.upkeep import BackupContext
 from builderd.reconciler.jobs import idle
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import backups, bundles

@@ -33,7 +33,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.context import BackupContext, reason_of
+from builderd.reconciler.backups.upkeep import BackupContext, reason_of
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Transition

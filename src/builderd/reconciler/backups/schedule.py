@@ -14,9 +14,9 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BackupId, BuilderId, RestoreId
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import take
+from builderd.reconciler.backups.upkeep import BackupContext
 from builderd.reconciler.core.loops import FaultPoint, every, no_fault
 from builderd.services import backups, restores
 from builderd.services.application import Application

@@ -14,7 +14,7 @@ from builderd.domain.ids import DiskId
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import RepositoryDamaged, SaveRequest, TenantRepository
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.context import BackupContext, reason_of
+from builderd.reconciler.backups.upkeep import BackupContext, reason_of
 from builderd.services import backups
 from builderd.store import UnitOfWork
 

@@ -24,7 +24,7 @@ from builderd.domain.versions import Version
 from builderd.linux.processes import children_seconds
 from builderd.reconciler.core.loops import FaultPoint, race
 from builderd.reconciler.jobs.inspection import Copy, Inspection, remove_disk
-from builderd.reconciler.stages.build_charges import BuildCharges
+from builderd.reconciler.stages.install import BuildCharges
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -140,20 +140,17 @@ class WebhookJob:
         if claimed is None:
             return False
         webhook, delivery, event = claimed
+        begun, at = time.monotonic(), self._app.clock.now()
         try:
-            attempt = await self._attempt(webhook, delivery, event)
+            reply = await self._send(webhook, delivery, event)
         except MachineFault as fault:
             until = self._app.clock.now() + timedelta(seconds=fault.retry_after or RETRY_AFTER)
             log.warning("webhook delivery postponed webhook=%s until=%s error=%s", webhook_id, until, fault.message)
             await self._app.store.write(lambda uow: _postpone(uow, delivery, until))
             return False
+        attempt = Attempt(at, reply.status, round(time.monotonic() - begun, 3), reply.note)
         await self._app.store.write(lambda uow: _record(uow, delivery, attempt))
         return attempt.ok
-
-    async def _attempt(self, webhook: Webhook, delivery: Delivery, event: Event | None) -> Attempt:
-        begun, now = time.monotonic(), self._app.clock.now()
-        reply = await self._send(webhook, delivery, event)
-        return Attempt(now, reply.status, round(time.monotonic() - begun, 3), reply.note)
 
     async def _send(self, webhook: Webhook, delivery: Delivery, event: Event | None) -> Reply:
         if event is None:

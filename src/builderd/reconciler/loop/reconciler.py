@@ -25,8 +25,7 @@ from builderd.reconciler.jobs.members import Evacuation, LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.worker import LEASE, MAX_CONCURRENT_STEPS, Worker, WorkerContext
-from builderd.reconciler.stages.build_charges import close_cut_builds
-from builderd.reconciler.stages.install import BytecodeCompilation
+from builderd.reconciler.stages.install import BytecodeCompilation, close_cut_builds
 from builderd.services import bundles, preview_links
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

@@ -16,7 +16,7 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import OpenBuild, cents, month_of, next_month
 from builderd.reconciler.jobs import sampling
-from builderd.reconciler.stages.build_charges import close_cut_builds
+from builderd.reconciler.stages.install import close_cut_builds
 from builderd.services import builders, caps
 from builderd.services.application import Application
 from builderd.store import UnitOfWork

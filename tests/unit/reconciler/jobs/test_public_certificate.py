@@ -18,7 +18,7 @@ from builderd.domain.domains import (
 )
 from builderd.domain.previews import API
 from builderd.ports.previews import OrderFailed
-from builderd.reconciler.jobs.own_certificates import PublicCertificateJob
+from builderd.reconciler.jobs.domains import PublicCertificateJob
 from builderd.services.domains import certificate_ends
 
 HOST, OURS = "builderd.example.com", "203.0.113.5"

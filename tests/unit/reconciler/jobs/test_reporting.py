@@ -23,7 +23,7 @@ from builderd.domain.sandboxes import SandboxSpec
 from builderd.ports.gates import Target
 from builderd.reconciler.jobs import reporting
 from builderd.reconciler.jobs.inspection import DUMMY, FILES, NETWORK
-from builderd.reconciler.stages import build_charges
+from builderd.reconciler.stages import install
 from builderd.services import builders, qa
 
 
@@ -355,7 +355,7 @@ async def test_cap_that_is_reached_ends_a_report(world: World, monkeypatch: pyte
 async def test_report_cut_by_a_kill_of_the_service_is_charged_once_as_far_as_it_was_seen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_charges, "SEEN_INTERVAL", 0.01)
+    monkeypatch.setattr(install, "SEEN_INTERVAL", 0.01)
     seen: list[datetime] = []
 
     async def killed(_: Target) -> Sequence[Check]:

@@ -10,7 +10,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.domains import FakeDnsUpdates
 
 from builderd.ports.previews import OrderFailed
-from builderd.reconciler.jobs.own_certificates import WildcardJob
+from builderd.reconciler.jobs.domains import WildcardJob
 
 
 class RunningClock(FakeClock):

@@ -54,7 +54,7 @@ class FakeOpenFile:
 
 
 class FakeDiskFiles:
-    """Implements ``ports.disk_files.DiskFiles``."""
+    """Implements ``ports.files.DiskFiles``."""
 
     def __init__(self) -> None:
         self.known_disks: dict[DiskId, FakeDisk] = {}

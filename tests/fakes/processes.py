@@ -28,7 +28,7 @@ class Answer:
 
 
 class FakeProcess:
-    """Implements ``ports.processes.Process``. ``windows`` lists the sizes of its terminal, oldest first."""
+    """Implements ``ports.engine.Process``. ``windows`` lists the sizes of its terminal, oldest first."""
 
     def __init__(self, answer: Answer, spec: ProcessSpec) -> None:
         joined = spec.joined or spec.window is not None

@@ -14,7 +14,7 @@ from builderd.ports.gates import NOTHING_RUN, Scan
 
 
 class FakeScanner:
-    """Implements ``ports.scanners.Scanner``. ``dislikes`` maps a text to the rule that a line with it breaks.
+    """Implements ``ports.gates.Scanner``. ``dislikes`` maps a text to the rule that a line with it breaks.
 
     ``faults`` are raised first, one per scan; ``failure`` is set in every later scan. Scans wait while a test keeps
     ``open`` cleared.

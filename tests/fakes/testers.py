@@ -16,7 +16,7 @@ PIXEL = bytes.fromhex(
 
 
 class FakeTesters:
-    """Implements ``ports.testers.Testers``. ``visit`` returns ``visits`` in turn, then repeats the last."""
+    """Implements ``ports.gates.Testers``. ``visit`` returns ``visits`` in turn, then repeats the last."""
 
     def __init__(self) -> None:
         self.visits: deque[Visit] = deque([Visit(200, 0.01)])

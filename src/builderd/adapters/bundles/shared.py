@@ -23,7 +23,7 @@ REMEDY = "Its operator can raise limits.stored_code, if the database has the spa
 
 
 class SharedBundles:
-    """Implements ``ports.bundles.Bundles``. A bundle is stored once the database has it, whatever the folder has.
+    """Implements ``ports.files.Bundles``. A bundle is stored once the database has it, whatever the folder has.
 
     ``unpack`` and ``alter`` store in the folder alone: what they return is ``put`` before a version refers to it.
     """

@@ -68,7 +68,7 @@ class _Network(client.ClientNetwork):
 
 
 class AcmeAuthority:
-    """Implements ``ports.domains.CertificateAuthority``.
+    """Implements ``ports.previews.CertificateAuthority``.
 
     Each order has a connection of its own, so that one which takes long keeps no other waiting.
     """

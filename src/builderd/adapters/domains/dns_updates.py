@@ -47,7 +47,7 @@ class TsigKey:
 
 
 class Rfc2136Updates:
-    """Implements ``ports.domains.DnsUpdates``. ``server`` is ``address:port`` of the zone's primary name server."""
+    """Implements ``ports.previews.DnsUpdates``. ``server`` is ``address:port`` of the zone's primary name server."""
 
     def __init__(self, server: str, key: TsigKey) -> None:
         address, _, port = server.rpartition(":")
@@ -104,7 +104,7 @@ MAX_SHOWN = 300
 
 
 class HookUpdates:
-    """Implements ``ports.domains.DnsUpdates`` by a program, for DNS providers without dynamic updates.
+    """Implements ``ports.previews.DnsUpdates`` by a program, for DNS providers without dynamic updates.
 
     It is called as ``PROGRAM set NAME VALUE`` and ``PROGRAM unset NAME VALUE``, without a shell, and is done when it
     ends with 0. It gets ``seconds``, and none of the service's environment. A name may have several values at a time.

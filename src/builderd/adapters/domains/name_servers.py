@@ -27,7 +27,7 @@ MAX_TEXT = 300
 
 
 class DnsNameServers:
-    """Implements ``ports.domains.NameServers``. ``resolvers`` are ``address:port``; none: those of the system."""
+    """Implements ``ports.previews.NameServers``. ``resolvers`` are ``address:port``; none: those of the system."""
 
     def __init__(self, resolvers: Sequence[str] = ()) -> None:
         self._resolvers = resolvers
@@ -112,7 +112,7 @@ MAX_SERVER = 60
 
 
 class HttpChallengeProbe:
-    """Implements ``ports.domains.ChallengeProbe``. It resolves nothing: no name can lead it elsewhere."""
+    """Implements ``ports.previews.ChallengeProbe``. It resolves nothing: no name can lead it elsewhere."""
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self._timeout = timeout

@@ -50,7 +50,7 @@ class OpenIdOptions:
 
 
 class OpenIdProvider:
-    """Implements ``ports.identity_provider.IdentityProvider``. ``transport`` replaces the network in tests."""
+    """Implements ``ports.outside.IdentityProvider``. ``transport`` replaces the network in tests."""
 
     def __init__(self, options: OpenIdOptions, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._options = options

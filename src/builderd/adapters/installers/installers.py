@@ -124,7 +124,7 @@ NPM_LINE = re.compile(r"npm (?:ERR!|error)")
 
 @dataclass(frozen=True, slots=True)
 class Installers:
-    """Implements ``ports.installer.Installer``."""
+    """Implements ``ports.gates.Installer``."""
 
     uv: UvInstaller
     npm: NpmInstaller

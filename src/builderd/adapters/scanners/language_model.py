@@ -23,7 +23,7 @@ MAX_CALLS = 4
 
 
 class LanguageModelAdviser:
-    """Implements ``ports.scanners.Scanner``; only hits and failures of its scans are used.
+    """Implements ``ports.gates.Scanner``; only hits and failures of its scans are used.
 
     ``url`` is what ``/chat/completions`` is put behind; ``key`` is sent as a bearer token; ``timeout`` is for all that
     is asked about one version, in seconds.

@@ -1,4 +1,4 @@
-"""The QA testers of one machine, and their judgement of hostile answers. Implements ``ports.testers.Testers``."""
+"""The QA testers of one machine, and their judgement of hostile answers. Implements ``ports.gates.Testers``."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ NO_SPACE = "This machine has no disk space for uploads now: try again later."
 
 
 class LocalUploads:
-    """Implements ``ports.uploads.Uploads``. ``floor_bytes`` of the file system stay free."""
+    """Implements ``ports.files.Uploads``. ``floor_bytes`` of the file system stay free."""
 
     def __init__(self, folder: Path, floor_bytes: int = 0) -> None:
         self._folder = folder
@@ -133,7 +133,7 @@ FREE_BYTES, MOST_FACTOR, PACE_SECONDS = 1 << 12, 16, 1.0
 
 
 class SharedUploads:
-    """Implements ``ports.uploads.Uploads``. The database has what another service goes on with.
+    """Implements ``ports.files.Uploads``. The database has what another service goes on with.
 
     A whole chunk is stored as soon as it has arrived, the rest when the request ends: what a kill takes is sent again.
     """

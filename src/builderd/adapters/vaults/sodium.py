@@ -154,7 +154,7 @@ class KeyFile:
 
 
 class SodiumVault:
-    """Implements ``ports.vault.Vault``."""
+    """Implements ``ports.outside.Vault``."""
 
     def __init__(self, keys: ConfiguredKeys | KeyFile) -> None:
         self._keys = keys

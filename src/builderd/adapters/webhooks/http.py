@@ -32,7 +32,7 @@ UNREACHABLE = "no connection: the host has no public address, or does not answer
 
 
 class HttpWebhookSender:
-    """Implements ``ports.webhooks.WebhookSender``.
+    """Implements ``ports.outside.WebhookSender``.
 
     ``allow``: private networks that may be reached. ``never``: called for each request, networks that may not.
     ``timeout`` in seconds.

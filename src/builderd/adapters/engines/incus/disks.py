@@ -267,7 +267,7 @@ async def send_files(task: Task, files: tuple[BundleFile, ...]) -> None:
 
 
 class Files:
-    """Files on disks, through the helper of the disk's member. Implements ``ports.disk_files.DiskFiles``."""
+    """Files on disks, through the helper of the disk's member. Implements ``ports.files.DiskFiles``."""
 
     def __init__(self, disks: Disks, helper: HelperOf) -> None:
         self._disks = disks
@@ -344,7 +344,7 @@ class Files:
 
 
 class OpenDiskFile:
-    """Implements ``ports.disk_files.OpenFile``."""
+    """Implements ``ports.files.OpenFile``."""
 
     def __init__(self, entry: FileEntry, task: Task) -> None:
         self.entry = entry

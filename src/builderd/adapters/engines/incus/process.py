@@ -2,7 +2,7 @@
 
 ``control`` is connected first: the program starts with its streams, and a short one would be over before it. An empty
 text message ends a stream; Incus hangs up without a closing frame. ``IncusProcess`` implements
-``ports.processes.Process``.
+``ports.engine.Process``.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ HANG_UP_SECONDS = 1.0
 
 
 class Execution:
-    """One process in one sandbox. Implements ``ports.processes.Process``."""
+    """One process in one sandbox. Implements ``ports.engine.Process``."""
 
     def __init__(self, runs: Runs, record: Record, spec: ProcessSpec, name: str | None = None) -> None:
         self._runs = runs

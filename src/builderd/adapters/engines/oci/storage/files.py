@@ -1,4 +1,4 @@
-"""Files on disks, for callers of the engine. Implements ``ports.disk_files.DiskFiles``.
+"""Files on disks, for callers of the engine. Implements ``ports.files.DiskFiles``.
 
 What is being written is a nameless file beside ``app``: it counts against the disk's limit, its app cannot see it, and
 a crash leaves nothing of it.
@@ -181,7 +181,7 @@ class Files:
 
 
 class DiskFileReader:
-    """Implements ``ports.disk_files.OpenFile``."""
+    """Implements ``ports.files.OpenFile``."""
 
     def __init__(self, entry: FileEntry, descriptor: int, run: Callable[..., Coroutine[Any, Any, bytes]]) -> None:
         self.entry = entry

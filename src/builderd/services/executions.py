@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from builderd.domain.builders import Builder
+from builderd.domain.bundles import folder_of
+from builderd.domain.hints import start_hint
 from builderd.domain.ids import SandboxId, TenantId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.domain.sandboxes import ExecResult, Sandbox
+from builderd.domain.versions import Version
 from builderd.ports.engine import Process, Sandboxes
 from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.services.hints import TAIL, hint_of_command
 from builderd.services.wake import User
 from builderd.store import UnitOfWork
 
@@ -377,3 +379,27 @@ class MemoryReservation:
         if self._account.exempt is self:
             self._account.exempt = None
         self.release(self._size)
+
+
+#: Characters at the end of a command's output that are read.
+TAIL = 4_000
+
+
+async def hint_of(application: Application, version: Version, lines: Sequence[str]) -> str:
+    """Return what the last lines of an app show to be missing, and where to add it; empty if they do not tell."""
+    try:
+        bundle = await application.bundles.get(version.bundle_hash)
+    except KeyError:
+        bundle = None
+    code = folder_of(bundle, version.settings.root) if bundle else None
+    return await asyncio.to_thread(start_hint, lines, code, version.settings.root)
+
+
+def hint_of_command(exit_code: int, output: str) -> str:
+    """Return what a command's output shows to be missing in the app; empty if it ended well or does not tell.
+
+    Anybody may fail commands all day: to read the version's files for each would take seconds of a large one.
+    """
+    if exit_code in (0, TIMEOUT_EXIT_CODE):
+        return ""
+    return start_hint(output[-TAIL:].splitlines(), None)

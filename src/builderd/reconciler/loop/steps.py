@@ -23,7 +23,7 @@ from builderd.reconciler.stages.stopping import Forgetting, Stopping
 from builderd.reconciler.stages.trials import Releases, Trials
 from builderd.services import backups, restores, verdicts
 from builderd.services.application import Application
-from builderd.services.hints import hint_of
+from builderd.services.executions import hint_of
 from builderd.services.qa import last_lines
 
 

@@ -19,7 +19,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.transitions import Result, Transition
 from builderd.reconciler.stages.starting import HealthCheck, make_spec, put_bundle, wait_until_up
 from builderd.services.application import Application
-from builderd.services.hints import hint_of
+from builderd.services.executions import hint_of
 from builderd.services.limits import BUSY_FACTOR, StartLimit
 from builderd.services.qa import last_lines
 

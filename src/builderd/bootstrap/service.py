@@ -37,7 +37,7 @@ from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
 from builderd.reconciler.jobs.webhooks import WebhookJob
 from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.services import lost_routes
+from builderd.services import preview_links
 from builderd.services.application import Application
 from builderd.settings import Settings
 from builderd.ssh.gateway import Gateway as SshGateway
@@ -107,7 +107,7 @@ async def _run(settings: Settings, supervisor: Supervisor, servers: Servers, por
             port.open(site)
             if settings.metrics_port:
                 await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-            await app.previews.start(partial(lost_routes.read, app.store))
+            await app.previews.start(partial(preview_links.lost_routes, app.store))
             if settings.public_host:
                 await port.listen_behind_proxy(*api_socket(settings))
             log.info("API listening host=%s port=%d", settings.host, settings.port)

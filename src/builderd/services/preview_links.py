@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, InvalidState, NotFound
 from builderd.domain.events import Event
 from builderd.domain.ids import new_id, new_secret, secret_hash
-from builderd.domain.previews import MAX_LINKS, Link, port_host
+from builderd.domain.previews import MAX_LINKS, Link, Route, RoutedBuilder, closed_route, port_host
 from builderd.services import builders, tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.store import UnitOfWork
+from builderd.store import Store, UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +108,25 @@ def note_revoked(uow: UnitOfWork, ended: Link, actor: str, reason: str, now: dat
 def _event(link: Link, kind: str, actor: str, reason: str, now: datetime) -> Event:
     details = {"link": link.id, "port": link.port, "expires_at": link.expires_at.isoformat()}
     return Event(link.tenant_id, link.builder_id, now, kind, actor, reason, details)
+
+
+#: Builders that are read by one transaction.
+PAGE = 2_000
+
+
+async def lost_routes(store: Store, known: Collection[str]) -> Sequence[Route]:
+    """Return a closed route for every live builder whose host is not among ``known``.
+
+    Of all other builders only the host name is read.
+    """
+    hosts = await store.read(lambda uow: uow.builders.live_hosts())
+    lost = [host for host in hosts if host not in known]
+    routes: list[Route] = []
+    for start in range(0, len(lost), PAGE):
+        found = await store.read(partial(_routed, hosts=lost[start : start + PAGE]))
+        routes += (closed_route(one) for one in found)
+    return routes
+
+
+def _routed(uow: UnitOfWork, hosts: Sequence[str]) -> Sequence[RoutedBuilder]:
+    return uow.builders.routed(hosts)

@@ -18,7 +18,7 @@ from builderd.domain.ids import SandboxId
 from builderd.domain.previews import Address, Route, RouteState, closed_route
 from builderd.domain.prices import Billing, Segment, month_of
 from builderd.reconciler.loop.reconciler import Reconciler, sweep
-from builderd.services import builders, caps, lost_routes, metrics, spending
+from builderd.services import builders, caps, metrics, preview_links, spending
 from builderd.store import UnitOfWork
 from builderd.store.builders import BuilderQuery
 
@@ -114,11 +114,11 @@ async def test_start_reads_only_builders_whose_route_is_lost(world: World) -> No
     store = world.application.store
     known = {one.host for one in kept}
     with statements(store) as seen:
-        assert await lost_routes.read(store, known) == [closed_route(lost)]
-        assert await lost_routes.read(store, {*known, lost.host}) == []
+        assert await preview_links.lost_routes(store, known) == [closed_route(lost)]
+        assert await preview_links.lost_routes(store, {*known, lost.host}) == []
     assert [one.split(" \n")[0].count(",") > 0 for one in seen] == [False, True, False]
     await stop_many(world, MANY)
-    assert len(await lost_routes.read(store, known)) == MANY + 1
+    assert len(await preview_links.lost_routes(store, known)) == MANY + 1
 
 
 @pytest.mark.parametrize(

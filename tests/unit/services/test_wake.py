@@ -18,7 +18,7 @@ from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.resources import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
-from builderd.services import builders, executions, leases, outcomes, wake
+from builderd.services import builders, executions, outcomes, wake
 from builderd.services.executions import Command, MemoryQuota
 from builderd.services.limits import TenantLimit
 from builderd.services.wake import User
@@ -287,7 +287,7 @@ async def take(world: World, builder: Builder, count: int, seconds: int = 1) -> 
     def write(uow: UnitOfWork) -> None:
         locked = builders.get(uow, caller.tenant_id, builder.id, lock=True)
         for _ in range(count):
-            leases.take(uow, world.application, locked, caller.actor, seconds, "an import", now)
+            wake.take_lease(uow, world.application, locked, caller.actor, seconds, "an import", now)
 
     await world.application.store.write(write)
 

@@ -16,7 +16,7 @@ from builderd.api.v1.pages import PageQuery, ThePage
 from builderd.domain import builders as domain
 from builderd.domain.builders import Builder
 from builderd.schemas.v1.builder_parts import Lease, LeaseAnswer, LeasePage, NewLease, RenewedLease
-from builderd.services import builders, leases
+from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
 
@@ -78,7 +78,7 @@ async def take_for(application: Application, find: Find, actor: str, new: NewLea
     now = application.clock.now()
 
     def write(uow: UnitOfWork) -> domain.Lease:
-        return leases.take(uow, application, find(uow), actor, new.seconds, new.reason, now)
+        return wake.take_lease(uow, application, find(uow), actor, new.seconds, new.reason, now)
 
     lease = await application.store.write(write)
     # It may have been asleep.
@@ -89,7 +89,7 @@ async def take_for(application: Application, find: Find, actor: str, new: NewLea
 async def list_active(application: Application, find: Find, query: PageQuery) -> Response:
     """200 with a page of them."""
     now = application.clock.now()
-    found = await application.store.read(lambda uow: leases.active(uow, find(uow), now))
+    found = await application.store.read(lambda uow: wake.active_leases(uow, find(uow), now))
     data = [Lease.of(lease) for lease in query.cut(found)]
     message = f"{len(found)} leases keep it busy."
     return success(LeasePage(message=message, data=data, meta=query.of(len(found)))).response()
@@ -99,7 +99,7 @@ async def renew_for(application: Application, find: Find, lease_id: str, new: Re
     """200 with the lease as it is now."""
     now = application.clock.now()
     lease = await application.store.write(
-        lambda uow: leases.renew(uow, find(uow), lease_id.lower(), new.seconds, new.reason, now)
+        lambda uow: wake.renew_lease(uow, find(uow), lease_id.lower(), new.seconds, new.reason, now)
     )
     return success(_lease_answer("It is busy", lease)).response()
 
@@ -107,7 +107,7 @@ async def renew_for(application: Application, find: Find, lease_id: str, new: Re
 async def end_for(application: Application, find: Find, actor: str, lease_id: str) -> Response:
     """200 with the lease as it was."""
     now = application.clock.now()
-    lease = await application.store.write(lambda uow: leases.end(uow, find(uow), actor, lease_id.lower(), now))
+    lease = await application.store.write(lambda uow: wake.end_lease(uow, find(uow), actor, lease_id.lower(), now))
     return success(_lease_answer("It was busy", lease)).response()
 
 

@@ -27,7 +27,7 @@ from builderd.api.server.limits import ConnectionLimits
 from builderd.domain.files import FileEntry, FileKind
 from builderd.domain.ids import BuilderId
 from builderd.services.executions import LIMIT
-from builderd.services.tenant_queue import MAX_WAITING
+from builderd.services.limits import MAX_WAITING
 
 BUILDERS = "/api/v1/builders"
 #: Against hanging.

@@ -20,7 +20,7 @@ from builderd.services.builders import Caller, NewBuilder
 from builderd.services.code_space import SentCode
 from builderd.services.deployments import Deployed
 from builderd.services.executions import MemoryQuota
-from builderd.services.tenant_queue import PagedReads, TenantQueue
+from builderd.services.limits import PagedReads, TenantQueue
 from builderd.store import UnitOfWork
 
 A = TypeVar("A", bound=Answer)

@@ -16,8 +16,8 @@ from builderd.domain.builders import Status
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
 from builderd.services.application import Application
+from builderd.services.limits import PagedReads
 from builderd.services.signals import ANY
-from builderd.services.tenant_queue import PagedReads
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
 

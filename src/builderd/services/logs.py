@@ -20,7 +20,7 @@ from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.sandboxes import LogLine, LogMatch, LogStream, Sandbox
 from builderd.services import builders
 from builderd.services.application import Application
-from builderd.services.tenant_queue import PagedReads
+from builderd.services.limits import PagedReads
 from builderd.store import UnitOfWork
 
 #: Interval at which a follower polls for new lines, in seconds, where its tenant has few followers.

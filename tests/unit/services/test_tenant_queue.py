@@ -9,8 +9,8 @@ import pytest
 
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import TenantId
-from builderd.services import tenant_queue
-from builderd.services.tenant_queue import TenantQueue, releasing
+from builderd.services import limits
+from builderd.services.limits import TenantQueue, releasing
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 
@@ -30,7 +30,7 @@ async def _work(limit: TenantQueue, tenant: TenantId, order: list[TenantId]) -> 
 
 
 async def test_more_than_may_wait_are_refused_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenant_queue, "MAX_WAITING", 1)
+    monkeypatch.setattr(limits, "MAX_WAITING", 1)
     limit, order = TenantQueue(1, "reads"), list[TenantId]()
     async with limit.one(ACME):
         waiting = asyncio.create_task(_work(limit, ACME, order))

@@ -17,7 +17,7 @@ from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.previews import RESPONSE_TIMES
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
-from builderd.services import backups, tenant_queue
+from builderd.services import backups, limits
 from builderd.store import UnitOfWork
 from builderd.web.app import Site
 from builderd.web.pages import account
@@ -132,7 +132,7 @@ async def test_spending_is_a_table_for_spreadsheets(pages: Pages) -> None:
 async def test_table_of_spending_takes_the_tenants_turn_of_large_reads(
     pages: Pages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenant_queue, "MAX_WAITING", 0)
+    monkeypatch.setattr(limits, "MAX_WAITING", 0)
     tenant = await pages.service.store.read(lambda uow: uow.tenants.by_name("acme"))
     assert tenant is not None
     async with pages.service.app.state.operations.lists.one(tenant.id):
@@ -142,7 +142,7 @@ async def test_table_of_spending_takes_the_tenants_turn_of_large_reads(
 
 
 async def test_refused_page_says_so_and_offers_to_try_again(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenant_queue, "MAX_WAITING", -2)
+    monkeypatch.setattr(limits, "MAX_WAITING", -2)
     answer = await pages.browser.get("/builders?q=a%22b")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
     assert "Too many requests" in answer.text

@@ -26,7 +26,7 @@ from builderd.domain.files import Condition
 from builderd.schemas.v1.files import FileAnswer, FileEntry, FilePage
 from builderd.schemas.v1.shape import PageMeta, Parameters
 from builderd.services import files
-from builderd.services.tenant_queue import releasing
+from builderd.services.limits import releasing
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.FILES])
 

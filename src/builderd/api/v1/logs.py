@@ -31,8 +31,8 @@ from builderd.schemas.v1.monitoring import LogAnswer, LogLine
 from builderd.schemas.v1.shape import PageMeta, Parameters, UtcTime, checked_by
 from builderd.services import builders, events, logs
 from builderd.services.application import Application
+from builderd.services.limits import PagedReads
 from builderd.services.logs import LogFilter
-from builderd.services.tenant_queue import PagedReads
 from builderd.store.events import EventQuery
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])

@@ -13,7 +13,7 @@ from tests.service import MINIMAL, Service
 from builderd.api.v1 import pages
 from builderd.domain.ids import TenantId, secret_hash
 from builderd.schemas.v1.shape import Page, PageMeta, View
-from builderd.services.tenant_queue import MAX_WAITING
+from builderd.services.limits import MAX_WAITING
 
 API = "/api/v1"
 

@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
-from builderd.api.server import terminal_relay
+from builderd.api.server import streams
 from builderd.api.server.limits import CALL, Limiter, credential_of
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import secret_hash
@@ -127,7 +127,7 @@ PATIENCE = 60
 
 @pytest.fixture
 async def terminal(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ClientConnection]:
-    monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "GUARD_SECONDS", 0.05)
     pages.service.engine.answer("/bin/bash --login", Answer(echoes=True))
     await pages.create("my-api")
     cookie = f"{SESSION.plain_name}={pages.browser.cookies[SESSION.plain_name]}"
@@ -158,7 +158,7 @@ async def code(terminal: ClientConnection) -> int | None:
 async def test_a_session_that_ends_takes_its_terminal_along(pages: Pages, terminal: ClientConnection) -> None:
     await echoed(terminal)
     await pages.browser.post("/sign-out")
-    assert await code(terminal) == terminal_relay.POLICY
+    assert await code(terminal) == streams.POLICY
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[]", "7", "[" * 20_000, json.dumps({"columns": 0, "rows": 1})])

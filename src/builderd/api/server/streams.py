@@ -7,15 +7,20 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketState
 
+from builderd.api.server.answers import failure
 from builderd.api.server.preferences import EVENT_STREAM
+from builderd.domain.errors import BuilderdError, StoreUnavailable
+from builderd.domain.processes import Window
+from builderd.ports.engine import Process
 
 #: Proxies and load balancers close what has been silent for a minute or less.
 HEARTBEAT_SECONDS = 15.0
@@ -105,3 +110,65 @@ async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission)
 
 async def _next(events: AsyncGenerator[bytes]) -> bytes | None:
     return await anext(events, None)
+
+
+#: Seconds between checks that the client may still use the terminal.
+GUARD_SECONDS = 15.0
+#: Close codes of RFC 6455, 7.4.1.
+NORMAL, POLICY = 1000, 1008
+
+
+async def relay(
+    websocket: WebSocket,
+    process: Process,
+    window_of: Callable[[str], Window | None],
+    check: Callable[[], Awaitable[object]],
+) -> None:
+    """Relay until the process ends, the client disconnects, or ``check`` raises anything but ``StoreUnavailable``.
+
+    ``window_of`` returns the window size in a text message, None for one to ignore.
+    """
+    tasks = [
+        asyncio.ensure_future(_show(websocket, process)),
+        asyncio.ensure_future(_take(websocket, process, window_of)),
+        asyncio.ensure_future(_guard(check)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _show(websocket: WebSocket, process: Process) -> None:
+    while piece := await process.read():
+        await websocket.send_bytes(piece)
+    await websocket.send_json({"type": "exit", "exit_code": await process.wait()})
+    await websocket.close(NORMAL)
+
+
+async def _take(websocket: WebSocket, process: Process, window_of: Callable[[str], Window | None]) -> None:
+    while (message := await websocket.receive())["type"] != "websocket.disconnect":
+        if (typed := message.get("bytes")) is not None:
+            await process.write(typed)
+        elif (window := window_of(message.get("text") or "")) is not None:
+            process.resize(window)
+
+
+async def _guard(check: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await asyncio.sleep(GUARD_SECONDS)
+        # An unavailable database does not mean that the client lost its access: the next check asks again.
+        with suppress(StoreUnavailable):
+            await check()
+
+
+async def refuse(websocket: WebSocket, error: BuilderdError) -> None:
+    """Answer in the envelope before the connection is accepted; close it afterwards."""
+    if websocket.application_state is WebSocketState.CONNECTING:
+        await websocket.send_denial_response(failure(error).response())
+    elif websocket.application_state is WebSocketState.CONNECTED:
+        await websocket.close(POLICY, error.code)

@@ -17,8 +17,7 @@ from builderd.api.server.answers import PREFIX, failure, success
 from builderd.api.server.auth import Identity, TheApplication, Writer, identity_of, operations_of
 from builderd.api.server.bodies import Received, json_body, optional_json_body
 from builderd.api.server.limits import Turns
-from builderd.api.server.streams import ResourceStream, event, stream
-from builderd.api.server.terminal_relay import refuse, relay
+from builderd.api.server.streams import ResourceStream, event, refuse, relay, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, BuilderdError, EngineUnavailable, ValidationFailed

@@ -16,8 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from builderd.api.server.bodies import announced_length, pieces
-from builderd.api.server.streams import ResourceStream
-from builderd.api.server.terminal_relay import refuse, relay
+from builderd.api.server.streams import ResourceStream, refuse, relay
 from builderd.domain.errors import BuilderdError, NotFound, PreconditionFailed, Unauthenticated
 from builderd.domain.files import UNCONDITIONAL, Condition, FileKind, FilePage
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window

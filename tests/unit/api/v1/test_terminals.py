@@ -20,7 +20,7 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import middleware, terminal_relay
+from builderd.api.server import middleware, streams
 from builderd.api.v1 import executions
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.processes import LOGIN_SHELL, Window
@@ -68,7 +68,7 @@ async def test_terminal_sends_the_exit_code_and_closes(service: Service, url: st
     async with asyncio.timeout(PATIENCE), opened(f"{url}?command=make", service.write) as socket:
         assert await socket.recv() == b"done\n"
         assert json.loads(await socket.recv()) == {"type": "exit", "exit_code": 7}
-        assert await end(socket) == terminal_relay.NORMAL
+        assert await end(socket) == streams.NORMAL
 
 
 async def test_a_browser_names_its_token_as_a_protocol(service: Service, url: str) -> None:
@@ -155,16 +155,16 @@ async def test_a_stopped_builder_has_no_terminal(service: Service, url: str, cli
 async def test_a_message_that_makes_no_sense_ends_it(service: Service, url: str, text: str) -> None:
     async with opened(url, service.write) as socket:
         await socket.send(text)
-        assert await end(socket) == terminal_relay.POLICY
+        assert await end(socket) == streams.POLICY
 
 
 async def test_a_token_that_ends_takes_its_terminal_along(
     service: Service, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "GUARD_SECONDS", 0.05)
     async with opened(url, service.write) as socket:
         await service.revoke(service.write)
-        assert await end(socket) == terminal_relay.POLICY
+        assert await end(socket) == streams.POLICY
 
 
 async def test_an_unavailable_database_ends_no_terminal(
@@ -179,7 +179,7 @@ async def test_an_unavailable_database_ends_no_terminal(
         await check(*args)
 
     is_back = asyncio.Event()
-    monkeypatch.setattr(terminal_relay, "GUARD_SECONDS", 0.02)
+    monkeypatch.setattr(streams, "GUARD_SECONDS", 0.02)
     monkeypatch.setattr(executions, "_check_token", fail_at_first)
     async with asyncio.timeout(PATIENCE), opened(url, service.write) as socket:
         for _ in range(3):
@@ -188,7 +188,7 @@ async def test_an_unavailable_database_ends_no_terminal(
         assert await socket.recv() == b"more"
         await service.revoke(service.write)
         is_back.set()
-        assert await end(socket) == terminal_relay.POLICY
+        assert await end(socket) == streams.POLICY
 
 
 async def test_terminal_requires_a_websocket(service: Service, url: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from builderd.adapters.vaults.sodium import ConfiguredKeys, Key, KeyFile, SodiumVault, key_id
 from builderd.bootstrap.database import existing_store
 from builderd.domain.errors import InvalidState, ValidationFailed
-from builderd.services import vault
+from builderd.ports.outside import Vault
+from builderd.services import backups, credentials, domains, webhooks
 from builderd.settings import Settings
+from builderd.store import UnitOfWork
 
 #: Seconds; longer than the time from sealing a secret to its commit.
 SEAL_PAUSE = 2.0
@@ -54,17 +56,32 @@ async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
     keys = make_keys(settings)
     file = keys if isinstance(keys, KeyFile) else None
     async with existing_store(settings) as opened:
-        sealed = await opened.read(lambda uow: list(vault.sealed(uow)))
-        refuse_other_keys(sealed, keys.existing())
+        stored = await opened.read(lambda uow: list(sealed(uow)))
+        refuse_other_keys(stored, keys.existing())
         if file is not None:
             if not file.existing():
                 raise InvalidState("There is no key yet: the service makes it when it stores its first secret.")
             file.save([Key.new(), *file.existing()])
         sodium = SodiumVault(keys)
         say("Sealing …")
-        count = await opened.write(lambda uow: vault.reseal(uow, sodium))
+        count = await opened.write(lambda uow: reseal(uow, sodium))
         await asyncio.sleep(SEAL_PAUSE)
-        count += await opened.write(lambda uow: vault.reseal(uow, sodium))
+        count += await opened.write(lambda uow: reseal(uow, sodium))
     if file is not None:
         file.save(file.existing()[:1])
     return count
+
+
+def sealed(uow: UnitOfWork) -> Iterator[bytes]:
+    """Yield every stored sealed secret."""
+    yield from (one.sealed for one in uow.credentials.all())
+    yield from (one.secret for one in uow.webhooks.all())
+    yield from (one.sealed for one in uow.backup_keys.all())
+    yield from (one.certificate for one in uow.domains.all() if one.certificate is not None)
+    yield from (one.key for one in uow.acme_accounts.all())
+    yield from (one.certificate for one in uow.wildcard_certificates.all() if one.certificate is not None)
+
+
+def reseal(uow: UnitOfWork, vault: Vault) -> int:
+    """Seal secrets that an earlier key sealed with the present one; return their number."""
+    return sum(one.reseal(uow, vault) for one in (credentials, webhooks, backups, domains))

@@ -8,7 +8,8 @@ from tests.contract.store.samples import NOW, TENANT
 from tests.stores import memory_store
 
 from builderd.adapters.vaults.sodium import Key, KeyFile, SodiumVault
-from builderd.services import credentials, vault
+from builderd.bootstrap import keys
+from builderd.services import credentials
 
 
 async def test_everything_opens_with_the_new_key_alone(tmp_path: Path) -> None:
@@ -20,8 +21,8 @@ async def test_everything_opens_with_the_new_key_alone(tmp_path: Path) -> None:
             await store.write(lambda uow, name=name: credentials.put(uow, safe, TENANT.id, name, {"A": name}, NOW))  # type: ignore[misc]
 
         file.save([Key.new(), *file.load()])
-        assert await store.write(lambda uow: vault.reseal(uow, safe)) == 2
-        assert await store.write(lambda uow: vault.reseal(uow, safe)) == 0
+        assert await store.write(lambda uow: keys.reseal(uow, safe)) == 2
+        assert await store.write(lambda uow: keys.reseal(uow, safe)) == 0
         file.save(file.load()[:1])
 
         opened = await store.read(lambda uow: credentials.open_all(uow, safe, TENANT.id, ["a", "b"]))

@@ -12,13 +12,14 @@ import pytest
 from tests.application import World, fake_world
 from tests.domains.claims import HOST, add, found, work
 
+from builderd.bootstrap import keys
 from builderd.domain.builders import Builder
 from builderd.domain.domains import Domain, DomainStatus
 from builderd.domain.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded
 from builderd.domain.previews import DomainAlias
 from builderd.ports.previews import CaaRecord, DnsRecords, OrderFailed, ProbeReply
 from builderd.reconciler.jobs.domains import DomainJob
-from builderd.services import builders, domains, vault
+from builderd.services import builders, domains
 from builderd.services.limits import TenantLimit, TenantLimits
 
 OURS = "203.0.113.5"
@@ -455,8 +456,8 @@ async def test_a_tenant_cannot_use_up_the_authoritys_limit(world: World, monkeyp
 
 async def test_secrets_are_sealed_again_with_a_new_vault_key(world: World) -> None:
     await active(world)
-    assert len(await world.read(lambda uow: list(vault.sealed(uow)))) == 2
-    assert await world.application.store.write(lambda uow: vault.reseal(uow, world.application.vault)) == 0
+    assert len(await world.read(lambda uow: list(keys.sealed(uow)))) == 2
+    assert await world.application.store.write(lambda uow: keys.reseal(uow, world.application.vault)) == 0
 
 
 async def test_a_forgotten_account_is_made_anew_at_the_next_order(world: World) -> None:

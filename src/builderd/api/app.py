@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 
 from builderd.api import docs_page, health, openapi
-from builderd.api.server import problems
+from builderd.api.server import middleware
 from builderd.api.server.answers import PREFIX
 from builderd.api.server.limits import TENANTS_AT_ONCE, Turns
 from builderd.api.server.meter import Meter
@@ -100,5 +100,5 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.add_middleware(Masking, application=application)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestLog, meter=meter)
-    problems.install(app)
+    middleware.install(app)
     return app

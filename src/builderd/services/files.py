@@ -84,10 +84,7 @@ async def delete(
 async def archive(
     application: Application, tenant_id: TenantId, builder_id: str
 ) -> AsyncIterator[AsyncGenerator[bytes]]:
-    """Return all of ``/app`` as ``tar.zst`` (RFC 8878), packed while it is read.
-
-    Raises ``NotFound``.
-    """
+    """Return all of ``/app`` as ``tar.zst`` (RFC 8878), packed while it is read. Raises ``NotFound``."""
     builder, disk = await _read(application, tenant_id, builder_id)
     packed = _compressed(application.engine.files.archive(disk), wake.track_use(application, builder))
     async with aclosing(packed):

@@ -1,4 +1,4 @@
-"""Limits set by the operator, for all and for each tenant, retention times, and the time limit of one start."""
+"""Limits set by the operator, for all and for each tenant; retention and start times; queues of tenants' calls."""
 
 from __future__ import annotations
 

@@ -179,10 +179,7 @@ def screenshot(
 
 
 async def again(application: Application, caller: Caller, builder_id: str) -> QaView:
-    """Run the QA gate on the running app again, and request a new report.
-
-    Raises ``NotFound`` and ``InvalidState``.
-    """
+    """Run the QA gate on the running app again, and request a new report. Raises ``NotFound`` and ``InvalidState``."""
     builder, version, sandbox = await application.store.read(lambda uow: _find(uow, caller.tenant_id, builder_id))
     gate: tuple[Check, ...] = ()
     # The verdict stays if the app does not run now.

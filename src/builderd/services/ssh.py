@@ -46,10 +46,7 @@ def grant(uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: d
 def recreate(
     uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: datetime
 ) -> tuple[Builder, Grant, str]:
-    """Revoke all SSH grants of the builder and make a new one; return builder, grant and token.
-
-    Raises ``NotFound``.
-    """
+    """Revoke all SSH grants of the builder and make a new one; return builder, grant and token. Raises ``NotFound``."""
     revoke(uow, caller, builder_id, now)
     return grant(uow, caller, builder_id, minutes, now)
 

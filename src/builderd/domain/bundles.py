@@ -338,7 +338,7 @@ class ArchiveIndex:
 
         Raises ``ArchiveRejected`` for one that some file system treats as equal, and for a file that is also a folder.
         """
-        folded = _folded(written)
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", written).casefold())
         known = self._seen.get(folded)
         if known is None:
             self._seen[folded] = (written, is_file)
@@ -390,7 +390,3 @@ def name_error(path: str) -> str | None:
     if path.count("/") >= MAX_DEPTH:
         return f"must not lie over {MAX_DEPTH} folders deep"
     return path_error(path)
-
-
-def _folded(path: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

@@ -63,7 +63,8 @@ async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid
     """List the builder's domains by host, with what is wrong with each."""
     found = await application.store.read(lambda uow: domains.of_builder(uow, identity.token.tenant_id, uuid.lower()))
     data = [present(application, one) for one in query.cut(found)]
-    return success(DomainPage(message=_counted(len(found)), data=data, meta=query.of(len(found)))).response()
+    message = "1 domain." if len(found) == 1 else f"{len(found)} domains."
+    return success(DomainPage(message=message, data=data, meta=query.of(len(found)))).response()
 
 
 @router.delete(
@@ -102,10 +103,6 @@ def present(application: Application, found: domain.Domain) -> Domain:
         created_at=found.created_at,
         txt=TxtRecord(name=found.txt_name, value=found.txt_value),
     )
-
-
-def _counted(count: int) -> str:
-    return "1 domain." if count == 1 else f"{count} domains."
 
 
 MAX_LINK_BYTES = 10_000

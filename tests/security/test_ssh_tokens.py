@@ -9,7 +9,7 @@ import asyncssh
 from tests.application import PATIENCE
 from tests.unit.ssh.test_gateway import Logged, logged_in
 
-from builderd.ssh import throttle
+from builderd.ssh import gateway
 
 
 async def guess(logged: Logged) -> None:
@@ -27,16 +27,14 @@ async def test_wrong_tokens_do_not_lock_out_a_valid_one() -> None:
 
 async def test_flood_of_wrong_and_silent_logins_does_not_lock_out_a_valid_token() -> None:
     async with logged_in() as logged:
-        silent = [
-            (await asyncio.open_connection("127.0.0.1", logged.port))[1] for _ in range(throttle.MAX_PENDING + 20)
-        ]
+        silent = [(await asyncio.open_connection("127.0.0.1", logged.port))[1] for _ in range(gateway.MAX_PENDING + 20)]
         guesses = [asyncio.create_task(guess(logged)) for _ in range(40)]
         try:
             await logged.world.until(lambda: any(one.wrong for one in logged.gateway.throttle._pending["127.0.0.1"]))
             for _ in range(3):
                 async with asyncio.timeout(PATIENCE):
                     assert not (await logged.connect()).is_closed()
-            assert logged.gateway.throttle._total <= throttle.MAX_PENDING
+            assert logged.gateway.throttle._total <= gateway.MAX_PENDING
         finally:
             for task in guesses:
                 task.cancel()

@@ -10,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import asyncssh
 
+from builderd.domain.addresses import network_of
 from builderd.domain.errors import BuilderdError, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, Grant, ProcessSpec, Window
 from builderd.ports.engine import Process
@@ -23,7 +25,6 @@ from builderd.services import ssh, wake
 from builderd.services.application import Application
 from builderd.ssh import session
 from builderd.ssh.session import LOCAL_NAMES, Session, relay_to_port, relay_to_socket
-from builderd.ssh.throttle import REFUSAL_SECONDS, Attempt, Throttle
 
 LOGIN_SECONDS = 20
 #: A client that leaves this many keepalives in a row unanswered is disconnected; the interval is in seconds.
@@ -285,3 +286,54 @@ def _spec(channel: asyncssh.SSHServerProcess[bytes]) -> ProcessSpec:
     columns, rows, *_ = channel.term_size
     window = Window(min(columns, 1000) or 80, min(rows, 1000) or 24)
     return ProcessSpec(argv, env={**env, "TERM": channel.term_type}, window=window, outlives_service=True)
+
+
+#: Seconds until a wrong token is refused. Its connection counts until then.
+REFUSAL_SECONDS = 1.0
+#: Connections before login, of one address and in all. One more closes another one, never itself.
+MAX_PENDING, MAX_PENDING_TOTAL = 100, 500
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """A connection before login. ``close`` ends it; ``has_keys`` returns True once key exchange is done."""
+
+    key: str
+    close: Callable[[], None]
+    has_keys: Callable[[], bool]
+    wrong: bool = False
+
+
+class Throttle:
+    def __init__(self) -> None:
+        #: Connections before login by address, the oldest first.
+        self._pending: dict[str, dict[Attempt, None]] = {}
+        self._total = 0
+
+    def enter(self, address: str, close: Callable[[], None], has_keys: Callable[[], bool]) -> Attempt:
+        """Count a new connection; ``leave`` must follow. Above the limit another connection is closed for it."""
+        attempt = Attempt(network_of(address), close, has_keys)
+        of_address = self._pending.get(attempt.key, {})
+        if len(of_address) >= MAX_PENDING:
+            self._evict(of_address)
+        elif self._total >= MAX_PENDING_TOTAL:
+            self._evict(max(self._pending.values(), key=len))
+        self._pending.setdefault(attempt.key, {})[attempt] = None
+        self._total += 1
+        return attempt
+
+    def leave(self, attempt: Attempt) -> None:
+        """Stop counting a connection that logged in or was closed. Idempotent."""
+        of_address = self._pending.get(attempt.key, {})
+        if attempt not in of_address:
+            return
+        del of_address[attempt]
+        self._total -= 1
+        if not of_address:
+            del self._pending[attempt.key]
+
+    def _evict(self, attempts: dict[Attempt, None]) -> None:
+        """Close the attempt least likely to log in: a wrong token, else one before key exchange, else the oldest."""
+        victim = min(attempts, key=lambda one: (not one.wrong, one.has_keys()))
+        self.leave(victim)
+        victim.close()

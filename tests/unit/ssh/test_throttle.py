@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builderd.ssh.throttle import MAX_PENDING, MAX_PENDING_TOTAL, Attempt, Throttle
+from builderd.ssh.gateway import MAX_PENDING, MAX_PENDING_TOTAL, Attempt, Throttle
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 

@@ -13,8 +13,8 @@ from tests.unit.web.conftest import Pages
 
 from builderd.domain.errors import Forbidden
 from builderd.web.assets import Assets
-from builderd.web.charts import bars
 from builderd.web.policy import CONTENT_SECURITY_POLICY, check_origin
+from builderd.web.shown import bars
 
 
 def connection(method: str, headers: dict[str, str], scheme: str = "https", public_url: str = "") -> HTTPConnection:

@@ -24,9 +24,9 @@ from builderd.schemas.v1.account import NewCredential, NewToken, NewWebhook
 from builderd.services import caps, credentials, revocations, spending, tokens, webhooks
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
-from builderd.web.charts import bars, share
 from builderd.web.pages import deploying
 from builderd.web.pages.settings import amount
+from builderd.web.shown import bars, share
 from builderd.web.visits import Visit, number_in, page, see_other
 
 EVENTS_PER_PAGE = 50

@@ -23,8 +23,7 @@ from builderd.services import backups, builders, bundles, caps, qa, restores, ve
 from builderd.services.verdicts import NewAcceptance, ReviewView
 from builderd.store import UnitOfWork
 from builderd.store.events import EventQuery
-from builderd.web.charts import share
-from builderd.web.shown import State, state_of
+from builderd.web.shown import State, share, state_of
 from builderd.web.visits import Visit, number_in, page, see_other
 
 T = TypeVar("T")

@@ -14,8 +14,7 @@ from builderd.domain.prices import cents
 from builderd.store import UnitOfWork
 from builderd.store.builder_lists import ShownBuilder
 from builderd.store.builders import BuilderQuery
-from builderd.web.charts import spark_area, spark_line
-from builderd.web.shown import plural, state_in_words
+from builderd.web.shown import plural, spark_area, spark_line, state_in_words
 from builderd.web.visits import Visit, number_in, page
 
 PER_PAGE = 25

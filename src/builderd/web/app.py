@@ -20,10 +20,9 @@ from builderd.domain.errors import BuilderdError
 from builderd.operations.operations import Operations
 from builderd.services import events
 from builderd.store.events import EventQuery
-from builderd.web.assets import PATH, Assets
 from builderd.web.failures import UnexpectedErrors, coded, routing
 from builderd.web.pages import account, builder, builders, deploying, files, logs, settings, sign_in, versions
-from builderd.web.policy import Policy, check_origin
+from builderd.web.policy import PATH, Assets, Policy, check_origin
 from builderd.web.visits import ROUTES, Renderer, Visit, page, route, visit_of
 
 #: Importing a file of pages adds them to ``ROUTES``.

@@ -37,8 +37,7 @@ from builderd.services.builders import Caller
 from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
 from builderd.web import shown
-from builderd.web.assets import Assets
-from builderd.web.policy import SESSION, check_origin
+from builderd.web.policy import SESSION, Assets, check_origin
 from builderd.web.shown import MESSAGES, event_text
 
 T = TypeVar("T")

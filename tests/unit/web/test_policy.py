@@ -12,8 +12,7 @@ from starlette.requests import HTTPConnection
 from tests.unit.web.conftest import Pages
 
 from builderd.domain.errors import Forbidden
-from builderd.web.assets import Assets
-from builderd.web.policy import CONTENT_SECURITY_POLICY, check_origin
+from builderd.web.policy import CONTENT_SECURITY_POLICY, Assets, check_origin
 from builderd.web.shown import bars
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from builderd.adapters.previews.haproxy import fence
+from builderd.adapters.previews.haproxy import process
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, proxy_files, refuse_half_restored
 from builderd.bootstrap.database import database_location, is_copy, this_instance
 from builderd.bootstrap.engines import engine_provider
@@ -130,7 +130,7 @@ async def owned_store(
         guarded = GuardedLease(opened, lease.term, membership) if membership is not None else None
         owned = OwnedStore(opened, instance, lease.term, guarded)
         # No standby is known in this term.
-        await fence.lift(proxy_files(settings.data_dir))
+        await process.lift(proxy_files(settings.data_dir))
         try:
             yield owned
         finally:

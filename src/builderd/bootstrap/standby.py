@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from builderd import __version__
-from builderd.adapters.previews.haproxy import fence, process
+from builderd.adapters.previews.haproxy import process
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.bootstrap.bundles import is_shared
 from builderd.bootstrap.data_directory import proxy_files
@@ -191,7 +191,7 @@ class Standby:
 
         While another service works, an address of an app may become another tenant's.
         """
-        await fence.take_down(self.membership.proxy_files)
+        await process.take_down(self.membership.proxy_files)
 
     async def _look(self) -> DatabaseLease | None:
         """Return the lease if this service may take it now."""
@@ -315,7 +315,7 @@ class GuardedLease:
             await self._stop_renewing()
             if self._guarded:
                 # The fence rounds up.
-                await fence.set_deadline(self._files, _since_boot() - 1)
+                await process.set_deadline(self._files, _since_boot() - 1)
             raise
         finally:
             await self._stop_renewing()
@@ -327,7 +327,7 @@ class GuardedLease:
         """
         if self._guarded:
             await process.end(self._files)
-            await fence.lift(self._files)
+            await process.lift(self._files)
 
     async def _stop_renewing(self) -> None:
         """Cancel a renewal under way: it would move the deadline."""
@@ -372,7 +372,7 @@ class GuardedLease:
     async def _extend(self, began: float) -> None:
         """Let the previews run until ``FENCE_AFTER`` seconds after ``began``, or as long as they may already."""
         self._deadline = max(self._deadline, began + FENCE_AFTER)
-        await fence.set_deadline(self._files, self._deadline)
+        await process.set_deadline(self._files, self._deadline)
 
     async def _renew(self, began: float) -> float:
         own = await self._describe()
@@ -392,7 +392,7 @@ class GuardedLease:
             await self._store.write(lambda uow: uow.services.set_known(standbys, self._term))
             log.info("standbys of the cluster services=%s", ",".join(standbys) or "none")
         if self._guarded and not standbys:
-            await fence.lift(self._files)
+            await process.lift(self._files)
             self._guarded = False
         return began
 

@@ -10,7 +10,7 @@ from tests.integration.previews.test_life import master_of
 from tests.integration.previews.test_survival import processes_of
 from tests.previews.proxy import App, Proxy, eventually
 
-from builderd.adapters.previews.haproxy import fence, process
+from builderd.adapters.previews.haproxy import process
 from builderd.domain.errors import EngineUnavailable
 
 pytestmark = pytest.mark.haproxy
@@ -29,7 +29,7 @@ def test_proxy_ends_at_its_deadline_and_stays_ended(make_proxy: Callable[..., Pr
     proxy = make_proxy().start()
     host = proxy.open(app)
     deadline = now() + 2
-    proxy.run(fence.set_deadline(proxy.previews._files, deadline))
+    proxy.run(process.set_deadline(proxy.previews._files, deadline))
     assert proxy.visitor.get(host).status == 200
     eventually(lambda: len(processes_of(proxy)) == 1)
     assert deadline <= now() <= deadline + 5
@@ -46,10 +46,10 @@ def test_proxy_whose_start_was_under_way_at_the_deadline_ends(
 ) -> None:
     proxy = make_proxy().start()
     proxy.open(app)
-    proxy.run(fence.set_deadline(proxy.previews._files, now() - 100))
+    proxy.run(process.set_deadline(proxy.previews._files, now() - 100))
     eventually(lambda: len(processes_of(proxy)) == 1)
     with monkeypatch.context() as patch:
-        patch.setattr(fence, "is_past", lambda _: False)
+        patch.setattr(process, "is_past", lambda _: False)
         proxy.run(proxy.previews.start())
     eventually(lambda: len(processes_of(proxy)) == 1)
 
@@ -60,20 +60,20 @@ def test_deadline_is_moved_and_lifted(make_proxy: Callable[..., Proxy], app: App
     master = master_of(proxy)
     first = now() + 3
     for deadline in (first, first + 600):
-        proxy.run(fence.set_deadline(files, deadline))
+        proxy.run(process.set_deadline(files, deadline))
     assert len(fences(proxy)) == 1
     eventually(lambda: now() > first + 2)
     assert proxy.visitor.get(host).status == 200
-    proxy.run(fence.lift(files))
+    proxy.run(process.lift(files))
     assert fences(proxy) == []
     assert master_of(proxy) == master
     assert proxy.visitor.get(host).status == 200
-    proxy.run(fence.lift(files))
+    proxy.run(process.lift(files))
 
 
 def test_taken_down_proxy_has_no_fence(make_proxy: Callable[..., Proxy]) -> None:
     proxy = make_proxy().start()
-    proxy.run(fence.set_deadline(proxy.previews._files, now() + 60))
+    proxy.run(process.set_deadline(proxy.previews._files, now() + 60))
     assert fences(proxy)
     proxy.run(proxy.previews.down())
     assert fences(proxy) == []

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import config, counters, fence, pages, process, runtime_api
+from builderd.adapters.previews.haproxy import config, counters, pages, process, runtime_api
 from builderd.adapters.previews.haproxy.domain_table import DomainTable, watch_certificate
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.pause import PAUSING_STATES, PausedRequests
@@ -202,7 +202,7 @@ class HaproxyPreviews:
                 self._certificate_watch.cancel()
                 self._certificate_watch = None
             await self._paused.close()
-            await fence.take_down(self._files)
+            await process.take_down(self._files)
             self._known = None
             self._unapplied.clear()
             self._domains.installed.clear()
@@ -217,7 +217,7 @@ class HaproxyPreviews:
     async def _start(self, lost: LostRoutes | None = None) -> None:
         files = self._files
         process.check_paths(files)
-        if fence.is_past(files):
+        if process.is_past(files):
             raise EngineUnavailable(
                 "the preview proxy may not start: the service did not renew its lease, and another one may work now",
                 retry_after=5,

@@ -11,8 +11,7 @@ from builderd.adapters.previews.haproxy import config, counters, pages, process,
 from builderd.adapters.previews.haproxy.domain_table import DomainTable, watch_certificate
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.pause import PAUSING_STATES, PausedRequests
-from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, RouteMap, encode
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
 from builderd.linux import atomic_files

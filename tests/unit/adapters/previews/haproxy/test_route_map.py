@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from builderd.adapters.previews.haproxy.route_map import RouteMap, decode, encode
+from builderd.adapters.previews.haproxy.runtime_api import RouteMap, decode, encode
 from builderd.domain.ids import BuilderId, TenantId, new_id, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 

@@ -1,4 +1,4 @@
-"""Contents of the wheel: a file that the service reads at run time would be missed only on a machine of a user."""
+"""Contents of the wheel, and what the package indexes of a cluster of tests ask."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from tests.package_index import FILES, INDEX, REGISTRY, source_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +49,23 @@ def test_client_alone_needs_no_package_of_the_service(wheel: ZipFile) -> None:
         "platformdirs>=4.3",
         "pydantic>=2.12",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("/simple/flask/", f"{INDEX}/simple/flask/"),
+        ("/files/packages/a.whl", f"{FILES}/packages/a.whl"),
+        ("/npm/ms", f"{REGISTRY}/ms"),
+        ("/npm/ms/-/ms-2.1.3.tgz", f"{REGISTRY}/ms/-/ms-2.1.3.tgz"),
+        ("/npm.evil.example/x", None),
+        ("/files.evil.example/x", None),
+        ("/files@evil.example/x", None),
+        ("/simple.evil.example/x", None),
+        ("@evil.example/simple/x", None),
+        ("http://evil.example/simple/x", None),
+        ("/", None),
+    ],
+)
+def test_path_of_the_index_leads_to_a_registry_or_nowhere(path: str, source: str | None) -> None:
+    assert source_of(path) == source

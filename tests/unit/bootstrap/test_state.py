@@ -1,4 +1,4 @@
-"""The service's own state goes into a folder and comes back from it, whole or not at all; its secrets are sealed."""
+"""The service's own state comes back whole or not at all; its secrets are sealed, and its keys rotated."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.stores import open_store, write_database
 
 from builderd.adapters.vaults import sodium
 from builderd.adapters.vaults.sodium import Key, KeyFile
-from builderd.bootstrap import state
+from builderd.bootstrap import keys, state
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.data_directory import RESTORING, lock
 from builderd.bootstrap.database import store
-from builderd.bootstrap.keys import make_vault
+from builderd.bootstrap.keys import make_vault, rotate_vault
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
 from builderd.services import credentials
@@ -513,3 +513,63 @@ async def test_postgresql_goes_into_the_same_file_and_comes_back_to_either_kind(
 def test_refusals_are_coded_errors(home: Settings, tmp_path: Path) -> None:
     with pytest.raises(BuilderdError):
         state.restore(settings_of(tmp_path / "new"), home.data_dir, None, print)
+
+
+@pytest.fixture(autouse=True)
+def _without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "SEAL_PAUSE", 0)
+
+
+async def _seal(settings: Settings) -> None:
+    safe = make_vault(settings)
+
+    def put(uow: UnitOfWork) -> None:
+        uow.tenants.add(TENANT)
+        credentials.put(uow, safe, TENANT.id, "zoho", {"API_KEY": "secret"}, NOW)
+
+    async with store(settings) as opened:
+        await opened.write(put)
+
+
+async def _opened(settings: Settings) -> dict[str, str]:
+    safe = make_vault(settings)
+    async with store(settings) as opened:
+        found = await opened.read(lambda uow: credentials.open_all(uow, safe, TENANT.id, ["zoho"]))
+    return dict(credentials.as_env(found))
+
+
+def test_a_rotation_seals_with_a_new_key_and_drops_the_one_before(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    asyncio.run(_seal(settings))
+    (before,) = KeyFile(settings.vault_key_file).load()
+    assert asyncio.run(rotate_vault(settings, print)) == 1
+    (after,) = KeyFile(settings.vault_key_file).load()
+    assert after != before
+    assert asyncio.run(_opened(settings)) == {"API_KEY": "secret"}
+
+
+@pytest.mark.parametrize("there", ["no key", "another key"])
+def test_key_rotation_without_the_present_key_is_refused(tmp_path: Path, there: str) -> None:
+    given = Settings(data_dir=tmp_path, vault=VaultSettings(key=SecretStr(Key.new().text)))
+    asyncio.run(_seal(given))
+    file = KeyFile(tmp_path / "vault.key")
+    if there == "another key":
+        file.load()
+    before = file.existing()
+    with pytest.raises(InvalidState, match="BUILDERD_VAULT__KEY"):
+        asyncio.run(rotate_vault(Settings(data_dir=tmp_path), print))
+    assert file.existing() == before
+    assert asyncio.run(_opened(given)) == {"API_KEY": "secret"}
+
+
+def test_key_rotation_without_a_key_is_refused(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+
+    async def make_database() -> None:
+        async with store(settings):
+            pass
+
+    asyncio.run(make_database())
+    with pytest.raises(InvalidState, match="no key yet"):
+        asyncio.run(rotate_vault(settings, print))
+    assert not settings.vault_key_file.exists()

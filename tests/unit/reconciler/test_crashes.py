@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.acceptance import test_crash_matrix, test_idle_crashes, test_redeploy_crashes
 from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World, fake_world, hurry
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
@@ -504,3 +505,23 @@ async def test_the_next_service_goes_on_at_once(world: World) -> None:
     async with living(world) as life:  # no time has passed for the lease to end
         await comes_to(life.world, builder, Status.RUNNING)
     assert world.called("start") == 1
+
+
+#: Operation of the acceptance tests → the one on fakes, all of whose steps are killed there.
+SAME = {
+    "rollback": "redeploy",
+    "change": "redeploy",
+    "broken": "redeploy what starts on trial only",
+    "token": "restart",
+}
+STEPS: Mapping[str, tuple[str, ...]] = {
+    **test_crash_matrix.STEPS,
+    **test_idle_crashes.STEPS,
+    **test_redeploy_crashes.STEPS,
+}
+
+
+@pytest.mark.parametrize("operation", STEPS)
+def test_each_step_of_acceptance_tests_is_one_on_fakes(operation: str) -> None:
+    known = OPERATIONS[SAME.get(operation, operation)].steps
+    assert set(STEPS[operation]) <= set(known), "no service comes by there: leave it out"

@@ -1,15 +1,20 @@
-"""The operator's program for TXT records: how it is called, what it is not given, and its failures in words."""
+"""TXT records by the operator's program or by dynamic updates, and the request of the challenge path."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from builderd.adapters.domains.dns_updates import HookUpdates
-from builderd.ports.previews import OrderFailed
+from builderd.adapters.domains import dns_updates
+from builderd.adapters.domains.dns_updates import HookUpdates, Rfc2136Updates, TsigKey
+from builderd.adapters.domains.name_servers import MAX_REPLY, HttpChallengeProbe
+from builderd.ports.previews import OrderFailed, ProbeReply
 
 
 def hook(tmp_path: Path, script: str, seconds: float = 30) -> HookUpdates:
@@ -64,3 +69,72 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_a_key_is_read_with_and_without_its_algorithm() -> None:
+    assert TsigKey.parse("name:c2Vj") == TsigKey("name", "c2Vj", "hmac-sha256")
+    assert TsigKey.parse("hmac-sha512:name:c2Vj") == TsigKey("name", "c2Vj", "hmac-sha512")
+    for text in ("", "name", "a:b:c:d"):
+        with pytest.raises(ValueError, match="name:secret"):
+            TsigKey.parse(text)
+
+
+async def test_a_name_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_updates, "TIMEOUT", 0.05)
+    with pytest.raises(OrderFailed, match=r"127\.0\.0\.1 gives no answer"):
+        await Rfc2136Updates("127.0.0.1:9", TsigKey("name", "c2Vj")).add_text("_acme-challenge.apps.test", "value")
+
+
+PATH = "/.well-known/acme-challenge/token"
+
+
+@asynccontextmanager
+async def answering(reply: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that sends this reply; its port, and the requests that it gets."""
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(reply)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], asked
+
+
+async def get(reply: bytes) -> ProbeReply:
+    async with answering(reply) as (port, _):
+        return await HttpChallengeProbe().get("127.0.0.1", port, "shop.example.com", PATH)
+
+
+async def test_the_host_is_asked_for_at_exactly_this_address() -> None:
+    async with answering(b"HTTP/1.1 200 OK\r\nServer: nginx\r\n\r\nanswer") as (port, asked):
+        reply = await HttpChallengeProbe().get("127.0.0.1", port, "shop.example.com", PATH)
+    assert reply == ProbeReply(200, "answer", "nginx")
+    assert asked[0].startswith(f"GET {PATH} HTTP/1.1\r\nHost: shop.example.com:{port}\r\n".encode())
+
+
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n\r\n", b"HTTP/1.1 two\r\n\r\n", b"\xff" * 99])
+async def test_reply_that_is_no_http_is_not_quoted(reply: bytes) -> None:
+    assert await get(reply) == ProbeReply(None, error="what answers does not speak HTTP")
+
+
+async def test_a_redirect_is_not_followed_and_an_endless_reply_cut_off() -> None:
+    assert (await get(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\n\r\n")).status == 302
+    endless = await get(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 10 * MAX_REPLY)
+    assert len(endless.body) < MAX_REPLY
+
+
+async def test_closed_port_and_silence_are_reported() -> None:
+    async with answering(b"") as (port, _):
+        pass
+    assert "refused" in (await HttpChallengeProbe().get("127.0.0.1", port, "a.example", PATH)).error
+
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(keep_silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        reply = await HttpChallengeProbe(0.05).get("127.0.0.1", port, "a.example", PATH)
+    assert reply == ProbeReply(None, error="no answer within 0.05 s")

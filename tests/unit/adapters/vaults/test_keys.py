@@ -1,10 +1,13 @@
-"""The vault's key file: mode 600, created once, read again when it changed."""
+"""The vault's key file: mode 600, created once, read again when it changed; and sealing with a passphrase."""
+
+from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from builderd.adapters.vaults import sodium
 from builderd.adapters.vaults.sodium import ConfiguredKeys, Key, KeyFile, SodiumVault
 from builderd.domain.errors import EngineUnavailable, ValidationFailed
 
@@ -98,3 +101,18 @@ def test_the_repr_hides_the_key() -> None:
 
     assert key.text not in repr(key)
     assert Key.from_text(key.text) == key
+
+
+PASSPHRASE = "correct horse battery"
+
+
+def test_each_guess_costs_256_mib_and_three_passes() -> None:
+    assert (sodium._MEMORY, sodium._OPERATIONS) == (256 * 2**20, 3)
+
+
+def test_the_same_passphrase_unseals_and_another_does_not() -> None:
+    sealed = sodium.seal(b"key", PASSPHRASE, "backup")
+    assert b"key" not in sealed
+    assert sodium.unseal(sealed, PASSPHRASE, "backup") == b"key"
+    with pytest.raises(ValidationFailed, match="passphrase"):
+        sodium.unseal(sealed, PASSPHRASE + ".", "backup")

@@ -1,4 +1,4 @@
-"""Backups are taken on request, when due, and before a disk is deleted; failures are reported."""
+"""Backups are taken on request, when due, and before a disk is deleted, within limits; failures are reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import BackupFailed, InvalidState, NoCapacity, NotFound
 from builderd.domain.events import SYSTEM
-from builderd.domain.ids import DiskId
+from builderd.domain.ids import DiskId, TenantId
 from builderd.ports.backup_repository import SnapshotSummary
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.jobs.idle import Idleness
@@ -261,3 +261,19 @@ async def test_many_that_are_due_at_once_hold_few_copies(scene: Scene, monkeypat
     assert len(counts) == len(made)
     assert max(counts) <= 2
     assert [one.status for builder in made for one in await scene.of(builder)] == [BackupStatus.DONE] * len(made)
+
+
+async def test_drills_of_one_tenant_do_not_keep_those_of_others_waiting(scene: Scene) -> None:
+    context, entered = scene.schedule.context, asyncio.Queue[str]()
+
+    async def drill(tenant: str) -> None:
+        async with context.drill(TenantId(tenant)):
+            entered.put_nowait(tenant)
+            await asyncio.Event().wait()
+
+    drills = [asyncio.create_task(drill(tenant)) for tenant in ("culprit", "culprit", "culprit", "victim")]
+    async with asyncio.timeout(5):
+        assert [await entered.get(), await entered.get()] == ["culprit", "victim"]
+    for one in drills:
+        one.cancel()
+    await asyncio.gather(*drills, return_exceptions=True)

@@ -1,13 +1,15 @@
-"""The certificate of ``public_url`` on fakes: failing authorities, wrong records, renewals, a second service."""
+"""Certificates of ``public_url`` and of the previews on fakes: failing authorities, wrong records, renewals."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from tests.application import World, fake_world
+from tests.fakes.clock import FakeClock
+from tests.fakes.domains import FakeDnsUpdates
 
 from builderd.domain.domains import (
     LAST_CHECK_PAUSE,
@@ -18,7 +20,7 @@ from builderd.domain.domains import (
 )
 from builderd.domain.previews import API
 from builderd.ports.previews import OrderFailed
-from builderd.reconciler.jobs.domains import PublicCertificateJob
+from builderd.reconciler.jobs.domains import PublicCertificateJob, WildcardJob
 from builderd.services.domains import certificate_ends
 
 HOST, OURS = "builderd.example.com", "203.0.113.5"
@@ -173,3 +175,30 @@ async def test_the_operator_has_it_checked_now_but_not_before_the_authoritys_own
     limited = replace(failed, reason="the authority refused the order: rateLimited: too many certificates")
     assert not limited.may_be_asked_again(now)
     assert limited.may_be_asked_again(limited.next_try_at)
+
+
+class RunningClock(FakeClock):
+    def now(self) -> datetime:
+        self.move(0.001)
+        return super().now()
+
+
+async def test_a_wildcard_is_ordered_once_retried_after_failures_and_renewed() -> None:
+    async with fake_world() as world:
+        clock = RunningClock()
+        application = replace(world.application, clock=clock, dns_updates=FakeDnsUpdates(world.names))
+        job = WildcardJob(application)
+        world.authority.failures = [OrderFailed("rateLimited", timedelta(hours=1))]
+        await job.run_once()
+        await job.run_once()
+        assert world.authority.issued == []
+        clock.move(3601)
+        for _ in range(2):
+            await job.run_once()
+        assert world.authority.issued == ["localhost and *.localhost"]
+        assert world.previews.wildcard.startswith("certificate 1 of localhost and *.localhost")
+        assert world.names.texts == {"_acme-challenge.localhost": ()}
+        world.authority.now = clock.now
+        clock.move(5 * 365 * 86_400)
+        await job.run_once()
+        assert world.previews.wildcard.startswith("certificate 2 of localhost and *.localhost")

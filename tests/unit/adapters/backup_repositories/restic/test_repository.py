@@ -1,14 +1,18 @@
-"""A run without room names the place that is full, and when waiting helps."""
+"""Restic's repository: a full place has its name, errors no secrets, and lists of files have limits."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from builderd.adapters.backup_repositories.restic import manifest
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
-from builderd.adapters.backup_repositories.restic.runs import RETRY_FULL, RepositoryLocation
+from builderd.adapters.backup_repositories.restic.runs import RETRY_FULL, RepositoryLocation, explain, is_full, parse
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
 from builderd.ports.backup_repository import SaveRequest, TenantRepository
@@ -71,3 +75,134 @@ async def test_backup_beyond_its_tenants_share_is_not_to_be_retried(tmp_path: Pa
     with pytest.raises(NoCapacity, match="a tenant may have") as told:
         await repository.save(REPOSITORY, request, lambda _: None)
     assert told.value.retry_after is None, "the tenant must remove something"
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The disk, and the folder of the list."""
+    disk, work = tmp_path / "disk", tmp_path / "work"
+    for folder in (disk, work):
+        folder.mkdir()
+    monkeypatch.setattr(manifest, "DISK", os.fsencode(disk))
+    monkeypatch.setattr(manifest, "LIST", os.fsencode(work / "manifest"))
+    return disk, work
+
+
+def _record(limit: int, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    assert manifest.main(["record", str(limit)]) == 0
+    answer: dict[str, object] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_a_list_that_grows_too_long_is_not_kept(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, work = folders
+    monkeypatch.setattr(manifest, "LEAST_LIST", 0)
+    (disk / "a").touch()
+    assert _record(64 * 1000, capsys)["files"] == 1
+    before = (work / "manifest").read_bytes()
+    for number in range(10):
+        (disk / f"{number}-{'x' * 200}").touch()
+    assert str(_record(64 * 1000, capsys)["too_long"]).endswith("x" * 200)
+    assert [path.name for path in work.iterdir()] == ["manifest"]
+    assert (work / "manifest").read_bytes() == before
+    assert _record(64 * 10_000, capsys)["files"] == 11
+
+
+def test_a_small_disk_may_have_thousands_of_files(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, _ = folders
+    for number in range(3000):
+        (disk / str(number)).touch()
+    assert _record(1000, capsys)["files"] == 3000
+
+
+def test_files_that_claim_too_much_leave_no_list(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, work = folders
+    (disk / "big").write_bytes(b"x" * 1000)
+    assert _record(999, capsys) == {"too_much": "big"}
+    assert list(work.iterdir()) == []
+
+
+def test_a_list_without_room_is_no_fault_of_the_files(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, work = folders
+
+    def full(*_: object) -> dict[str, object]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(manifest, "_write", full)
+    assert _record(1000, capsys) == {"full": "No space left on device"}
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "restic printed nothing"),
+        (["Fatal: unable to open repository"], 'restic printed: "Fatal: unable to open repository"'),
+        (['{"message_type":"exit_error","code":1,"message":"Fatal: no space"}'], 'restic printed: "Fatal: no space"'),
+        # Of no kind that is known: better than no reason.
+        (['{"message_type":"new_kind","reason":"disk"}'], '{"message_type": "new_kind", "reason": "disk"}'),
+        (['{"message_type":"summary"}', '{"message_type":"error","error":{"message":"bad"}}'], 'restic printed: "bad"'),
+        (["a\x1b[31mb\u202ec"], 'restic printed: "a?[31mb?c"'),
+    ],
+)
+def test_the_last_errors_are_quoted(lines: list[str], expected: str) -> None:
+    assert expected in explain(parse(line) for line in lines)
+
+
+def test_secrets_are_left_out_also_where_a_line_is_cut() -> None:
+    for padding in range(270, 300):
+        lines = [f"{'x' * padding} hunter2hunter2 https://me:pw@host/"]
+        shown = explain([parse(line) for line in lines], ["hunter2hunter2", "x"])
+        assert "hunter" not in shown
+        assert "pw@" not in shown
+
+
+def test_error_output_is_bounded() -> None:
+    messages: list[dict[str, Any]] = [json.loads(json.dumps({"text": f"{n} {'y' * 5_000}"})) for n in range(100)]
+    assert len(explain(messages)) < 1_000
+
+
+def _error(text: str, **more: str) -> str:
+    return json.dumps({"message_type": "error", "error": {"message": text}, **more})
+
+
+FULL = "write /disk/big: no space left on device"
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "repository"),
+    [
+        (_error(FULL, during="restore", item="/big"), True, False),
+        (_error("mkdir /disk/a: disk quota exceeded", during="restore"), True, False),
+        (_error("write /disk/no space left on device: input/output error", during="restore"), False, False),
+        (
+            _error("symlink /repository/a: no space left on device /disk/b: permission denied", during="restore"),
+            False,
+            False,
+        ),
+        # A file that cannot be read, in a backup.
+        (_error(FULL, during="scan"), False, False),
+        (
+            '{"message_type":"exit_error","message":"unable to create lock: write /r/l: no space left on device"}',
+            False,
+            True,
+        ),
+        ('{"message_type":"exit_error","message":"Fatal: There were 8 errors"}', False, False),
+        # Plain text: a name with a line break could be all of it.
+        (FULL, False, False),
+    ],
+)
+def test_last_words_of_an_error_say_that_a_disk_or_repository_is_full(
+    line: str, target: bool, repository: bool
+) -> None:
+    messages = [parse(line)]
+    assert is_full(messages, during="restore") is target
+    assert is_full(messages) is repository

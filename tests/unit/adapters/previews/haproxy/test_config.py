@@ -1,18 +1,27 @@
-"""The configuration is one that HAProxy takes, says what was set, and is known by its digest."""
+"""HAProxy's configuration, certificate and pages, its command, and the message where it does not start."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+import resource
 import subprocess
 from dataclasses import replace
+from html.parser import HTMLParser
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.previews.haproxy import pages, pause
+from builderd.adapters.previews.haproxy import domain_table, pages, pause, runtime_api
 from builderd.adapters.previews.haproxy.config import Host, render
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Timeouts
+from builderd.adapters.previews.haproxy.pages import Page
+from builderd.adapters.previews.haproxy.process import command, explain, host
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.domain.previews import RouteState
 
 HERE = Host(max_connections=1000)
 FILES = ProxyFiles(Path("/data/preview"))
@@ -89,3 +98,128 @@ def test_configuration_contains_a_digest_that_changes_with_it(monkeypatch: pytes
 def test_an_address_of_the_api_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="address of an API"):
         ProxyOptions(api_url=url)
+
+
+@pytest.mark.parametrize("fault", [ProxyGone("away"), CommandRefused("no certificate")])
+async def test_certificate_failure_is_retried_and_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    (tmp_path / "c.pem").write_text("certificate")
+    tried: list[str] = []
+    taken = asyncio.Event()
+
+    async def replace(socket: Path, file: Path, pem: str) -> None:
+        tried.append(pem)
+        if len(tried) < 3:
+            raise fault
+        taken.set()
+
+    monkeypatch.setattr(runtime_api, "replace_certificate", replace)
+    monkeypatch.setattr(domain_table, "CERTIFICATE_INTERVAL", 0)
+    watch = asyncio.create_task(domain_table.watch_certificate(tmp_path / "c.pem", tmp_path / "admin.sock"))
+    await asyncio.wait_for(taken.wait(), 10)
+    await asyncio.sleep(0.01)
+    watch.cancel()
+    assert tried == ["certificate"] * 3
+    assert caplog.text.count("certificate rejected") == isinstance(fault, CommandRefused)
+
+
+def filled(text: str) -> str:
+    """Fill in a log format as HAProxy does."""
+    text = text.replace(pages.HOST, "a.localhost").replace(pages.LOGS, " Logs.")
+    assert not re.search(r"%(?!%)", text.replace("%%", ""))
+    return text.replace("%%", "%")
+
+
+@pytest.mark.parametrize("page", pages.ALL, ids=lambda page: page.name)
+def test_the_html_is_whole_and_fetches_nothing(page: Page) -> None:
+    text = filled(pages.html(page))
+    tags = Tags(text)
+    assert tags.open == []
+    assert not re.search(r"<script|<link|<img|src=|href=|url\(|@import|//", text)
+    assert "prefers-color-scheme: dark" in text
+    assert page.title in text
+    assert ("a.localhost" in text) is page.names_host
+
+
+class Tags(HTMLParser):
+    """The tags that are not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("page", pages.ALL, ids=lambda page: page.name)
+def test_the_envelope_is_the_contracts(page: Page) -> None:
+    body = json.loads(filled(pages.envelope(page)))
+    assert body["success"] is False
+    assert body["code"] == page.code
+    assert body["message"].startswith(page.text)
+    assert body.get("data") == ({"host": "a.localhost"} if page.names_host else None)
+
+
+def test_markup_in_a_text_stays_text() -> None:
+    page = replace(pages.STOPPED, title="<b>&\"'%[src]", text='</p><script>%[var(txn.route)] 100% \\ "')
+    text = filled(pages.html(page))
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "%[src]" in text
+    assert json.loads(filled(pages.envelope(page)))["message"].startswith(page.text)
+
+
+def test_every_state_without_an_app_has_a_page() -> None:
+    states = {state.value for state in RouteState} - {RouteState.OPEN.value}
+    assert {page.name for page in pages.NOT_OPEN} == states | {pages.UNHEARD.name, pages.FULL.name}
+
+
+def test_haproxy_runs_as_master_and_worker_in_the_background() -> None:
+    argv = command("/usr/sbin/haproxy", ProxyFiles(Path("/d")))
+    assert argv[1:3] == ("-W", "-D")
+    assert "/d/master.sock,mode,600" in argv
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            "[ALERT]    (12) : Binding [x.cfg:34] for frontend visitors: cannot bind socket (Address already in use) "
+            "for [127.0.0.1:8081]",
+            "port 8081, which another program has taken",
+        ),
+        (
+            "[ALERT]    (12) : Binding [x.cfg:34] for frontend visitors: cannot bind socket (Permission denied)",
+            "run as root, or choose one above 1023",
+        ),
+        (
+            "[NOTICE]   (1) : version\n[ALERT]    (1) : config : no such thing\n",
+            "does not start: config : no such thing",
+        ),
+        ("killed by the weather", "killed by the weather"),
+        ("", "HAProxy printed nothing"),
+    ],
+)
+def test_a_failed_start_is_explained(told: str, said: str) -> None:
+    assert said in explain(told, ProxyOptions())
+
+
+@pytest.mark.parametrize(("descriptors", "room"), [(1_000_000, 20_000), (1024, 412), (10, 1), (-1, 20_000)])
+def test_no_more_connections_than_there_are_descriptors(
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, room: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10, descriptors))
+    assert host(ProxyOptions()).max_connections == room
+
+
+@pytest.mark.parametrize(("uid", "user"), [(0, True), (1000, False)])
+def test_only_root_has_a_user_to_become(monkeypatch: pytest.MonkeyPatch, uid: int, user: bool) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    assert (host(ProxyOptions()).user is not None) is user

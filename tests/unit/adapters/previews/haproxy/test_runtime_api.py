@@ -1,4 +1,4 @@
-"""Commands are written so that HAProxy takes each for one, and whatever it answers is understood or raised."""
+"""Commands are written so that HAProxy takes each for one; its answers, table and map are understood or raised."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.counters import parse
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, RouteMap, decode, encode
+from builderd.domain.ids import BuilderId, TenantId, new_id, secret_hash
+from builderd.domain.previews import Address, PreviewActivity, Route, RouteState
 
 TABLE = Path("/a b/routes.map")
 WORD = r"/a\ b/routes.map"
@@ -100,3 +105,102 @@ async def test_hanging_proxy_means_no_proxy(monkeypatch: pytest.MonkeyPatch) -> 
             listener.listen()
             with pytest.raises(ProxyGone, match="no answer in time"):
                 await runtime_api.ask(path, "show info")
+
+
+ANSWER = """\
+# table: activity, type: string, size:102400, used:2
+0x7f0c4b77e428: key=app.localhost use=0 exp=604795000 shard=0 conn_cur=0 http_req_cnt=17 \
+bytes_in_cnt=1142 bytes_out_cnt=2563 http_fail_cnt=1 gpc0=9 gpc1=2 gpc2=4 gpc3=1 gpc4=12 gpc14=3 gpc26=2 gpc47=1
+0x7f0c4babd028: key=busy.localhost use=2 exp=604000000 shard=0 conn_cur=2 http_req_cnt=6 \
+bytes_in_cnt=502 bytes_out_cnt=932 http_fail_cnt=0
+"""
+
+#: Two answers with a status of 4xx took less than 5 ms, one of 5xx more than 10 s.
+TIMES = (0,) * 11 + (2,) + (0,) * 10 + (0,) * 10 + (1,)
+ANSWERS: Any = {
+    "class_times": TIMES,
+    "answers_2xx": 9,
+    "answers_3xx": 2,
+    "answers_4xx": 4,
+    "answers_5xx": 1,
+    "within_5_ms": 12,
+    "slower": 3,
+}
+APP = PreviewActivity(17, 1142, 2563, open_connections=0, failures=1, idle_seconds=5.0, **ANSWERS)
+BUSY = PreviewActivity(6, 502, 932, open_connections=2, failures=0, idle_seconds=0.0)
+
+
+def test_the_table_is_read() -> None:
+    assert parse(ANSWER) == {"app.localhost": APP, "busy.localhost": BUSY}
+
+
+def test_empty_table_has_no_activity() -> None:
+    assert parse("# table: activity, type: string, size:102400, used:0\n") == {}
+
+
+def test_malformed_table_has_no_activity() -> None:
+    assert parse("Can't find the target PID matching the prefix '@!17'\n") == {}
+
+
+OPEN = Route("a.localhost", RouteState.OPEN, Address("10.0.0.1", 8000))
+PRIVATE = Route("b.localhost", RouteState.OPEN, Address("fd00::1", 1), token_hash=secret_hash("x"))
+STOPPED = Route("c.localhost", RouteState.STOPPED, builder_id=BuilderId(new_id()), owner_hash=secret_hash("y"))
+LONGEST = Route(
+    ".".join(["x" * 63] * 3 + ["x" * 61]),
+    RouteState.OPEN,
+    Address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65535),
+    token_hash="f" * 64,
+    builder_id=BuilderId(new_id()),
+    tenant_id=TenantId(new_id()),
+)
+ALL = (OPEN, PRIVATE, STOPPED, LONGEST)
+
+
+@pytest.mark.parametrize(
+    "route", [*ALL, *(replace(one, h2c=True) for one in (OPEN, PRIVATE, LONGEST))], ids=lambda route: route.host[:5]
+)
+def test_a_route_survives_being_written_down(route: Route) -> None:
+    value = encode(route)
+    assert decode(route.host, value) == route
+    assert not set(value) & set(" ;\n\t#<\"'\\")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("open|h2c|10.0.0.1|80|-|-", "stopped|h2c|-|-|-|-|h2c"),
+        *("stopped|public|-|-|-|-|-|x", "stopped|public|-|-|-|-|-|-", "stopped|public|-|-|-|-|-|x|x"),
+        *("", "open", "open|public|10.0.0.1|8000|-", "open|public|10.0.0.1|8000|-|-|-", "shut|public|-|-|-|-"),
+        *(
+            "open|public|-|-|-|-",
+            "stopped|public|10.0.0.1|80|-|-",
+            "open|secret|10.0.0.1|80|-|-",
+            "open|private|10.0.0.1|80|-|-",
+        ),
+        *(
+            "open|public|10.0.0.1|http|-|-",
+            "open|public|10.0.0.1|0|-|-",
+            "open|public|host|80|-|-",
+            "stopped|public|-|-|-|x",
+        ),
+    ],
+)
+def test_malformed_line_is_not_a_route(value: str) -> None:
+    with pytest.raises(ValueError):
+        decode("a.localhost", value)
+
+
+def test_address_of_an_open_route_is_given_to_no_other_app() -> None:
+    first, second = "10.0.0.1", "10.0.0.2"
+    other = Route("other.localhost", RouteState.OPEN, Address(first, 1))
+    routes = RouteMap({})
+    assert not routes.is_reserved(first)
+    routes.put(OPEN)
+    routes.put(other)
+    routes.put(replace(OPEN, destination=Address(second, 8000)))
+    assert routes.is_reserved(first), "the other route leads there"
+    routes.put(Route(other.host, RouteState.STOPPED))
+    routes.remove(OPEN.host)
+    assert (routes.is_reserved(first), routes.is_reserved(second)) == (False, False)
+    routes.put(OPEN)
+    assert RouteMap(routes.values()).is_reserved(first), "also of routes that an earlier service left"

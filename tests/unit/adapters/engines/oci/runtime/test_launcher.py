@@ -1,4 +1,4 @@
-"""Launcher's server without root: what becomes of its children, and of its descriptors when it cannot fork."""
+"""Launcher's server without root: children, descriptors when it cannot fork, and the log of a build as it grows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime import launcher as attach_module
 from builderd.adapters.engines.oci.runtime.launcher import Link, Server, attach
+from builderd.adapters.engines.oci.runtime.runner import LEFT_OUT, PIECE_BYTES, Tail
 
 
 def _server() -> tuple[Server, socket.socket]:
@@ -87,3 +88,55 @@ def test_a_link_is_made_in_no_network_of_the_host(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(attach_module, name, forbid)
     with pytest.raises(OSError, match="a process of the host"):
         attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500))
+
+
+def record(text: str, flag: str = "F", stream: str = "stdout") -> bytes:
+    return f"2026-07-01T00:00:00.000000000+00:00 {stream} {flag} {text}\n".encode()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def append(log: Path, content: bytes) -> None:
+    with log.open("ab") as file:
+        file.write(content)
+
+
+async def test_lines_are_passed_on_complete_and_once(log: Path) -> None:
+    told: list[str] = []
+    tail = Tail(log, told.append)
+    assert not tail.pass_on()
+    whole = record("one ", "P") + record("error", stream="stderr") + record("line") + record("open", "P")
+    for place in range(0, len(whole), 7):
+        append(log, whole[place : place + 7])
+        tail.pass_on()
+    assert told == ["one ", "error", "line"]
+    await tail.finish()
+    assert told == ["one ", "error", "line", "open"]
+
+
+async def test_flood_is_passed_on_in_pieces(log: Path) -> None:
+    told: list[str] = []
+    numbers = [str(number) for number in range(20_000)]
+    append(log, b"".join(map(record, numbers)))
+    tail = Tail(log, told.append)
+    assert tail.pass_on()
+    assert 0 < len(told) <= PIECE_BYTES / len(record("0"))
+    await tail.finish()
+    assert told == numbers
+
+
+async def test_replaced_log_is_read_from_its_start(log: Path) -> None:
+    told: list[str] = []
+    append(log, record("a") + record("op", "P"))
+    tail = Tail(log, told.append)
+    tail.pass_on()
+    append(log, record("en") + record("nobody came to read this"))
+    append(log.with_name("new"), record("b"))
+    log.with_name("new").rename(log)
+    tail.pass_on()
+    append(log, record("c"))
+    await tail.finish()
+    assert told == ["a", LEFT_OUT, "b", "c"]

@@ -26,39 +26,7 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 SYSTEM_UNITS = Path("/etc/systemd/system")
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
-TEMPLATE = """\
-[Unit]
-Description=builderd: turns code into running apps ({data_dir})
-Wants=network-online.target
-After=network-online.target
-RequiresMountsFor={data_dir_list}
-# However often it ends, it is started again.
-StartLimitIntervalSec=0
-
-[Service]
-# It tells when it listens. Before that it may have a large database to bring up to date.
-Type=notify
-TimeoutStartSec=infinity
-EnvironmentFile=-/etc/default/{name}
-ExecStart={command}
-Restart=always
-RestartSec=1
-# Its database belongs to another service, or was lost: a person decides.
-RestartPreventExitStatus=4
-TimeoutStopSec=60
-# Stopping or restarting the service ends the service alone: sandboxes and the preview process continue and are adopted.
-KillMode=process
-# Their cgroups are the service's own affair, and an app that runs out of memory is no reason to stop the service.
-Delegate=yes
-OOMPolicy=continue
-TasksMax=infinity
-LimitNOFILE=1048576
-# No ProtectSystem=, PrivateTmp= and the like: each gives the service a mount namespace of its own, and what is mounted
-# there would be out of reach after a restart.
-
-[Install]
-WantedBy=multi-user.target
-"""
+TEMPLATE = Path(__file__).with_name("unit.service").read_text()
 
 OWN_SETTINGS = """\
 Settings in {data_dir}/builderd.toml are for the service and for commands. Those in /etc/default/{name} are the

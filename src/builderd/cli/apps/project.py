@@ -25,59 +25,8 @@ JOB = Path(folders.STATE) / "job.json"
 SENT = Path(folders.STATE) / "sent.json"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
-
-def _field(description: str, kind: str = "string", **more: Any) -> dict[str, Any]:
-    return {"type": kind, **more, "description": description}
-
-
-def _strings(description: str) -> dict[str, Any]:
-    return _field(description, "array", items={"type": "string"})
-
-
 #: JSON schema of ``builder.toml``. The service judges the values; names that are not here are refused.
-SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": FILE,
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "name": _field("Name of the builder, unique among yours."),
-        "entrypoint": _field("Command that starts the app; it must listen on 0.0.0.0:$PORT. Left out: the Procfile's."),
-        "build": _field("Command that runs once a version, before its start. Left out: what is found; empty: none."),
-        "release": _field("Command that runs once before a version takes over, on its disk. Left out: the Procfile's."),
-        "port": _field("Given to the app as PORT (8000).", "integer", minimum=1, maximum=65535),
-        "env": _field(
-            "Environment variables. Not for secrets. Where it is left out, `builderd env` keeps them.",
-            "object",
-            additionalProperties={"type": ["string", "number", "boolean"]},
-        ),
-        "credentials": _strings("Names of stored credentials that the app gets."),
-        "resources": _field(
-            "vCPU, and GB of memory and disk.",
-            "object",
-            additionalProperties=False,
-            properties={name: {"type": "number"} for name in ("cpu", "memory", "disk")},
-        ),
-        "job_type": {"enum": ["always_on", "one_time", "worker"], "description": "A web app unless it says otherwise."},
-        "auto_stop": _field("Minutes without use; 0: never.", "integer", minimum=0),
-        "backups": _field("Hours between backups; 0: none.", "integer", minimum=0),
-        "visibility": {"enum": ["public", "private"], "description": "Private: the preview wants the service token."},
-        "root": _field("Folder of the code in which its commands run, such as an app of a monorepo."),
-        "protocol": {
-            "enum": ["http", "h2c"],
-            "description": "What the app speaks on its port. h2c: HTTP/2 without TLS, such as gRPC.",
-        },
-        "isolation": {"enum": ["standard", "strong"]},
-        "require_qa": _field("A version that fails QA is not deployed.", "boolean"),
-        "install_scripts": _field("Run the installation scripts of npm packages.", "boolean"),
-        "start_timeout": _field("Seconds until the app must listen; 0: the service's default.", "integer", minimum=0),
-        "env_file": _field(
-            "File of the code with lines NAME=VALUE, such as .env: read by the service, sent in any case. `env` wins "
-            "over it."
-        ),
-        "ignore": _strings("What is not sent, as lines of .builderdignore."),
-    },
-}
+SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("builder.schema.json").read_text())
 #: Fields that have another name in the API, and those that are not sent.
 API_NAMES = {"auto_stop": "auto_stop_interval", "backups": "backup_interval_hours"}
 LOCAL = {"name", "ignore"}

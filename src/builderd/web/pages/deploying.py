@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
@@ -37,32 +39,10 @@ MAX_BODY_BYTES = 29_000_000
 UPLOAD_SECONDS = 3600.0
 #: Files that can be pasted at once without a script.
 PASTED = 3
-EXAMPLES: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
-    "flask": (
-        "Flask app",
-        "python3 main.py",
-        {
-            "main.py": "import os\n\nfrom flask import Flask\n\napp = Flask(__name__)\n\n\n"
-            '@app.get("/")\ndef hello():\n'
-            '    return "<!doctype html><html lang=en><title>Hello</title><h1>Hello</h1>"\n\n\n'
-            'app.run(host="0.0.0.0", port=int(os.environ["PORT"]))\n',
-            "requirements.txt": "flask\n",
-        },
-    ),
-    "static": (
-        "Static page",
-        "python3 -m http.server $PORT",
-        {"index.html": '<!doctype html>\n<html lang="en">\n<title>Hello</title>\n<h1>Hello</h1>\n'},
-    ),
-    "node": (
-        "Node server",
-        "node server.js",
-        {
-            "server.js": 'const http = require("http");\n\nhttp\n  .createServer((request, response) => {\n'
-            '    response.setHeader("Content-Type", "text/plain");\n    response.end("Hello from Node\\n");\n  })\n'
-            '  .listen(process.env.PORT, "0.0.0.0");\n',
-        },
-    ),
+#: Apps that a new builder may begin with.
+EXAMPLES = {
+    key: (one["title"], one["entrypoint"], one["files"])
+    for key, one in tomllib.loads(Path(__file__).parents[1].joinpath("examples.toml").read_text()).items()
 }
 
 

@@ -53,144 +53,29 @@ DROP_SECONDS = 5
 DROPPED = "builderd: lines were dropped here: no space was left for the log"
 
 _CONFINED = "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs"
-_AS_APP = f"{_CONFINED} --reuid={APP_UID} --regid={APP_UID} --clear-groups"
-
-#: Waits for its order, which only the service gives and only once: an instance that somebody else starts (Incus when a
-#: member returns) never runs the app, and one that is started again ends at once. So an app has one writer at most.
-#: The order is a file of shell commands through a FIFO in memory, so that Incus stores neither variables nor secrets.
-#: While s6-log cannot write, on a full pool or root, it reads nothing and says so every two seconds. An app must not
-#: wait for that: ``drop`` reads instead then, and leaves a line in the log.
-ENTRY = rf"""#!/bin/sh
-umask 022
-if [ -e {ORDERED} ]; then : >{RESTARTED}; exit 0; fi
-mkdir -m 700 /run/builderd
-mkfifo -m 600 /run/builderd/order /run/builderd/out /run/builderd/err /run/builderd/stuck
-log() {{
-  LD_LIBRARY_PATH={FOLDER}/lib exec {FOLDER}/s6-log -b -l 1048576 n3 s"$LOG_BYTES" T {LOG}/"$1" </run/builderd/"$1" \
-    2<>/run/builderd/stuck
-}}
-drop() {{
-  while read -r line; do
-    for name in out err stuck; do timeout {DROP_SECONDS} cat /run/builderd/$name >/dev/null & done
-    wait
-    timeout 1 echo "{DROPPED}" >/run/builderd/err
-  done </run/builderd/stuck
-}}
-killed() {{
-  cat /run/cgroup/memory.events /run/cgroup/memory/memory.oom_control 2>/dev/null |
-    while read -r name count; do [ "$name" != oom_kill ] || echo "$count"; done
-}}
-run() {{
-  log out & out=$!
-  log err & err=$!
-  drop 2>/dev/null &
-  cd "$APP_FOLDER"
-  setsid {_AS_APP} -- {FOLDER}/begin app "$@" \
-    >/run/builderd/out 2>/run/builderd/err </dev/null 3</run/builderd/environment & app=$!
-  # setsid made it the leader of a group: all that it started gets the signal.
-  trap 'kill -TERM -$app' TERM INT PWR
-  exec >/dev/null 2>&1
-  wait $app; code=$?
-  while kill -0 $app 2>/dev/null; do wait $app; code=$?; done
-  # A process that the app left behind may keep the log open, and s6-log stays while it cannot write.
-  ( sleep 0.5; kill -TERM $out $err; sleep {DROP_SECONDS}; kill -KILL $out $err ) & wait $out $err
-  set -- $(killed)
-  echo "$code ${{1:-0}} $(date +%s.%N)" >{EXIT_RECORD}.new && mv {EXIT_RECORD}.new {EXIT_RECORD}
-  exit $code
-}}
-. /run/builderd/order
-"""
-
-#: ``run USER JOINED CAPABILITIES``: as root without capabilities but those, or as the app (USER 1000), which gets the
-#: app's variables. tini is a subreaper here too: whatever the program starts stays below its process, and ``end`` finds
-#: it. A terminal echoes nothing while ``begin`` reads. What Incus executes has incusd's score of kills for memory, and
-#: not the instance's; a command can lower its own to that again, since only the host's root sets a least one.
-RUN = rf"""#!/bin/sh
-user=$1 joined=$2 kept=$3 modes=
-{{ echo {OOM_SCORE} >/proc/self/oom_score_adj; }} 2>/dev/null
-[ "$joined" = 0 ] || exec 2>&1
-if [ -t 0 ]; then modes=$(stty -g); stty raw -echo; fi
-if [ "$user" = {APP_UID} ] && [ -e /run/builderd/environment ]; then
-  exec 3</run/builderd/environment
-else
-  exec 3</dev/null
-fi
-exec /usr/bin/tini -s -- setpriv --bounding-set="$kept" --inh-caps="$kept" --ambient-caps="$kept" --no-new-privs \
-  --pdeathsig KILL --reuid="$user" --regid="$user" --clear-groups -- {FOLDER}/begin command "$modes"
-"""
-
-#: ``begin app PROGRAM…`` or ``begin command MODES``, confined already: becomes the program with the variables of
-#: descriptor 3. A command's specification (``specified``) comes by its input, once it has asked for it.
-BEGIN = r"""#!/usr/bin/perl
-use strict;
-my ($kind, @words) = @ARGV;
-open(my $kept, '<&=', 3) or die;
-my @pairs = do { local $/; split /\0/, (<$kept> // '') };
-close $kept;
-sub take {
-  my ($wanted, $taken) = (shift, '');
-  while (length $taken < $wanted) {
-    sysread(STDIN, $taken, $wanted - length $taken, length $taken) or exit 1;
-  }
-  return $taken;
-}
-if ($kind eq 'command') {
-  syswrite STDOUT, "\005";
-  my ($folder, $count, @rest) = split /\0/, take(hex take(8)), -1;
-  system 'stty', $words[0] if $words[0] ne '';
-  push @pairs, splice(@rest, 0, $count);
-  @words = @rest;
-  unless (chdir $folder) { syswrite STDOUT, "\025"; exit 1 }
-  syswrite STDOUT, "\006" . getppid() . "\n";
-}
-%ENV = map { my ($name, $value) = split /=/, $_, 2; ($name, $value) } @pairs;
-exec { $words[0] } @words;
-print STDERR "$words[0]: $!\n";
-exit 127;
-"""
-
-#: ``end PROCESS``: kill a ``run`` with all below it. Each is stopped first, so that none can start another meanwhile.
-END = r"""#!/bin/sh
-below() {
-  for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do echo "$child"; below "$child"; done
-}
-round=0
-while [ $round -lt 50 ]; do
-  found=$(below "$1")
-  [ -n "$found" ] || break
-  kill -STOP $found 2>/dev/null; found="$found $(below "$1")"
-  kill -KILL $found 2>/dev/null
-  round=$((round + 1))
-done
-kill -KILL "$1" 2>/dev/null
-exit 0
-"""
-
-#: ``deliver`` waits for the FIFO, and passes the order on.
-_DELIVER = """#!/bin/sh
-exec 2>&1
-until [ -p /run/builderd/order ]; do sleep 0.01; done
-exec cat >/run/builderd/order
-"""
+AS_APP = f"{_CONFINED} --reuid={APP_UID} --regid={APP_UID} --clear-groups"
 
 #: Most sockets that ``ports`` lists, those of the lowest ports: an app must not keep the service busy with them.
 MOST_SOCKETS = 1024
-#: Lists each address and port that listens once, in lines as those of proc_pid_net(5).
-PORTS = r"""#!/usr/bin/perl
-my %found;
-for my $table ('net/tcp', 'net/tcp6') {
-  open(my $file, '<', "/proc/$table") or next;
-  while (<$file>) {
-    my @fields = split;
-    $found{$fields[1]} = hex((split /:/, $fields[1])[1]) if $fields[3] eq '0A';
-  }
+_VALUES = {
+    "APP_UID": APP_UID,
+    "AS_APP": AS_APP,
+    "DROPPED": DROPPED,
+    "DROP_SECONDS": DROP_SECONDS,
+    "EXIT_RECORD": EXIT_RECORD,
+    "FOLDER": FOLDER,
+    "LOG": LOG,
+    "MOST_SOCKETS": MOST_SOCKETS,
+    "OOM_SCORE": OOM_SCORE,
+    "ORDERED": ORDERED,
+    "RESTARTED": RESTARTED,
 }
-my @listed = sort { $found{$a} <=> $found{$b} } keys %found;
-splice @listed, MOST if @listed > MOST;
-print "0: $_ 0 0A\n" for @listed;
-""".replace("MOST", str(MOST_SOCKETS))
+#: The instances' programs, each with its ``@NAMES@`` replaced.
+PROGRAMS = {
+    path.name: re.sub(r"@([A-Z_]+)@", lambda found: str(_VALUES[found[1]]), path.read_text())
+    for path in sorted(Path(__file__).with_name("programs").iterdir())
+}
 
-PROGRAMS = {"entry": ENTRY, "run": RUN, "begin": BEGIN, "end": END, "deliver": _DELIVER, "ports": PORTS}
 
 DELIVER, LIST_PORTS = ((*_CONFINED.split(), "--", f"{FOLDER}/{name}") for name in ("deliver", "ports"))
 

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
+from pathlib import Path
 
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, quoted
 
@@ -262,29 +263,7 @@ def _filled(text: str, mark: str) -> str:
     return text.replace("%", "%%").replace(f"{mark}HOST", HOST).replace(f"{mark}LOGS", LOGS)
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: #f4f5f7; --card: #fff; --ink: #1b1f27; --soft: #5c6573; --line: #e1e4ea;
-  --busy: #2f6fed; --calm: #7a8494; --bad: #d43d3d }
-@media (prefers-color-scheme: dark) { :root { --ground: #101319; --card: #181c24; --ink: #e8ebf1; --soft: #9aa4b4;
-  --line: #2a303c; --busy: #6d9cff; --calm: #8d97a8; --bad: #ff7a7a } }
-* { box-sizing: border-box }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1.5rem; background: var(--ground);
-  color: var(--ink); font: 1rem/1.6 system-ui, sans-serif }
-main { width: min(34rem, 100%); padding: 2.25rem 2.5rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 14px; box-shadow: 0 12px 40px rgb(0 0 0 / 8%); overflow-wrap: anywhere }
-h1 { margin: 0 0 .5rem; font-size: 1.45rem; line-height: 1.3; font-weight: 650 }
-p { margin: 0; color: var(--soft) }
-.sign { height: 4px; width: 3.5rem; margin-bottom: 1.5rem; border-radius: 2px; background: var(--calm) }
-.bad .sign { background: var(--bad) }
-.busy .sign { background: linear-gradient(90deg, var(--line) 35%, var(--busy) 50%, var(--line) 65%) 0 / 300%;
-  width: 100%; animation: run 1.6s linear infinite }
-@keyframes run { from { background-position: 100% } to { background-position: 0% } }
-@media (prefers-reduced-motion: reduce) { .busy .sign { animation: none; background: var(--busy) } }
-.logs { margin-top: 1rem; color: var(--ink) }
-.logs:empty { display: none }
-.host { margin-top: 1.75rem; padding-top: 1rem; border-top: 1px solid var(--line);
-  font: .85rem/1.5 ui-monospace, monospace }
-"""
+_STYLE = Path(__file__).with_name("pages.css").read_text()
 
 
 class Form(StrEnum):

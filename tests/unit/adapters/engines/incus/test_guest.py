@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.incus.image import (
-    BEGIN,
     DROP_SECONDS,
     DROPPED,
-    END,
-    ENTRY,
-    RUN,
+    PROGRAMS,
     exec_argv,
     order,
     root_argv,
@@ -30,7 +27,7 @@ QUOTED = 'it\'s "quoted" $HOME `id`\nsecond line'
 
 
 def test_programs_are_valid_shell(tmp_path: Path) -> None:
-    for number, text in enumerate((ENTRY, RUN, END)):
+    for number, text in enumerate((PROGRAMS["entry"], PROGRAMS["run"], PROGRAMS["end"])):
         script = tmp_path / str(number)
         script.write_text(text)
         subprocess.run(["/bin/sh", "-n", script], check=True)
@@ -38,7 +35,9 @@ def test_programs_are_valid_shell(tmp_path: Path) -> None:
 
 def test_app_writes_on_while_its_log_has_no_space(tmp_path: Path) -> None:
     """Descriptors 8 and 9 stand for s6-log, which reads nothing while it cannot write, and says so."""
-    functions = ENTRY.replace("/run/builderd", f"{tmp_path}/run").replace(f"timeout {DROP_SECONDS}", "timeout 0.5")
+    functions = (
+        PROGRAMS["entry"].replace("/run/builderd", f"{tmp_path}/run").replace(f"timeout {DROP_SECONDS}", "timeout 0.5")
+    )
     functions = functions.partition("umask 022\n")[2].partition("\n")[2].rpartition(". ")[0]
     steps = """\
 exec 7<>$R/stuck 8<>$R/out 9<>$R/err
@@ -58,7 +57,7 @@ echo "$line" | tr -d "\\0"
 
 def test_commands_are_killed_for_the_memory_of_the_member_as_early_as_apps(tmp_path: Path) -> None:
     (script := tmp_path / "run").write_text(
-        RUN.replace("exec /usr/bin/tini -s --", "cat /proc/self/oom_score_adj; exit\n#")
+        PROGRAMS["run"].replace("exec /usr/bin/tini -s --", "cat /proc/self/oom_score_adj; exit\n#")
     )
     done = subprocess.run(["/bin/sh", script, "0", "0", "-all"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("500\n", "")
@@ -67,7 +66,7 @@ def test_commands_are_killed_for_the_memory_of_the_member_as_early_as_apps(tmp_p
 def begin(tmp_path: Path, *words: str, kept: bytes = b"", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run ``begin`` with the variables ``kept`` at descriptor 3."""
     script, variables = tmp_path / "begin", tmp_path / "variables"
-    script.write_text(BEGIN)
+    script.write_text(PROGRAMS["begin"])
     variables.write_bytes(kept)
     command: list[str | Path] = ["/bin/sh", "-c", 'exec "$@" 3<"$0"', variables, "perl", script, *words]
     env = {"PATH": os.environ["PATH"], "LEFT_OVER": "x"}
@@ -145,17 +144,17 @@ def test_no_secret_file_leads_elsewhere(name: str) -> None:
 
 
 def test_entry_runs_an_order_once() -> None:
-    assert ENTRY.index("/log/ordered") < ENTRY.index("mkfifo")
-    assert "no-new-privs" in ENTRY
-    assert "--bounding-set=-all" in ENTRY
+    assert PROGRAMS["entry"].index("/log/ordered") < PROGRAMS["entry"].index("mkfifo")
+    assert "no-new-privs" in PROGRAMS["entry"]
+    assert "--bounding-set=-all" in PROGRAMS["entry"]
 
 
 def test_commands_run_as_the_app_and_builds_without_capabilities() -> None:
     assert exec_argv(joined=True) == ["/opt/builderd/run", "1000", "1", "-all"]
     assert root_argv() == ["/opt/builderd/run", "0", "1", "-all"]
     assert root_argv(user=1000, kept="+dac_read_search")[3] == "-all,+dac_read_search"
-    assert '--bounding-set="$kept"' in RUN
-    assert "--no-new-privs" in RUN
+    assert '--bounding-set="$kept"' in PROGRAMS["run"]
+    assert "--no-new-privs" in PROGRAMS["run"]
 
 
 def make(**changes: object) -> dict[str, dict[str, str]]:

@@ -17,7 +17,7 @@ from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, mach
 from builderd.adapters.engines.incus import image, network
 from builderd.adapters.engines.incus import reports as module
 from builderd.adapters.engines.incus.client import IncusError, IncusNotFound, error_of
-from builderd.adapters.engines.incus.image import MOST_SOCKETS, PORTS
+from builderd.adapters.engines.incus.image import MOST_SOCKETS, PROGRAMS
 from builderd.adapters.engines.incus.logs import page_of, parse, piece_of
 from builderd.adapters.engines.incus.reports import Exit, make_end, make_report, parse_metrics, state_of
 from builderd.domain.database_lease import MemberAway
@@ -413,7 +413,7 @@ def test_each_socket_is_listed_once_and_no_more_than_fit(tmp_path: Path) -> None
     (tmp_path / "net").mkdir()
     table = "  sl  local_address\n" + "   0: 00000000:FFFF 00000000:0000 01 more\n" * 5000
     (tmp_path / "net/tcp").write_text(table + "   1: 00000000:1F40 00000000:0000 0A more\n" * 5000)
-    program = PORTS.replace("/proc/", f"{tmp_path}/")
+    program = PROGRAMS["ports"].replace("/proc/", f"{tmp_path}/")
 
     def listed() -> list[str]:
         done = subprocess.run(["perl", "-e", program], check=True, capture_output=True, text=True)

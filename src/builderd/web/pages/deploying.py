@@ -39,7 +39,6 @@ MAX_BODY_BYTES = 29_000_000
 UPLOAD_SECONDS = 3600.0
 #: Files that can be pasted at once without a script.
 PASTED = 3
-#: Apps that a new builder may begin with.
 EXAMPLES = {
     key: (one["title"], one["entrypoint"], one["files"])
     for key, one in tomllib.loads(Path(__file__).parents[1].joinpath("examples.toml").read_text()).items()

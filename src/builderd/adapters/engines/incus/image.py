@@ -53,13 +53,12 @@ DROP_SECONDS = 5
 DROPPED = "builderd: lines were dropped here: no space was left for the log"
 
 _CONFINED = "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs"
-AS_APP = f"{_CONFINED} --reuid={APP_UID} --regid={APP_UID} --clear-groups"
 
 #: Most sockets that ``ports`` lists, those of the lowest ports: an app must not keep the service busy with them.
 MOST_SOCKETS = 1024
 _VALUES = {
     "APP_UID": APP_UID,
-    "AS_APP": AS_APP,
+    "CONFINED": _CONFINED,
     "DROPPED": DROPPED,
     "DROP_SECONDS": DROP_SECONDS,
     "EXIT_RECORD": EXIT_RECORD,

@@ -50,8 +50,7 @@ _PIECES = {
 
 def _read_patterns() -> Iterator[Pattern]:
     """Yield the patterns of ``rules/patterns.toml``, with the pieces above in place of ``<NAME>``."""
-    text = Path(__file__).with_name("rules").joinpath("patterns.toml").read_text()
-    for entry in tomllib.loads(text)["pattern"]:
+    for entry in tomllib.loads(Path(__file__).with_name("rules").joinpath("patterns.toml").read_text())["pattern"]:
         regex = re.sub(r"<([A-Z_]+)>", lambda found: _PIECES[found[1]], entry["regex"])
         kinds = frozenset(Kind[name.upper()] for name in entry.get("kinds", ())) or None
         yield Pattern(entry["rule"], kinds, re2.compile(regex, _OPTIONS))

@@ -26,10 +26,9 @@ class Words(NamedTuple):
 _ACCEPT = "If it is meant, accept the finding with a reason"
 _REMOVE = "Remove it; if it is no attack, ask an admin to accept the finding"
 
-_CATALOGUE = tomllib.loads(Path(__file__).with_name("rules").joinpath("catalogue.toml").read_text())
 CATALOGUE = {
     rule: Words(message, advice.format(accept=_ACCEPT, remove=_REMOVE))
-    for rule, (message, advice) in _CATALOGUE.items()
+    for rule, (message, advice) in tomllib.loads((Path(__file__).parent / "rules/catalogue.toml").read_text()).items()
 }
 
 

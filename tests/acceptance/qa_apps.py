@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tests.acceptance.live_service import TINY_APP
+
+#: Programs and pages of the apps.
+TEXTS: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 
 
 @dataclass(frozen=True)
@@ -46,242 +51,45 @@ def node(name: str, dependencies: dict[str, str], main: str) -> App:
     return App(name, files, "node server.js")
 
 
-FLASK = """
-import sqlite3
-from flask import Flask, redirect, render_template, request
-app = Flask(__name__)
-def query(*words):
-    with sqlite3.connect("book.db") as db:
-        db.execute("CREATE TABLE IF NOT EXISTS guests (name TEXT)")
-        return db.execute(*words).fetchall()
-@app.get("/")
-def show():
-    return render_template("book.html", names=[name for (name,) in query("SELECT name FROM guests")])
-@app.post("/")
-def sign():
-    query("INSERT INTO guests VALUES (?)", [request.form["name"]])
-    return redirect("/")
-if __name__ == "__main__":
-    app.run(host="0.0.0.0", port=PORT)
-"""
-BOOK = """\
-<!doctype html><html lang=en><title>Guests</title><main><h1>Guests</h1><ul>
-{% for name in names %}<li>{{ name }}{% endfor %}
-</ul><form method=post><label>Name <input name=name></label><button>Sign</button></form></main></html>
-"""
-FASTAPI = """
-import uvicorn
-from fastapi import FastAPI
-from pydantic import BaseModel
-app = FastAPI(title="Sums")
-class Sum(BaseModel):
-    numbers: list[int]
-@app.post("/sums")
-async def add(given: Sum) -> dict[str, int]:
-    return {"sum": sum(given.numbers)}
-uvicorn.run(app, host="0.0.0.0", port=PORT)
-"""
-CRUD = """
-import sqlite3
-import uvicorn
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, Field
-app = FastAPI()
-db = sqlite3.connect("notes.db", check_same_thread=False)
-db.execute("CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, text TEXT)")
-class Note(BaseModel):
-    text: str = Field(max_length=100, pattern="^[ -~]*$")
-@app.get("/", response_class=HTMLResponse)
-def home(): return HOME
-@app.get("/about", response_class=HTMLResponse)
-def about(): return ABOUT
-@app.get("/notes")
-def notes(): return [{"id": i, "text": t} for i, t in db.execute("SELECT id, text FROM notes LIMIT 100")]
-@app.post("/notes", status_code=201)
-def add(note: Note):
-    with db: return {"id": db.execute("INSERT INTO notes (text) VALUES (?)", [note.text]).lastrowid}
-@app.delete("/notes/{note_id}")
-def remove(note_id: int):
-    if not 0 <= note_id < 2**31: raise HTTPException(404)
-    with db: return {"removed": db.execute("DELETE FROM notes WHERE id = ?", [note_id]).rowcount}
-uvicorn.run(app, host="0.0.0.0", port=PORT)
-"""
-STARLETTE = """
-import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Route
-async def home(request): return HTMLResponse(HOME)
-async def about(request): return HTMLResponse(ABOUT)
-uvicorn.run(Starlette(routes=[Route("/", home), Route("/about", about)]), host="0.0.0.0", port=PORT)
-"""
-DJANGO = """
-import sys
-from django.conf import settings
-settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="of-a-test", DEBUG=False)
-from django.core.management import execute_from_command_line
-from django.http import HttpResponse
-from django.urls import path
-urlpatterns = [path("", lambda r: HttpResponse(HOME)), path("about", lambda r: HttpResponse(ABOUT))]
-if __name__ == "__main__":
-    execute_from_command_line(["main.py", "runserver", "--noreload", f"0.0.0.0:{PORT}"])
-"""
-AIOHTTP = """
-from aiohttp import web
-async def home(request): return web.Response(text=HOME, content_type="text/html")
-async def about(request): return web.Response(text=ABOUT, content_type="text/html")
-app = web.Application()
-app.add_routes([web.get("/", home), web.get("/about", about)])
-web.run_app(app, host="0.0.0.0", port=PORT)
-"""
-BOTTLE = """
-from bottle import route, run
-@route("/")
-def home(): return HOME
-@route("/about")
-def about(): return ABOUT
-run(host="0.0.0.0", port=PORT)
-"""
-TORNADO = """
-import asyncio
-import tornado.web
-def page(text):
-    return type("Page", (tornado.web.RequestHandler,), {"get": lambda self: self.write(text)})
-async def main():
-    tornado.web.Application([("/", page(HOME)), ("/about", page(ABOUT))]).listen(PORT, "0.0.0.0")
-    await asyncio.Event().wait()
-asyncio.run(main())
-"""
-DASH = """
-from dash import Dash, Input, Output, dcc, html
-app = Dash(__name__)
-app.layout = html.Main([html.H1("Squares"), dcc.Input(id="n", type="number", value=3), html.Div(id="out")])
-@app.callback(Output("out", "children"), Input("n", "value"))
-def square(n): return f"{n} squared is {(n or 0) ** 2}"
-app.run(host="0.0.0.0", port=PORT)
-"""
-STREAMLIT = """
-import streamlit as st
-st.title("Squares")
-n = st.slider("A number", 0, 10, 3)
-st.write(f"{n} squared is {n * n}")
-"""
-NICEGUI = """
-from nicegui import ui
-@ui.page("/")
-def page():
-    label = ui.label("nothing yet")
-    ui.button("Press", on_click=lambda: label.set_text("pressed"))
-ui.run(host="0.0.0.0", port=PORT, reload=False, show=False)
-"""
-GRADIO = """
-import gradio as gr
-with gr.Blocks(analytics_enabled=False, title="Greeter") as demo:
-    name = gr.Textbox(label="Name")
-    out = gr.Textbox(label="Greeting")
-    gr.Button("Greet").click(lambda n: f"Hello {n}", name, out)
-demo.launch(server_name="0.0.0.0", server_port=PORT)
-"""
-QUART = """
-from quart import Quart
-app = Quart(__name__)
-@app.get("/")
-async def home(): return HOME
-@app.get("/about")
-async def about(): return ABOUT
-app.run(host="0.0.0.0", port=PORT)
-"""
-LITESTAR = """
-import uvicorn
-from litestar import Litestar, MediaType, get
-@get("/", media_type=MediaType.HTML)
-async def home() -> str: return HOME
-@get("/about", media_type=MediaType.HTML)
-async def about() -> str: return ABOUT
-uvicorn.run(Litestar([home, about]), host="0.0.0.0", port=PORT)
-"""
-CHERRYPY = """
-import cherrypy
-class Site:
-    @cherrypy.expose
-    def index(self): return HOME
-    @cherrypy.expose
-    def about(self): return ABOUT
-cherrypy.quickstart(Site(), "/", {"global": {"server.socket_host": "0.0.0.0", "server.socket_port": PORT}})
-"""
-FALCON = """
-import falcon
-from wsgiref.simple_server import make_server
-class Page:
-    def __init__(self, text): self.text = text
-    def on_get(self, request, response):
-        response.content_type, response.text = "text/html", self.text
-app = falcon.App()
-app.add_route("/", Page(HOME))
-app.add_route("/about", Page(ABOUT))
-make_server("0.0.0.0", PORT, app).serve_forever()
-"""
-NODE = """
-require("node:http").createServer((request, response) => {
-  response.setHeader("Content-Type", "text/html");
-  response.end(request.url === "/about" ? ABOUT : HOME);
-}).listen(port, "0.0.0.0");
-"""
-EXPRESS = """
-const app = require("express")();
-app.get("/", (request, response) => response.send(HOME));
-app.get("/about", (request, response) => response.send(ABOUT));
-app.listen(port, "0.0.0.0");
-"""
-FASTIFY = """
-const app = require("fastify")();
-app.get("/", (request, reply) => reply.type("text/html").send(HOME));
-app.get("/about", (request, reply) => reply.type("text/html").send(ABOUT));
-app.listen({ port, host: "0.0.0.0" });
-"""
-KOA = """
-const Koa = require("koa");
-const app = new Koa();
-app.use(async (context) => { context.type = "html"; context.body = context.path === "/about" ? ABOUT : HOME; });
-app.listen(port, "0.0.0.0");
-"""
-
 SOUND = (
     App(
         "flask",
-        {"requirements.txt": "flask", "main.py": PAGES + FLASK, "templates/book.html": BOOK},
+        {"requirements.txt": "flask", "main.py": PAGES + TEXTS["flask"], "templates/book.html": TEXTS["book"]},
     ),
     App(
         "flask-gunicorn",
-        {"requirements.txt": "flask\ngunicorn", "main.py": PAGES + FLASK, "templates/book.html": BOOK},
+        {
+            "requirements.txt": "flask\ngunicorn",
+            "main.py": PAGES + TEXTS["flask"],
+            "templates/book.html": TEXTS["book"],
+        },
         "gunicorn --bind 0.0.0.0:$PORT --workers 2 main:app",
     ),
-    python("fastapi", "fastapi\nuvicorn", FASTAPI),
-    python("fastapi-crud", "fastapi\nuvicorn", CRUD),
-    python("starlette", "starlette\nuvicorn", STARLETTE),
-    python("django", "django", DJANGO),
-    python("aiohttp", "aiohttp", AIOHTTP),
-    python("bottle", "bottle", BOTTLE),
-    python("tornado", "tornado", TORNADO),
-    python("dash", "dash", DASH),
+    python("fastapi", "fastapi\nuvicorn", TEXTS["fastapi"]),
+    python("fastapi-crud", "fastapi\nuvicorn", TEXTS["crud"]),
+    python("starlette", "starlette\nuvicorn", TEXTS["starlette"]),
+    python("django", "django", TEXTS["django"]),
+    python("aiohttp", "aiohttp", TEXTS["aiohttp"]),
+    python("bottle", "bottle", TEXTS["bottle"]),
+    python("tornado", "tornado", TEXTS["tornado"]),
+    python("dash", "dash", TEXTS["dash"]),
     python(
         "streamlit",
         "streamlit",
-        STREAMLIT,
+        TEXTS["streamlit"],
         entrypoint="streamlit run main.py --server.address 0.0.0.0 --server.port $PORT --server.headless true",
     ),
-    python("nicegui", "nicegui>=3,<4", NICEGUI),
+    python("nicegui", "nicegui>=3,<4", TEXTS["nicegui"]),
     # Of the 83 operations that it publishes by itself, 13 answer some of what they are asked with 500.
-    python("gradio", "gradio", GRADIO, fails=frozenset({"openapi", "log"})),
-    python("quart", "quart", QUART),
-    python("litestar", "litestar\nuvicorn", LITESTAR),
-    python("cherrypy", "cherrypy", CHERRYPY),
-    python("falcon", "falcon", FALCON),
-    node("node-http", {}, NODE),
-    node("express", {"express": "^5"}, EXPRESS),
-    node("fastify", {"fastify": "^5"}, FASTIFY),
-    node("koa", {"koa": "^3"}, KOA),
+    python("gradio", "gradio", TEXTS["gradio"], fails=frozenset({"openapi", "log"})),
+    python("quart", "quart", TEXTS["quart"]),
+    python("litestar", "litestar\nuvicorn", TEXTS["litestar"]),
+    python("cherrypy", "cherrypy", TEXTS["cherrypy"]),
+    python("falcon", "falcon", TEXTS["falcon"]),
+    node("node-http", {}, TEXTS["node"]),
+    node("express", {"express": "^5"}, TEXTS["express"]),
+    node("fastify", {"fastify": "^5"}, TEXTS["fastify"]),
+    node("koa", {"koa": "^3"}, TEXTS["koa"]),
     App(
         "static",
         {"index.html": HOME.replace("/about", "/about.html"), "about.html": ABOUT},
@@ -325,14 +133,6 @@ def page(name: str, html: str) -> App:
     )
 
 
-LEAK = """
-import threading, time
-def leak():
-    held = []
-    while True:
-        held.append(b"x" * 20_000_000)
-        time.sleep(0.01)
-"""
 LATER = (
     "import os, threading, time\ndef end():\n    time.sleep(2)\n    os._exit(5)\nthreading.Thread(target=end).start()\n"
 )
@@ -359,7 +159,7 @@ BROKEN = (
         tiny(
             "leaks",
             ("body = os.environ", "threading.Thread(target=leak).start(); body = os.environ"),
-            before=LEAK,
+            before=TEXTS["leak"],
             resources={"memory": 0.125},
         ),
         "qa_failed",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 from tests.acceptance.zoo.app import (
     Files,
     Kept,
@@ -16,6 +19,9 @@ from tests.acceptance.zoo.app import (
 )
 from tests.acceptance.zoo.generators import from_npm
 from tests.acceptance.zoo.python_apps import GUEST
+
+#: Programs and pages of the apps.
+TEXTS: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 
 #: Builds take two vCPU; what serves their result is small.
 ON_DISK = Kept(runs(f"echo {GUEST!r} > guests.txt"), runs("cat guests.txt", GUEST))
@@ -32,24 +38,13 @@ VITE_REACT = ZooApp(
     "Get started",
 )
 
-GUESTS_ROUTE = """\
-import { appendFile, readFile } from "node:fs/promises";
-export async function POST(request) {
-  await appendFile("guests.txt", await request.text());
-  return new Response("signed");
-}
-export async function GET() {
-  return new Response(await readFile("guests.txt", "utf8"));
-}
-"""
-
 
 def next_files(_: object) -> Files:
     made = from_npm(
         "create-next-app@16.4.3",
         "made --js --app --empty --no-tailwind --no-eslint --no-src-dir --skip-install --disable-git --yes",
     )
-    return {**made, "app/guests/route.js": GUESTS_ROUTE}
+    return {**made, "app/guests/route.js": TEXTS["guests_route"]}
 
 
 NEXT = ZooApp("nextjs", next_files, "npm start", answers("", "Hello World!"), OVER_HTTP, "Hello World!")
@@ -60,7 +55,7 @@ def svelte_files(_: object) -> Files:
     route = "src/routes/guests/+server.js"
     return {
         **made,
-        route: GUESTS_ROUTE.replace("POST(request)", "POST({ request })"),
+        route: TEXTS["guests_route"].replace("POST(request)", "POST({ request })"),
     }
 
 

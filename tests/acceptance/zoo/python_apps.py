@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 import uuid
+from pathlib import Path
 
 from tests.acceptance.zoo.app import (
     Files,
@@ -18,6 +20,9 @@ from tests.acceptance.zoo.app import (
     written,
 )
 from tests.acceptance.zoo.generators import from_python
+
+#: Programs and pages of the apps.
+TEXTS: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 
 #: A name that a visitor leaves and that the page shows after the next version.
 GUEST = "Ada of the zoo"
@@ -48,74 +53,9 @@ DJANGO = ZooApp(
     "The install worked successfully",
 )
 
-FLASKR_APP = """\
-import sqlite3
-from pathlib import Path
-from flask import Flask, flash, g, redirect, render_template, request, session, url_for
-from werkzeug.security import check_password_hash, generate_password_hash
-
-
-def database():
-    if "db" not in g:
-        g.db = sqlite3.connect(Path(g.folder) / "blog.sqlite")
-        g.db.row_factory = sqlite3.Row
-    return g.db
-
-
-def create_app():
-    app = Flask(__name__, instance_relative_config=True)
-    app.secret_key = "dev"
-    Path(app.instance_path).mkdir(exist_ok=True)
-    with sqlite3.connect(Path(app.instance_path) / "blog.sqlite") as db:
-        db.executescript((Path(__file__).parent / "schema.sql").read_text())
-
-    @app.before_request
-    def begin():
-        g.folder = app.instance_path
-
-    @app.teardown_appcontext
-    def end(_):
-        if "db" in g:
-            g.db.close()
-
-    @app.get("/")
-    def index():
-        posts = database().execute("SELECT title, body, name FROM post JOIN user ON user.id = author").fetchall()
-        return render_template("index.html", posts=posts)
-
-    @app.route("/register", methods=["GET", "POST"])
-    def register():
-        if request.method == "POST":
-            secret = generate_password_hash(request.form["password"], method="pbkdf2:sha256:1000")
-            with database() as db:
-                db.execute("INSERT INTO user (name, secret) VALUES (?, ?)", (request.form["name"], secret))
-            return redirect(url_for("login"))
-        return render_template("form.html", title="Register", fields=("name", "password"))
-
-    @app.route("/login", methods=["GET", "POST"])
-    def login():
-        if request.method == "POST":
-            user = database().execute("SELECT * FROM user WHERE name = ?", (request.form["name"],)).fetchone()
-            if user and check_password_hash(user["secret"], request.form["password"]):
-                session["user"] = user["id"]
-                return redirect(url_for("index"))
-            flash("Wrong name or password.")
-        return render_template("form.html", title="Log in", fields=("name", "password"))
-
-    @app.post("/create")
-    def create():
-        if "user" not in session:
-            return redirect(url_for("login"))
-        with database() as db:
-            row = (request.form["title"], request.form["body"], session["user"])
-            db.execute("INSERT INTO post (title, body, author) VALUES (?, ?, ?)", row)
-        return redirect(url_for("index"))
-
-    return app
-"""
 FLASKR_FILES = {
     "requirements.txt": "flask==3.1.3\n",
-    "blog/__init__.py": FLASKR_APP,
+    "blog/__init__.py": TEXTS["flaskr_app"],
     "blog/schema.sql": "CREATE TABLE IF NOT EXISTS user (id INTEGER PRIMARY KEY, name TEXT UNIQUE, secret TEXT);\n"
     "CREATE TABLE IF NOT EXISTS post (id INTEGER PRIMARY KEY, title TEXT, body TEXT, author INTEGER);\n",
     "blog/templates/index.html": "<!doctype html><title>Blog</title><link rel=stylesheet href=/static/style.css>"
@@ -339,18 +279,13 @@ JUPYTERLAB = ZooApp(
     "lab/tree/zoo.ipynb?token=zoo",
 )
 
-SEED = (
-    "import sqlite3\nwith sqlite3.connect('zoo.db') as db:\n"
-    "    db.execute('CREATE TABLE IF NOT EXISTS animals (name TEXT PRIMARY KEY, legs INTEGER)')\n"
-    "    db.execute(\"INSERT OR IGNORE INTO animals VALUES ('gnu', 4)\")\n"
-)
 INSERT = (
     "import sqlite3; db = sqlite3.connect('zoo.db'); "
     f"db.execute('INSERT INTO animals VALUES (?, 2)', ['{GUEST}']); db.commit()"
 )
 DATASETTE = ZooApp(
     "datasette",
-    written(requirements_txt="datasette==0.65.5\n", seed_py=SEED),
+    written(requirements_txt="datasette==0.65.5\n", seed_py=TEXTS["seed"]),
     "datasette zoo.db --host 0.0.0.0 --port $PORT",
     answers("zoo/animals.json?_shape=array", "gnu"),
     Kept(runs(f'python3 -c "{INSERT}"'), answers("zoo/animals.json?_shape=array", GUEST)),

@@ -20,7 +20,7 @@ from builderd import __version__
 from builderd.client.errors import ApiError, BuilderdError, MethodNotAllowed, NoAnswer, NotFound, error_in
 from builderd.client.logs import EventDecoder
 from builderd.client.retries import certificates, is_loopback, no_answer, repeats_error, repeats_failure, wait_before
-from builderd.mcp.failures import LATER, NEXT, code_of
+from builderd.mcp.next_steps import LATER, NEXT, code_of
 
 #: Seconds for the answers under way once the agent has closed its end. One that does not read them ends the process.
 FINISH_SECONDS = 30.0

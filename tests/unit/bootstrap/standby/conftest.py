@@ -33,9 +33,8 @@ def proxy() -> FakeProxy:
 def hurried(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster, proxy: FakeProxy) -> None:
     """Put the fakes in place, and divide all times by ``HURRY``."""
     monkeypatch.setattr(leasing, "make_membership", lambda settings, instance: Membership(settings, instance, cluster))
-    for name in ("fence", "process"):
-        monkeypatch.setattr(standby, name, proxy)
-    monkeypatch.setattr(leasing, "fence", proxy)
+    monkeypatch.setattr(standby, "process", proxy)
+    monkeypatch.setattr(leasing, "process", proxy)
     for module in (database_lease, standby, leasing):
         for name, seconds in vars(module).copy().items():
             if name.isupper() and isinstance(seconds, float) and name != "FORGET_AFTER":

@@ -21,7 +21,7 @@ HURRY = 25
 
 
 class FakeProxy:
-    """Fence and proxy of one machine, as the modules ``previews.haproxy.fence`` and ``process``."""
+    """Fence and proxy of one machine, as the module ``previews.haproxy.process``."""
 
     def __init__(self) -> None:
         #: Data directory → the deadline of its previews.

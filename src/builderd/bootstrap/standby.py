@@ -2,7 +2,7 @@
 
 Both write to one database, and the cluster has a claim: the id of the service that works or wants to. A standby claims
 the work of an owner that is silent, and takes the lease once the owner's previews have ended by themselves
-(``previews.haproxy.process``). The owner notes each standby in the database before it may do that, and from then on moves
+(``haproxy.process``). The owner notes each standby in the database before it may do that, and from then on moves
 the deadline of its previews with each renewal. While the database does not answer, it asks the cluster if somebody has
 claimed its work.
 """

@@ -102,6 +102,7 @@ _last_good = (
 )
 _last_goods = select(_last_good.label("at")).select_from(builders).where(*_wanting).subquery()
 
+_NEWEST = _newest()
 _NEWEST_WITH_STATUS = _newest(backups.c.status == bindparam("status", type_=backups.c.status.type))
 
 
@@ -151,7 +152,7 @@ class Backups(Repository[Backup]):
         self, builders: Sequence[BuilderId], status: BackupStatus | None = None
     ) -> Mapping[BuilderId, Backup]:
         """Return each builder's newest backup, or its newest of this status; builders without one are left out."""
-        statement = _newest() if status is None else _NEWEST_WITH_STATUS
+        statement = _NEWEST if status is None else _NEWEST_WITH_STATUS
         found: dict[BuilderId, Backup] = {}
         for some in batches(builders):
             newest = self._all(statement, builders=some, status=status)
@@ -164,31 +165,31 @@ class Backups(Repository[Backup]):
 
     def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
         """Return builders that have backups, in the order of their ids, so many after the given id ("": the first)."""
-        return self._scalars(_BUILDERS, after=after, limit=limit)
+        return self._connection.scalars(_BUILDERS, {"after": after, "limit": limit}).all()
 
     def among(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
         """Return those of these builders that have backups."""
         found: set[BuilderId] = set()
         for some in batches(builders):
-            found.update(self._scalars(_AMONG, builders=some))
+            found.update(self._connection.scalars(_AMONG, {"builders": some}).all())
         return found
 
     def has_done(self, tenant: TenantId, now: datetime) -> bool:
         """Return whether the tenant has a backup that is done and has not expired."""
-        return bool(self._scalar(_HAS_DONE, tenant=tenant, now=now))
+        return bool(self._connection.scalar(_HAS_DONE, {"tenant": tenant, "now": now}))
 
     def count_failing(self) -> int:
         """Count the live builders with a backup interval whose newest backup failed."""
-        return int(self._scalar(_COUNT_FAILING))
+        return int(self._connection.execute(_COUNT_FAILING).scalar_one())
 
     def oldest_last_good(self) -> datetime | None:
         """Return the oldest among the newest done backups of each live builder with a backup interval."""
-        at: datetime | None = self._scalar(select(func.min(_last_goods.c.at)))
+        at: datetime | None = self._connection.scalar(select(func.min(_last_goods.c.at)))
         return at
 
     def count_damaged(self) -> int:
         """Count the backups whose last drill failed."""
-        return int(self._scalar(_COUNT_DAMAGED))
+        return int(self._connection.execute(_COUNT_DAMAGED).scalar_one())
 
     def count_by_status(self) -> Mapping[BackupStatus, int]:
         return {row.status: row.number for row in self._connection.execute(_COUNTS)}
@@ -235,7 +236,7 @@ class Restores(Repository[Restore]):
 
     def with_open(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
         """Return those of these builders with a restore that is not finished."""
-        return set(self._scalars(_WITH_OPEN_RESTORE, builders=builders))
+        return set(self._connection.scalars(_WITH_OPEN_RESTORE, {"builders": builders}).all())
 
     def last_drills(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, datetime]:
         """Return when the newest drill of each builder was requested, finished or not, of a backup that still exists.
@@ -266,7 +267,7 @@ class BackupKeys(Repository[BackupKey]):
 
     def lacking(self) -> Sequence[TenantId]:
         """Return the tenants without a key."""
-        return self._scalars(_LACKING)
+        return self._connection.scalars(_LACKING).all()
 
     def all(self) -> Sequence[BackupKey]:
         return self._all(_KEYS)
@@ -327,13 +328,13 @@ class BackupChecks(Queries):
         ``tried_before``: those whose backups were last tried by a drill before are due as well; None: no drills. A unit
         of work that writes locks them, and leaves out those that another one works on.
         """
-        found = list(self._scalars(_DUE, now=now, limit=limit))
+        found = list(self._connection.scalars(_DUE, {"now": now, "limit": limit}).all())
         if tried_before is not None:
-            found += self._scalars(_DRILLS_DUE, tried_before=tried_before, limit=limit)
+            found += self._connection.scalars(_DRILLS_DUE, {"tried_before": tried_before, "limit": limit}).all()
         ids = sorted(set(found))[:limit]
         if not ids or not self._locks:
             return ids
-        return self._scalars(_LOCKED, builders=ids)
+        return self._connection.scalars(_LOCKED, {"builders": ids}).all()
 
     def record(self, checks: Mapping[BuilderId, BackupCheck]) -> None:
         """Store when each builder, locked by ``due``, is to be looked at again."""

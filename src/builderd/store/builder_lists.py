@@ -30,7 +30,7 @@ from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Sum, month_of, seconds_between
 from builderd.domain.resources import Resources
 from builderd.store.builders import BUILDER_COLUMNS, BuilderQuery, read_builder
-from builderd.store.repository import Queries, Transaction, batches, read_each
+from builderd.store.repository import Queries, batches, read_each
 from builderd.store.tables import LIVE, builders, ledger, ledger_months, versions
 
 
@@ -107,10 +107,6 @@ _ZERO = Decimal(0)
 
 
 class BuilderLists(Queries):
-    def __init__(self, transaction: Transaction) -> None:
-        super().__init__(transaction)
-        self._is_postgresql = self._connection.dialect.name == "postgresql"
-
     def page(self, tenant: TenantId, query: BuilderQuery) -> Sequence[Builder]:
         """Return one page of a tenant's live builders."""
         return read_each(self._connection, self._cut(tenant, query, BUILDER_COLUMNS), {}, read_builder)
@@ -138,7 +134,7 @@ class BuilderLists(Queries):
     def count(self, tenant: TenantId, query: BuilderQuery) -> int:
         """Return the number of builders on all pages."""
         counted = select(func.count()).select_from(builders).where(*_conditions(tenant, query))
-        return int(self._scalar(counted))
+        return int(self._connection.execute(counted).scalar_one())
 
     def costs(self, tenant: TenantId, page: int, per_page: int, now: datetime) -> Sequence[ListedCost]:
         """Return one page of a tenant's builders, oldest first, deleted ones included, with costs up to ``now``."""
@@ -177,7 +173,7 @@ class BuilderLists(Queries):
     def count_all(self, tenant: TenantId) -> int:
         """Return the number of a tenant's builders, deleted ones included."""
         counted = select(func.count()).select_from(builders).where(builders.c.tenant_id == tenant)
-        return int(self._scalar(counted))
+        return int(self._connection.execute(counted).scalar_one())
 
     def _cut(self, tenant: TenantId, query: BuilderQuery, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
         found = select(*columns).where(*_conditions(tenant, query)).order_by(*_order(query.sort, builders))
@@ -189,8 +185,9 @@ class BuilderLists(Queries):
         It plans one with parameters anew each time, as if it read a tenth of the table. SQLite would prepare a
         statement for each page.
         """
+        is_postgresql = self._connection.dialect.name == "postgresql"
         limit, offset = (
-            bindparam(name, value, type_=BigInteger, literal_execute=self._is_postgresql)
+            bindparam(name, value, type_=BigInteger, literal_execute=is_postgresql)
             for name, value in (("limit", per_page), ("offset", (page - 1) * per_page))
         )
         return found.limit(limit).offset(offset)
@@ -203,7 +200,7 @@ class BuilderLists(Queries):
         """
         version: FromClause = versions
         segment: FromClause = ledger
-        if self._is_postgresql:
+        if self._connection.dialect.name == "postgresql":
             version = select(versions).where(_is_current(versions, page)).limit(_ONE).lateral("version")
             segment = select(ledger).where(_is_open(ledger, page)).limit(_ONE).lateral("segment")
         joined = page.join(version, _is_current(version, page)).outerjoin(segment, _is_open(segment, page))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     ColumnElement,
+    Enum,
     Integer,
-    Row,
     RowMapping,
     Select,
     Text,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     not_,
     select,
     text,
@@ -30,7 +33,7 @@ from sqlalchemy import (
     update,
 )
 
-from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status
+from builderd.domain.builders import Builder, Candidate, Cause, Desired, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.domain.previews import RoutedBuilder
@@ -38,9 +41,9 @@ from builderd.domain.resources import Allocation
 from builderd.domain.versions import VersionStatus
 from builderd.store.backups import CHECK_AT_AFTER_SAVE
 from builderd.store.claims import Claims, is_held
-from builderd.store.repository import Transaction, batches, damage_named, read_each, replace_undecodable
-from builderd.store.tables import ACTIVE, CAPPED, LIVE, builders, sandboxes, versions
-from builderd.store.types import changes, omit, row_of
+from builderd.store.repository import UNDECODABLE, Transaction, batches, damage_named, read_each
+from builderd.store.tables import ACTIVE, CAPPED, LIVE, builders, ledger, sandboxes, versions
+from builderd.store.types import ExactDecimal, UtcDateTime, changes, omit, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,17 +188,18 @@ _ACTIVE_SUMS = (
     )
     .where(_active, _not_deleted)
 )
+_HELD = _BY_ID.where(is_held)
 # An insert that only refers to the row by a foreign key does not wait for this lock.
-_LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
-_HELD = _LOCKED[_BY_ID].where(is_held)
+_LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST, _HELD)}
+#: Words for damaged ones of a builder that is deleted; of other columns, the first.
+_WORDS = (Status.FAILED, Desired.STOPPED, Visibility.PRIVATE)
 
 
 class Builders(Claims):
-    """Builders and their leases. Only a write transaction locks rows; ``on_lock`` is called with each that it locks."""
+    """Builders and their leases. Only a write transaction locks rows."""
 
-    def __init__(self, transaction: Transaction, on_lock: Callable[[BuilderId], None]) -> None:
+    def __init__(self, transaction: Transaction) -> None:
         super().__init__(transaction)
-        self._on_lock = on_lock
         self._own: set[BuilderId] = set()
         #: Locked rows as they were read or saved last: nobody else can change them until the transaction ends.
         self._known: dict[BuilderId, Builder] = {}
@@ -218,18 +222,41 @@ class Builders(Claims):
 
     def get_held(self, builder: BuilderId, owner: str, now: datetime) -> Builder | None:
         """Return it, locked, if the claim is this owner's and has not expired; needs a unit of work that writes."""
-        with damage_named(builder):
-            row = self._connection.execute(_HELD, {"id": builder, "owner": owner, "now": now}).first()
-            return None if row is None else self._keep(row)
+        return self._one(_HELD, {"id": builder, "owner": owner, "now": now}, lock=True)
 
     def owner_of_live(self, builder: BuilderId) -> TenantId | None:
         """Return the tenant of a live builder; of its row no other value is decoded."""
-        found: TenantId | None = self._scalar(_OWNER, id=builder)
+        found: TenantId | None = self._connection.scalar(_OWNER, {"id": builder})
         return found
 
     def replace_undecodable(self, builder: BuilderId, now: datetime) -> None:
         """Overwrite values that cannot be decoded in the rows of a builder, so that it can be deleted."""
-        replace_undecodable(self._connection, builder, now)
+        dialect = self._connection.dialect
+        for table in (builders, versions, sandboxes, ledger):
+            key = tuple(table.primary_key)
+            typed = [one for one in table.c if isinstance(one.type, Enum | JSON | UtcDateTime | ExactDecimal)]
+            raw: list[Any] = [literal_column(one.name) for one in (*key, *typed)]
+            is_of = table.c["id" if table is builders else "builder_id"] == builder
+            for row in self._connection.execute(select(*raw).select_from(table).where(is_of)).all():
+                replaced: dict[str, Any] = {}
+                for column, value in zip(typed, row[len(key) :], strict=True):
+                    decode = column.type.dialect_impl(dialect).result_processor(dialect, None)
+                    try:
+                        if decode is not None:
+                            decode(value)
+                    except UNDECODABLE:
+                        if isinstance(column.type, UtcDateTime):
+                            replaced[column.key] = now
+                        elif column.nullable:
+                            replaced[column.key] = None
+                        elif isinstance(column.type, Enum):
+                            words: Sequence[str] = column.type.enums
+                            replaced[column.key] = next((word for word in words if word in _WORDS), words[0])
+                        else:
+                            replaced[column.key] = {} if isinstance(column.type, JSON) else Decimal(0)
+                if replaced:
+                    is_it = [one == value for one, value in zip(key, row, strict=False)]
+                    self._connection.execute(update(table).where(*is_it).values(replaced))
 
     def get_all(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Builder]:
         """Return those of these builders that are stored, by id.
@@ -280,11 +307,11 @@ class Builders(Claims):
 
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
-        return self._scalars(_IDS)
+        return self._connection.scalars(_IDS).all()
 
     def live_hosts(self) -> Sequence[str]:
         """Return the host names of the previews of all tenants' live builders."""
-        return self._scalars(_LIVE_HOSTS)
+        return self._connection.scalars(_LIVE_HOSTS).all()
 
     def routed(self, hosts: Sequence[str]) -> Sequence[RoutedBuilder]:
         """Return those live builders whose previews have these host names, as far as routes follow from them."""
@@ -300,11 +327,11 @@ class Builders(Claims):
 
     def tenants(self) -> Sequence[TenantId]:
         """Return the tenants with a builder that is not deleted."""
-        return self._scalars(_TENANTS)
+        return self._connection.scalars(_TENANTS).all()
 
     def located(self, location: str) -> Sequence[BuilderId]:
         """Return the builders that are not deleted and live on this member of the cluster."""
-        return self._scalars(_LOCATED, at=location)
+        return self._connection.scalars(_LOCATED, {"at": location}).all()
 
     def unlocated(self) -> Mapping[DiskId, BuilderId]:
         """Return the builders that are not deleted and whose member is not recorded, by their disk."""
@@ -315,7 +342,7 @@ class Builders(Claims):
 
         A builder is at rest when it is stopped as it should be, without a sandbox, a candidate or a disk to remove.
         """
-        return self._scalars(_RESTLESS)
+        return self._connection.scalars(_RESTLESS).all()
 
     def count_by_status(self, tenant: TenantId | None = None) -> Mapping[Status, int]:
         """Count the builders of a tenant, or of all, that are not deleted."""
@@ -352,7 +379,7 @@ class Builders(Claims):
 
     def failed(self, before: datetime, limit: int) -> Sequence[BuilderId]:
         """Return builders that failed before this time, never were up, and have a disk; the longest failed first."""
-        return self._scalars(_FAILED, before=before, limit=limit)
+        return self._connection.scalars(_FAILED, {"before": before, "limit": limit}).all()
 
     def save(self, builder: Builder) -> None:
         """Replace the row, except its claim. Raises ``RuntimeError`` unless this unit of work added or locked it."""
@@ -370,24 +397,15 @@ class Builders(Claims):
         self._change(_UPDATE, **key, **(row if known is None else changes(_row(known), row)))
         self._known[builder.id] = builder
 
-    def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
+    def _one(self, statement: Select[Any], values: Mapping[str, Any], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
-        with damage_named(lambda: self._id_of(statement, values)):
+        with damage_named(lambda: str(self._connection.scalar(select(statement.subquery().c.id), values))):
             row = self._connection.execute(_LOCKED[statement] if locks else statement, values).first()
-            if row is None:
-                return None
-            return self._keep(row) if locks else read_builder(row)
-
-    def _id_of(self, statement: Select[Any], values: Mapping[str, str]) -> str:
-        return str(self._scalar(select(statement.subquery().c.id), **values))
-
-    def _keep(self, row: Row[Any]) -> Builder:
-        """Return the builder of a row that this transaction has locked."""
-        if row.id not in self._own:
-            self._own.add(row.id)
-            self._on_lock(row.id)
-        builder = self._known[row.id] = read_builder(row)
-        return builder
+            found = None if row is None else read_builder(row)
+        if found is not None and locks:
+            self._own.add(found.id)
+            self._known[found.id] = found
+        return found
 
 
 def _row(builder: Builder) -> dict[str, Any]:

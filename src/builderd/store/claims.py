@@ -85,7 +85,7 @@ class Claims(Queries):
         Return the claims that are left, of builders that other transactions work on: each needs one of its own.
         """
         self._change(_RELEASE_ALL, owner=owner, at=due_at)
-        return self._scalars(_OF_OWNER, owner=owner)
+        return self._connection.scalars(_OF_OWNER, {"owner": owner}).all()
 
     def make_due(self, builder: BuilderId, at: datetime) -> None:
         """Make the builder due at this time or earlier."""
@@ -98,9 +98,9 @@ class Claims(Queries):
         """
         made: set[BuilderId] = set()
         for some in batches(builders):
-            made.update(self._scalars(_MAKE_ALL_DUE, builders=some, at=at))
+            made.update(self._connection.scalars(_MAKE_ALL_DUE, {"builders": some, "at": at}).all())
         return [one for one in builders if one not in made]
 
     def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
         """Return builders that are due and unclaimed, the longest due first."""
-        return self._scalars(_DUE, now=now, limit=limit)
+        return self._connection.scalars(_DUE, {"now": now, "limit": limit}).all()

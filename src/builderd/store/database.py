@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,11 +57,14 @@ class Kind(StrEnum):
 
 class Writes:
     def __init__(self) -> None:
-        self._numbers: Counter[Kind] = Counter()
+        self._numbers: Counter[Kind | None] = Counter()
         self._waiting: dict[asyncio.Future[None], frozenset[Kind]] = {}
 
-    def add(self, kinds: Collection[Kind]) -> None:
+    def add(self, written: asyncio.Future[tuple[Any, set[Kind | None]]]) -> None:
         """Count a transaction that is committed, and wake those who wait for one of its kinds."""
+        if written.cancelled() or written.exception() is not None:
+            return
+        _, kinds = written.result()
         self._numbers.update(kinds)
         for future, wanted in self._waiting.items():
             if not wanted.isdisjoint(kinds) and not future.done():

@@ -61,7 +61,7 @@ class DatabaseLeases(Queries):
 
     def is_new(self) -> bool:
         """Return True if no service ever owned the database and it has no builder. Works before a migration too."""
-        return not is_made(self._connection) or not (self._one(_GET) or self._scalar(_ANY_BUILDER))
+        return not is_made(self._connection) or not (self._one(_GET) or self._connection.scalar(_ANY_BUILDER))
 
     def get(self) -> DatabaseLease | None:
         """Return the lease, or None if the database was never owned. Works before a migration too.

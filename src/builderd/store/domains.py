@@ -114,7 +114,7 @@ class Domains(Repository[Domain]):
         return self._all(statement, names=names_above(host), below=f"%.{host}")
 
     def count(self, tenant: TenantId) -> int:
-        return int(self._scalar(_COUNT, tenant=tenant))
+        return int(self._connection.execute(_COUNT, {"tenant": tenant}).scalar_one())
 
     def due(self, now: datetime, limit: int) -> Sequence[tuple[TenantId, DomainId]]:
         """Return those whose next try has come, the longest waiting first; at most one of each tenant."""
@@ -126,9 +126,9 @@ class Domains(Repository[Domain]):
 
         The latter only if they have no certificate and ``without_certificate`` is set.
         """
-        found = list(self._scalars(_UNFINISHED))
+        found = list(self._connection.scalars(_UNFINISHED).all())
         if without_certificate:
-            found += self._scalars(_WITHOUT_CERTIFICATE)
+            found += self._connection.scalars(_WITHOUT_CERTIFICATE).all()
         return list(map(DomainId, found))
 
     def orders_since(self, tenant: TenantId, since: datetime) -> int:
@@ -136,7 +136,7 @@ class Domains(Repository[Domain]):
 
         Each domain that was ordered since counts once, and once more for each of its failures.
         """
-        return int(self._scalar(_ORDERS, tenant=tenant, since=since))
+        return int(self._connection.execute(_ORDERS, {"tenant": tenant, "since": since}).scalar_one())
 
     def routes(self) -> Sequence[DomainRoute]:
         """Return the routes of held domains, without reading certificates."""
@@ -173,7 +173,7 @@ class Domains(Repository[Domain]):
 
     def delete(self, domain: DomainId) -> None:
         """Delete it. Idempotent."""
-        self._note_write()
+        self._written.add(Kind.DOMAINS)
         self._change(delete(domains).where(_c.id == bindparam("domain")), domain=domain)
 
 

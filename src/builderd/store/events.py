@@ -66,14 +66,15 @@ _EXPIRE = delete(events).where(
 
 
 class Events(Repository[Event]):
-    _table, _record, _kind = events, Event, Kind.EVENTS
+    _table, _record = events, Event
 
     def add(self, value: Event) -> Event:  # type: ignore[override]
         """Add it; return it with its id."""
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(_LOCK, {"tenant": value.tenant_id})
-        self._note_write()
-        (event_id,) = self._connection.execute(insert(events), self._row(value)).inserted_primary_key or (0,)
+        self._written.add(Kind.EVENTS)
+        row = {**omit(row_of(value), "id"), "details": dict(value.details)}
+        (event_id,) = self._connection.execute(insert(events), row).inserted_primary_key or (0,)
         return replace(value, id=event_id)
 
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
@@ -86,7 +87,7 @@ class Events(Repository[Event]):
     def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
         """Return one page (from 1), newest first, and the total number."""
         found = _filtered(tenant, query)
-        total = self._scalar(select(func.count()).select_from(found.subquery()))
+        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
         return self._all(found.order_by(events.c.id.desc()).limit(per_page).offset((page - 1) * per_page)), total
 
     def following(self, tenant: TenantId, query: EventQuery, *, after: int, limit: int) -> Sequence[Event]:
@@ -98,14 +99,11 @@ class Events(Repository[Event]):
 
     def last_id(self, tenant: TenantId) -> int:
         """Return the greatest id of the tenant's events, 0 without any."""
-        return self._scalar(_LAST_ID, tenant=tenant) or 0
+        return self._connection.scalar(_LAST_ID, {"tenant": tenant}) or 0
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` of the oldest that happened before this time; return the number."""
         return self._change(_EXPIRE, before=before, limit=limit)
-
-    def _row(self, value: Event) -> dict[str, Any]:
-        return {**omit(row_of(value), "id"), "details": dict(value.details)}
 
 
 def _filtered(tenant: TenantId, query: EventQuery) -> Select[Any]:
@@ -199,15 +197,15 @@ class Webhooks(Repository[Webhook]):
 
     def expired(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones whose token has expired."""
-        return self._scalars(_EXPIRED, now=now)
+        return self._connection.scalars(_EXPIRED, {"now": now}).all()
 
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         """Return the active ones whose tenant has events after their cursor (``place``)."""
-        return self._scalars(_BEHIND)
+        return self._connection.scalars(_BEHIND).all()
 
     def due(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones that are not paused and have due deliveries."""
-        return self._scalars(_DUE, now=now)
+        return self._connection.scalars(_DUE, {"now": now}).all()
 
     def _row(self, value: Webhook) -> dict[str, Any]:
         return {**row_of(value), "events": list(value.events)}
@@ -236,11 +234,11 @@ class Deliveries(Repository[Delivery]):
 
     def pending(self, webhook: WebhookId) -> int:
         """Return the number of pending ones."""
-        return int(self._scalar(_PENDING, webhook=webhook))
+        return int(self._connection.execute(_PENDING, {"webhook": webhook}).scalar_one())
 
     def page(self, webhook: WebhookId, *, page: int, per_page: int) -> tuple[Sequence[Delivery], int]:
         """Return one page (from 1), newest first, and the total number."""
-        total = self._scalar(_COUNT, webhook=webhook)
+        total = self._connection.execute(_COUNT, {"webhook": webhook}).scalar_one()
         return self._all(_PAGE, webhook=webhook, limit=per_page, offset=(page - 1) * per_page), total
 
     def expire(self, before: datetime, limit: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -41,7 +42,7 @@ from builderd.domain.prices import (
     next_month,
     total,
 )
-from builderd.store.repository import Repository, Transaction, batches, damage_named, read_each
+from builderd.store.repository import Repository, batches, damage_named, read_each
 from builderd.store.tables import OPEN, ledger, ledger_months, tenant_months
 from builderd.store.types import EpochSeconds, Microseconds, omit, row_of
 
@@ -157,17 +158,10 @@ _CLOSE = (
 class Ledger(Repository[Segment]):
     _table = ledger
 
-    def __init__(self, transaction: Transaction) -> None:
-        super().__init__(transaction)
-        #: Open segments as read or written last in this transaction: who writes one has locked its builder.
-        self._known: dict[BuilderId, Segment | None] = {}
-
     def open(self, segment: Segment) -> None:
         """Open a segment; the builder must have none open."""
         self.add(segment)
-        if segment.end is None:
-            self._known[segment.builder_id] = segment
-        else:
+        if segment.end is not None:
             self._count(segment, segment.end)
 
     def close(self, builder: BuilderId, at: datetime) -> None:
@@ -175,7 +169,6 @@ class Ledger(Repository[Segment]):
         current = self.current(builder)
         if current is not None:
             self._connection.execute(_CLOSE, {"builder": builder, "at": at})
-            self._known[builder] = None
             self._count(current, max(at, current.start))
 
     def end_at(self, now: datetime) -> None:
@@ -186,7 +179,6 @@ class Ledger(Repository[Segment]):
                 self._discount(segment, max(segment.start, now), segment.end)
             values = {"segment": row["id"], "from": min(segment.start, now), "to": segment.end and now}
             self._connection.execute(_SET_SPAN, values)
-        self._known.clear()
 
     def _count(self, segment: Segment, end: datetime) -> None:
         """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
@@ -223,10 +215,8 @@ class Ledger(Repository[Segment]):
         self._change(_SET_TENANT_MONTH, **key, **values)
 
     def current(self, builder: BuilderId) -> Segment | None:
-        if builder not in self._known:
-            with damage_named(builder):
-                self._known[builder] = self._first(_CURRENT, builder=builder)
-        return self._known[builder]
+        with damage_named(builder):
+            return self._first(_CURRENT, builder=builder)
 
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
         return self._all(_OF_BUILDER, builder=builder)
@@ -245,11 +235,7 @@ class Ledger(Repository[Segment]):
 
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         """Return the sums of all time up to now; builders without a segment are left out. O(months) for each."""
-        found: dict[BuilderId, Sum] = {}
-        for some in batches(builders):
-            self._sum_up(found, _MONTHS_OF_BUILDERS, {"builders": some})
-            _add_open(found, self._segments(_OPEN_OF_BUILDERS, {"builders": some}), now)
-        return found
+        return self._sums(_MONTHS_OF_BUILDERS, builders, now)
 
     def month_of_builders(
         self, builders: Sequence[BuilderId], now: datetime, month: datetime | None = None
@@ -259,12 +245,7 @@ class Ledger(Repository[Segment]):
         Without ``month``, its start, it is the current one.
         """
         month = month or month_of(now)
-        found: dict[BuilderId, Sum] = {}
-        for some in batches(builders):
-            self._sum_up(found, _MONTH_OF_BUILDERS, {"builders": some, "month": month})
-            segments = self._segments(_OPEN_OF_BUILDERS, {"builders": some})
-            _add_open(found, segments, min(now, next_month(month)), month)
-        return found
+        return self._sums(_MONTH_OF_BUILDERS, builders, min(now, next_month(month)), month)
 
     def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
         """Return the hourly rates of the open segments of these builders."""
@@ -334,11 +315,19 @@ class Ledger(Repository[Segment]):
         month, end = month_of(now), next_month(now)
         paid = float(money * SECONDS_PER_HOUR) * (1 - ROUNDING)
         values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "paid": paid}
-        return self._scalars(_REACHING, **values)
+        return self._connection.scalars(_REACHING, values).all()
 
-    def _sum_up(self, found: dict[BuilderId, Sum], months: Select[Any], values: Mapping[str, Any]) -> None:
-        for row in self._connection.execute(months, values).mappings():
-            found[row["builder_id"]] = found.get(row["builder_id"], Sum()) + _sum(row)
+    def _sums(
+        self, months: Select[Any], builders: Sequence[BuilderId], end: datetime, month: datetime | None = None
+    ) -> Mapping[BuilderId, Sum]:
+        """Return the sums of these months, and of the open segments from the start of ``month`` up to ``end``."""
+        found: defaultdict[BuilderId, Sum] = defaultdict(Sum)
+        for some in batches(builders):
+            for row in self._connection.execute(months, {"builders": some, "month": month}).mappings():
+                found[row["builder_id"]] += _sum(row)
+            for segment in self._segments(_OPEN_OF_BUILDERS, {"builders": some}):
+                found[segment.builder_id] += total([segment], end, month)
+        return dict(found)
 
     def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
         return read_each(self._connection, statement, values, lambda row: self._value(row._mapping), "builder_id")
@@ -348,13 +337,6 @@ class Ledger(Repository[Segment]):
 
     def _value(self, row: RowMapping) -> Segment:
         return Segment(**omit(dict(row), "id", "started_at", "ended_at"), start=row["started_at"], end=row["ended_at"])
-
-
-def _add_open(
-    found: dict[BuilderId, Sum], segments: Sequence[Segment], now: datetime, since: datetime | None = None
-) -> None:
-    for segment in segments:
-        found[segment.builder_id] = found.get(segment.builder_id, Sum()) + total([segment], now, since)
 
 
 def _days(segment: Segment, since: datetime, until: datetime) -> Days:

@@ -8,32 +8,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from decimal import Decimal
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
-    JSON,
     Connection,
-    Enum,
     Executable,
     RowMapping,
     Select,
     Table,
-    bindparam,
     insert,
-    literal_column,
     select,
     update,
 )
 
-from builderd.domain.builders import Desired, Status, Visibility
 from builderd.domain.errors import RecordDamaged
-from builderd.domain.ids import BuilderId
 from builderd.store.database import Kind
-from builderd.store.tables import builders, ledger, sandboxes, versions
-from builderd.store.types import ExactDecimal, UtcDateTime, omit, row_of
+from builderd.store.types import omit, row_of
 
 T = TypeVar("T")
 Id = TypeVar("Id")
@@ -47,7 +38,7 @@ class Transaction(NamedTuple):
 
     connection: Connection
     writes: bool
-    written: set[Kind]
+    written: set[Kind | None]
 
 
 class Queries:
@@ -55,14 +46,6 @@ class Queries:
 
     def __init__(self, transaction: Transaction) -> None:
         self._connection, self._locks, self._written = transaction
-
-    def _scalar(self, statement: Executable, **values: Any) -> Any:
-        """Return the first column of the first row, or None."""
-        return self._connection.execute(statement, values).scalar()
-
-    def _scalars(self, statement: Executable, **values: Any) -> Sequence[Any]:
-        """Return the first column of all rows."""
-        return self._connection.execute(statement, values).scalars().all()
 
     def _change(self, statement: Executable, **values: Any) -> int:
         """Run a statement that changes rows; return their number."""
@@ -80,7 +63,7 @@ class Repository(Queries, Generic[T]):
 
     def add(self, value: T) -> None:
         """Insert the row of this value."""
-        self._note_write()
+        self._written.add(self._kind)
         self._connection.execute(insert(self._table), self._row(value))
 
     def save(self, value: T) -> None:
@@ -90,7 +73,7 @@ class Repository(Queries, Generic[T]):
 
     def _update(self, value: T) -> bool:
         """Replace the row of this value; return False when there is none."""
-        self._note_write()
+        self._written.add(self._kind)
         row = self._row(value)
         is_it = [self._table.c[name] == row[name] for name in self._key]
         # Without the key: an update that sets it makes SQLite visit every row that refers to it.
@@ -102,10 +85,6 @@ class Repository(Queries, Generic[T]):
 
     def _all(self, statement: Executable, **values: Any) -> Sequence[T]:
         return [self._value(row) for row in self._connection.execute(statement, values).mappings()]
-
-    def _note_write(self) -> None:
-        if self._kind is not None:
-            self._written.add(self._kind)
 
     def _row(self, value: T) -> dict[str, Any]:
         return row_of(value)  # type: ignore[arg-type]
@@ -126,8 +105,6 @@ UNDECODABLE = (LookupError, ValueError, TypeError, ArithmeticError)
 #: Seconds between two log lines about the same builder.
 LOG_INTERVAL = 300.0
 _logged: dict[str, float] = {}
-#: Words for damaged ones of a builder that is deleted; of other columns, the first.
-_WORDS = {"status": Status.FAILED.value, "desired": Desired.STOPPED.value, "visibility": Visibility.PRIVATE.value}
 
 
 @contextmanager
@@ -137,7 +114,9 @@ def damage_named(builder: str | Callable[[], str]) -> Iterator[None]:
         yield
     except UNDECODABLE as error:
         found = builder if isinstance(builder, str) else builder()
-        _log(found, error)
+        if (now := time.monotonic()) >= _logged.get(found, 0.0):
+            _logged[found] = now + LOG_INTERVAL
+            log.error("record damaged builder=%s error=%s remedy=%s", found, error, RecordDamaged.REMEDY)  # noqa: TRY400
         raise RecordDamaged(found) from error
 
 
@@ -157,60 +136,13 @@ def read_each(
         return [read(row) for row in connection.execute(statement, values).all()]
     except UNDECODABLE:
         rows = statement.subquery()
-        ids = connection.execute(select(rows.c[builder]).distinct(), values).scalars().all()
+        ids = connection.scalars(select(rows.c[builder]).distinct(), values).all()
     damaged = []
     for one in ids:
-        try:
+        with suppress(RecordDamaged), damage_named(one):
             for row in connection.execute(select(rows).where(rows.c[builder] == one), values).all():
                 read(row)
-        except UNDECODABLE as error:
-            damaged.append(one)
-            _log(one, error)
+            continue
+        damaged.append(one)
     kept = select(rows).where(rows.c[builder].not_in(damaged))
     return [read(row) for row in connection.execute(kept, values).all()]
-
-
-def _log(builder: str, error: Exception) -> None:
-    now = time.monotonic()
-    if now >= _logged.get(builder, 0.0):
-        _logged[builder] = now + LOG_INTERVAL
-        log.error("record damaged builder=%s error=%s remedy=%s", builder, error, RecordDamaged.REMEDY)
-
-
-def replace_undecodable(connection: Connection, builder: BuilderId, now: datetime) -> None:
-    """Overwrite what cannot be decoded in the rows of a builder, so that it can be deleted."""
-    for table in (builders, versions, sandboxes, ledger):
-        column = "id" if table is builders else "builder_id"
-        typed = [one for one in table.c if isinstance(one.type, Enum | JSON | UtcDateTime | ExactDecimal)]
-        raw: list[Any] = [literal_column(one.name) for one in (*table.primary_key, *typed)]
-        keys = len(table.primary_key)
-        found = select(*raw).select_from(table).where(table.c[column] == bindparam("builder"))
-        for row in connection.execute(found, {"builder": builder}).all():
-            _replace_in(connection, table, row[:keys], dict(zip(typed, row[keys:], strict=True)), now)
-
-
-def _replace_in(
-    connection: Connection, table: Table, key: Sequence[Any], raw: Mapping[Any, Any], now: datetime
-) -> None:
-    replaced: dict[str, Any] = {}
-    for column, value in raw.items():
-        decode = column.type.dialect_impl(connection.dialect).result_processor(connection.dialect, None)
-        try:
-            if decode is not None:
-                decode(value)
-        except UNDECODABLE:
-            replaced[column.key] = _replacement(column, now)
-    if replaced:
-        is_it = [one == value for one, value in zip(table.primary_key, key, strict=True)]
-        connection.execute(update(table).where(*is_it).values(replaced))
-
-
-def _replacement(column: Any, now: datetime) -> Any:
-    if isinstance(column.type, UtcDateTime):
-        return now
-    if column.nullable:
-        return None
-    if isinstance(column.type, Enum):
-        words: Sequence[Any] = list(column.type.enum_class or ())
-        return next((word for word in words if word == _WORDS.get(column.name)), words[0])
-    return {} if isinstance(column.type, JSON) else Decimal(0)

@@ -39,11 +39,21 @@ class Reviews(Queries):
     def get(self, tenant: TenantId, key: str) -> Report | None:
         """Return the report with this ``Report.key``."""
         row = self._connection.execute(_ONE, {"tenant": tenant, "which": key}).mappings().first()
-        return _report(row["report"], row["reviewed_at"]) if row else None
+        if row is None:
+            return None
+        document = row["report"]
+        findings = tuple(
+            replace(from_stored(Finding, finding), severity=Severity(finding["severity"]))
+            for finding in document["findings"]
+        )
+        return from_stored(Report, {**document, "findings": findings, "reviewed_at": row["reviewed_at"]})
 
     def put(self, tenant: TenantId, report: Report) -> None:
         """Add or replace it by its key. A character that cannot be stored becomes U+FFFD."""
-        row = {"reviewed_at": report.reviewed_at, "report": _document(report)}
+        findings = [_storable(row_of(finding)) for finding in report.findings]
+        document = {**omit(row_of(report), "reviewed_at"), "findings": findings}
+        document |= {"scanners": dict(report.scanners), "left_out": dict(report.left_out)}
+        row = {"reviewed_at": report.reviewed_at, "report": document}
         key = {"tenant": tenant, "which": report.key}
         if self._change(_UPDATE, **key, **row) == 0:
             self._connection.execute(insert(reviews), {"tenant_id": tenant, "key": report.key, **row})
@@ -71,20 +81,6 @@ class Acceptances(Repository[Acceptance]):
     def delete(self, builder: BuilderId) -> None:
         """Delete all acceptances of the builder."""
         self._change(_DELETE_ACCEPTANCES, builder=builder)
-
-
-def _document(report: Report) -> dict[str, Any]:
-    row = omit(row_of(report), "reviewed_at")
-    row["findings"] = [_storable(row_of(finding)) for finding in report.findings]
-    return {**row, "scanners": dict(report.scanners), "left_out": dict(report.left_out)}
-
-
-def _report(document: Mapping[str, Any], reviewed_at: datetime) -> Report:
-    findings = tuple(
-        replace(from_stored(Finding, finding), severity=Severity(finding["severity"]))
-        for finding in document["findings"]
-    )
-    return from_stored(Report, {**document, "findings": findings, "reviewed_at": reviewed_at})
 
 
 _OPEN = (ReportStatus.WAITING, ReportStatus.RUNNING)

@@ -75,7 +75,7 @@ class Sandboxes(Repository[Sandbox]):
     _table, _record = sandboxes, Sandbox
 
     def get(self, sandbox: SandboxId) -> Sandbox | None:
-        with damage_named(lambda: str(self._scalar(_BUILDER_OF, id=sandbox))):
+        with damage_named(lambda: str(self._connection.scalar(_BUILDER_OF, {"id": sandbox}))):
             return self._first(_BY_ID, id=sandbox)
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
@@ -159,7 +159,7 @@ class BuildLogs(Queries):
         values = {"builder": builder}
         first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
         if found == 0:
-            return self._scalar(_LAST_ID, **values) or 0, 0
+            return self._connection.scalar(_LAST_ID, values) or 0, 0
         return first - 1, found
 
     def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -62,7 +62,7 @@ class UnitOfWork:
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
         #: Kinds of the records that it has written so far.
-        self.written = set[Kind]()
+        self.written = set[Kind | None]()
         transaction = Transaction(connection, writes, self.written)
         self.versions = Versions(transaction)
         self.database_lease = DatabaseLeases(transaction)
@@ -70,7 +70,7 @@ class UnitOfWork:
         self.tenants = Tenants(transaction)
         self.tokens = Tokens(transaction)
         self.builder_lists = BuilderLists(transaction)
-        self.builders = Builders(transaction, self.versions.forget)
+        self.builders = Builders(transaction)
         self.sandboxes = Sandboxes(transaction)
         self.ledger = Ledger(transaction)
         self.open_builds = OpenBuilds(transaction)
@@ -131,7 +131,7 @@ class Store:
         queued = self._writers.submit(self._write, work)
         written = asyncio.wrap_future(queued)
         # A write whose caller is cancelled counts as well.
-        written.add_done_callback(self._count_write)
+        written.add_done_callback(self._writes.add)
         try:
             await asyncio.wait({written}, timeout=DEADLINE)
             if not written.done() and queued.cancel():
@@ -146,7 +146,9 @@ class Store:
         """Run ``work``, which only reads, on one consistent state of the database."""
         try:
             async with asyncio.timeout(DEADLINE):
-                return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._readers, self._look, lambda connection: work(UnitOfWork(connection, writes=False))
+                )
         except TimeoutError:
             raise _unavailable(f"a read had no answer within {DEADLINE:g} s") from None
 
@@ -160,11 +162,6 @@ class Store:
         Writes of other processes do not count, so a task that waits looks from time to time as well.
         """
         await self._writes.wait(frozenset(kinds), seen, timeout_seconds)
-
-    def _count_write(self, written: asyncio.Future[tuple[Any, set[Kind]]]) -> None:
-        if not written.cancelled() and written.exception() is None:
-            _, kinds = written.result()
-            self._writes.add(kinds)
 
     def fence(self, term: int) -> None:
         """Let every later write raise ``LeaseLost`` unless the database lease has this term."""
@@ -220,28 +217,23 @@ class Store:
         """Wait for running and queued calls, then close all connections."""
         await asyncio.to_thread(self._close)
 
-    def _write(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind]]:
+    def _write(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind | None]]:
         """Return the work's result, and the kinds of the records that it wrote."""
         run = 1
         while True:
             try:
-                return self._write_once(work)
+                with self._database.writing.begin() as connection:
+                    uow = UnitOfWork(connection, writes=True)
+                    self._check_lease(uow)
+                    result = work(uow)
             except Exception as error:
                 self._check(error)
                 if run == MAX_RUNS or not (isinstance(error, DBAPIError) and self._database.is_passing(error)):
                     raise
+            else:
+                return result, uow.written
             time.sleep(random.uniform(0, min(FIRST_PAUSE * 2**run, LAST_PAUSE)))  # noqa: S311
             run += 1
-
-    def _write_once(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind]]:
-        with self._database.writing.begin() as connection:
-            uow = UnitOfWork(connection, writes=True)
-            self._check_lease(uow)
-            result = work(uow)
-        return result, uow.written
-
-    def _read(self, work: Callable[[UnitOfWork], T]) -> T:
-        return self._look(lambda connection: work(UnitOfWork(connection, writes=False)))
 
     def _check_lease(self, uow: UnitOfWork) -> None:
         """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""
@@ -251,19 +243,19 @@ class Store:
             )
 
     def _check(self, error: Exception) -> None:
-        """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log."""
-        reason = self._database.outage_reason(error)
-        if reason is not None:
-            self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error), reason)
-            raise _unavailable(reason) from error
+        """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log.
 
-    def _say_unavailable(self, error: str, reason: str) -> None:
-        """Log a warning every ``FAULT_LOG_INTERVAL`` seconds at most, since every call meets the fault; else debug."""
-        now = time.monotonic()
-        level = logging.WARNING if now >= self._said_until else logging.DEBUG
-        if level == logging.WARNING:
-            self._said_until = now + FAULT_LOG_INTERVAL
-        log.log(level, "database unavailable error=%s reason=%s", " ".join(error.split()), reason)
+        A warning every ``FAULT_LOG_INTERVAL`` seconds at most, since every call meets the fault; else debug.
+        """
+        reason = self._database.outage_reason(error)
+        if reason is None:
+            return
+        now, level = time.monotonic(), logging.DEBUG
+        if now >= self._said_until:
+            self._said_until, level = now + FAULT_LOG_INTERVAL, logging.WARNING
+        said = str(error.orig if isinstance(error, DBAPIError) else error)
+        log.log(level, "database unavailable error=%s reason=%s", " ".join(said.split()), reason)
+        raise _unavailable(reason) from error
 
     def _answers(self) -> bool:
         try:

@@ -43,12 +43,12 @@ class StoredBundles(Queries):
 
     def size(self, bundle_hash: str) -> int | None:
         """Return the bytes of a complete bundle, else None."""
-        found: int | None = self._scalar(_SIZE, bundle=bundle_hash)
+        found: int | None = self._connection.scalar(_SIZE, {"bundle": bundle_hash})
         return found
 
     def chunk(self, bundle_hash: str, number: int) -> bytes | None:
         """Return a chunk, or None where there is none."""
-        found: bytes | None = self._scalar(_CHUNK, bundle=bundle_hash, at=number)
+        found: bytes | None = self._connection.scalar(_CHUNK, {"bundle": bundle_hash, "at": number})
         return found
 
     def sizes(self) -> Mapping[str, int]:
@@ -57,7 +57,7 @@ class StoredBundles(Queries):
 
     def hashes(self) -> Collection[str]:
         """Return the hashes of all bundles, also of those with some chunks only."""
-        return frozenset(self._scalars(_HASHES))
+        return frozenset(self._connection.scalars(_HASHES).all())
 
     def delete(self, bundle_hash: str) -> None:
         """Delete the bundle and its chunks. Idempotent."""

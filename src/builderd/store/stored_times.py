@@ -66,7 +66,9 @@ class StoredTimes(Queries):
         """Return how many times of the past lie after ``now``, by ``table.column``. Reads all rows."""
         columns = [one for one in time_columns() if one.name in PAST]
         columns += [segments.c.started_at, segments.c.ended_at]
-        counts = {str(one): int(self._scalar(select(func.count()).where(one > now))) for one in columns}
+        counts = {
+            str(one): self._connection.execute(select(func.count()).where(one > now)).scalar_one() for one in columns
+        }
         return {name: count for name, count in counts.items() if count}
 
     def repair(self, now: datetime) -> Mapping[str, int]:

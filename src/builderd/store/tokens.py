@@ -41,7 +41,7 @@ class Tokens(Repository[Token]):
         """Record the time of the last use, and add calls to those of their hours."""
         values: dict[str, Any] = {"token": token, "last_used_at": at}
         if calls.counts:
-            stored = self._scalar(_CALLS, token=token)
+            stored = self._connection.scalar(_CALLS, {"token": token})
             values["calls"] = _document(_calls(stored).add_all(calls))
         self._change(_UPDATE, **values)
 

@@ -8,7 +8,6 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import DateTime, Dialect, Enum, Numeric, Text
@@ -99,7 +98,7 @@ def enum_column(words: type[StrEnum]) -> Enum:
 
 def row_of(value: DataclassInstance) -> dict[str, Any]:
     """Return ``{field: value}`` of a dataclass, shallow: values are neither copied nor converted."""
-    return {name: getattr(value, name) for name in _names(type(value))}
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def omit(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
@@ -113,11 +112,6 @@ def omit(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of a row that another value has now."""
     return {name: value for name, value in after.items() if value != before[name]}
-
-
-@cache
-def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
 
 
 class EpochSeconds(FunctionElement[int]):

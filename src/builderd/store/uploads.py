@@ -35,11 +35,11 @@ class Uploads(Repository[Upload]):
 
     def live(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' uploads that have not expired."""
-        return self._scalars(_LIVE, now=now)
+        return self._connection.scalars(_LIVE, {"now": now}).all()
 
     def expired(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' expired uploads."""
-        return self._scalars(_EXPIRED, now=now)
+        return self._connection.scalars(_EXPIRED, {"now": now}).all()
 
     def delete(self, upload: UploadId) -> None:
         """Delete it. Idempotent."""
@@ -83,12 +83,12 @@ class StoredUploads(Queries):
 
     def chunk(self, upload: UploadId, number: int) -> bytes | None:
         """Return a chunk, or None where there is none."""
-        found: bytes | None = self._scalar(_CHUNK, upload=upload, at=number)
+        found: bytes | None = self._connection.scalar(_CHUNK, {"upload": upload, "at": number})
         return found
 
     def size(self, upload: UploadId) -> int:
         """Return the bytes of all chunks of an upload."""
-        return int(self._scalar(_SIZE, upload=upload))
+        return int(self._connection.execute(_SIZE, {"upload": upload}).scalar_one())
 
     def of_tenants(self) -> Mapping[TenantId | None, int]:
         """Return the bytes of each tenant's uploads together; None has those without a record."""
@@ -96,7 +96,7 @@ class StoredUploads(Queries):
 
     def ids(self) -> Collection[UploadId]:
         """Return the uploads that have chunks."""
-        return frozenset(map(UploadId, self._scalars(_IDS)))
+        return frozenset(map(UploadId, self._connection.scalars(_IDS).all()))
 
     def delete(self, upload: UploadId) -> None:
         """Delete an upload's chunks. Idempotent."""

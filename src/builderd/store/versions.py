@@ -28,9 +28,9 @@ from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
-from builderd.store.repository import Repository, Transaction, batches, damage_named, read_each
+from builderd.store.repository import Repository, batches, damage_named, read_each
 from builderd.store.tables import LIVE, backups, builders, versions
-from builderd.store.types import changes, omit, row_of
+from builderd.store.types import row_of
 
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
@@ -47,7 +47,6 @@ _CURRENT_WITH_CREDENTIAL = select(versions).where(
 )
 # JSON of names; a name has no character that JSON escapes.
 _credentials = cast(versions.c.credentials, Text)
-_UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
 _RESERVE_DISK = (
     update(builders)
     .where(builders.c.id == bindparam("builder"), builders.c.version == bindparam("which"))
@@ -93,29 +92,14 @@ def _layers(column: ColumnElement[str]) -> Select[str]:
 
 
 _COLUMNS = (versions.c.layer_key, versions.c.build_key)
-
-
-def _uses_layer(column: ColumnElement[str]) -> Select[str]:
-    """Return those of some layers that a version uses, each by its index."""
-    return _layers(column).where(column.in_(bindparam("layers", expanding=True)))
-
-
-_USED_LAYERS = union(*(_uses_layer(column) for column in _COLUMNS))
+_ALL_LAYERS = union(*(_layers(column) for column in _COLUMNS))
+# Each by its index.
+_USED_LAYERS = union(*(_layers(column).where(column.in_(bindparam("layers", expanding=True))) for column in _COLUMNS))
 _LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
 
 
 class Versions(Repository[Version]):
-    _table, _record = versions, Version
-
-    def __init__(self, transaction: Transaction) -> None:
-        super().__init__(transaction)
-        #: As read or saved last in this transaction, since its builder was locked: nobody else changes them then.
-        self._known: dict[tuple[BuilderId, int], Version] = {}
-
-    def forget(self, builder: BuilderId) -> None:
-        """Read the builder's versions anew: another transaction may have changed them before this one locked it."""
-        for key in [key for key in self._known if key[0] == builder]:
-            del self._known[key]
+    _table, _record, _key = versions, Version, ("builder_id", "number")
 
     def add(self, value: Version) -> None:
         super().add(value)
@@ -124,14 +108,9 @@ class Versions(Repository[Version]):
         self._change(_RESERVE_DISK, builder=value.builder_id, which=value.number, size=size)
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
-        if (known := self._known.get((builder, number))) is not None:
-            return known
         with damage_named(builder):
             row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
-            if row is None:
-                return None
-            found = self._known[builder, number] = _version(row)
-            return found
+            return None if row is None else _version(row)
 
     def require(self, builder: BuilderId, number: int) -> Version:
         """Return a version that is stored as long as its builder, such as the current one."""
@@ -157,24 +136,12 @@ class Versions(Repository[Version]):
         current = _CURRENT_WITH_CREDENTIAL.where(has_it)
         return read_each(self._connection, current, {"tenant": tenant}, _version, "builder_id")
 
-    def save(self, value: Version) -> None:
-        """Update the row of this value. Raises ``LookupError`` when there is none.
-
-        Of a row that is known, only the columns that changed are written, if any: all of them take four times as long.
-        """
-        key = {"builder": value.builder_id, "which": value.number}
-        row, known = omit(self._row(value), "builder_id", "number"), self._known.get((value.builder_id, value.number))
-        changed = row if known is None else changes(self._row(known), row)
-        if changed and self._change(_UPDATE, **key, **changed) != 1:
-            raise LookupError(f"no version {value.number} of builder {value.builder_id} to save")
-        self._known[value.builder_id, value.number] = value
-
     def uses_bundle(self, bundle_hash: str) -> bool:
         """Return True if a version of an undeleted builder, or one with a backup, has this bundle.
 
         A dropped version has none.
         """
-        return bool(self._scalar(_USES_BUNDLE, bundle=bundle_hash))
+        return bool(self._connection.scalar(_USES_BUNDLE, {"bundle": bundle_hash}))
 
     def bundles_of_tenant(
         self, tenant_id: TenantId, builder: BuilderId | None = None, without: Collection[int] = ()
@@ -184,27 +151,27 @@ class Versions(Repository[Version]):
         Those that only versions ``without`` of this builder have are left out.
         """
         values = {"tenant": tenant_id, "builder": builder or "", "without": list(without)}
-        return frozenset(self._scalars(_BUNDLES_OF_TENANT, **values))
+        return frozenset(self._connection.scalars(_BUNDLES_OF_TENANT, values).all())
 
     def used_bundles(self, bundles: Collection[str]) -> frozenset[str]:
         """Return those among these bundles that are used, as ``uses_bundle`` says."""
         found = set[str]()
         for some in batches(list(bundles)):
-            found.update(self._scalars(_USED_BUNDLES, bundles=some))
+            found.update(self._connection.scalars(_USED_BUNDLES, {"bundles": some}).all())
         return frozenset(found)
 
     def used_layers(self, layers: Collection[str]) -> Collection[str]:
         """Return those of these layers that a builder may still run, of any tenant."""
         found = set[str]()
         for some in batches(list(layers)):
-            found.update(self._scalars(_USED_LAYERS, layers=some))
+            found.update(self._connection.scalars(_USED_LAYERS, {"layers": some}).all())
         return found
 
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""
         if tenant is None:
-            return frozenset(self._scalars(union(*(_layers(column) for column in _COLUMNS))))
-        return frozenset(self._scalars(_LAYERS_OF_TENANT, tenant=tenant))
+            return frozenset(self._connection.scalars(_ALL_LAYERS).all())
+        return frozenset(self._connection.scalars(_LAYERS_OF_TENANT, {"tenant": tenant}).all())
 
     def _row(self, value: Version) -> dict[str, Any]:
         row = row_of(value)

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
 from tests.contract.store.test_backups import _backup
-from tests.statements import statements
 
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, Version, VersionSettings, VersionStatus
 from builderd.store import Store, UnitOfWork
-from builderd.store.tables import versions
 
 SETTINGS = VersionSettings(
     entrypoint="uvicorn main:app --host 0.0.0.0",
@@ -90,43 +86,6 @@ async def test_saving_replaces_every_field(store: Store) -> None:
     version = make_version(builder.id, settings=SETTINGS, status=VersionStatus.DEPLOYED, layer_key="d" * 64)
     await store.write(lambda uow: uow.versions.save(version))
     assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == version
-
-
-async def test_save_of_a_version_that_was_read_writes_what_changed(store: Store) -> None:
-    builder = await add_builder(store)
-    version = make_version(builder.id, status=VersionStatus.DEPLOYED, settings=SETTINGS)
-
-    def change(uow: UnitOfWork) -> None:
-        uow.versions.get(builder.id, 1)
-        uow.versions.save(version)
-        uow.versions.save(replace(version, status_reason="once"))
-        uow.versions.save(replace(version, status_reason="once"))
-
-    with statements(store) as seen:
-        await store.write(change)
-    written = [one.partition("WHERE")[0] for one in seen if one.startswith("UPDATE versions")]
-    assert len(written) == 2
-    assert "entrypoint" in written[0]
-    assert written[1].count("=") == 1
-    assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == replace(version, status_reason="once")
-
-
-async def test_version_read_before_its_builder_was_locked_is_read_and_saved_anew(store: Store) -> None:
-    """Another transaction may have changed it before the lock: compared with the value read then, nothing changes."""
-    builder = await add_builder(store)
-    before = await store.read(lambda uow: uow.versions.get(builder.id, 1))
-    assert before is not None
-
-    def change(uow: Any) -> str | None:
-        uow.versions.get(builder.id, 1)
-        uow.versions._connection.execute(update(versions).values(status_reason="of another transaction"))
-        uow.builders.get(builder.id, lock=True)
-        found: str | None = uow.versions.get(builder.id, 1).status_reason
-        uow.versions.save(before)
-        return found
-
-    assert await store.write(change) == "of another transaction"
-    assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == before
 
 
 async def uses_bundle(store: Store, bundle_hash: str) -> bool:

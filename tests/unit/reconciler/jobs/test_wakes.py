@@ -24,8 +24,7 @@ from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.jobs.webhooks import WebhookJob
 from builderd.services import backups, qa
 from builderd.services import webhooks as hooks
-from builderd.store import Store
-from builderd.store.database import Kind
+from builderd.store.database import Kind, Writes
 
 SECRET = "a secret of the right length"
 #: Reads of the store in which a job that was woken has looked, which takes it a few.
@@ -137,7 +136,7 @@ async def test_other_changes_do_not_wake_it(world: World, monkeypatch: pytest.Mo
 async def test_a_missed_change_is_found_by_the_next_look(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(Store, "_count_write", lambda *_: None)
+    monkeypatch.setattr(Writes, "add", lambda *_: None)
     builder = await world.ask()
     async with watched(world, monkeypatch, name, interval=0.01) as (looks, _):
         await JOBS[name].change(world, builder)

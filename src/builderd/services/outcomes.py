@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from builderd.domain import backups
 from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
@@ -118,9 +118,7 @@ async def raise_failure(application: Application, builder: Builder, generation: 
     """Raise the error of the stage that failed if this generation, or a newer one, put the builder into ``failed``."""
     if builder.status is not Status.FAILED or builder.failure_code is None or builder.observed_generation < generation:
         return
-    data = {"uuid": builder.id, "version": builder.version}
-    failure = _failure(builder.failure_code, builder.status_reason, data)
-    raise await _with_findings(application, failure, builder, builder.version)
+    raise await _failure(application, builder.failure_code, builder.status_reason, builder, builder.version)
 
 
 async def wait_until_settled(
@@ -141,15 +139,11 @@ async def wait_until_settled(
         await application.signals.wait(outcome, seen, LOOK_INTERVAL)
 
 
-def _failure(code: str, reason: str, data: Mapping[str, Any]) -> BuilderdError:
-    error = FAILURES[code]
-    return error(reason, data=data, retry_after=RETRY_AFTER if error in RETRIED else None)
-
-
-async def _with_findings(
-    application: Application, failure: BuilderdError, builder: Builder, number: int
-) -> BuilderdError:
-    """Return the error of a failed review with its findings."""
+async def _failure(application: Application, code: str, reason: str, builder: Builder, number: int) -> BuilderdError:
+    """Return the error of a version's failed stage; that of a review has its findings."""
+    kind = FAILURES[code]
+    data = {"uuid": builder.id, "version": number}
+    failure = kind(reason, data=data, retry_after=RETRY_AFTER if kind in RETRIED else None)
 
     def find(uow: UnitOfWork) -> tuple[Report, Verdict] | None:
         version = uow.versions.get(builder.id, number)
@@ -176,9 +170,8 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
         limit.check(builder)
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
     if version.status is VersionStatus.FAILED and builder.desired is not Desired.DELETED:
-        data = {"uuid": builder.id, "version": number}
-        failure = _failure(version.failure_code or InvalidState.code, version.status_reason, data)
-        raise await _with_findings(application, failure, builder, number)
+        code = version.failure_code or InvalidState.code
+        raise await _failure(application, code, version.status_reason, builder, number)
     return builder
 
 

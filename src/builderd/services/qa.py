@@ -80,15 +80,15 @@ async def judge(
     url, h2c = application.preview_domain.url(builder.host), settings.protocol is Protocol.H2C
     target = Target(Address(report.ip, settings.port), url, h2c)
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
-    again = await _look_again(application, sandbox.id, settings.port, alive_after)
+    second = await _look_again(application, sandbox.id, settings.port, alive_after)
 
     def checks(lines: Sequence[str]) -> tuple[Check, ...]:
         return in_order(
             [
                 port,
                 check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
-                check_alive(again, settings.port, GATE_PATH, settings.resources, lines),
-                check_memory(again.report, settings.resources),
+                check_alive(second, settings.port, GATE_PATH, settings.resources, lines),
+                check_memory(second.report, settings.resources),
             ]
         )
 
@@ -142,8 +142,7 @@ async def last_lines(application: Application, sandbox: SandboxId) -> Sequence[s
 
 def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Sequence[Check], now: datetime) -> None:
     """Store the checks of the version, and the verdict unless its gate was skipped."""
-    version = uow.versions.get(builder_id, number)
-    assert version is not None, "a version that was judged is stored"
+    version = uow.versions.require(builder_id, number)
     if not version.settings.skip_qa:
         uow.versions.save(replace(version, qa_passed=gate_passed(gate)))
     report = _report(uow, builder_id, number)
@@ -202,8 +201,7 @@ async def again(application: Application, caller: Caller, builder_id: str) -> Qa
 
 def _find(uow: UnitOfWork, tenant_id: TenantId, builder_id: str) -> tuple[Builder, Version, Sandbox | None]:
     builder = builders.get(uow, tenant_id, builder_id)
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
+    version = uow.versions.require(builder.id, builder.version)
     if builder.job_type is JobType.ONE_TIME:
         raise InvalidState("A one_time job is judged by its exit code alone: start it again to have it judged again.")
     if not builder.job_type.is_judged:

@@ -53,7 +53,12 @@ class Signals:
 
     def desired_changed(self, builder: BuilderId) -> None:
         """Have the reconciler observe the builder: its desired state, or what it does, changed."""
-        self._call(lambda: self._desired_changed(builder))
+
+        def add() -> None:
+            self._pending.add(builder)
+            self._has_pending.set()
+
+        self._call(add)
 
     async def desired_changes(self, timeout_seconds: float) -> frozenset[BuilderId]:
         """Return the builders of ``desired_changed`` since the last call, as soon as there is one.
@@ -103,10 +108,6 @@ class Signals:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function)
 
-    def _desired_changed(self, builder: BuilderId) -> None:
-        self._pending.add(builder)
-        self._has_pending.set()
-
     def _wake(self, *subjects: BuilderId) -> None:
         for subject in subjects:
             self._counts[hash(subject) % COUNTS] += 1
@@ -134,21 +135,17 @@ class _Failure(NamedTuple):
 class StalledEnds:
     def __init__(self) -> None:
         self._failures: MutableMapping[BuilderId, _Failure] = {}
-        self._number = 0
+        #: Number of the last failure; pass it to ``error_since``.
+        self.number = 0
 
     def note(self, builder_id: BuilderId, error: Exception) -> None:
         """Note that another step of a stop or a deletion failed."""
-        self._number += 1
-        self._failures[builder_id] = _Failure(self._number, _shown(error))
+        self.number += 1
+        self._failures[builder_id] = _Failure(self.number, _shown(error))
 
     def clear(self, builder_id: BuilderId) -> None:
         """Forget a builder that is settled."""
         self._failures.pop(builder_id, None)
-
-    @property
-    def number(self) -> int:
-        """Return the number of the last failure; pass it to ``error_since``."""
-        return self._number
 
     def error_since(self, builder: Builder, number: int) -> BuilderdError | None:
         """Return the error for those who wait for the builder's end, None unless a step failed after ``number``."""

@@ -62,8 +62,7 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     if builder is None:
         return None
     number, _ = builder.to_run
-    version = uow.versions.get(builder_id, number)
-    assert version is not None, "a builder's versions are always stored"
+    version = uow.versions.require(builder_id, number)
     other = builder.candidate_version if builder.candidate_version != number else None
     candidate = uow.versions.get(builder_id, other) if other is not None else None
     # In one query: this is read at every step of every builder.
@@ -92,6 +91,15 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     loss = restores.Loss()
     if own_is_gone:
         loss = await application.store.read(lambda uow: restores.loss(uow, builder.id, now))
+    report = None
+    if sandbox is not None:
+        try:
+            report = await engine.sandboxes.report(sandbox.id)
+        except MemberAway:
+            if to_run:
+                raise
+            # One that is to end on a member that is away counts as running, so that it can be ended.
+            report = SandboxReport(sandbox.id, builder.id, SandboxState.RUNNING)
     # Recorded after it was made, so that it is paid and its loss will be noticed.
     is_recorded = stored.billing is not None and builder.disk_is_made
     size = item.version.settings.resources.disk_bytes
@@ -105,7 +113,7 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         disk_build=disk.build_key if disk else "",
         disk_leaving=disk is not None and disk.is_leaving,
         sandbox=sandbox,
-        report=await _report(application, builder, sandbox) if sandbox else None,
+        report=report,
         ends=stored.ends,
         route=await application.previews.get(builder.host),
         paid_frozen=stored.billing is Billing.FROZEN,
@@ -115,26 +123,21 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     )
 
 
-async def _report(application: Application, builder: Builder, sandbox: Sandbox) -> SandboxReport:
-    """Return the engine's report; of one that is to end on a member that is away, that it runs: it can be ended."""
-    try:
-        return await application.engine.sandboxes.report(sandbox.id)
-    except MemberAway:
-        if builder.desired is Desired.RUNNING:
-            raise
-        return SandboxReport(sandbox.id, builder.id, SandboxState.RUNNING)
-
-
 async def _version(
     application: Application, builder: Builder, version: Version, disk: DiskReport | None = None
 ) -> VersionState:
-    layer = version.layer_key
+    layer, layers = version.layer_key, application.engine.layers
+    build_ready = not version.settings.build
+    if version.settings.build and version.build_key is not None:
+        # What is on the disk already needs no layer: a start never builds.
+        on_disk = disk is not None and (disk.build_key, disk.bundle_hash) == (version.build_key, version.bundle_hash)
+        build_ready = on_disk or await layers.has_layer(version.build_key)
     return VersionState(
         number=version.number,
         port=version.settings.port,
         bundle_hash=version.bundle_hash,
-        layer_ready=layer is not None and (layer == NO_LAYER or await application.engine.layers.has_layer(layer)),
-        build_ready=await _build_ready(application, version, disk),
+        layer_ready=layer is not None and (layer == NO_LAYER or await layers.has_layer(layer)),
+        build_ready=build_ready,
         build_key=version.build_key or NO_BUILD,
         h2c=version.settings.protocol is Protocol.H2C,
         release_due=version.release_due,
@@ -142,13 +145,3 @@ async def _version(
         qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,
         review_due=version.review_due(application.clock.now()),
     )
-
-
-async def _build_ready(application: Application, version: Version, disk: DiskReport | None) -> bool:
-    """Return True if nothing is to be built. What is on the disk already needs no layer: a start never builds."""
-    if not version.settings.build:
-        return True
-    if version.build_key is None:
-        return False
-    on_disk = disk is not None and (disk.build_key, disk.bundle_hash) == (version.build_key, version.bundle_hash)
-    return on_disk or await application.engine.layers.has_layer(version.build_key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from builderd.domain.builders import (
     MAX_EXITS,
@@ -102,17 +101,10 @@ def still_wanted(builder: Builder, looked_at: Builder, version: Version) -> bool
     return same_candidate(builder, looked_at)
 
 
-def as_stored(uow: UnitOfWork, version: Version) -> Version:
-    """Read the version again: a gate may have judged it meanwhile."""
-    found = uow.versions.get(version.builder_id, version.number)
-    assert found is not None, "a builder's versions are always stored"
-    return found
-
-
 def installed(transition: Transition, version: Version, layer: MadeLayer) -> None:
     """The version's layer is there. The build log says so also where nothing had to be built."""
     uow, now = transition.uow, transition.now
-    uow.versions.save(replace(as_stored(uow, version), layer_key=layer.key))
+    uow.versions.save(replace(uow.versions.require(version.builder_id, version.number), layer_key=layer.key))
     note = "reused" if layer.reused else "made"
     if layer.key == NO_LAYER:
         note = "nothing to install"
@@ -124,7 +116,7 @@ def installed(transition: Transition, version: Version, layer: MadeLayer) -> Non
 def built(transition: Transition, version: Version, build: MadeLayer) -> None:
     """The version's files are built. The build log says so also where that was done before."""
     uow = transition.uow
-    uow.versions.save(replace(as_stored(uow, version), build_key=build.key))
+    uow.versions.save(replace(uow.versions.require(version.builder_id, version.number), build_key=build.key))
     if build.reused:
         line = LogLine(transition.now, LogStream.BUILD, BUILT_BEFORE)
         uow.build_logs.add(version.builder_id, version.number, [line])
@@ -136,15 +128,8 @@ def stage_finished(
     transition: Transition, stage: str, *, seconds: float, ok: bool, note: str = "", **more: bool
 ) -> None:
     details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok, **more}
-    add_event(transition, "stage.finished", reason=note or stage, details=details)
-
-
-def add_event(
-    transition: Transition, kind: str, *, reason: str, details: dict[str, Any], at: datetime | None = None
-) -> None:
-    """Add an event of the builder, by the system, at the record's time or ``at``."""
-    builder, now = transition.builder, at or transition.now
-    transition.uow.events.add(Event(builder.tenant_id, builder.id, now, kind, SYSTEM, reason, details))
+    uow, builder = transition.uow, transition.builder
+    candidates.record(uow, builder, "stage.finished", SYSTEM, note or stage, transition.now, **details)
 
 
 def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
@@ -155,8 +140,8 @@ def disk_lost(transition: Transition, item: WorkItem, *, is_own: bool) -> None:
     uow, builder = transition.uow, transition.builder
     if is_own and builder.disk_is_made and deployments.has_data(uow, builder):
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
-        add_event(transition, "disk.lost", reason=reason, details={"disk": builder.disk})
-    version = as_stored(uow, item.version)
+        candidates.record(uow, builder, "disk.lost", SYSTEM, reason, transition.now, disk=builder.disk)
+    version = uow.versions.require(item.version.builder_id, item.version.number)
     if version.released:
         # The release prepared the disk that is gone.
         uow.versions.save(replace(version, released=False))
@@ -176,11 +161,11 @@ def disk_made(transition: Transition, item: WorkItem) -> None:
 
 def disk_moved(transition: Transition, member: str) -> None:
     """Record that the builder's disk lies on this member of the cluster, if it was another one."""
-    builder = transition.builder
+    uow, builder = transition.uow, transition.builder
     if builder.location and builder.location != member:
         reason = f"moved from the member {builder.location} of the cluster, which is being evacuated"
-        add_event(transition, "member.moved", reason=reason, details={"member": builder.location})
-    transition.uow.builders.save(replace(builder, location=member))
+        candidates.record(uow, builder, "member.moved", SYSTEM, reason, transition.now, member=builder.location)
+    uow.builders.save(replace(builder, location=member))
 
 
 def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, report: SandboxReport) -> Sandbox:
@@ -192,7 +177,7 @@ def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, 
     spending.bill(uow, prices, builder, version.settings.resources, Billing.RUNNING, at)
     credentials.used(uow, builder.tenant_id, version.settings.credentials, builder.id, at)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
-    add_event(transition, "sandbox.started", reason="started", details=details, at=at)
+    candidates.record(uow, builder, "sandbox.started", SYSTEM, "started", at, **details)
     return started
 
 
@@ -221,7 +206,7 @@ def sandbox_ended(transition: Transition, sandbox: Sandbox, *, end: SandboxEnd, 
         "exit_code": end.exit_code,
         "cause": end.cause.value,
     }
-    add_event(transition, "sandbox.ended", reason=reason, details=details, at=at)
+    candidates.record(uow, builder, "sandbox.ended", SYSTEM, reason, at, **details)
 
 
 def discard_first_disk(transition: Transition, sandbox: Sandbox) -> None:
@@ -300,7 +285,7 @@ def crash_noted(transition: Transition, item: WorkItem, sandbox: Sandbox) -> Non
         return  # it is given up
     note = restart_note(sandbox.end, item.version.settings.resources, exits, MAX_EXITS)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "cause": sandbox.end.cause.value}
-    add_event(transition, "builder.restarting", reason=note, details=details)
+    candidates.record(uow, builder, "builder.restarting", SYSTEM, note, now, **details)
     uow.builders.save(replace(builder, status_reason=note, updated_at=now))
 
 
@@ -344,7 +329,7 @@ def qa_revised(transition: Transition, version: Version, gate: Sequence[Check]) 
     uow, builder, now = transition.uow, transition.builder, transition.now
     qa.record_gate(uow, builder.id, version.number, gate, now)
     details = {"version": version.number, "qa_passed": False}
-    add_event(transition, "qa.changed", reason=gate_failure(gate), details=details)
+    candidates.record(uow, builder, "qa.changed", SYSTEM, gate_failure(gate), now, **details)
     uow.builders.save(replace(builder, updated_at=now))
 
 
@@ -371,13 +356,14 @@ def running(transition: Transition, version: Version) -> None:
 
 def deployed(transition: Transition, version: Version) -> None:
     """Record that the version was up once."""
-    stored = as_stored(transition.uow, version)
+    uow = transition.uow
+    stored = uow.versions.require(version.builder_id, version.number)
     if stored.status not in (VersionStatus.PENDING, VersionStatus.FAILED):
         return
     up = replace(stored, status=VersionStatus.DEPLOYED, status_reason="", failure_code=None)
-    transition.uow.versions.save(up)
-    details = {"version": version.number}
-    add_event(transition, "version.deployed", reason=deployed_reason(version), details=details)
+    uow.versions.save(up)
+    reason, now = deployed_reason(version), transition.now
+    candidates.record(uow, transition.builder, "version.deployed", SYSTEM, reason, now, version=version.number)
 
 
 def mark_terminal(
@@ -407,7 +393,7 @@ def job_over(transition: Transition, item: WorkItem, status: Status, job: Sandbo
 def failed(transition: Transition, version: Version, *, code: str, reason: str, exit_code: int | None = None) -> None:
     """A stage failed: the builder is kept in ``failed``, to be looked at and tried again; or its candidate fails."""
     uow, builder, prices, now = transition.uow, transition.builder, transition.prices, transition.now
-    stored = as_stored(uow, version)
+    stored = uow.versions.require(version.builder_id, version.number)
     if stored.status is VersionStatus.FAILED:  # it was tried again
         uow.versions.save(replace(stored, status_reason=reason, failure_code=code))
     candidates.fail(uow, builder, stored, code, reason, now)
@@ -471,23 +457,20 @@ def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
 
     Before the take-over the previous version still serves; after it, a rollback starts it again on its own disk.
     """
-    freed = candidates.remove_candidate(uow, builder, prices, now)
-    if builder.handover is Handover.FORWARD:
-        freed = _rollback(uow, builder, freed, now)
-    uow.builders.save(replace(freed, updated_at=now))
-
-
-def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
-    """Return the builder after a rollback: the previous version starts again on its own disk."""
+    freed = replace(candidates.remove_candidate(uow, builder, prices, now), updated_at=now)
+    if builder.handover is not Handover.FORWARD:
+        uow.builders.save(freed)
+        return
     if builder.status is Status.RUNNING and builder.job_type.stays_up:
         reason = f"version {builder.candidate_version} did not take over: version {builder.version} serves on"
         again = replace(freed, generation=builder.generation + 1, handover=Handover.AGAIN, cause=Cause(SYSTEM, reason))
-        return replace(again, desired=Desired.RUNNING)
+        uow.builders.save(replace(again, desired=Desired.RUNNING))
+        return
     if builder.job_type is JobType.ONE_TIME:
         uow.ledger.close(builder.id, now)
     if builder.status is Status.RUNNING:  # a job is not done twice
         freed = candidates.change(uow, freed, Status.STOPPED, f"stopped for version {builder.candidate_version}", now)
-    return replace(freed, desired=Desired.STOPPED, observed_generation=builder.generation)
+    uow.builders.save(replace(freed, desired=Desired.STOPPED, observed_generation=builder.generation))
 
 
 def deleted(transition: Transition) -> None:

@@ -124,7 +124,7 @@ class Reconciler:
         for builder_id in builders:
             worker = self._workers.get(builder_id)
             if worker is not None:
-                worker.request_pass()
+                worker.again.set()
                 continue
             worker = self._workers[builder_id] = Worker(self._app, builder_id, self._context)
             task = asyncio.create_task(self._work(builder_id, worker))
@@ -139,7 +139,7 @@ class Reconciler:
             self._retry_at[builder_id] = self._app.clock.now() + LEASE
         finally:
             del self._workers[builder_id]
-            if worker.pass_requested:
+            if worker.again.is_set():
                 self._app.signals.desired_changed(builder_id)
 
     def _settled(self, item: WorkItem) -> None:

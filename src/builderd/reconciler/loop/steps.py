@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from typing import cast
 
 from builderd.domain import next_step as domain
 from builderd.domain.builders import Handover, Status, StopKind, recent_crashes
 from builderd.domain.errors import BuildFailed, InstallFailed, NotFound, ReleaseFailed, StartFailed
+from builderd.domain.events import SYSTEM
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.next_step import Action, Observation
@@ -21,7 +23,7 @@ from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.starting import make_spec, new_sandbox, put_bundle, wait_until_up
 from builderd.reconciler.stages.stopping import Forgetting, Stopping
 from builderd.reconciler.stages.trials import Releases, Trials
-from builderd.services import backups, restores, verdicts
+from builderd.services import backups, candidates, restores, verdicts
 from builderd.services.application import Application
 from builderd.services.executions import hint_of
 from builderd.services.qa import last_lines
@@ -43,6 +45,8 @@ class Steps:
         self, item: WorkItem, observation: Observation, step: domain.Step
     ) -> Result:
         """Do one step. Raises what the ports raise."""
+        # A step on the sandbox, or on the trial, is chosen only where there is one.
+        sandbox, trial = cast("Sandbox", observation.sandbox), cast("Sandbox", observation.trial)
         match step:
             case domain.Review(number):
                 return await self._review(item.for_version(number))
@@ -57,31 +61,30 @@ class Steps:
             case Action.RECORD_LOSS:
                 return await self._record_loss(item)
             case Action.RECOVER_DISK:
-                disk = item.builder.disk  # the backups' schedule restores it; this only asks for that
-                return Result(lambda record: restores.recover(record.uow, self._app, record.builder, disk, record.now))
+                return self._recover_disk(item)
             case Action.PUT_BUNDLE:
                 await put_bundle(self._app, item, item.disk)
                 return Result()
             case domain.PlanSandbox():
                 return self._plan_sandbox(item, step)
             case Action.START_SANDBOX:
-                return await self._start_sandbox(item, _open(observation))
+                return await self._start_sandbox(item, sandbox)
             case Action.AWAIT_LISTENING:
-                return await self._await_listening(item, observation)
+                return await self._await_listening(item, sandbox)
             case Action.AWAIT_RELEASE:
-                return await self._releases.wait(_open(observation))
+                return await self._releases.wait(sandbox)
             case Action.CHECK_APP:
-                return await self._gate.check(item, _open(observation))
+                return await self._gate.check(item, sandbox)
             case domain.StopSandbox():
-                return await self._stopping.stop(item, _open(observation), observation.report, drain=step.drain)
+                return await self._stopping.stop(item, sandbox, observation.report, drain=step.drain)
             case Action.FREEZE:
-                return await self._stopping.freeze(item, _open(observation), observation.report)
+                return await self._stopping.freeze(item, sandbox, observation.report)
             case Action.THAW:
-                return await self._stopping.thaw(_open(observation), observation.report)
+                return await self._stopping.thaw(sandbox, observation.report)
             case Action.RECORD_END:
-                if _open(observation).release:
-                    return await self._releases.record_end(item, _open(observation), observation.report)
-                return self._stopping.record_end(item, _open(observation), observation.report)
+                if sandbox.release:
+                    return await self._releases.record_end(item, sandbox, observation.report)
+                return self._stopping.record_end(item, sandbox, observation.report)
             case domain.SetRoute(route):
                 await self._app.previews.put(route)
                 return Result()
@@ -97,9 +100,9 @@ class Steps:
             case Action.PLAN_TRIAL:
                 return self._plan_trial(item)
             case Action.TRY_CANDIDATE:
-                return await self._trials.run(item, _trial(observation))
+                return await self._trials.run(item, trial)
             case Action.END_TRIAL:
-                return await self._trials.end(_trial(observation))
+                return await self._trials.end(trial)
             case Action.HAND_OVER:
                 return self._hand_over(item)
             case Action.DROP_DISKS:
@@ -155,6 +158,10 @@ class Steps:
         is_own = await self._app.engine.disks.disk(item.builder.disk) is None
         return Result(lambda transition: transitions.disk_lost(transition, item, is_own=is_own), quiet=True)
 
+    def _recover_disk(self, item: WorkItem) -> Result:
+        disk = item.builder.disk  # the backups' schedule restores it; this only asks for that
+        return Result(lambda record: restores.recover(record.uow, self._app, record.builder, disk, record.now))
+
     def _plan_sandbox(self, item: WorkItem, step: domain.PlanSandbox) -> Result:
         def record(transition: Transition) -> None:
             if not transitions.same_generation(transition.builder, item.builder):
@@ -163,7 +170,8 @@ class Steps:
             transition.uow.sandboxes.add(replace(sandbox, release=step.release))
             if step.release or step.attempt == 1:
                 stage = "release" if step.release else "start"
-                transitions.add_event(transition, "stage.started", reason=stage, details={"stage": stage})
+                uow, builder = transition.uow, transition.builder
+                candidates.record(uow, builder, "stage.started", SYSTEM, stage, transition.now, stage=stage)
 
         return Result(record)
 
@@ -210,8 +218,8 @@ class Steps:
 
         return Result(record, quiet=True)
 
-    async def _await_listening(self, item: WorkItem, observation: Observation) -> Result:
-        sandbox, port = _open(observation), item.version.settings.port
+    async def _await_listening(self, item: WorkItem, sandbox: Sandbox) -> Result:
+        port = item.version.settings.port
         wait = await wait_until_up(self._app, item, sandbox, await self._time_limit(item))
         if wait.reachable:
 
@@ -258,8 +266,12 @@ class Steps:
         longest = limits.start_seconds(item.version.settings)
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return longest
-        trial, old = await self._app.store.read(lambda uow: starting.last_starts(uow, item))
-        return starting.time_limit(trial, old, limits.handover_timeout, longest)
+        sandboxes = await self._app.store.read(lambda uow: uow.sandboxes.list(item.builder.id))
+        trials = [one for one in sandboxes if one.trial and one.version == item.version.number]
+        current = item.builder.version
+        runs = [one for one in sandboxes if not one.trial and one.version == current and one.listening_at]
+        last_trial, last_run = (found[-1] if found else None for found in (trials, runs))
+        return starting.time_limit(last_trial, last_run, limits.handover_timeout, longest)
 
     async def _give_up(self, item: WorkItem, observation: Observation, too_often: bool) -> Result:
         last = observation.ends[-1]
@@ -298,13 +310,3 @@ class Steps:
                 transitions.never_up(transition, item.version, reason)
 
         return Result(record)
-
-
-def _open(observation: Observation) -> Sandbox:
-    assert observation.sandbox is not None, "the step was chosen because there is one"
-    return observation.sandbox
-
-
-def _trial(observation: Observation) -> Sandbox:
-    assert observation.trial is not None, "the step was chosen because there is one"
-    return observation.trial

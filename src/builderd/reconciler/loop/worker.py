@@ -77,13 +77,14 @@ class WorkerContext:
 
 
 class Worker:
-    """Works on one builder while there is something to do. ``request_pass`` makes it observe the builder again."""
+    """Works on one builder while there is something to do."""
 
     def __init__(self, application: Application, builder_id: BuilderId, context: WorkerContext) -> None:
         self._app = application
         self._id = builder_id
         self._context = context
-        self._again = asyncio.Event()
+        #: Set to make the worker observe the builder again before it ends.
+        self.again = asyncio.Event()
         self._last: Step | None = None
         self._repeats = 0
         #: The present step is for the candidate, while the builder itself waits.
@@ -91,21 +92,13 @@ class Worker:
         #: As it was read last.
         self._desired: Desired | None = None
 
-    def request_pass(self) -> None:
-        """Make the worker observe the builder again before it ends."""
-        self._again.set()
-
-    @property
-    def pass_requested(self) -> bool:
-        return self._again.is_set()
-
     async def run(self) -> None:
         """Claim the builder, take its steps, release the claim."""
         store, owner, now = self._app.store, self._app.instance, self._app.clock.now()
         # Work that is cut off is due at once for the next worker.
         due: datetime | None = now
         try:
-            self._again.clear()
+            self.again.clear()
             if await store.write(lambda uow: uow.builders.claim(self._id, owner, now, now + LEASE)):
                 due = await race(self._work(), self._renew_until_lost())
         except ClaimLost:
@@ -115,24 +108,25 @@ class Worker:
 
     async def _renew_until_lost(self) -> None:
         """Renew the claim every ``RENEW_INTERVAL`` seconds; return when another control plane has it."""
+
+        def renew(uow: UnitOfWork) -> bool:
+            now = self._app.clock.now()
+            return uow.builders.renew(self._id, self._app.instance, now, now + LEASE)
+
         while True:
             await asyncio.sleep(RENEW_INTERVAL)
             try:
-                if not await self._app.store.write(self._renew):
+                if not await self._app.store.write(renew):
                     return
             except Exception:
                 log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
-
-    def _renew(self, uow: UnitOfWork) -> bool:
-        now = self._app.clock.now()
-        return uow.builders.renew(self._id, self._app.instance, now, now + LEASE)
 
     async def _work(self) -> datetime | None:
         """Take steps until there are none; return when the next is due."""
         stored: StoredState | None = None
         while True:
             try:
-                if stored is None or self.pass_requested:
+                if stored is None or self.again.is_set():
                     stored = await self._read()
                 if stored is None:
                     return None
@@ -166,7 +160,7 @@ class Worker:
 
     async def _read(self) -> StoredState | None:
         """Read the builder; None for a damaged one. Damaged rows of a deleted one are cleared first."""
-        self._again.clear()
+        self.again.clear()
         try:
             return await self._app.store.read(lambda uow: read(uow, self._id))
         except RecordDamaged:
@@ -218,8 +212,8 @@ class Worker:
         wanted: Builder | None = looked_at
         while wanted is not None and transitions.same_generation(wanted, looked_at):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._again.wait(), OVERTAKEN_INTERVAL)
-            self._again.clear()
+                await asyncio.wait_for(self.again.wait(), OVERTAKEN_INTERVAL)
+            self.again.clear()
             wanted = await self._app.store.read(lambda uow: uow.builders.get(self._id))
 
     async def _called_away(self, looked_at: Builder, until: datetime | None) -> None:
@@ -227,7 +221,7 @@ class Worker:
         while True:
             left = (until - self._app.clock.now()).total_seconds() if until else OVERTAKEN_INTERVAL
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._again.wait(), min(max(left, 0.0), OVERTAKEN_INTERVAL))
+                await asyncio.wait_for(self.again.wait(), min(max(left, 0.0), OVERTAKEN_INTERVAL))
             stored = await self._read()
             if stored is None or not transitions.same_candidate(stored.item.builder, looked_at):
                 return

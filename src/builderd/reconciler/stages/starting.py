@@ -47,7 +47,9 @@ def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) ->
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
     """Return what the engine runs. A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
     builder, settings = item.builder, item.version.settings
-    command = in_root(settings.release if sandbox.release else settings.entrypoint, settings.root)
+    command = settings.release if sandbox.release else settings.entrypoint
+    if settings.root:  # the app may have removed it
+        command = f"cd {shlex.quote(app_folder(settings.root))} || exit 1\n{command}"
     stdin = "" if sandbox.release else settings.stdin
 
     def load(uow: UnitOfWork) -> tuple[credentials.Opened, Sequence[str]]:
@@ -83,29 +85,19 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
     )
 
 
-def in_root(command: str, root: str) -> str:
-    """Return the command as it runs in the folder ``root`` of ``/app``, which the app may have removed."""
-    return f"cd {shlex.quote(app_folder(root))} || exit 1\n{command}" if root else command
-
-
 async def put_bundle(application: Application, item: WorkItem, disk: DiskId) -> None:
     """Bring the version's files onto a disk that may have another version's, and what the app made of them."""
     bundle = await bundles.fetch(application, item.version)
-    before, built = await _before(application, item, disk), item.version.build_key or NO_BUILD
-    await application.engine.disks.put_bundle(disk, bundle, before, built)
-
-
-async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bundle | None:
-    """The bundle that is on the disk: what it says itself, else what its builder's current version has."""
     report = await application.engine.disks.disk(disk)
+    # What is on the disk: what it says itself, else what its builder's current version has.
     known = report.bundle_hash if report else None
     if known is None and item.current is not None:
         known = item.current.bundle_hash
-    if known is None:
-        return None
-    with suppress(KeyError):
-        return await application.bundles.get(known)
-    return None
+    before: Bundle | None = None
+    if known is not None:
+        with suppress(KeyError):
+            before = await application.bundles.get(known)
+    await application.engine.disks.put_bundle(disk, bundle, before, item.version.build_key or NO_BUILD)
 
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well.
@@ -203,14 +195,6 @@ async def drained(application: Application, host: str) -> float:
 def grace(usual: float, drained_for: float) -> float:
     """Return how long the old version may take to end, in seconds, less the time its last requests took."""
     return min(usual, max(GRACE - drained_for, LEAST_GRACE))
-
-
-def last_starts(uow: UnitOfWork, item: WorkItem) -> tuple[Sandbox | None, Sandbox | None]:
-    """The latest trial of the version that takes over, and the latest run of the current one that listened."""
-    sandboxes, current = uow.sandboxes.list(item.builder.id), item.builder.version
-    trials = [one for one in sandboxes if one.trial and one.version == item.version.number]
-    runs = [one for one in sandboxes if not one.trial and one.version == current and one.listening_at]
-    return (trials[-1] if trials else None), (runs[-1] if runs else None)
 
 
 def time_limit(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:

@@ -172,7 +172,8 @@ class Releases:
             is_its_own = sandbox.version == item.version.number
             wanted = is_its_own and transitions.still_wanted(builder, item.builder, item.version)
             if wanted and failure is None:
-                uow.versions.save(replace(transitions.as_stored(uow, item.version), released=True))
+                released = uow.versions.require(item.builder.id, item.version.number)
+                uow.versions.save(replace(released, released=True))
                 transitions.stage_finished(transition, "release", seconds=seconds, ok=True)
                 return
             if wanted and failure is not None:

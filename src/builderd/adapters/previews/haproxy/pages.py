@@ -8,6 +8,7 @@ a checked URL and a UUID; no text of a visitor or a user reaches a page unescape
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
@@ -24,10 +25,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page. ``retry_after`` in seconds, if a retry helps; with ``refresh`` a browser reloads the page by then.
-
-    ``names_host``: it may name the host and say where the logs are; not before the visitor is known to be welcome.
-    """
+    """A page; ``pages.toml`` says what its fields are. One that names the host is only for welcome visitors."""
 
     name: str
     status: int
@@ -40,179 +38,24 @@ class Page:
     names_host: bool = True
 
 
-def _soon(name: str, title: str, text: str) -> Page:
-    """Return the page of an app that answers in a moment."""
-    text += " This page looks again every two seconds; an API client may retry after that time."
-    return Page(name, 503, "starting", "busy", title, text, retry_after=2, refresh=True)
+#: Of ``pages.toml``, by their names.
+PAGES = {
+    name: Page(name, **entry)
+    for name, entry in tomllib.loads(Path(__file__).with_name("pages.toml").read_text()).items()
+}
+ALL = tuple(PAGES.values())
 
 
-STARTING = _soon("starting", "Starting up", "The app is being started.")
-PAUSED = _soon(
-    "held", "Just a moment", "The app will be back in a moment: it is being started, or replaced by its next version."
-)
-ASLEEP = _soon("asleep", "Waking up", "Nobody used the app for a while, so it was asleep; it is being started.")
-UNHEARD = Page(
-    "unheard",
-    503,
-    "engine_unavailable",
-    "bad",
-    "Cannot be started now",
-    "The app does not run at the moment, and the service that starts it does not answer. This page looks again every "
-    "five seconds; an API client may retry after that time.",
-    retry_after=5,
-    refresh=True,
-)
-FULL = Page(
-    "full",
-    503,
-    "no_capacity",
-    "bad",
-    "No room right now",
-    "Nobody used the app for a while, so it was stopped, and there is no room to start it now: the machine is full, or "
-    "its owner may not run more at once. This page looks again every ten seconds; an API client may retry after that "
-    "time.",
-    retry_after=10,
-    refresh=True,
-)
-STOPPED = Page(
-    "stopped",
-    503,
-    "stopped",
-    "calm",
-    "Stopped",
-    "The app was stopped by its owner. It answers again once its owner starts it.",
-)
-CAPPED = Page(
-    "capped",
-    503,
-    "stopped",
-    "calm",
-    "Stopped",
-    "The app was stopped since its spending cap is reached. It answers again once its owner raises the cap, or in the "
-    "next month, and starts it.",
-)
-FAILED = Page(
-    "failed",
-    503,
-    "failed",
-    "bad",
-    "Failed",
-    "The app could not be started, or exited too often. Its owner finds the reason in its status and its logs, and can "
-    "start it again or deploy a new version.",
-)
-JOB = Page(
-    "job",
-    503,
-    "one_time_job",
-    "calm",
-    "Not a web app",
-    "This is a one-time job: it runs to its end and serves no pages. Its owner finds its output in its logs.",
-)
-WORKER = Page(
-    "worker",
-    503,
-    "worker",
-    "calm",
-    "Not a web app",
-    "This is a worker: it runs in the background, listens on no port and serves no pages. Its owner finds its output "
-    "in its logs.",
-)
-UNREACHABLE = Page(
-    "unreachable",
-    502,
-    "app_crashed",
-    "bad",
-    "The app did not take the connection",
-    "Nothing listens on the app's port now, or the app is too busy to take more visitors. An app that exited is "
-    "started again by itself: retry in a few seconds.",
-    retry_after=5,
-)
-BROKEN_OFF = Page(
-    "broken_off",
-    502,
-    "app_crashed",
-    "bad",
-    "The app did not answer",
-    "The app closed the connection before it had answered, or what it sent is not HTTP/1.1. An app that exited is "
-    "started again by itself: retry in a few seconds.",
-    retry_after=5,
-)
-TIMED_OUT = Page(
-    "timed_out",
-    504,
-    "app_timed_out",
-    "bad",
-    "The app took too long",
-    "The app took the request and did not answer in time. It may be busy or stuck.",
-)
-UNKNOWN = Page(
-    "unknown",
-    404,
-    "not_found",
-    "calm",
-    "No preview here",
-    "There is no preview at this address. It may have been deleted, or the address may be mistyped.",
-    names_host=False,
-)
-PRIVATE = Page(
-    "private",
-    401,
-    "unauthenticated",
-    "calm",
-    "This preview is private",
-    "Open it with its service token: once as ?service_token=… in the address, which a cookie then keeps, or in the "
-    "header X-Service-Token of every request.",
-    names_host=False,
-)
+def _pages(names: str) -> tuple[Page, ...]:
+    return tuple(PAGES[name] for name in names.split())
 
-API_WITHOUT_CERTIFICATE = Page(
-    "api_without_certificate",
-    503,
-    "engine_unavailable",
-    "busy",
-    "HTTPS is not ready yet",
-    "The certificate of this host is being ordered; the service answers here over HTTPS alone. On the machine itself, "
-    "GET /readyz and builderd doctor say what is missing.",
-    retry_after=10,
-    refresh=True,
-    names_host=False,
-)
-API_DOWN = Page(
-    "api_down",
-    503,
-    "engine_unavailable",
-    "bad",
-    "The service does not answer",
-    "The service is being restarted, or has more to do than it can take. Apps and their previews go on.",
-    retry_after=2,
-    refresh=True,
-    names_host=False,
-)
-API_BROKEN_OFF = Page(
-    "api_broken_off",
-    502,
-    "engine_unavailable",
-    "bad",
-    "The service broke off",
-    "The service ended before it had answered. What was asked may have been done: look before you repeat it, or send "
-    "an Idempotency-Key.",
-    retry_after=2,
-    names_host=False,
-)
-API_TIMED_OUT = Page(
-    "api_timed_out",
-    504,
-    "engine_unavailable",
-    "bad",
-    "The service took too long",
-    "The service took the request and did not answer in time.",
-    names_host=False,
-)
 
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
-NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB, WORKER)
-OF_API = (API_WITHOUT_CERTIFICATE, API_DOWN, API_BROKEN_OFF, API_TIMED_OUT)
-ALL = (*NOT_OPEN, UNREACHABLE, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE, *OF_API)
+NOT_OPEN = _pages("starting held asleep unheard full stopped capped failed job worker")
+UNKNOWN, PRIVATE, FULL, API_WITHOUT_CERTIFICATE = _pages("unknown private full api_without_certificate")
+#: Pages of an app, and of the API, that breaks off, cannot be reached, or is silent.
+CRASHED = _pages("broken_off unreachable timed_out")
+API_ERRORS = _pages("api_broken_off api_down api_timed_out")
 
 
 def documents() -> dict[str, str]:
@@ -290,11 +133,7 @@ def not_open(files: ProxyFiles, form: Form) -> str:
     return "\n".join((*by_state, gone))
 
 
-#: Pages of an app, and of the API, that breaks off, cannot be reached, or is silent.
-CRASHED, API_ERRORS = (BROKEN_OFF, UNREACHABLE, TIMED_OUT), (API_BROKEN_OFF, API_DOWN, API_TIMED_OUT)
-
-
-def errors(files: ProxyFiles, by_status: tuple[Page, Page, Page], form: Form) -> str:
+def errors(files: ProxyFiles, by_status: tuple[Page, ...], form: Form) -> str:
     """Return the pages in place of HAProxy's own errors, one for each status."""
     pages = zip((502, 503, 504), by_status, strict=True)
     return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in pages)

@@ -13,20 +13,21 @@ from builderd.api.starting import alive
 from builderd.domain.domains import describe_public, public_name
 from builderd.domain.errors import EngineUnavailable, StoreUnavailable
 from builderd.ports.outside import Vault
-from builderd.schemas.v1.monitoring import HealthAnswer, Part, Readiness, ReadinessAnswer
+from builderd.schemas.v1.monitoring import Health, Part, Readiness
+from builderd.schemas.v1.shape import Success
 from builderd.services.application import Application
 from builderd.store import Store
 
 router = APIRouter(tags=[openapi.SERVICE])
 
 
-@router.get("/healthz", responses={**openapi.answer(200, HealthAnswer, "It is alive."), **openapi.failures()})
+@router.get("/healthz", responses={**openapi.answer(200, Success[Health], "It is alive."), **openapi.failures()})
 async def healthz() -> Response:
     """Report whether the service is alive."""
     return alive().response()
 
 
-@router.get("/readyz", responses={**openapi.answer(200, ReadinessAnswer, "It can take work."), **openapi.failures()})
+@router.get("/readyz", responses={**openapi.answer(200, Success[Readiness], "It can take work."), **openapi.failures()})
 async def readyz(application: TheApplication) -> Response:
     """Report whether the service can take work; 503 names the parts that are not ready, and why."""
     state = await _readiness(application)
@@ -35,7 +36,7 @@ async def readyz(application: TheApplication) -> Response:
     if not waiting:
         warnings = {"public_url": state.public_url, "clock": state.clock}
         note = "".join(f" {name}: {part.message.rstrip('.')}." for name, part in warnings.items() if not part.ready)
-        return success(ReadinessAnswer(message=f"builderd is ready.{note}", data=state)).response()
+        return success(Success[Readiness](message=f"builderd is ready.{note}", data=state)).response()
     message = f"builderd is not ready yet. {'; '.join(waiting)}"
     return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1)).response()
 

@@ -19,7 +19,8 @@ from builderd.api.server.answers import PREFIX, Answer, failure, stamped, succes
 from builderd.api.server.limits import Limiter
 from builderd.api.server.listener import Servers
 from builderd.domain.errors import EngineUnavailable
-from builderd.schemas.v1.monitoring import Health, HealthAnswer, Part, Readiness
+from builderd.schemas.v1.monitoring import Health, Part, Readiness
+from builderd.schemas.v1.shape import Success
 
 #: Seconds that a call waits for the service to start.
 PATIENCE = 30.0
@@ -89,9 +90,9 @@ class ApiPort:
 def alive(worker: str | None = None) -> Answer:
     """Return the answer of ``/healthz``; with ``worker``, of a service that stands by."""
     if worker is None:
-        return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__)))
+        return success(Success[Health](message="builderd is alive.", data=Health(version=__version__)))
     data = Health(version=__version__, role="standby", worker=worker or None)
-    return success(HealthAnswer(message="builderd is alive and stands by.", data=data))
+    return success(Success[Health](message="builderd is alive and stands by.", data=data))
 
 
 def _stands_by(worker: str, *, readiness: bool) -> Answer:

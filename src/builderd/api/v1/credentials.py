@@ -17,8 +17,8 @@ from builderd.domain.credentials import NAME, name_error
 from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.domain.ids import BuilderId
 from builderd.schemas.v1 import account as wire
-from builderd.schemas.v1.account import CredentialAnswer, CredentialPage, NewCredential
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.account import Credential, NewCredential
+from builderd.schemas.v1.shape import Page, Parameters, Success
 from builderd.services import builders, credentials
 from builderd.services.application import Application
 from builderd.services.credentials import CredentialView, Use
@@ -48,8 +48,8 @@ class DeleteQuery(Parameters):
 @router.put(
     "/credentials/{name}",
     responses={
-        **openapi.answer(200, CredentialAnswer, "It has new values."),
-        **openapi.answer(201, CredentialAnswer, "It is stored."),
+        **openapi.answer(200, Success[Credential], "It has new values."),
+        **openapi.answer(201, Success[Credential], "It is stored."),
         **openapi.failures(400, 401, 403, 413, 422, 429),
     },
     openapi_extra=openapi.body_of(NewCredential, {"values": {"API_KEY": "a secret"}}),
@@ -77,7 +77,7 @@ async def put_credential(
     stale = [use for use in view.uses if use.needs_restart]
     not_restarted = await _restart(application, identity, stale) if query.restart else {}
     message = _put_message(name, stale, not_restarted, restarted=query.restart)
-    answer = CredentialAnswer(message=message, data=_present(view, not_restarted))
+    answer = Success[Credential](message=message, data=_present(view, not_restarted))
     return success(answer, 201 if is_new else 200).response()
 
 
@@ -114,32 +114,33 @@ def _put_message(name: str, stale: list[Use], not_restarted: Mapping[BuilderId, 
     return f"{stored}{begun}.{''.join(left)}"
 
 
-@router.get("/credentials", responses=openapi.answers(200, CredentialPage, "A page of them, by name.", 422))
+@router.get("/credentials", responses=openapi.answers(200, Page[Credential], "A page of them, by name.", 422))
 async def list_credentials(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """All credentials: their names, what they set, and who uses them."""
     views = await application.store.read(lambda uow: credentials.list_all(uow, identity.token.tenant_id))
     data = [_present(view) for view in query.cut(views)]
     message = f"There are {len(views)} credentials."
-    return success(CredentialPage(message=message, data=data, meta=query.of(len(views)))).response()
+    return success(Page[Credential](message=message, data=data, meta=query.of(len(views)))).response()
 
 
 @router.get(
-    "/credentials/{name}", responses=openapi.answers(200, CredentialAnswer, "The credential, without its values.", 404)
+    "/credentials/{name}",
+    responses=openapi.answers(200, Success[Credential], "The credential, without its values.", 404),
 )
 async def read_credential(application: TheApplication, identity: Reader, name: Name) -> Response:
     """One credential, without its values."""
     view = await application.store.read(lambda uow: credentials.get(uow, identity.token.tenant_id, name))
-    return success(CredentialAnswer(message=f"The credential {name}.", data=_present(view))).response()
+    return success(Success[Credential](message=f"The credential {name}.", data=_present(view))).response()
 
 
-@router.delete("/credentials/{name}", responses=openapi.answers(200, CredentialAnswer, "It is gone.", 404, 409, 422))
+@router.delete("/credentials/{name}", responses=openapi.answers(200, Success[Credential], "It is gone.", 404, 409, 422))
 async def delete_credential(
     application: TheApplication, identity: Writer, name: Name, query: Annotated[DeleteQuery, Query()]
 ) -> Response:
     """Remove a credential. While builders use it, only with `force`: they could not start again without it."""
     tenant = identity.token.tenant_id
     view = await application.store.write(lambda uow: credentials.delete(uow, tenant, name, force=query.force))
-    return success(CredentialAnswer(message=f"The credential {name} is gone.", data=_present(view))).response()
+    return success(Success[Credential](message=f"The credential {name} is gone.", data=_present(view))).response()
 
 
 def _present(view: CredentialView, not_restarted: Mapping[BuilderId, str] = MappingProxyType({})) -> wire.Credential:

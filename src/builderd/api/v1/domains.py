@@ -16,18 +16,15 @@ from builderd.domain import domains as domain
 from builderd.domain.addresses import a_labels, shown
 from builderd.schemas.v1.builder_parts import (
     Domain,
-    DomainAnswer,
-    DomainPage,
     NewDomain,
     NewPreviewLink,
     PortPreview,
-    PortPreviewAnswer,
     PreviewLink,
     PreviewLinkAnswer,
-    PreviewLinkPage,
     PreviewLinkWithUrl,
     TxtRecord,
 )
+from builderd.schemas.v1.shape import Page, Success
 from builderd.services import builders, domains, preview_links
 from builderd.services.application import Application
 
@@ -41,7 +38,7 @@ Host = Annotated[str, Path(description="The domain's host name.")]
 
 @router.post(
     "/builders/{uuid}/domains",
-    responses=openapi.answers(201, DomainAnswer, "It is added, and is being checked.", 400, 404, 409, 413, 422, 429),
+    responses=openapi.answers(201, Success[Domain], "It is added, and is being checked.", 400, 404, 409, 413, 422, 429),
     openapi_extra=openapi.body_of(NewDomain, {"host": "shop.example.com"}),
 )
 async def add_domain(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
@@ -55,20 +52,23 @@ async def add_domain(application: TheApplication, identity: Writer, uuid: Uuid, 
     )
     application.signals.change(added.builder_id)
     message = f"{shown(added.host)} is {added.status}."
-    return success(DomainAnswer(message=message, data=present(application, added)), 201 if is_new else 200).response()
+    return success(
+        Success[Domain](message=message, data=present(application, added)), 201 if is_new else 200
+    ).response()
 
 
-@router.get("/builders/{uuid}/domains", responses=openapi.answers(200, DomainPage, "A page of them.", 404, 422))
+@router.get("/builders/{uuid}/domains", responses=openapi.answers(200, Page[Domain], "A page of them.", 404, 422))
 async def list_domains(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """List the builder's domains by host, with what is wrong with each."""
     found = await application.store.read(lambda uow: domains.of_builder(uow, identity.token.tenant_id, uuid.lower()))
     data = [present(application, one) for one in query.cut(found)]
     message = "1 domain." if len(found) == 1 else f"{len(found)} domains."
-    return success(DomainPage(message=message, data=data, meta=query.of(len(found)))).response()
+    return success(Page[Domain](message=message, data=data, meta=query.of(len(found)))).response()
 
 
 @router.delete(
-    "/builders/{uuid}/domains/{host}", responses=openapi.answers(200, DomainAnswer, "It leads nowhere any more.", 404)
+    "/builders/{uuid}/domains/{host}",
+    responses=openapi.answers(200, Success[Domain], "It leads nowhere any more.", 404),
 )
 async def remove_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Remove a domain. For 90 days another tenant gets it only by a TXT record."""
@@ -76,11 +76,12 @@ async def remove_domain(application: TheApplication, identity: Writer, uuid: Uui
     removed = await application.store.write(lambda uow: domains.remove(uow, identity.caller, uuid.lower(), host, now))
     application.signals.change(removed.builder_id)
     message = f"{shown(removed.host)} is removed."
-    return success(DomainAnswer(message=message, data=present(application, removed))).response()
+    return success(Success[Domain](message=message, data=present(application, removed))).response()
 
 
 @router.post(
-    "/builders/{uuid}/domains/{host}/check", responses=openapi.answers(200, DomainAnswer, "It is being checked.", 404)
+    "/builders/{uuid}/domains/{host}/check",
+    responses=openapi.answers(200, Success[Domain], "It is being checked.", 404),
 )
 async def check_domain(application: TheApplication, identity: Writer, uuid: Uuid, host: Host) -> Response:
     """Have a domain checked now, after its records were changed; not sooner than the certificate authority allows."""
@@ -88,7 +89,7 @@ async def check_domain(application: TheApplication, identity: Writer, uuid: Uuid
     asked = await application.store.write(lambda uow: domains.ask_again(uow, identity.caller, uuid.lower(), host, now))
     application.signals.change(asked.builder_id)
     message = f"{shown(asked.host)} is {asked.status}{f': {asked.reason}' if asked.reason else ''}."
-    return success(DomainAnswer(message=message, data=present(application, asked))).response()
+    return success(Success[Domain](message=message, data=present(application, asked))).response()
 
 
 def present(application: Application, found: domain.Domain) -> Domain:
@@ -114,14 +115,14 @@ Port = Annotated[int, Path(ge=1, le=65535, description="A port on which somethin
 
 @router.get(
     "/builders/{uuid}/ports/{port}/preview-url",
-    responses=openapi.answers(200, PortPreviewAnswer, "The URL.", 404, 409, 422),
+    responses=openapi.answers(200, Success[PortPreview], "The URL.", 404, 409, 422),
 )
 async def get_port_preview(application: TheApplication, identity: Reader, uuid: Uuid, port: Port) -> Response:
     """The URL of another port of the sandbox. It is private, also where the preview is public."""
     tenant_id = identity.token.tenant_id
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid.lower()))
     url = preview_links.url_of_port(application, builder, port)
-    return success(PortPreviewAnswer(message=url, data=PortPreview(port=port, url=url))).response()
+    return success(Success[PortPreview](message=url, data=PortPreview(port=port, url=url))).response()
 
 
 @router.post(
@@ -140,14 +141,14 @@ async def create_preview_link(application: TheApplication, identity: Writer, uui
 
 
 @router.get(
-    "/builders/{uuid}/preview-links", responses=openapi.answers(200, PreviewLinkPage, "A page of them.", 404, 422)
+    "/builders/{uuid}/preview-links", responses=openapi.answers(200, Page[PreviewLink], "A page of them.", 404, 422)
 )
 async def list_preview_links(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The links that are valid, without their URLs."""
     now = application.clock.now()
     found = await application.store.read(lambda uow: preview_links.valid_of(uow, identity.caller, uuid.lower(), now))
     data = [PreviewLink.of(one) for one in query.cut(found)]
-    return success(PreviewLinkPage(message=f"{len(found)} links.", data=data, meta=query.of(len(found)))).response()
+    return success(Page[PreviewLink](message=f"{len(found)} links.", data=data, meta=query.of(len(found)))).response()
 
 
 @router.delete(

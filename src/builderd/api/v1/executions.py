@@ -25,15 +25,8 @@ from builderd.domain.ids import TenantId
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, Grant, ProcessSpec, Window, shell
 from builderd.domain.sandboxes import ExecResult, command_error
 from builderd.domain.tokens import Scope
-from builderd.schemas.v1.builder_parts import (
-    ExecutionAnswer,
-    NewExecution,
-    NewSshGrant,
-    SshEnded,
-    SshEndedAnswer,
-    SshGrant,
-    SshGrantAnswer,
-)
+from builderd.schemas.v1.builder_parts import Execution, NewExecution, NewSshGrant, SshEnded, SshGrant
+from builderd.schemas.v1.shape import Success
 from builderd.services import executions, ssh, tokens
 from builderd.services.application import Application
 
@@ -56,7 +49,7 @@ STREAM = (
     "/builders/{uuid}/exec",
     responses=openapi.answers(
         200,
-        ExecutionAnswer,
+        Success[Execution],
         "The command ended, or its timeout ended it.",
         *(400, 404, 409, 413, 422),
         content=openapi.events(STREAM),
@@ -84,7 +77,7 @@ async def run_command(
 
 
 async def _answer(ended: executions.Ended, encoding: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
-    """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
+    """An ``Success[Execution]`` in pieces: as JSON the output may be six times as long."""
     message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
     text = f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
     for is_error in (False, True):
@@ -197,7 +190,7 @@ Granting = Callable[..., tuple[Builder, Grant, str]]
 
 @router.post(
     "/builders/{uuid}/ssh",
-    responses=openapi.answers(201, SshGrantAnswer, "A way in.", 400, 404, 409, 413, 422),
+    responses=openapi.answers(201, Success[SshGrant], "A way in.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: SshBody) -> Response:
@@ -210,7 +203,7 @@ async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, b
 
 @router.post(
     "/builders/{uuid}/ssh/recreate",
-    responses=openapi.answers(201, SshGrantAnswer, "A way in, the only one.", 400, 404, 409, 413, 422),
+    responses=openapi.answers(201, Success[SshGrant], "A way in, the only one.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: SshBody) -> Response:
@@ -218,12 +211,14 @@ async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid
     return await _grant(ssh.recreate, application, identity, uuid, body.value)
 
 
-@router.delete("/builders/{uuid}/ssh", responses=openapi.answers(200, SshEndedAnswer, "All tokens are revoked.", 404))
+@router.delete(
+    "/builders/{uuid}/ssh", responses=openapi.answers(200, Success[SshEnded], "All tokens are revoked.", 404)
+)
 async def end_ssh(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """End all SSH tokens of the builder, and cut their sessions."""
     now = application.clock.now()
     builder = await application.commit(lambda uow: ssh.revoke(uow, identity.caller, uuid.lower(), now))
-    answer = SshEndedAnswer(message="All SSH tokens of the builder are over.", data=SshEnded(uuid=builder.id))
+    answer = Success[SshEnded](message="All SSH tokens of the builder are over.", data=SshEnded(uuid=builder.id))
     return success(answer).response()
 
 
@@ -248,4 +243,4 @@ async def _grant(
         known_hosts=gateway.known_hosts,
     )
     message = f"Log in to {builder.name} with: {data.ssh_command}"
-    return success(SshGrantAnswer(message=message, data=data), 201).response()
+    return success(Success[SshGrant](message=message, data=data), 201).response()

@@ -15,7 +15,8 @@ from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import PageQuery, ThePage
 from builderd.domain import builders as domain
 from builderd.domain.builders import Builder
-from builderd.schemas.v1.builder_parts import Lease, LeaseAnswer, LeasePage, NewLease, RenewedLease
+from builderd.schemas.v1.builder_parts import Lease, NewLease, RenewedLease
+from builderd.schemas.v1.shape import Page, Success
 from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
@@ -34,7 +35,7 @@ Find = Callable[[UnitOfWork], Builder]
 
 @router.post(
     "/builders/{uuid}/leases",
-    responses=openapi.answers(201, LeaseAnswer, "It is busy until then.", 400, 404, 409, 413, 422),
+    responses=openapi.answers(201, Success[Lease], "It is busy until then.", 400, 404, 409, 413, 422),
     openapi_extra=openapi.body_of(NewLease, {"seconds": 600, "reason": "importing last year's orders"}),
 )
 async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, body: LeaseBody) -> Response:
@@ -42,7 +43,7 @@ async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, 
     return await take_for(application, _locked(identity, uuid), identity.caller.actor, body.value)
 
 
-@router.get("/builders/{uuid}/leases", responses=openapi.answers(200, LeasePage, "A page of them.", 404, 422))
+@router.get("/builders/{uuid}/leases", responses=openapi.answers(200, Page[Lease], "A page of them.", 404, 422))
 async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The leases that last, the oldest first."""
     return await list_active(application, lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower()), query)
@@ -50,7 +51,7 @@ async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid,
 
 @router.put(
     "/builders/{uuid}/leases/{lease}",
-    responses=openapi.answers(200, LeaseAnswer, "It lasts longer, or shorter.", 400, 404, 413, 422),
+    responses=openapi.answers(200, Success[Lease], "It lasts longer, or shorter.", 400, 404, 413, 422),
     openapi_extra=openapi.body_of(RenewedLease, {"seconds": 600}),
 )
 async def renew_lease(
@@ -60,7 +61,7 @@ async def renew_lease(
     return await renew_for(application, _locked(identity, uuid), lease, body.value)
 
 
-@router.delete("/builders/{uuid}/leases/{lease}", responses=openapi.answers(200, LeaseAnswer, "It is over.", 404))
+@router.delete("/builders/{uuid}/leases/{lease}", responses=openapi.answers(200, Success[Lease], "It is over.", 404))
 async def end_lease(application: TheApplication, identity: Writer, uuid: Uuid, lease: LeaseUuid) -> Response:
     """End a lease before its time."""
     return await end_for(application, _locked(identity, uuid), identity.caller.actor, lease)
@@ -92,7 +93,7 @@ async def list_active(application: Application, find: Find, query: PageQuery) ->
     found = await application.store.read(lambda uow: wake.active_leases(uow, find(uow), now))
     data = [Lease.of(lease) for lease in query.cut(found)]
     message = f"{len(found)} leases keep it busy."
-    return success(LeasePage(message=message, data=data, meta=query.of(len(found)))).response()
+    return success(Page[Lease](message=message, data=data, meta=query.of(len(found)))).response()
 
 
 async def renew_for(application: Application, find: Find, lease_id: str, new: RenewedLease) -> Response:
@@ -111,5 +112,5 @@ async def end_for(application: Application, find: Find, actor: str, lease_id: st
     return success(_lease_answer("It was busy", lease)).response()
 
 
-def _lease_answer(what: str, lease: domain.Lease) -> LeaseAnswer:
-    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=Lease.of(lease))
+def _lease_answer(what: str, lease: domain.Lease) -> Success[Lease]:
+    return Success[Lease](message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=Lease.of(lease))

@@ -28,7 +28,7 @@ from builderd.operations.operations import Operations
 from builderd.schemas.v1 import monitoring as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.monitoring import LogAnswer, LogLine
-from builderd.schemas.v1.shape import PageMeta, Parameters, UtcTime, checked_by
+from builderd.schemas.v1.shape import Page, PageMeta, Parameters, Success, UtcTime, checked_by
 from builderd.services import builders, events, logs
 from builderd.services.application import Application
 from builderd.services.limits import PagedReads
@@ -88,7 +88,7 @@ class DensityQuery(Parameters):
 
 @router.get(
     "/builders/{uuid}/logs/density",
-    responses=openapi.answers(200, wire.LogDensityAnswer, "Where lines are, over time.", 404, 422),
+    responses=openapi.answers(200, Success[wire.LogDensity], "Where lines are, over time.", 404, 422),
 )
 async def read_log_density(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[DensityQuery, Query()]
@@ -105,7 +105,7 @@ async def read_log_density(
         buckets=[wire.LogBucket.of(one) for one in found.buckets],
         versions=[wire.LogVersion(version=version, time=time) for version, time in found.versions],
     )
-    return success(wire.LogDensityAnswer(message=f"{found.lines} lines.", data=data)).response()
+    return success(Success[wire.LogDensity](message=f"{found.lines} lines.", data=data)).response()
 
 
 async def _begun(
@@ -234,7 +234,7 @@ DOCUMENTED: dict[str, Any] = {
 @router.get(
     "/events",
     **DOCUMENTED,
-    responses=openapi.answers(200, wire.EventPage, "A page of them.", 422, 429, content=openapi.events(EVENT_STREAM)),
+    responses=openapi.answers(200, Page[wire.Event], "A page of them.", 422, 429, content=openapi.events(EVENT_STREAM)),
 )
 async def list_events(
     request: Request, application: TheApplication, identity: Reader, query: Annotated[EventsQuery, Query()]
@@ -247,7 +247,7 @@ async def list_events(
     "/builders/{uuid}/events",
     **DOCUMENTED,
     responses=openapi.answers(
-        200, wire.EventPage, "A page of them.", 404, 422, 429, content=openapi.events(EVENT_STREAM)
+        200, Page[wire.Event], "A page of them.", 404, 422, 429, content=openapi.events(EVENT_STREAM)
     ),
 )
 async def list_builder_events(

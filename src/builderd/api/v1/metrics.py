@@ -16,7 +16,7 @@ from builderd.domain.metrics import Usage, UsageSample, response_seconds
 from builderd.domain.previews import STATUS_CLASSES
 from builderd.domain.resources import Resources
 from builderd.schemas.v1 import monitoring as wire
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.shape import Parameters, Success
 from builderd.services import metrics
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
@@ -32,7 +32,7 @@ class MetricsQuery(Parameters):
 
 
 @router.get(
-    "/builders/{uuid}/metrics", responses=openapi.answers(200, wire.MetricsAnswer, "Now, and in steps.", 404, 422)
+    "/builders/{uuid}/metrics", responses=openapi.answers(200, Success[wire.Metrics], "Now, and in steps.", 404, 422)
 )
 async def read_metrics(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]
@@ -50,7 +50,7 @@ async def read_metrics(
         steps=[_step(time, usage) for time, usage in report.steps],
     )
     message = "It does not run now." if report.now is None else f"{len(data.steps)} steps of {query.step}."
-    return success(wire.MetricsAnswer(message=message, data=data)).response()
+    return success(Success[wire.Metrics](message=message, data=data)).response()
 
 
 def _present(reading: UsageSample, limits: Resources) -> wire.Present:

@@ -23,18 +23,8 @@ from builderd.domain.errors import NotFound
 from builderd.domain.qa import Check, Outcome, QaReport, ReportStatus, gate_passed
 from builderd.domain.tokens import Scope
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.reviews import (
-    SARIF,
-    NewAcceptance,
-    Qa,
-    QaAnswer,
-    QaScreenshot,
-    Review,
-    ReviewAnswer,
-    review_of,
-    sarif_of,
-)
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.reviews import SARIF, NewAcceptance, Qa, QaScreenshot, Review, review_of, sarif_of
+from builderd.schemas.v1.shape import Parameters, Success
 from builderd.services import qa, verdicts
 from builderd.services.verdicts import ReviewView
 
@@ -156,7 +146,7 @@ class QaQuery(VersionQuery):
     "/builders/{uuid}/qa",
     status_code=202,
     responses=openapi.answers(
-        202, QaAnswer, "Judged anew; the report is being made.", 404, 409, headers=openapi.LOCATION
+        202, Success[Qa], "Judged anew; the report is being made.", 404, 409, headers=openapi.LOCATION
     ),
 )
 async def run_qa(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
@@ -168,7 +158,7 @@ async def run_qa(application: TheApplication, identity: Writer, uuid: Uuid) -> R
     view = await qa.again(application, identity.caller, uuid.lower())
     data = _present(view, uuid.lower())
     headers = {"Location": f"{PREFIX}/builders/{uuid.lower()}/qa"}
-    return success(QaAnswer(message="The report is being made: GET shows it.", data=data), 202, headers).response()
+    return success(Success[Qa](message="The report is being made: GET shows it.", data=data), 202, headers).response()
 
 
 _FORMATS: dict[str, Any] = {
@@ -178,7 +168,8 @@ _FORMATS: dict[str, Any] = {
 
 
 @router.get(
-    "/builders/{uuid}/qa", responses=openapi.answers(200, QaAnswer, "What is known so far.", 404, 422, content=_FORMATS)
+    "/builders/{uuid}/qa",
+    responses=openapi.answers(200, Success[Qa], "What is known so far.", 404, 422, content=_FORMATS),
 )
 async def get_qa(
     application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[QaQuery, Query()]
@@ -192,7 +183,7 @@ async def get_qa(
         case Format.CTRF:
             return Response(make_ctrf(view.report), media_type=CTRF_MEDIA)
         case Format.JSON:
-            return success(QaAnswer(message=_message(view), data=_present(view, uuid.lower()))).response()
+            return success(Success[Qa](message=_message(view), data=_present(view, uuid.lower()))).response()
 
 
 @router.get(
@@ -281,7 +272,7 @@ class ReviewQuery(VersionQuery):
 _REVIEW_FORMATS: dict[str, Any] = {SARIF: {"schema": {"type": "object", "description": "With `format=sarif`."}}}
 
 
-@router.post("/builders/{uuid}/review", responses=openapi.answers(200, ReviewAnswer, "What it finds now.", 404))
+@router.post("/builders/{uuid}/review", responses=openapi.answers(200, Success[Review], "What it finds now.", 404))
 async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Review the current version's code again, by the present policy.
 
@@ -292,7 +283,7 @@ async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) 
 
 @router.get(
     "/builders/{uuid}/review",
-    responses=openapi.answers(200, ReviewAnswer, "The report.", 404, 422, content=_REVIEW_FORMATS),
+    responses=openapi.answers(200, Success[Review], "The report.", 404, 422, content=_REVIEW_FORMATS),
 )
 async def get_review(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ReviewQuery, Query()]
@@ -312,7 +303,9 @@ async def get_review(
 
 @router.post(
     "/builders/{uuid}/review/accept",
-    responses=openapi.answers(200, ReviewAnswer, "The report, with what is accepted by now.", 400, 404, 409, 413, 422),
+    responses=openapi.answers(
+        200, Success[Review], "The report, with what is accepted by now.", 400, 404, 409, 413, 422
+    ),
     openapi_extra=openapi.body_of(
         NewAcceptance, {"fingerprint": "0123456789abcdef0123456789abcdef", "reason": "an admin tool behind a login"}
     ),
@@ -338,7 +331,7 @@ def _present_review(view: ReviewView) -> Review:
 
 
 def _review_answer(view: ReviewView, before: str = "") -> Answer:
-    return success(ReviewAnswer(message=before + _review_message(view), data=_present_review(view)))
+    return success(Success[Review](message=before + _review_message(view), data=_present_review(view)))
 
 
 def _review_message(view: ReviewView) -> str:

@@ -20,15 +20,13 @@ from builderd.domain.prices import DAY, MOST_DAYS, day_of, month_of
 from builderd.schemas.v1.account import (
     DaySpending,
     DaysSpending,
-    DaysSpendingAnswer,
     Deployment,
     NewSpendingCap,
     Spending,
     SpendingAnswer,
     SpendingCap,
-    SpendingCapAnswer,
 )
-from builderd.schemas.v1.shape import Day, PageMeta, Parameters, UtcTime
+from builderd.schemas.v1.shape import Day, PageMeta, Parameters, Success, UtcTime
 from builderd.services import builders, caps, spending
 from builderd.services.caps import CapView
 from builderd.store import UnitOfWork
@@ -76,7 +74,7 @@ class DaysQuery(Parameters):
     )
 
 
-@router.get("/spending/days", responses=openapi.answers(200, DaysSpendingAnswer, "What each day cost.", 422))
+@router.get("/spending/days", responses=openapi.answers(200, Success[DaysSpending], "What each day cost.", 422))
 async def read_spending_days(
     application: TheApplication, identity: Reader, query: Annotated[DaysQuery, Query()]
 ) -> Response:
@@ -92,13 +90,13 @@ def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _present_days(report: spending.DayReport) -> DaysSpendingAnswer:
+def _present_days(report: spending.DayReport) -> Success[DaysSpending]:
     days = [
         DaySpending(day=one.start.date(), runtime_hours=float(one.hours), cost=float(one.cost)) for one in report.days
     ]
     data = DaysSpending(currency=report.currency, total_cost=float(report.total_cost), days=days)
     message = f"{len(days)} days have cost {report.total_cost} {report.currency}."
-    return DaysSpendingAnswer(message=message, data=data)
+    return Success[DaysSpending](message=message, data=data)
 
 
 def _present(report: spending.CostReport[ListedCost], meta: PageMeta) -> Listing:
@@ -128,7 +126,7 @@ CAP_EXAMPLE = {"monthly": 20.0}
 SET: dict[str, Any] = {"openapi_extra": openapi.body_of(NewSpendingCap, CAP_EXAMPLE)}
 
 
-@router.get("/spending-cap", responses=openapi.answers(200, SpendingCapAnswer, "The cap."))
+@router.get("/spending-cap", responses=openapi.answers(200, Success[SpendingCap], "The cap."))
 async def get_spending_cap(application: TheApplication, identity: Reader) -> Response:
     """The cap of all your builders together, and what they have cost this month."""
     tenant, now = identity.token.tenant_id, application.clock.now()
@@ -136,7 +134,7 @@ async def get_spending_cap(application: TheApplication, identity: Reader) -> Res
     return _cap_answer(view).response()
 
 
-@router.put("/spending-cap", **SET, responses=openapi.answers(200, SpendingCapAnswer, "It is set.", 400, 413, 422))
+@router.put("/spending-cap", **SET, responses=openapi.answers(200, Success[SpendingCap], "It is set.", 400, 413, 422))
 async def put_spending_cap(application: TheApplication, identity: Administrator, body: CapBody) -> Response:
     """Cap what all your builders together may cost in a month; null lifts the cap, but not the operator's.
 
@@ -152,7 +150,7 @@ async def put_spending_cap(application: TheApplication, identity: Administrator,
     return _cap_answer(await application.store.write(write)).response()
 
 
-@router.get("/builders/{uuid}/spending-cap", responses=openapi.answers(200, SpendingCapAnswer, "The cap.", 404))
+@router.get("/builders/{uuid}/spending-cap", responses=openapi.answers(200, Success[SpendingCap], "The cap.", 404))
 async def get_builder_spending_cap(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
     """The cap of one builder, and what it has cost this month. That of all your builders holds besides."""
     now = application.clock.now()
@@ -167,7 +165,7 @@ async def get_builder_spending_cap(application: TheApplication, identity: Reader
 @router.put(
     "/builders/{uuid}/spending-cap",
     **SET,
-    responses=openapi.answers(200, SpendingCapAnswer, "It is set.", 400, 404, 413, 422),
+    responses=openapi.answers(200, Success[SpendingCap], "It is set.", 400, 404, 413, 422),
 )
 async def put_builder_spending_cap(
     application: TheApplication, identity: Administrator, uuid: Uuid, body: CapBody
@@ -194,7 +192,7 @@ def _cap_answer(view: CapView) -> Answer:
         message = f"Nothing is capped; {data.spent:.2f} {data.currency} are spent this month."
     else:
         message = f"{data.spent:.2f} of {data.applies:.2f} {data.currency} are spent this month."
-    return success(SpendingCapAnswer(message=message, data=data))
+    return success(Success[SpendingCap](message=message, data=data))
 
 
 def _present_cap(view: CapView) -> SpendingCap:

@@ -15,6 +15,7 @@ from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Token
 from builderd.operations.operations import Operations
 from builderd.schemas.v1 import account as wire
+from builderd.schemas.v1.shape import Page, Success
 from builderd.services import revocations, tokens
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.TOKENS])
@@ -47,7 +48,7 @@ async def create_token(request: Request, application: TheApplication, identity: 
     return success(wire.NewTokenAnswer(message=message, data=data), 201).response()
 
 
-@router.get("/tokens", responses=openapi.answers(200, wire.TokenPage, "A page of them.", 422))
+@router.get("/tokens", responses=openapi.answers(200, Page[wire.Token], "A page of them.", 422))
 async def list_tokens(
     request: Request, application: TheApplication, identity: Administrator, query: ThePage
 ) -> Response:
@@ -58,17 +59,17 @@ async def list_tokens(
     found = await application.store.read(lambda uow: uow.tokens.list(identity.token.tenant_id))
     newest = sorted(found, key=lambda token: (token.created_at, token.id), reverse=True)
     data = [_shown(operations_of(request), token, identity.token) for token in query.cut(newest)]
-    return success(wire.TokenPage(message=f"{len(found)} tokens.", data=data, meta=query.of(len(found)))).response()
+    return success(Page[wire.Token](message=f"{len(found)} tokens.", data=data, meta=query.of(len(found)))).response()
 
 
-@router.get("/tokens/current", responses=openapi.answers(200, wire.TokenAnswer, "Yours."))
+@router.get("/tokens/current", responses=openapi.answers(200, Success[wire.Token], "Yours."))
 async def read_current_token(request: Request, identity: Reader) -> Response:
     """Return the API token that this call is made with: its name, its scopes and its expiry."""
     data = _shown(operations_of(request), identity.token, identity.token)
-    return success(wire.TokenAnswer(message=f"The token {data.name}.", data=data)).response()
+    return success(Success[wire.Token](message=f"The token {data.name}.", data=data)).response()
 
 
-@router.delete("/tokens/{id}", responses=openapi.answers(200, wire.RevokedTokenAnswer, "It has ended.", 404))
+@router.delete("/tokens/{id}", responses=openapi.answers(200, Success[wire.RevokedToken], "It has ended.", 404))
 async def revoke_token(
     request: Request,
     application: TheApplication,
@@ -85,7 +86,7 @@ async def revoke_token(
     shown = _shown(operations_of(request), done.token, identity.token)
     ended = [wire.Ended(kind=one.kind, id=one.id, name=one.name, builder=one.builder_id) for one in done.ended]
     data = wire.RevokedToken(**shown.model_dump(), ended=ended)
-    return success(wire.RevokedTokenAnswer(message=done.message, data=data)).response()
+    return success(Success[wire.RevokedToken](message=done.message, data=data)).response()
 
 
 def _shown(operations: Operations, token: Token, current: Token) -> wire.Token:

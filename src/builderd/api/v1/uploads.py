@@ -15,7 +15,8 @@ from builderd.api.server.bodies import Received, announced_length, optional_json
 from builderd.api.server.limits import count_for_tenant
 from builderd.domain.errors import BadRequest
 from builderd.domain.files import SHA256, Upload
-from builderd.schemas.v1.files import NewUpload, UploadAnswer, UploadPlace, UploadPlaceAnswer, UploadState
+from builderd.schemas.v1.files import NewUpload, UploadAnswer, UploadPlace, UploadState
+from builderd.schemas.v1.shape import Success
 from builderd.services import bundles
 from builderd.services.bundles import Part
 
@@ -47,7 +48,7 @@ CHECK_SUM: openapi.Parameter = {
 @router.post(
     "/uploads",
     status_code=201,
-    responses=openapi.answers(201, UploadPlaceAnswer, "Send the bytes to its URL.", 400, 413, 422, 429),
+    responses=openapi.answers(201, Success[UploadPlace], "Send the bytes to its URL.", 400, 413, 422, 429),
     openapi_extra=openapi.body_of(NewUpload, {"size": 3_000_000}, required=False),
 )
 async def create_upload(request: Request, application: TheApplication, identity: Writer, body: Body) -> Response:
@@ -64,7 +65,7 @@ async def create_upload(request: Request, application: TheApplication, identity:
     base = (application.public_url or str(request.base_url)).rstrip("/")
     url = f"{base}{PREFIX}/uploads/{upload.id}?{urlencode({'signature': signature})}"
     data = UploadPlace(upload_id=upload.id, upload_url=url, expires_at=upload.expires_at)
-    return success(UploadPlaceAnswer(message="Send the bytes with PUT to upload_url.", data=data), 201).response()
+    return success(Success[UploadPlace](message="Send the bytes with PUT to upload_url.", data=data), 201).response()
 
 
 @router.put(

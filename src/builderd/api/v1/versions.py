@@ -33,9 +33,9 @@ from builderd.domain.versions import Version
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations, sent_by
 from builderd.schemas.v1 import versions as wire
-from builderd.schemas.v1.builder_parts import RemovedBuilds, RemovedBuildsAnswer
+from builderd.schemas.v1.builder_parts import RemovedBuilds
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer
-from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.shape import Parameters, Success
 from builderd.schemas.v1.versions import (
     NewAutoStop,
     NewRollback,
@@ -187,7 +187,7 @@ Number = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="A version that i
 
 @router.get(
     "/builders/{uuid}/versions/{old}/diff/{new}",
-    responses=openapi.answers(200, wire.VersionDiffAnswer, "By path, and by name.", 404, 422),
+    responses=openapi.answers(200, Success[wire.VersionDiff], "By path, and by name.", 404, 422),
 )
 async def diff_versions(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, old: Number, new: Number
@@ -197,7 +197,7 @@ async def diff_versions(
         found = await bundles.compare(application, identity.caller, uuid.lower(), old, new)
     count = len(found.files)
     message = f"{count} file{'' if count == 1 else 's'} and {len(found.settings)} settings differ."
-    return success(wire.VersionDiffAnswer(message=message, data=_difference(found))).response()
+    return success(Success[wire.VersionDiff](message=message, data=_difference(found))).response()
 
 
 @router.get(
@@ -337,7 +337,7 @@ def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
 
 
 @router.delete(
-    "/builders/{uuid}/build-cache", responses=openapi.answers(200, RemovedBuildsAnswer, "They are removed.", 404)
+    "/builders/{uuid}/build-cache", responses=openapi.answers(200, Success[RemovedBuilds], "They are removed.", 404)
 )
 async def clear_build_cache(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Remove the kept results of the builds of its versions, which count for your layers.
@@ -347,4 +347,4 @@ async def clear_build_cache(application: TheApplication, identity: Writer, uuid:
     results, size = await deployments.remove(application, identity.caller, uuid.lower())
     data = RemovedBuilds(results=results, bytes=size)
     message = f"{results} results of builds are removed."
-    return success(RemovedBuildsAnswer(message=message, data=data)).response()
+    return success(Success[RemovedBuilds](message=message, data=data)).response()

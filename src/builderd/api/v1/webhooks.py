@@ -13,6 +13,7 @@ from builderd.api.server.bodies import Received, json_body
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.events import Delivery, DeliveryStatus
 from builderd.schemas.v1 import account as wire
+from builderd.schemas.v1.shape import Page, Success
 from builderd.services import webhooks
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
@@ -46,26 +47,28 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
     return success(wire.NewWebhookAnswer(message=message, data=data), 201).response()
 
 
-@router.get("/webhooks", responses=openapi.answers(200, wire.WebhookPage, "A page of them.", 422))
+@router.get("/webhooks", responses=openapi.answers(200, Page[wire.Webhook], "A page of them.", 422))
 async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """List your webhooks, without their secrets, the oldest first."""
     found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
     data = [wire.Webhook.of(webhook) for webhook in query.cut(found)]
     message = f"{len(found)} webhooks."
-    return success(wire.WebhookPage(message=message, data=data, meta=query.of(len(found)))).response()
+    return success(Page[wire.Webhook](message=message, data=data, meta=query.of(len(found)))).response()
 
 
-@router.delete("/webhooks/{id}", responses=openapi.answers(200, wire.WebhookAnswer, "It is gone.", 404))
+@router.delete("/webhooks/{id}", responses=openapi.answers(200, Success[wire.Webhook], "It is gone.", 404))
 async def delete_webhook(
     application: TheApplication, identity: Writer, webhook_id: Annotated[WebhookUuid, Path(alias="id")]
 ) -> Response:
     """Delete a webhook. Its pending deliveries are dropped."""
     now = application.clock.now()
     webhook = await application.store.write(lambda uow: webhooks.delete(uow, identity.caller, webhook_id.lower(), now))
-    return success(wire.WebhookAnswer(message="The webhook is gone.", data=wire.Webhook.of(webhook))).response()
+    return success(Success[wire.Webhook](message="The webhook is gone.", data=wire.Webhook.of(webhook))).response()
 
 
-@router.get("/webhooks/{id}/deliveries", responses=openapi.answers(200, wire.DeliveryPage, "A page of them.", 404, 422))
+@router.get(
+    "/webhooks/{id}/deliveries", responses=openapi.answers(200, Page[wire.Delivery], "A page of them.", 404, 422)
+)
 async def list_deliveries(
     request: Request,
     application: TheApplication,

@@ -24,7 +24,6 @@ from builderd.domain.versions import ENV_NAME, env_error
 from builderd.schemas.v1.monitoring import ExactTime
 from builderd.schemas.v1.shape import (
     FieldError,
-    Page,
     PageMeta,
     Shape,
     Success,
@@ -77,10 +76,6 @@ class TokenWithSecret(Token):
     secret: str
 
 
-class TokenAnswer(Success[Token]):
-    """One token."""
-
-
 class Ended(View):
     """Thing that ended with the token that made it.
 
@@ -99,16 +94,8 @@ class RevokedToken(Token):
     ended: list[Ended]
 
 
-class RevokedTokenAnswer(Success[RevokedToken]):
-    """Response to a revocation."""
-
-
 class NewTokenAnswer(Success[TokenWithSecret]):
     """Response with a new token."""
-
-
-class TokenPage(Page[Token]):
-    """Page of tokens, newest first."""
 
 
 def _values(value: Any) -> Any:
@@ -171,14 +158,6 @@ class Credential(View):
     used_by: list[CredentialUse]
 
 
-class CredentialAnswer(Success[Credential]):
-    """One credential."""
-
-
-class CredentialPage(Page[Credential]):
-    """All credentials, by name."""
-
-
 MAX_PATTERNS = 50
 
 
@@ -233,16 +212,8 @@ class WebhookWithSecret(Webhook):
     secret: str
 
 
-class WebhookAnswer(Success[Webhook]):
-    """One webhook."""
-
-
 class NewWebhookAnswer(Success[WebhookWithSecret]):
     """A new webhook, with its secret."""
-
-
-class WebhookPage(Page[Webhook]):
-    """All webhooks, the oldest first."""
 
 
 class Attempt(View):
@@ -264,10 +235,6 @@ class Delivery(View):
     created_at: ExactTime
     next_attempt_at: ExactTime | None
     attempts: list[Attempt]
-
-
-class DeliveryPage(Page[Delivery]):
-    """Deliveries, the newest event first."""
 
 
 class Deployment(View):
@@ -313,10 +280,6 @@ class DaysSpending(View):
     days: list[DaySpending]
 
 
-class DaysSpendingAnswer(Success[DaysSpending]):
-    """Response with the spending of each day."""
-
-
 class SpendingAnswer(Success[Spending]):
     """Response with the spending, and the page of its ``deployments``."""
 
@@ -356,7 +319,3 @@ class SpendingCap(View):
     applies: float | None
     spent: float
     resets_at: Time
-
-
-class SpendingCapAnswer(Success[SpendingCap]):
-    """Response with a cap and the amount spent."""

@@ -61,10 +61,6 @@ class Execution(View):
     hint: str
 
 
-class ExecutionAnswer(Success[Execution]):
-    """Response with a command's result."""
-
-
 class NewSshGrant(Shape):
     """Options of a new SSH token."""
 
@@ -86,18 +82,10 @@ class SshGrant(View):
     known_hosts: str
 
 
-class SshGrantAnswer(Success[SshGrant]):
-    """Response with a new SSH token."""
-
-
 class SshEnded(View):
     """Builder whose SSH tokens were all revoked."""
 
     uuid: str
-
-
-class SshEndedAnswer(Success[SshEnded]):
-    """Response to the end of all SSH tokens."""
 
 
 def _reason_error(reason: str) -> str | None:
@@ -130,14 +118,6 @@ class Lease(View):
     created_by: str
     created_at: Time
     expires_at: Time
-
-
-class LeaseAnswer(Success[Lease]):
-    """One lease."""
-
-
-class LeasePage(Page[Lease]):
-    """Unexpired leases, oldest first."""
 
 
 def _host_error(host: str) -> str | None:
@@ -182,14 +162,6 @@ class Domain(View):
     txt: TxtRecord
 
 
-class DomainAnswer(Success[Domain]):
-    """One domain."""
-
-
-class DomainPage(Page[Domain]):
-    """Domains of a builder, by host."""
-
-
 class NewPreviewLink(Shape):
     """New link to a preview."""
 
@@ -217,19 +189,11 @@ class PreviewLinkAnswer(Success[PreviewLinkWithUrl]):
     """The new link."""
 
 
-class PreviewLinkPage(Page[PreviewLink]):
-    """Page of valid links, oldest first."""
-
-
 class PortPreview(View):
     """URL of one port of a sandbox. It wants the service token, or a link."""
 
     port: int
     url: str
-
-
-class PortPreviewAnswer(Success[PortPreview]):
-    """The port's URL."""
 
 
 class Backup(View):
@@ -256,12 +220,8 @@ class Backup(View):
     expires_at: Time | None
 
 
-class BackupAnswer(Success[Backup]):
-    """One backup."""
-
-
-class BackupPage(Page[Backup]):
-    """Page of backups, newest first."""
+BackupAnswer = Success[Backup]
+BackupPage = Page[Backup]
 
 
 class NewRestore(Shape):
@@ -283,7 +243,3 @@ class RemovedBuilds(View):
 
     results: int
     bytes: int
-
-
-class RemovedBuildsAnswer(Success[RemovedBuilds]):
-    """Answer with the removed results."""

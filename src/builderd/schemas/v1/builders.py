@@ -348,9 +348,5 @@ class Builder(View):
     member: str
 
 
-class BuilderAnswer(Success[Builder]):
-    """One builder."""
-
-
-class BuilderPage(Page[Builder]):
-    """Page of builders."""
+BuilderAnswer = Success[Builder]
+BuilderPage = Page[Builder]

@@ -196,10 +196,6 @@ class UploadPlace(View):
     expires_at: Time
 
 
-class UploadPlaceAnswer(Success[UploadPlace]):
-    """Response with an upload's URL."""
-
-
 class UploadState(View):
     """State of an upload: ``received`` bytes; ``complete`` once it can be deployed."""
 

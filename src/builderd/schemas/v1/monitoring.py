@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PlainSerializer
 
 from builderd.domain.sandboxes import LogStream
-from builderd.schemas.v1.shape import Page, Success, Time, View
+from builderd.schemas.v1.shape import Success, Time, View
 
 
 class Answers(View):
@@ -91,10 +91,6 @@ class Metrics(View):
     steps: list[Step]
 
 
-class MetricsAnswer(Success[Metrics]):
-    """Response with a builder's metrics."""
-
-
 #: Of a service in its cluster: one works, the others stand by.
 Role = Literal["working", "standby"]
 
@@ -134,14 +130,6 @@ class Readiness(View):
     clock: Part = Part(ready=True, message="an earlier service does not say")
     role: Role = "working"
     worker: str | None = None
-
-
-class HealthAnswer(Success[Health]):
-    """Response of a live service."""
-
-
-class ReadinessAnswer(Success[Readiness]):
-    """Response of a ready service."""
 
 
 def _exact(time: datetime) -> str:
@@ -189,10 +177,6 @@ class LogDensity(View):
     versions: list[LogVersion]
 
 
-class LogDensityAnswer(Success[LogDensity]):
-    """Response with a log's density."""
-
-
 class Event(View):
     """Event. ``id`` grows with time within a tenant. ``builder`` is null for the tenant's own.
 
@@ -206,7 +190,3 @@ class Event(View):
     actor: str
     reason: str
     details: dict[str, Any]
-
-
-class EventPage(Page[Event]):
-    """Events, the newest first."""

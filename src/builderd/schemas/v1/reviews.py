@@ -10,7 +10,7 @@ from pydantic import Field
 from builderd.domain import reviews as domain
 from builderd.domain.qa import CheckName, Outcome, ReportStatus
 from builderd.domain.reviews import Severity
-from builderd.schemas.v1.shape import Shape, Success, Time, UtcTime, View, checked_by
+from builderd.schemas.v1.shape import Shape, Time, UtcTime, View, checked_by
 
 MAX_REASON = 1_000
 FINGERPRINT = "^[0-9a-f]{32}$"
@@ -66,10 +66,6 @@ class Review(View):
     findings: list[Finding]
     left_out: dict[str, int]
     untold: int
-
-
-class ReviewAnswer(Success[Review]):
-    """Response with a review."""
 
 
 def _reason_error(reason: str) -> str | None:
@@ -199,7 +195,3 @@ class Qa(View):
     requested_by: str
     started_at: Time | None
     finished_at: Time | None
-
-
-class QaAnswer(Success[Qa]):
-    """Response with the QA results of a version."""

@@ -9,8 +9,9 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
+from functools import cache
 from itertools import islice
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -237,9 +238,22 @@ Time = Annotated[datetime, PlainSerializer(rfc3339, when_used="json")]
 class Success(View, Generic[T]):
     """Successful response. ``message`` is one sentence for people; ``data`` is the result."""
 
+    #: End of the schema's name.
+    _suffix: ClassVar[str] = "Answer"
+
     success: Literal[True] = True
     message: str
     data: T
+
+    def __class_getitem__(cls, data: Any) -> Any:
+        """Return the response with this data, named as in the OpenAPI document: ``BackupAnswer``, ``BackupPage``."""
+        made = super().__class_getitem__(data)
+        return _named(made, f"{data.__name__}{cls._suffix}", cls.__doc__) if isinstance(data, type) else made
+
+
+@cache
+def _named(made: type[View], name: str, description: str | None) -> type[View]:
+    return type(made)(name, (made,), {"__module__": made.__module__, "__doc__": description})
 
 
 class PageMeta(View):
@@ -253,6 +267,7 @@ class PageMeta(View):
 class Page(Success[list[T]], Generic[T]):
     """One page of a list."""
 
+    _suffix: ClassVar[str] = "Page"
     meta: PageMeta
 
 

@@ -28,7 +28,6 @@ from builderd.schemas.v1.shape import (
     JsonInt,
     Page,
     Shape,
-    Success,
     Time,
     View,
     checked_by,
@@ -168,8 +167,7 @@ class Version(View):
     created_at: Time
 
 
-class VersionPage(Page[Version]):
-    """Page of kept versions, newest first."""
+VersionPage = Page[Version]
 
 
 class FileDifference(View):
@@ -202,10 +200,6 @@ class VersionDiff(View):
     new: int
     files: list[FileDifference]
     settings: list[SettingDifference]
-
-
-class VersionDiffAnswer(Success[VersionDiff]):
-    """Response with the difference of two versions."""
 
 
 #: Fields of the shapes that hold the code.

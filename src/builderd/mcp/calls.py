@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args, get_type_hints
 
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, ToolAnnotations
@@ -101,7 +101,7 @@ def bind(tool: Tool, connect: Connect) -> Tool:
     signature = inspect.signature(tool, eval_str=True)
     first, *others = signature.parameters.values()
     context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=Context)
-    keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others]
+    keywords = [keyword for one in others for keyword in _keywords(one)]
 
     async def run(**arguments: Any) -> CallToolResult:
         ctx: AnyContext = arguments.pop("ctx")
@@ -120,6 +120,17 @@ def bind(tool: Tool, connect: Connect) -> Tool:
     described.__annotations__ = {one.name: one.annotation for one in (*keywords, context)}
     assert first.name == "call"
     return run
+
+
+def _keywords(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    """Return a parameter by keyword; of ``**options`` each one that its ``TypedDict`` has, None unless given."""
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+        return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    (options,) = get_args(parameter.annotation)
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind | None)
+        for name, kind in get_type_hints(options, include_extras=True).items()
+    ]
 
 
 def client_name(context: AnyContext) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,23 +36,6 @@ Files = Annotated[
     dict[str, str | File],
     Field(description="All files by relative path. Text as it is; other bytes as {content, encoding: base64}."),
 ]
-Entrypoint = Annotated[str, Field(description="Command that starts it in its folder, such as `python3 main.py`.")]
-BuildCommand = Annotated[
-    str,
-    Field(description="Command that builds it once, before its start. Default: npm run build if package.json has it."),
-]
-ReleaseCommand = Annotated[
-    str,
-    Field(description="Command run once before a version takes over, on its disk, such as a database migration."),
-]
-Port = Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
-Root = Annotated[
-    str,
-    Field(description="Folder of the files in which its commands run and its manifests are, such as apps/web."),
-]
-Protocol = Annotated[
-    Literal["http", "h2c"], Field(description="What it speaks on its port. h2c: HTTP/2 without TLS, such as gRPC.")
-]
 JobType = Annotated[
     Literal["always_on", "worker", "sandbox", "one_time"],
     Field(
@@ -60,11 +43,44 @@ JobType = Annotated[
         "sandbox: no app, for exec_command."
     ),
 ]
-Env = Annotated[dict[str, str], Field(description="Environment variables; no secrets: use store_credentials.")]
-EnvFile = Annotated[str, Field(description='A file among files with lines NAME=VALUE, such as ".env"; env wins.')]
-Credentials = Annotated[list[str], Field(description="Names of stored credentials that it gets as variables.")]
 AutoStop = Annotated[int, Field(ge=0, description="Minutes without use until it stops by itself; 0: never.")]
-Visibility = Literal["public", "private"]
+Skip = Annotated[bool, Field(description="Needs a token with the scope skip-gates.")]
+
+
+class Settings(TypedDict, total=False):
+    """Settings of a deployment, under the names of the API; those that are left out stay, or have their default."""
+
+    entrypoint: Annotated[str, Field(description="Command that starts it in its folder, such as `python3 main.py`.")]
+    port: Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
+    env: Annotated[dict[str, str], Field(description="Environment variables; no secrets: use store_credentials.")]
+    env_file: Annotated[str, Field(description='A file among files with lines NAME=VALUE, such as ".env"; env wins.')]
+    credentials: Annotated[list[str], Field(description="Names of stored credentials that it gets as variables.")]
+    resources: Resources
+    visibility: Literal["public", "private"]
+    require_qa: Annotated[bool, Field(description="Fail if the QA gate fails.")]
+    skip_review: Skip
+    skip_qa: Skip
+    install_scripts: bool
+    build: Annotated[
+        str,
+        Field(
+            description="Command that builds it once, before its start. Default: npm run build if package.json has it."
+        ),
+    ]
+    release: Annotated[
+        str,
+        Field(description="Command run once before a version takes over, on its disk, such as a database migration."),
+    ]
+    protocol: Annotated[
+        Literal["http", "h2c"],
+        Field(description="What it speaks on its port. h2c: HTTP/2 without TLS, such as gRPC."),
+    ]
+    root: Annotated[
+        str,
+        Field(description="Folder of the files in which its commands run and its manifests are, such as apps/web."),
+    ]
+
+
 Upload = Annotated[str, Field(description="upload_id of create_upload_link, in place of files.")]
 Key = Annotated[
     str,
@@ -75,13 +91,22 @@ Key = Annotated[
     ),
 ]
 Wait = Annotated[bool, Field(description="false: answer at once; get_deployment then shows the outcome.")]
-RequireQa = Annotated[bool, Field(description="Fail if the QA gate fails.")]
-Skip = Annotated[bool, Field(description="Needs a token with the scope skip-gates.")]
 
 
-def sent_files(files: Mapping[str, str | File]) -> dict[str, Any]:
-    """Return files as the API takes them."""
-    return {path: one if isinstance(one, str) else one.model_dump() for path, one in files.items()}
+def body_of(files: Mapping[str, str | File] | None, upload_id: str | None, settings: Settings) -> dict[str, Any]:
+    """Return a request of the API with this code and the given settings."""
+    code = {
+        "files": {path: one if isinstance(one, str) else one.model_dump() for path, one in files.items()}
+        if files
+        else None,
+        "source": {"upload_id": upload_id} if upload_id else None,
+    }
+    found = {**code, **settings}
+    return {
+        name: value.model_dump() if isinstance(value, BaseModel) else value
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def hash_of(files: Mapping[str, str | File]) -> str:

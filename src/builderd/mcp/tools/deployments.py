@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 from mcp_types import CallToolResult
 from pydantic import Field
@@ -28,28 +28,16 @@ from builderd.mcp.results import (
 )
 from builderd.mcp.tools.arguments import (
     AutoStop,
-    BuildCommand,
-    Credentials,
-    Entrypoint,
-    Env,
-    EnvFile,
     File,
     Files,
     JobType,
     Key,
     Name,
-    Port,
-    Protocol,
-    ReleaseCommand,
-    RequireQa,
-    Resources,
-    Root,
-    Skip,
+    Settings,
     Upload,
-    Visibility,
     Wait,
+    body_of,
     hash_of,
-    sent_files,
 )
 
 PER_PAGE = 25
@@ -61,56 +49,22 @@ async def deploy_code(
     call: Call,
     name: Annotated[str, Field(description="Lower-case letters, digits and hyphens.")],
     files: Files | None = None,
-    entrypoint: Entrypoint | None = None,
-    port: Port | None = None,
     job_type: JobType | None = None,
-    env: Env | None = None,
-    env_file: EnvFile | None = None,
-    credentials: Credentials | None = None,
-    resources: Resources | None = None,
     auto_stop_minutes: AutoStop | None = None,
-    visibility: Visibility | None = None,
-    require_qa: RequireQa = False,
-    skip_review: Skip = False,
-    skip_qa: Skip = False,
-    install_scripts: bool = False,
-    build: BuildCommand | None = None,
-    release: ReleaseCommand | None = None,
-    protocol: Protocol | None = None,
-    root: Root | None = None,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
     wait: Wait = True,
+    **settings: Unpack[Settings],
 ) -> Annotated[CallToolResult, Deployment]:
     """Turn code into a running, isolated app with a live URL, and wait until it is up.
 
     A failed stage (review, install, build, release, start, qa) is returned with its reason and the app's output.
     Calling it again with the same name and files never makes a second deployment. Use redeploy to change one that runs.
     """
-    body = given(
-        name=name,
-        files=sent_files(files) if files else None,
-        source={"upload_id": upload_id} if upload_id else None,
-        entrypoint=entrypoint,
-        port=port,
-        job_type=job_type,
-        env=env,
-        env_file=env_file,
-        credentials=credentials,
-        resources=resources.model_dump() if resources else None,
-        auto_stop_interval=auto_stop_minutes,
-        visibility=visibility,
-        build=build,
-        release=release,
-        protocol=protocol,
-        root=root,
-        require_qa=require_qa,
-        skip_review=skip_review or None,
-        skip_qa=skip_qa or None,
-        install_scripts=install_scripts,
-    )
+    new = given(name=name, job_type=job_type, auto_stop_interval=auto_stop_minutes)
+    body, key = {**new, **body_of(files, upload_id, settings)}, idempotency_key or call.key
     try:
-        state = await _send(call, "POST", api_path("builders"), body, idempotency_key or call.key, wait=wait)
+        state = await _send(call, "POST", api_path("builders"), body, key, wait=wait)
     except NameTaken as taken:
         return await _same_deployment(call, taken, files or {}, wait=wait)
     return _deployed(state)
@@ -120,51 +74,19 @@ async def redeploy(
     call: Call,
     deployment: Name,
     files: Files | None = None,
-    entrypoint: Entrypoint | None = None,
-    port: Port | None = None,
-    env: Env | None = None,
-    env_file: EnvFile | None = None,
-    credentials: Credentials | None = None,
-    resources: Resources | None = None,
-    visibility: Visibility | None = None,
-    require_qa: bool | None = None,
-    skip_review: Skip = False,
-    skip_qa: Skip = False,
-    install_scripts: bool | None = None,
-    build: BuildCommand | None = None,
-    release: ReleaseCommand | None = None,
-    protocol: Protocol | None = None,
-    root: Root | None = None,
     fresh: Annotated[bool, Field(description="Install the dependencies again.")] = False,
     upload_id: Upload | None = None,
     idempotency_key: Key | None = None,
     wait: Wait = True,
+    **settings: Unpack[Settings],
 ) -> Annotated[CallToolResult, Deployment]:
     """Deploy a new version: files replace all earlier ones, settings that are left out stay.
 
     The old version serves until the new one does, and goes on if the new one fails. The app's own data stays.
     """
     builder = await call.deployment(deployment)
-    body = given(
-        files=sent_files(files) if files else None,
-        source={"upload_id": upload_id} if upload_id else None,
-        entrypoint=entrypoint,
-        port=port,
-        env=env,
-        env_file=env_file,
-        credentials=credentials,
-        resources=resources.model_dump() if resources else None,
-        visibility=visibility,
-        build=build,
-        release=release,
-        protocol=protocol,
-        root=root,
-        require_qa=require_qa,
-        skip_review=skip_review or None,
-        skip_qa=skip_qa or None,
-        install_scripts=install_scripts,
-    )
     path, key = api_path("builders", builder.uuid), idempotency_key or call.key
+    body = body_of(files, upload_id, settings)
     return _deployed(await _send(call, "PUT", path, body, key, wait=wait, **given(fresh=fresh or None)))
 
 

@@ -252,7 +252,7 @@ class Success(View, Generic[T]):
 
 
 @cache
-def _named(made: type[View], name: str, description: str | None) -> type[View]:
+def _named(made: Any, name: str, description: str | None) -> Any:
     return type(made)(name, (made,), {"__module__": made.__module__, "__doc__": description})
 
 

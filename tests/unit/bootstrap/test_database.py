@@ -13,7 +13,7 @@ import pytest
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap import machine, state
-from builderd.bootstrap.data_directory import DATABASE_NOTE, IDENTITY_FILE, LOCK_FILE, RESTORING, identity, lock, make
+from builderd.bootstrap.data_directory import DATABASE_NOTE, IDENTITY_FILE, LOCK_FILE, identity, lock, make
 from builderd.bootstrap.database import existing_store, host_id, is_copy, note_database, store, this_instance
 from builderd.bootstrap.machine import describe_clock, repair_clock
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
@@ -76,12 +76,6 @@ def test_backup_restore_and_inventory_are_refused_as_well(tmp_path: Path) -> Non
     (here.data_dir / "builderd.db").unlink()
     with pytest.raises(InvalidState, match="works on the database"):
         state.restore(here, tmp_path / "kept", None, print)
-
-
-def test_interrupted_restore_is_reported(tmp_path: Path) -> None:
-    (tmp_path / RESTORING).mkdir()
-    with pytest.raises(EngineUnavailable, match="interrupted"):
-        asyncio.run(list_tokens(settings_of(tmp_path), "acme"))
 
 
 def test_the_note_is_its_owners_alone_and_holds_no_password(tmp_path: Path) -> None:
@@ -164,11 +158,6 @@ async def test_rows_in_the_future_are_named_and_mended(tmp_path: Path) -> None:
     assert await describe_clock(settings) == []
 
 
-def test_a_new_one_is_its_owners_alone(tmp_path: Path) -> None:
-    make(tmp_path / "above/new")
-    assert (tmp_path / "above/new").stat().st_mode & 0o777 == 0o700
-
-
 @pytest.mark.parametrize("name", ["lost+found", "builderd.toml", LOCK_FILE])
 def test_empty_or_own_directory_is_used_and_closed_to_others(tmp_path: Path, name: str) -> None:
     """A directory has no database with PostgreSQL, and before the first start perhaps nothing but settings."""
@@ -180,20 +169,6 @@ def test_empty_or_own_directory_is_used_and_closed_to_others(tmp_path: Path, nam
     if name != "lost+found":
         make(tmp_path)
     assert tmp_path.stat().st_mode & 0o777 == 0o700
-
-
-def test_one_with_other_things_in_it_is_refused_and_keeps_its_mode(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    (tmp_path / "theirs").touch()
-    with pytest.raises(InvalidState, match="such as theirs"):
-        make(tmp_path)
-    assert tmp_path.stat().st_mode & 0o777 == 0o755
-
-
-def test_the_name_stays(tmp_path: Path) -> None:
-    first = identity(tmp_path)
-    assert first
-    assert identity(tmp_path) == first
 
 
 def test_empty_key_file_is_generated_again(tmp_path: Path) -> None:

@@ -296,14 +296,6 @@ async def test_damaged_backups_are_named(one: Settings) -> None:
         assert line == f"backups of tenant {tenant}: {key.fault}"
 
 
-async def test_state_backup_has_no_lease(one: Settings, two: Settings, tmp_path: Path) -> None:
-    await own(one)
-    await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)
-    there = two.model_copy(update={"database_url": None})
-    await asyncio.to_thread(state.restore, there, tmp_path / "kept", None, print)
-    assert (await own(there)).term == 1
-
-
 async def test_a_database_that_is_away_is_waited_for(
     one: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

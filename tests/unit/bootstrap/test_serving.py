@@ -78,11 +78,6 @@ def test_supervisor_is_notified_at_its_socket(tmp_path: Path, monkeypatch: pytes
         assert hears.recv(100) == b"READY=1"
 
 
-def test_no_notification_without_a_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    Supervisor().ready()
-
-
 def test_missing_supervisor_socket_does_not_end_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -63,12 +63,6 @@ def test_nothing_gives_the_service_a_mount_namespace_of_its_own() -> None:
     assert not [key for key in keys if key.startswith(("Private", "Protect", "ReadOnly", "Inaccessible", "Temporary"))]
 
 
-def test_the_command_has_absolute_paths_and_the_given_options() -> None:
-    text = unit("b", "/opt/b/bin/builderd", "/srv/b", "--host", "::1", "--port", "8080")
-    command = directives(text)["Service"]["ExecStart"]
-    assert command == "/opt/b/bin/builderd serve --data-dir /srv/b --host ::1 --port 8080"
-
-
 @pytest.mark.parametrize(
     ("word", "quoted"),
     [
@@ -126,17 +120,6 @@ def test_the_command_line_writes_the_unit(environment: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     command = directives((tmp_path / "mine.service").read_text())["Service"]["ExecStart"]
     assert command == f"{environment} serve --data-dir {tmp_path}/d --preview-port 81"
-
-
-@pytest.mark.usefixtures("environment")
-def test_the_data_directory_may_be_a_variable_as_for_every_other_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BUILDERD_DATA_DIR", str(tmp_path / "d"))
-    result = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    command = directives((tmp_path / "builderd.service").read_text())["Service"]["ExecStart"]
-    assert command.endswith(f" serve --data-dir {tmp_path}/d")
 
 
 SYSTEMCTL = """#!/bin/sh
@@ -200,13 +183,6 @@ def test_installing_restarts_a_running_unit(tmp_path: Path, monkeypatch: pytest.
     restart = ["restart builderd.service"] if now else []
     assert asked() == ["daemon-reload", "enable builderd.service", *restart]
     assert ("systemctl restart builderd" in result.output) is not now
-
-
-@pytest.mark.usefixtures("environment")
-def test_unit_says_that_commands_do_not_see_its_settings(tmp_path: Path) -> None:
-    told = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path), "--name", "mine"]).output
-    assert "set -a; . /etc/default/mine; set +a" in told
-    assert "builderd.toml" in told
 
 
 @pytest.mark.usefixtures("environment")
@@ -343,7 +319,3 @@ def test_without_the_store_it_says_how_to_see_more() -> None:
     text = list(usage_lines(replace(INVENTORY, stored=None)))
     assert text[-1].startswith("The store is not mounted")
     assert any(line.startswith("tenant acme: 2 builders") for line in text)
-
-
-def test_empty_usage_is_shown() -> None:
-    assert next(iter(usage_lines(Inventory(())))) == "No builders."

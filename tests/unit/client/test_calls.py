@@ -104,14 +104,6 @@ def test_a_swallowed_answer_never_makes_a_second_version(running: Running) -> No
         assert [one.version for one in app.versions()] == [2, 1]
 
 
-async def test_the_asynchronous_client_does_the_same(running: Running) -> None:
-    with swallowing_proxy(running.url) as proxy:
-        async with AsyncBuilderd(proxy.url, running.service.write) as client:
-            app = await client.builders.create("one", files=CODE, entrypoint="python3 main.py")
-            assert [one.uuid async for one in client.builders.list()] == [app.uuid]
-            assert proxy.swallowed == 1
-
-
 def test_a_deletion_whose_answer_was_lost_has_succeeded() -> None:
     script = Script("lost", failure(404, "not_found"))
     mocked(script).backups.remove("b1")

@@ -20,7 +20,6 @@ from builderd.cli.apps.inside import _write
 from builderd.cli.apps.session import Session, aligned, shown
 from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import builderd, printable
-from builderd.client.errors import NoCapacity, Unavailable
 from builderd.domain.resources import Capacity
 
 
@@ -244,14 +243,6 @@ def test_waits_print_their_reason_and_end_on_standard_error(
     assert 0 < (until - datetime.now(UTC)).total_seconds() <= 5
 
 
-def test_a_full_store_advises_deletion_and_another_fault_the_list_of_builders() -> None:
-    session = Session()
-    full = NoCapacity("no_capacity", "The store has no room.", data={"wanted": 2, "free": 1, "promised": 0})
-    assert session.next_of(full) == ["builderd ps", "builderd delete NAME"]
-    assert session.next_of(NoCapacity("no_capacity", "No free address.")) == ["builderd ps"]
-    assert session.next_of(Unavailable("machine_fault", "")) == ["builderd doctor --client"]
-
-
 def test_a_faulty_builder_toml_is_named(running: Running, home: Path) -> None:
     (home / "builder.toml").write_text('nmae = "x"\n')
     assert "'nmae', which is not known" in run("deploy").stderr
@@ -284,11 +275,6 @@ def test_init_writes_what_was_found(home: Path) -> None:
     assert 'entrypoint = "python3 main.py"' in (home / "builder.toml").read_text()
     assert run("init").exit_code == 2
     assert json.loads(run("schema").stdout)["properties"]["entrypoint"]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_a_completion_script(shell: str) -> None:
-    assert "_BUILDERD_COMPLETE" in run("completion", shell).stdout
 
 
 def test_manual_page_has_all_commands_or_one(home: Path) -> None:
@@ -336,14 +322,6 @@ def test_a_table_fits_into_the_terminal() -> None:
     assert table(20, ("my-app", text)) == [f"my-app  {text}"]
     url = f"http://{'a' * 60}.localhost:8081/"
     assert table(40, ("my-app", url), ("b", " " * 90)) == [f"my-app  {url}", "b"]
-
-
-def test_the_width_is_the_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "50")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
-    assert Session().width is None
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert Session().width == 50
 
 
 def test_a_sparkline_fits_into_the_terminal_and_keeps_the_peak() -> None:

@@ -223,7 +223,6 @@ def measure(rounds: int) -> dict[str, Any]:
             user = User(service, client)
             in_builderd(clock, user, "flask", FLASK, {"requirements.txt": "flask"}, "create → 200, nothing cached")
             service.create("warm-up")
-            time.sleep(5)  # the layer is byte-compiled in the background
             for _ in range(rounds):
                 on_the_host(clock, "bare: on the host", BARE, PYTHON)
                 in_builderd(clock, user, "bare", BARE, {}, "create → 200")

@@ -160,7 +160,6 @@ def measure(rounds: int) -> dict[str, Any]:
                     flask,
                 ),
             ]
-            time.sleep(5)  # the layer is byte-compiled in the background
             for _ in range(rounds):
                 for builder, kind, main, python in apps:
                     on_the_host(samples, kind, main, python)

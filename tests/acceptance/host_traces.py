@@ -39,10 +39,7 @@ def traces(owner: Path | LiveService) -> dict[str, list[str]]:
 
 
 def traces_at_rest(owner: Path | LiveService) -> dict[str, list[str]]:
-    """Return the traces once no sandbox runs and nothing changes any more.
-
-    Layers are byte-compiled after the builder that needed them is up.
-    """
+    """Return the traces once no sandbox runs and nothing changes any more."""
     return settled_traces(owner, lambda seen: not seen["processes"])
 
 

@@ -15,7 +15,6 @@ from builderd.domain.layers import BuildStep, Cache, LayerPlan
 REQUEST = "requirements.txt"
 FETCH = BuildStep("Installing", ("install",), network=True, cache=Cache.SHARED)
 BUILD = BuildStep("Building", ("build",), network=True, cache=Cache.SCRATCH)
-COMPILE = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
 
 
 class FakeInstaller:
@@ -62,4 +61,4 @@ class FakeInstaller:
 
 def _plan(request: bytes, step: BuildStep, *parts: str) -> LayerPlan:
     key = hashlib.sha256("\n".join((step.title, *parts)).encode() + request).hexdigest()
-    return LayerPlan(key, {REQUEST: request}, (step,), runs_foreign_code=step is BUILD, compile_step=COMPILE)
+    return LayerPlan(key, {REQUEST: request}, (step,), runs_foreign_code=step is BUILD)

@@ -7,9 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from builderd.domain.errors import NotFound
 from builderd.domain.ids import TenantId
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayer, StoredLayers
+from builderd.domain.layers import BuildOutcome, LayerPlan, StoredLayer, StoredLayers
 from builderd.domain.resources import GB, Capacity
 from builderd.ports.engine import Progress
 
@@ -39,7 +38,6 @@ class FakeLayers(FakeCalls):
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         super().__init__()
-        #: Number of times that each layer was built or compiled.
         self.known_layers: dict[str, int] = {}
         self._layer_used: dict[str, datetime] = {}
         #: Bytes of each layer where it is not one of ``LAYER_BYTES``, and the tenant that built it.
@@ -87,15 +85,6 @@ class FakeLayers(FakeCalls):
             if keys is None or key in keys
         }
         return StoredLayers(found, int(self.has.disk * GB))
-
-    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        self._called("compile_layer", key)
-        if key not in self.known_layers:
-            raise NotFound(f"There is no layer {key}.")
-        outcome = self._next_outcome()
-        if outcome.ok:
-            self.known_layers[key] += 1
-        return outcome
 
     def _next_outcome(self) -> BuildOutcome:
         return self.build_outcomes.popleft() if self.build_outcomes else BuildOutcome(0, (), 0.0)

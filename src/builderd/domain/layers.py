@@ -43,10 +43,7 @@ class Cache(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BuildStep:
-    """One command of a plan. ``title`` is shown in the build log; ``secrets`` are variables that no file may contain.
-
-    ``is_background``: nobody waits for it, so apps go first where CPUs are short.
-    """
+    """One command of a plan. ``title`` is shown in the build log; no file may contain its ``secrets`` (variables)."""
 
     title: str
     argv: tuple[str, ...]
@@ -55,7 +52,6 @@ class BuildStep:
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: int = 900
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,6 @@ class LayerPlan:
     ``key`` (64 hex characters) covers everything that decides the content, and the tenant where
     ``runs_foreign_code``. Such a plan runs a package's or a user's code and starts after the review.
     One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
-    ``compile_step`` byte-compiles later, in the background, on a clone that then replaces the layer.
     ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``, what is left of the tenant's
     ``quota_bytes`` for all layers. ``app`` is set where the layer is not of dependencies, but of the files that a
     version's build command makes.
@@ -94,7 +89,6 @@ class LayerPlan:
     inputs: Mapping[str, bytes]
     steps: tuple[BuildStep, ...]
     runs_foreign_code: bool
-    compile_step: BuildStep | None = None
     may_run_code: bool = False
     tenant: TenantId | None = None
     limit_bytes: int | None = None

@@ -20,7 +20,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.database_lease import MemberReport
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.inventory import EngineInventory, PreflightCheck
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
+from builderd.domain.layers import BuildOutcome, LayerPlan, StoredLayers
 from builderd.domain.processes import ProcessSpec, Window
 from builderd.domain.resources import Capacity
 from builderd.domain.sandboxes import (
@@ -188,9 +188,6 @@ class Layers(Protocol):
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
         """Remove these layers as ``collect`` does: only those that no sandbox has mounted and no call just used."""
-
-    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        """Run the step on a clone of the layer, which replaces it for sandboxes started later."""
 
 
 class Logs(Protocol):

@@ -413,15 +413,12 @@ async def test_layer_is_built_once_and_mounted(engine: Engine) -> None:
     await engine.sandboxes.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
     assert await log_text(engine, spec.id) == ["hello"]
-    compiled = await engine.layers.compile_layer(plan.key, plan.steps[0])
-    assert compiled.ok
 
 
 async def test_a_stored_layer_has_its_size_and_the_tenant_that_built_it(engine: Engine) -> None:
     tenant = TenantId(new_id())
     plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
     assert (await engine.layers.build_layer(replace(plan, tenant=tenant, limit_bytes=1 << 30), print)).ok
-    assert (await engine.layers.compile_layer(plan.key, plan.steps[0])).ok
     stored = await engine.layers.stored_layers()
     layer = stored.layers[plan.key]
     missing = secrets.token_hex(32)
@@ -431,11 +428,6 @@ async def test_a_stored_layer_has_its_size_and_the_tenant_that_built_it(engine: 
     assert await engine.layers.collect_layers([plan.key], 3600) == []
     assert await engine.layers.collect_layers([plan.key, missing], 0) == [plan.key]
     assert plan.key not in (await engine.layers.stored_layers()).layers
-
-
-async def test_compiling_a_missing_layer_is_refused(engine: Engine) -> None:
-    with pytest.raises(NotFound):
-        await engine.layers.compile_layer("1" * 64, make_plan("1" * 64, "true").steps[0])
 
 
 async def _answer(ip: str, seconds: float = ENGINE_TIMEOUT) -> bytes:

@@ -130,37 +130,14 @@ async def test_wheels_become_a_layer_that_an_app_can_import_from(workshop: Works
     ]
 
 
-async def test_compiled_layer_has_bytecode_with_paths_of_the_app(
-    workshop: Workshop,
-) -> None:
+async def test_layer_has_bytecode_with_paths_of_the_app(workshop: Workshop) -> None:
     plan = await workshop.install("hello", HELLO)
-    assert plan.compile_step
-    outcome = await workshop.layers.compile_layer(plan.key, plan.compile_step)
-    assert outcome.ok, outcome.output
     program = (
         "import hello, importlib.util as u, marshal; code = marshal.loads(open(hello.__cached__, 'rb').read()[16:]);"
         "print(code.co_filename == hello.__file__)"
     )
     assert await workshop.run(plan, "/venv/bin/python", "-B", "-c", program) == ["True"]
     assert await workshop.run(plan, "/venv/bin/python", "-B", "-v", "-c", "import hello") != []
-
-
-async def test_build_in_the_background_leaves_the_cpus_to_apps(workshop: Workshop) -> None:
-    cgroups, weights = workshop.machine.cgroups, dict[bool, int]()
-    for is_background in (False, True):
-        name = secrets.token_hex(8)
-        run = BuildRun(name, ("/bin/sleep", "60"), {}, "/", (), False, 2, 1 << 29, 100, 60, is_background=is_background)
-        build = asyncio.create_task(workshop.runner.run_build(run, quiet))
-        folder = Path("/sys/fs/cgroup", "" if cgroups.version == 2 else "cpu", cgroups.path(name).strip("/"))
-        while not list(folder.glob("cgroup.procs")) or not (folder / "cgroup.procs").read_text():
-            assert not build.done()
-            await asyncio.sleep(0.02)
-        file = "cpu.weight" if cgroups.version == 2 else "cpu.shares"
-        weights[is_background] = int((folder / file).read_text())
-        build.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await build
-    assert weights[True] * 10 < weights[False]
 
 
 async def test_a_layer_shares_its_blocks_with_the_cache(workshop: Workshop) -> None:
@@ -192,8 +169,6 @@ async def test_a_hostile_wheel_runs_nothing_while_its_layer_is_made(workshop: Wo
     plan = await workshop.install("evilwheel", EVIL_WHEEL)
     assert not plan.runs_foreign_code
     assert (workshop.packages(plan) / "evil.pth").read_text() == HOSTILE_PTH, "it is there, and waits"
-    assert plan.compile_step
-    assert (await workshop.layers.compile_layer(plan.key, plan.compile_step)).ok
     for place in (workshop.cache, workshop.machine.store.layers):
         assert not list(place.rglob("MARK"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -32,7 +31,6 @@ from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.files import UNCONDITIONAL
 from builderd.domain.ids import SandboxId, new_sandbox_id
-from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import ExecResult, SandboxState
 from builderd.domain.versions import Isolation
@@ -110,30 +108,6 @@ async def test_uv_and_python_are_programs_of_every_sandbox(engine: OciEngine, sa
     assert said.exit_code == 0, said.output
     assert said.output.split()[0] == "uv"
     assert said.output.split()[-2:] == ["2", "/home/app/made/bin/python"]
-
-
-async def test_bytecode_of_a_layer_that_has_none_is_kept_for_the_next_command(engine: OciEngine) -> None:
-    key = secrets.token_hex(32)
-    script = f"mkdir -p {LAYER}/venv/lib && echo 'ONE = 1' >{LAYER}/venv/lib/one.py"
-    step = BuildStep("Filling", ("/bin/sh", "-ec", script), network=False, cache=Cache.NONE)
-    compile_step = BuildStep("Compiling", ("/bin/true",), network=False, cache=Cache.NONE)
-    plan = LayerPlan(key, {}, (step,), runs_foreign_code=False, compile_step=compile_step)
-    await engine.layers.build_layer(plan, lambda _: None)
-    spec = await make_spec(engine, apps.SILENT, layer_key=key)
-    await engine.sandboxes.start(spec)
-    module = "python3 -c \"import sys; sys.path.append('/venv/lib'); import one, json; print(json.__cached__)\""
-    linked = "test -L /pycache/usr/lib/python3.13/os.cpython-313.pyc && echo linked"
-    said = await run(engine, spec.id, f"{module}; ls /pycache/venv/lib; {linked}")
-    assert said.output.split() == [
-        "/pycache/usr/lib/python3.13/json/__init__.cpython-313.pyc",
-        "one.cpython-313.pyc",
-        "linked",
-    ]
-    await engine.sandboxes.stop(spec.id, 1)
-    await engine.layers.compile_layer(key, compile_step)
-    again = replace(spec, id=new_sandbox_id())
-    await engine.sandboxes.start(again)
-    assert (await run(engine, again.id, "echo ${PYTHONPYCACHEPREFIX:-none}")).output == "none\n"
 
 
 async def test_daemon_of_a_finished_command_keeps_running(engine: OciEngine, sandbox: SandboxId) -> None:

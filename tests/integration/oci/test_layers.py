@@ -44,11 +44,8 @@ def step(cache: Cache = Cache.SHARED, *argv: str) -> BuildStep:
     return BuildStep("Installing", argv or ("install",), network=True, cache=cache, env={"MINE": "1"})
 
 
-COMPILE_STEP = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE, is_background=True)
-
-
 def plan(key: str = KEY, *steps: BuildStep) -> LayerPlan:
-    return LayerPlan(key, {"requirements.txt": b"flask\n", "more/a.txt": b"a"}, steps or (step(),), False, COMPILE_STEP)
+    return LayerPlan(key, {"requirements.txt": b"flask\n", "more/a.txt": b"a"}, steps or (step(),), False)
 
 
 class StandIn:
@@ -74,11 +71,6 @@ class StandIn:
 def install(seen: dict[str, Path]) -> int:
     (seen[LAYER] / "venv/lib").mkdir(parents=True)
     (seen[LAYER] / "venv/lib/flask.py").write_text("flask")
-    return 0
-
-
-def compile_layer(seen: dict[str, Path]) -> int:
-    (seen[LAYER] / "venv/lib/flask.pyc").write_text("compiled")
     return 0
 
 
@@ -293,33 +285,7 @@ async def test_a_runner_that_breaks_leaves_nothing(layers: Layers, runner: Stand
     assert is_tidy(store)
 
 
-async def test_compiling_makes_a_generation_for_later_sandboxes(layers: Layers, runner: StandIn, store: Store) -> None:
-    await layers.build_layer(plan(), print)
-    before = layers.lower(KEY)
-    runner.action = compile_layer
-    assert (await layers.compile_layer(KEY, COMPILE_STEP)).ok
-    after = layers.lower(KEY)
-    assert after != before
-    assert sorted(path.name for path in (after / "venv/lib").iterdir()) == ["flask.py", "flask.pyc"]
-    assert [path.name for path in (before / "venv/lib").iterdir()] == ["flask.py"]
-    assert {bind.target for bind in runner.runs[-1].binds if not bind.read_only} == {LAYER}
-    assert [run.is_background for run in runner.runs] == [False, True]
-    assert (await layers.compile_layer(KEY, COMPILE_STEP)).reused
-    assert is_tidy(store)
-
-
-async def test_failed_compiling_keeps_the_layer(layers: Layers, runner: StandIn, store: Store) -> None:
-    await layers.build_layer(plan(), print)
-    before = layers.lower(KEY)
-    runner.action = lambda seen: compile_layer(seen) + 1
-    assert not (await layers.compile_layer(KEY, COMPILE_STEP)).ok
-    assert layers.lower(KEY) == before
-    assert is_tidy(store)
-
-
-async def test_missing_layer_is_neither_compiled_nor_mounted(layers: Layers) -> None:
-    with pytest.raises(NotFound):
-        await layers.compile_layer(KEY, COMPILE_STEP)
+async def test_missing_layer_is_not_mounted(layers: Layers) -> None:
     for key in (KEY, "", "..", "../disks", "A" * 64, "a" * 63):
         assert not layers.has(key)
         with pytest.raises(NotFound):

@@ -10,7 +10,7 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.domain.builders import Status, Visibility
-from builderd.domain.errors import EngineUnavailable, InstallFailed
+from builderd.domain.errors import InstallFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import secret_hash
 from builderd.domain.layers import BuildOutcome
@@ -118,25 +118,6 @@ async def test_an_engine_whose_clock_is_behind_makes_no_time_paid_twice(world: W
 
 
 # Layers
-
-
-async def test_layer_is_compiled_once_its_app_is_up(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create(MAIN, REQUIREMENTS)
-        key = (await world.version(builder)).layer_key
-        assert key
-        await world.until(lambda: world.engine.known_layers[key] == 2)
-        await world.reached(builders.restart, builder)
-    assert world.called("compile_layer") == 1
-
-
-async def test_layer_that_fails_to_compile_is_kept(world: World) -> None:
-    world.engine.fail_next("compile_layer", EngineUnavailable("no"))
-    async with world.reconciling():
-        await world.create(MAIN, REQUIREMENTS, name="first")
-        await world.until(lambda: world.called("compile_layer") == 1)
-        other = await world.create(MAIN, REQUIREMENTS, name="second")
-        assert other.status is Status.RUNNING
 
 
 async def test_source_build_is_reused_without_trying_wheels(world: World) -> None:

@@ -23,7 +23,7 @@ from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerP
 
 PYTHON = "/usr/bin/python3"
 #: Part of every key: increment it when the steps change the content of a layer.
-RECIPE = 1
+RECIPE = 2
 
 #: uv's messages when only a source distribution exists.
 NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
@@ -49,16 +49,15 @@ CLONED, COPIED = "--link-mode clone", "--link-mode copy"
 
 COMPILE_STEP = BuildStep(
     title="Byte-compiling",
-    # The interpreter of the base, not of the layer, which would run .pth files of a wheel. Files that this Python
-    # cannot compile (templates, older syntax) are ignored.
+    # The interpreter of the base, not uv's --compile-bytecode: that of the layer would run .pth files of a wheel. Files
+    # that this Python cannot compile (templates, older syntax) are ignored.
     argv=(
         "/bin/sh",
         "-c",
-        f"{PYTHON} -I -m compileall -q -s {LAYER} -p / {LAYER}/venv/lib >/dev/null 2>&1 || true",
+        f"{PYTHON} -I -m compileall -q -j 2 -s {LAYER} -p / {LAYER}/venv/lib >/dev/null 2>&1 || true",
     ),
     network=False,
     cache=Cache.NONE,
-    is_background=True,
 )
 
 
@@ -90,12 +89,12 @@ class UvInstaller:
         """Return the plan that installs only wheels, from the inputs of a plan."""
         install = f"{INSTALL} --no-build {CLONED}"
         step = self._step("Installing wheels", install, inputs, Cache.SHARED)
-        return LayerPlan(key, inputs, (step,), runs_foreign_code=False, compile_step=COMPILE_STEP)
+        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=False)
 
     def foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
         install = f"{INSTALL} {COPIED}"
         step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
-        return LayerPlan(key, inputs, (step,), runs_foreign_code=True, compile_step=COMPILE_STEP)
+        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=True)
 
     def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
         """Run both commands in one sandbox: the environment is new, so uv runs nothing foreign when it inspects it."""
@@ -167,6 +166,5 @@ def _both(python: LayerPlan, node: LayerPlan) -> LayerPlan:
         inputs={**python.inputs, **node.inputs},
         steps=tuple(step for plan in plans for step in plan.steps),
         runs_foreign_code=any(plan.runs_foreign_code for plan in plans),
-        compile_step=python.compile_step,
         may_run_code=any(plan.may_run_code for plan in plans),
     )

@@ -1,4 +1,4 @@
-"""Loops of background jobs, races, fair queues, and the points at which a test kills the service."""
+"""Loops of background jobs, races, and the points at which a test kills the service."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
-
-from builderd.domain.ids import TenantId
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -58,35 +55,6 @@ async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, R]) -> T
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class FairQueue(Generic[T]):
-    """Queue with at most ``most`` items of each tenant; the tenant that was served last comes last."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._waiting: OrderedDict[TenantId, deque[T]] = OrderedDict()
-        self._filled = asyncio.Event()
-
-    def put(self, tenant_id: TenantId, item: T) -> bool:
-        """Add the item; return False when the tenant has as many as it may have."""
-        waiting = self._waiting.setdefault(tenant_id, deque())
-        if len(waiting) >= self._most:
-            return False
-        waiting.append(item)
-        self._filled.set()
-        return True
-
-    async def get(self) -> T:
-        """Return the oldest item of the tenant that has waited longest; wait for one."""
-        while not self._waiting:
-            self._filled.clear()
-            await self._filled.wait()
-        tenant_id, waiting = self._waiting.popitem(last=False)
-        item = waiting.popleft()
-        if waiting:
-            self._waiting[tenant_id] = waiting
-        return item
 
 
 #: Called with ``<step>.<moment>``; moments are ``begun`` (before the world is touched), ``done`` (after that,

@@ -13,7 +13,6 @@ from collections.abc import Container, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 
-from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import RecordDamaged, StoreUnavailable
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.previews import RESTING_STATES
@@ -25,7 +24,7 @@ from builderd.reconciler.jobs.members import Evacuation, LostMembers
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.worker import LEASE, MAX_CONCURRENT_STEPS, Worker, WorkerContext
-from builderd.reconciler.stages.install import BytecodeCompilation, close_cut_builds
+from builderd.reconciler.stages.install import close_cut_builds
 from builderd.services import bundles, preview_links
 from builderd.services.application import Application
 from builderd.store import UnitOfWork
@@ -58,7 +57,6 @@ class Reconciler:
         #: When builders are looked at again whose worker failed: without the store neither a claim nor a due time of
         #: theirs may be stored.
         self._retry_at: dict[BuilderId, datetime] = {}
-        self._compilation = BytecodeCompilation(application)
         self._reporting = Reporting(application, fault)
         self._members = LostMembers(application)
         self._evacuation = Evacuation(application)
@@ -77,7 +75,6 @@ class Reconciler:
             for work in (
                 every(RETRY_INTERVAL, self._watch_exits, event="exit watcher"),
                 every(SWEEP_INTERVAL, self._sweep, event="sweep", wait_first=True),
-                self._compilation.run(),
                 self._reporting.run(),
                 every(LINKS_INTERVAL, partial(preview_links.sync, self._app), event="preview links"),
                 every(POLL_INTERVAL, check_spending, event="spending check"),
@@ -144,8 +141,6 @@ class Reconciler:
 
     def _settled(self, item: WorkItem) -> None:
         self._reporting.request_report()
-        if item.builder.desired is Desired.RUNNING and item.builder.status is Status.RUNNING:
-            self._compilation.add(item)
 
     async def _sweep(self) -> None:
         await sweep(self._app, self._workers)

@@ -1,4 +1,4 @@
-"""The install and build stages: plan a version's layers, make and compile them, keep what their commands print."""
+"""The install and build stages: plan a version's layers, make them, keep what their commands print."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from builderd.domain.layers import (
 from builderd.domain.prices import OpenBuild
 from builderd.domain.sandboxes import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER, ignored_names
-from builderd.reconciler.core.loops import FairQueue, every
+from builderd.reconciler.core.loops import every
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services import admission, bundles, credentials, spending
 from builderd.services.application import Application
@@ -158,15 +158,6 @@ def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
         return plan
     key = hashlib.sha256(f"{plan.key}\n{item.builder.id}\n{since}".encode()).hexdigest()
     return replace(plan, key=key)
-
-
-async def compile_layer(application: Application, item: WorkItem) -> None:
-    """Byte-compile the layer in the background, for sandboxes started from then on. Harmless when repeated."""
-    # No variable refers to the bundle: it would stay in memory during the compilation.
-    plan, key = _plan(application, item, await bundles.fetch_root(application, item.version)), item.version.layer_key
-    if plan is not None and plan.compile_step is not None and key:
-        # A fallback has another key than the first plan, and the same later step.
-        await application.engine.layers.compile_layer(key, plan.compile_step)
 
 
 def _plan(application: Application, item: WorkItem, bundle: Bundle) -> LayerPlan | None:
@@ -296,41 +287,7 @@ def explain_build(item: WorkItem, bundle: Bundle, outcome: BuildOutcome, timeout
     return f"{why} Its last lines:\n{lines}\n{more}" if lines else f"{why} It wrote nothing. {more}"
 
 
-#: Layers of one tenant that wait; one more is compiled when its app runs again after that.
-MOST_OF_TENANT = 20
-
 log = logging.getLogger(__name__)
-
-
-class BytecodeCompilation:
-    """Compile layers in the background, one at a time, once their app is up.
-
-    Each is compiled once in a process's life; the engine knows those already compiled. Tenants take turns: one that
-    deploys many apps does not keep the layers of others from being compiled.
-    """
-
-    def __init__(self, application: Application) -> None:
-        self._app = application
-        self._known: set[str] = set()
-        self._waiting: FairQueue[WorkItem] = FairQueue(MOST_OF_TENANT)
-
-    def add(self, item: WorkItem) -> None:
-        """Queue the layer of this builder's version for compilation."""
-        key = item.version.layer_key
-        if key is None or key == NO_LAYER or key in self._known:
-            return
-        if self._waiting.put(item.builder.tenant_id, item):
-            self._known.add(key)
-
-    async def run(self) -> None:
-        """Compile queued layers until cancelled. A layer that fails to compile stays as it is."""
-        while True:
-            item = await self._waiting.get()
-            try:
-                await compile_layer(self._app, item)
-            except Exception:
-                log.warning("bytecode compilation failed layer=%s", item.version.layer_key, exc_info=True)
-
 
 #: Seconds between two records that a build still runs: what a kill of the service leaves uncharged at most.
 SEEN_INTERVAL = 5.0

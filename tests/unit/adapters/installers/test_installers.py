@@ -33,7 +33,7 @@ def test_each_alone_keeps_its_own_plan() -> None:
 
 def test_both_make_one_layer_shared_by_all() -> None:
     both = plan(PYTHON, NODE)
-    assert [step.title for step in both.steps] == ["Installing wheels", "Installing with npm"]
+    assert [step.title for step in both.steps] == ["Installing wheels", "Byte-compiling", "Installing with npm"]
     assert set(both.inputs) == {"requirements.txt", "npm/package.json"}
     assert both.key == plan(PYTHON, NODE, tenant=BOB).key
     assert both.key not in (plan(PYTHON).key, plan(NODE).key)
@@ -66,8 +66,8 @@ def test_from_source_keeps_nodes_packages_and_builds_last() -> None:
     both = plan(PYTHON, NODE)
     source = INSTALLERS.fallback(both, ["Wheels are required for `x`"], ALICE)
     assert source is not None
-    assert [step.title for step in source.steps] == ["Installing with npm", "Building and installing"]
-    assert all(step.cache is Cache.SCRATCH for step in source.steps)
+    assert [step.title for step in source.steps] == ["Installing with npm", "Building and installing", "Byte-compiling"]
+    assert [step.cache for step in source.steps] == [Cache.SCRATCH, Cache.SCRATCH, Cache.NONE]
     assert source.runs_foreign_code
     assert INSTALLERS.from_source(source, ALICE) is None
     assert INSTALLERS.from_source(plan(NODE), ALICE) is None
@@ -130,9 +130,10 @@ def test_secrets_are_in_the_environment_of_the_installer_alone() -> None:
     made = [installers.from_sources(plan, sources, tenant) for tenant in (ALICE, BOB)]
     assert len({plan.key, *(one.key for one in made)}) == 3
     assert "hidden" not in repr(made)
-    assert {step.cache for step in made[0].steps} == {Cache.SCRATCH}
+    assert [step.cache for step in made[0].steps] == [Cache.SCRATCH, Cache.NONE, Cache.SCRATCH]
     assert [dict(step.secrets) for step in made[0].steps] == [
         {"UV_INDEX_PRIVATE_USERNAME": "robot", "UV_INDEX_PRIVATE_PASSWORD": "hidden-1"},
+        {},
         {"NPM_TOKEN": "hidden-2"},
     ]
     assert made[0].inputs["npmrc"] == b"//registry.npmjs.org/:_authToken=${NPM_TOKEN}\n"
@@ -169,7 +170,7 @@ def uv_plan(requirements: str, installer: UvInstaller = UV, base: str = "b", ten
 
 
 def test_wheels_are_unpacked_without_running_code_and_with_the_shared_cache() -> None:
-    (step,) = uv_plan("flask").steps
+    step, _ = uv_plan("flask").steps
     assert step.cache is Cache.SHARED
     assert "--no-build" in step.argv[-1]
     assert "--no-compile-bytecode" in step.argv[-1]
@@ -202,7 +203,7 @@ def test_a_build_from_source_does_not_write_the_shared_cache() -> None:
     fallback = WITH_UV.fallback(uv_plan("docopt"), NO_WHEELS, ALICE)
     assert fallback is not None
     assert fallback.runs_foreign_code
-    assert {step.cache for step in fallback.steps} == {Cache.SCRATCH}
+    assert [step.cache for step in fallback.steps] == [Cache.SCRATCH, Cache.NONE]
     assert fallback.key != uv_plan("docopt").key
     assert WITH_UV.from_source(uv_plan("docopt"), ALICE) == fallback
 
@@ -216,10 +217,9 @@ def test_fallback_happens_once_and_only_for_missing_wheels() -> None:
 
 
 def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anything() -> None:
-    compile_step = uv_plan("flask").compile_step
-    assert compile_step is not None
+    _, compile_step = uv_plan("flask").steps
     assert "/venv/bin" not in " ".join(compile_step.argv)
-    assert (compile_step.network, compile_step.cache, compile_step.is_background) == (False, Cache.NONE, True)
+    assert (compile_step.network, compile_step.cache) == (False, Cache.NONE)
 
 
 def test_resolver_message_is_shown_without_noise() -> None:
@@ -229,5 +229,5 @@ def test_resolver_message_is_shown_without_noise() -> None:
 
 
 def test_the_index_is_handed_over_by_environment() -> None:
-    (step,) = uv_plan("flask", UvInstaller("1.0", index="https://index.example/simple")).steps
+    step, _ = uv_plan("flask", UvInstaller("1.0", index="https://index.example/simple")).steps
     assert step.env["UV_DEFAULT_INDEX"] == "https://index.example/simple"

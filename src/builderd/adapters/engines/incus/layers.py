@@ -1,6 +1,6 @@
 """Layers: volumes of installed dependencies or of a build's files, attached read-only to many instances.
 
-A layer is made as ``new-…`` and renamed when it is whole: ``layer-<key>``, and ``layer-<key>-2`` once it is compiled.
+A layer is made as ``new-…`` and renamed when it is whole: ``layer-<key>``.
 It lies on the member that made it, and is copied to another where an app first needs it.
 """
 
@@ -86,16 +86,15 @@ class Layers:
         return await self._find(key) is not None
 
     async def _find(self, key: str) -> Json | None:
-        """Return the newest volume of the layer on any member, and record its use."""
+        """Return the volume of the layer on any member, and record its use."""
         async with self._collecting:
-            for name in (f"{_name(key)}-2", _name(key)):
-                # One that only members have that are away is made again.
-                with suppress(MemberAway):
-                    if found := await self._volumes.find(name):
-                        self._used[key] = now = time.time()
-                        if now - float(own_of(found).get("used", 0)) > _USED_SECONDS:
-                            await self._volumes.change(name, found.get("location") or "", {"used": str(int(now))})
-                        return found
+            # One that only members have that are away is made again.
+            with suppress(MemberAway):
+                if found := await self._volumes.find(_name(key)):
+                    self._used[key] = now = time.time()
+                    if now - float(own_of(found).get("used", 0)) > _USED_SECONDS:
+                        await self._volumes.change(_name(key), found.get("location") or "", {"used": str(int(now))})
+                    return found
         return None
 
     async def volume(self, key: str, member: str) -> tuple[str, bool]:
@@ -238,33 +237,12 @@ class Layers:
         if any(map(names_full_pool, transcript.last)):
             raise pool_full(NO_SPACE, member)
 
-    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        """Run the step on a copy of the layer, which replaces it for sandboxes started later. Runs once a layer."""
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            found = await self._find(key)
-            if found is None:
-                raise NotFound(f"There is no layer {key}.")
-            if found["name"].endswith("-2"):
-                return BuildOutcome(0, (), 0.0, reused=True)
-            begun, transcript, member = time.monotonic(), Transcript(lambda line: None), found.get("location") or ""
-            new = _new_name()
-            await self._volumes.copy(found["name"], new, MAX_LAYER, own_of(found), member)
-            try:
-                plan = LayerPlan(key, {}, (step,), runs_foreign_code=False)
-                end = await self._run_step(plan, step, new, member, "", transcript)
-                if end.exit_code == 0:
-                    await self._volumes.rename(new, f"{_name(key)}-2", member)
-                return _outcome(end, transcript, begun)
-            finally:
-                await asyncio.shield(self._discard(new, member))
-
     async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
         """Return all layers, or those of these keys, which are asked for one by one."""
         if keys is None:
             found = [volume for volume in await self._volumes.all() if _is_layer(volume)]
         else:
-            names = (name for key in keys for name in (_name(key), f"{_name(key)}-2"))
-            asked = await asyncio.gather(*(self._volumes.find(name) for name in names))
+            asked = await asyncio.gather(*(self._volumes.find(_name(key)) for key in keys))
             found = [volume for volume in asked if volume]
         layers = {
             own["layer"]: StoredLayer(int(own["bytes"]), TenantId(own["tenant"]) if own.get("tenant") else None)

@@ -15,7 +15,6 @@ from uv import find_uv_bin
 from builderd.adapters.engines.oci.network.allocations import Addresses, Allocation, Allocations, Slots, parse_routes
 from builderd.adapters.engines.oci.network.host_files import (
     FOLDER,
-    has_bytecode_links,
     write_host_files,
 )
 from builderd.adapters.engines.oci.network.network import Egress, Network
@@ -35,7 +34,6 @@ from builderd.adapters.engines.oci.runtime.seccomp import PROFILE, make_seccomp
 from builderd.adapters.engines.oci.storage.base import Base, ensure_base
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.files import Files
-from builderd.adapters.engines.oci.storage.layer_store import lacks_bytecode
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
@@ -102,10 +100,6 @@ class Machine:
     def lowers(self, layer: Path | None = None) -> tuple[Path, ...]:
         """Return the lower layers of a sandbox's root, the topmost first: the host's files, the layer, the base."""
         return (self._host_files, *(() if layer is None else (layer,)), self.base.root)
-
-    def lacks_bytecode(self, layer: Path) -> bool:
-        """Return True for a layer with Python packages that are not compiled yet, if Python can keep bytecode here."""
-        return lacks_bytecode(layer) and has_bytecode_links(self._host_files)
 
     @property
     def _host_files(self) -> Path:

@@ -88,9 +88,8 @@ class Sandboxes:
         place = f"{spec.root}/{NODE_MODULES}" if spec.root else NODE_MODULES
         mirrored = has_packages and here.disks.make_mount_point(spec.disk, place)
         app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
-        lacks = layer is not None and here.lacks_bytecode(layer)
         packages = place if mirrored else None
-        root = app_root(here.lowers(layer), scratch, app, home, packages=packages, lacks_bytecode=lacks)
+        root = app_root(here.lowers(layer), scratch, app, home, packages=packages)
         return root, here.disks.space(spec.disk)
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:

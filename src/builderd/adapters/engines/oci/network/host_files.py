@@ -23,10 +23,6 @@ CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 #: Home of the app's user, a mount of its own: what programs keep there is not among the files that an app serves.
 HOME = "/home/app"
-#: Where Python looks for bytecode, and keeps it, while the layer has none (PYTHONPYCACHEPREFIX).
-BYTECODE = "/pycache"
-#: File that names the base to whose bytecode the links there lead.
-_LINKED = ".base"
 #: File inside with the limits of the disk.
 DISK_LIMITS = "/run/limits/disk"
 #: Folder of these files in the store.
@@ -60,30 +56,6 @@ def write_host_files(folder: Path, base: Path, programs: Sequence[Path] = ()) ->
         # A link among them leads to a file of the base, which would be one of this machine here.
         if not path.is_symlink():
             set_mode(path, 0o755 if path.is_dir() or path.parent == binaries else 0o644)
-    try:
-        _link_bytecode(folder / BYTECODE.lstrip("/"), base)
-    except OSError as error:
-        log.warning("bytecode of the base not linked folder=%s error=%s", folder, error)
-
-
-def has_bytecode_links(folder: Path) -> bool:
-    """Return True if Python finds the base's own bytecode below ``BYTECODE``."""
-    return (folder / BYTECODE.lstrip("/") / _LINKED).exists()
-
-
-def _link_bytecode(folder: Path, base: Path) -> None:
-    """Link the bytecode of the base's modules below ``BYTECODE``: Python does not look elsewhere then."""
-    mark = folder / _LINKED
-    if mark.exists() and mark.read_text() == str(base):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    for cache in sorted((base / "usr/lib").glob("python3*/**/__pycache__")):
-        place = folder / cache.parent.relative_to(base)
-        place.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for file in cache.iterdir():
-            (place / file.name).symlink_to(f"/{file.relative_to(base)}")
-    if folder.exists():
-        mark.write_text(str(base))
 
 
 def _copy_program(program: Path, target: Path) -> None:

@@ -15,8 +15,6 @@ from builderd.adapters.engines.oci.runtime.run import Run
 #: Ids of a sandbox's own user namespace.
 IDS = 65536
 CPU_PERIOD = 100_000
-#: The least that the kernel takes (cpu.shares of cgroup v1).
-LEAST_SHARES = 2
 #: The kernel kills sandboxes before the host's own processes when the machine runs out of memory.
 OOM_SCORE = 500
 
@@ -131,7 +129,6 @@ def _own_file(source: str, target: str) -> dict[str, Any]:
 def _linux(run: Run, cgroup: str, uid: int, seccomp: Mapping[str, Any]) -> dict[str, Any]:
     ids = [{"containerID": 0, "hostID": uid, "size": IDS}]
     own = ("pid", "ipc", "uts", "mount", "user", "cgroup", *(() if run.host_network else ("network",)))
-    shares = max(int(run.cpu * run.cpu_weight * 1024), LEAST_SHARES)
     return {
         "namespaces": [{"type": kind} for kind in own],
         "uidMappings": ids,
@@ -139,7 +136,7 @@ def _linux(run: Run, cgroup: str, uid: int, seccomp: Mapping[str, Any]) -> dict[
         "cgroupsPath": cgroup,
         "resources": {
             "devices": [{"allow": False, "access": "rwm"}],
-            "cpu": {"quota": int(run.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": shares},
+            "cpu": {"quota": int(run.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": int(run.cpu * 1024)},
             "memory": {"limit": run.memory_bytes, "swap": run.memory_bytes},
             "pids": {"limit": run.pids},
         },

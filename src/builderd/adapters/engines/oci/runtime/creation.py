@@ -49,7 +49,7 @@ class Creation:
             for name in ("upper", "work"):
                 os.chown(run.root.scratch / name, uid, uid)
             write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
-            for path in (*run.root.mirrors, *run.root.writable):
+            for path in run.root.mirrors:
                 # The app may write beside the layer's files: tools keep their caches there.
                 folder = run.root.scratch / "upper" / path.lstrip("/")
                 folder.mkdir(mode=0o755)

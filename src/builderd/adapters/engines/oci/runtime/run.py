@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.network.allocations import Slots
-from builderd.adapters.engines.oci.network.host_files import BYTECODE, CA_BUNDLE, HOME
+from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE, HOME
 from builderd.adapters.engines.oci.network.network import Network
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.launching import Launcher
@@ -36,14 +36,13 @@ class Root:
     """Layers of a root. ``lowers``: topmost first. ``scratch`` contains ``upper`` and ``work``; None: read-only root.
 
     ``mirrors`` maps folders of the root, as the layers make it, to other places where they are seen too; the user may
-    write beside the layers' files there, and in the folders ``writable``.
+    write beside the layers' files there.
     """
 
     lowers: tuple[Path, ...]
     binds: tuple[Bind, ...] = ()
     scratch: Path | None = None
     mirrors: Mapping[str, str] = field(default_factory=dict)
-    writable: tuple[str, ...] = ()
 
 
 def mount_points(root: Root, bundle: Path) -> list[Path]:
@@ -108,7 +107,6 @@ class Run:
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
     ``space`` is that of its disk at its start.
-    ``cpu_weight``: weight of each of its ``cpu``, where CPUs are short, beside the 1 of other sandboxes.
     """
 
     id: str
@@ -134,7 +132,6 @@ class Run:
     host_network: bool = False
     tenant: str = ""
     space: DiskSpace = NO_SPACE
-    cpu_weight: float = 1.0
 
     @property
     def is_app(self) -> bool:
@@ -200,7 +197,7 @@ def make_run(
         hostname=spec.hostname,
         port=spec.port,
         argv=[*INIT, "/bin/sh", "-c", WAIT + spec.entrypoint],
-        env=app_env(spec, builderd_url, caches_bytecode=BYTECODE in root.writable),
+        env=app_env(spec, builderd_url),
         cwd="/app",
         user=APP_UID,
         cpu=spec.resources.cpu,
@@ -223,18 +220,15 @@ def app_root(
     home: Path,
     *,
     packages: str | None = None,
-    lacks_bytecode: bool = False,
 ) -> Root:
     """Return the root: ``app`` and the user's ``home`` are persistent, all other writes go to ``scratch``.
 
     ``packages`` is the folder of ``/app`` in which the layer's Node packages are seen too, where frameworks look.
-    ``lacks_bytecode``: Python keeps in the scratch what it compiles, since it cannot write into the layer.
     """
     mirrors = {f"/{NODE_MODULES}": f"{APP}/{packages}"} if packages else {}
     folders = {APP: app, HOME: home}
     binds = tuple(Bind(folder, path, read_only=False, owner=DISK_UID) for path, folder in folders.items())
-    writable = (BYTECODE,) if lacks_bytecode else ()
-    return Root(lowers=lowers, scratch=scratch, binds=binds, mirrors=mirrors, writable=writable)
+    return Root(lowers=lowers, scratch=scratch, binds=binds, mirrors=mirrors)
 
 
 def brings_packages(entrypoint: str) -> bool:
@@ -242,7 +236,7 @@ def brings_packages(entrypoint: str) -> bool:
     return _INSTALLS.search(entrypoint) is not None
 
 
-def app_env(spec: SandboxSpec, builderd_url: str, *, caches_bytecode: bool = False) -> Mapping[str, str]:
+def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
     """Return the environment: the spec overrides the defaults, except the platform's own address."""
     layer = (
         {"PATH": f"/venv/bin:/node_modules/.bin:{_PATH}", "VIRTUAL_ENV": "/venv"} if spec.layer_key else {"PATH": _PATH}
@@ -257,7 +251,6 @@ def app_env(spec: SandboxSpec, builderd_url: str, *, caches_bytecode: bool = Fal
         "SSL_CERT_FILE": str(CA_BUNDLE),
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
         **cpu_env(spec.resources.cpu),
-        **({"PYTHONPYCACHEPREFIX": BYTECODE} if caches_bytecode else {}),
         **spec.env,
         "BUILDERD_URL": builderd_url,
     }

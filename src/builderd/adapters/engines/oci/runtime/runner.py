@@ -32,8 +32,6 @@ from builderd.ports.engine import TOOL_FOLDERS, Tool, ToolExit
 
 _LOG_LIMIT = 10_000_000
 _TMP_BYTES = 1 << 30
-#: Of a build that nobody waits for: with its two CPUs an eighth of an app with one.
-BACKGROUND_WEIGHT = 1 / 16
 _TAIL_SECONDS = 0.05
 #: Bytes of a log after which others have their turn, a matter of milliseconds.
 PIECE_BYTES = 64 << 10
@@ -75,7 +73,6 @@ class Runner:
             cwd=run.cwd,
             user=0,
             cpu=run.cpu,
-            cpu_weight=BACKGROUND_WEIGHT if run.is_background else 1.0,
             memory_bytes=run.memory,
             pids=run.processes,
             egress=run.network,

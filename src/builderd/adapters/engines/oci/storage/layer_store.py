@@ -1,9 +1,7 @@
 """Finished layers of a store, and the cache of downloads.
 
-``layers/<key>/<n>`` is generation n of a layer, never changed once it has its name. Generation 1 is the installed
-layer, later ones are clones with compiled bytecode. A sandbox keeps the generation that it started on, so generations
-are removed only with their layer; they share blocks. A layer that a crash of the machine may have damaged is removed,
-since it can be made again.
+``layers/<key>/1`` is a layer's subvolume, never changed once it has its name. A layer that a crash of the machine may
+have damaged is removed, since it can be made again.
 """
 
 from __future__ import annotations
@@ -41,26 +39,18 @@ class LayerStore:
     def open(self) -> None:
         """Remove layers that a crash may have damaged and leftovers of unfinished ones. Call it once after a start."""
         for layer in self._store.layers.iterdir():
-            if _is_aside(layer) or not _generations(layer) or not self._store.deferred_sync.adopt(layer):
+            if _is_aside(layer) or not _content(layer).exists() or not self._store.deferred_sync.adopt(layer):
                 self._remove(layer)
 
-    def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
+    def collect(self, keep: Collection[str], unused_seconds: float, only: Collection[str] | None = None) -> list[str]:
         """Remove layers that are not in ``keep``, not mounted, and unused for ``unused_seconds``; return their keys.
 
         A layer is renamed away under the lock of ``take``, judged by the time of the last ``take``: a caller that has
         just taken one keeps it.
         """
-        layers = (layer for layer in self._store.layers.iterdir() if layer.name not in keep and not _is_aside(layer))
-        return self._collect(list(layers), unused_seconds)
-
-    def collect_some(self, keys: Collection[str], unused_seconds: float) -> list[str]:
-        """Remove these layers as ``collect`` does, without a look at the others; return the removed keys."""
-        layers = (self._path(key) for key in keys if _KEY.fullmatch(key))
-        return self._collect([layer for layer in layers if layer.exists()], unused_seconds)
-
-    def _collect(self, layers: Collection[Path], unused_seconds: float) -> list[str]:
         mounted = mounted_roots()
-        aside = {layer.name: self._set_aside(layer, unused_seconds, mounted) for layer in layers}
+        keys = [key for key in self.keys() if key not in keep and (only is None or key in only)]
+        aside = {key: self._set_aside(self._path(key), unused_seconds, mounted) for key in keys}
         for path in aside.values():
             if path is not None:
                 self._remove(path)
@@ -82,20 +72,16 @@ class LayerStore:
                 path.unlink()
         layer.rmdir()
 
-    def generation(self, key: str) -> int:
-        """Return the newest generation of this layer, 0 when there is none."""
-        return max(_generations(self._path(key)), default=0) if _KEY.fullmatch(key) else 0
-
-    def path(self, key: str, generation: int) -> Path:
-        return self._path(key) / str(generation)
-
-    def take(self, key: str) -> int:
-        """Return the newest generation, 0 when there is none, and record the use."""
+    def take(self, key: str) -> Path | None:
+        """Return the layer's folder and record the use; None when there is none."""
+        if not _KEY.fullmatch(key):
+            return None
         with self._lock:
-            generation = self.generation(key)
-            if generation:
-                os.utime(self._path(key))
-            return generation
+            content = _content(self._path(key))
+            if not content.exists():
+                return None
+            os.utime(content.parent)
+            return content
 
     def keys(self) -> list[str]:
         """Return the keys of all layers."""
@@ -110,36 +96,28 @@ class LayerStore:
             tenant = TenantId(os.getxattr(layer, _BUILT_BY).decode()) if _BUILT_BY in names else None
         except FileNotFoundError:
             return None
-        return StoredLayer(size, tenant) if self.generation(key) else None
+        return StoredLayer(size, tenant) if _content(layer).exists() else None
 
     def put(self, key: str, made: Path, size_bytes: int, tenant: TenantId | None = None) -> None:
-        """Add the subvolume as the layer's next generation, atomically, and record who built the first one."""
+        """Add the subvolume as the layer, atomically, and record who built it."""
         layer = self._path(key)
         layer.mkdir(mode=0o711, exist_ok=True)
         self._store.deferred_sync.mark(layer)
         os.setxattr(layer, _BYTES, str(size_bytes).encode())
         if tenant is not None:
             os.setxattr(layer, _BUILT_BY, tenant.encode())
-        made.rename(layer / str(self.generation(key) + 1))
+        made.rename(_content(layer))
 
     def _path(self, key: str) -> Path:
         return self._store.layers / key
-
-
-def lacks_bytecode(layer: Path) -> bool:
-    """Return True for the folder of a first generation that contains Python packages."""
-    return layer.name == "1" and (layer / "venv").is_dir()
 
 
 def _is_aside(layer: Path) -> bool:
     return layer.name.startswith(_ASIDE)
 
 
-def _generations(layer: Path) -> list[int]:
-    try:
-        return [int(path.name) for path in layer.iterdir() if path.name.isdecimal()]
-    except FileNotFoundError:
-        return []
+def _content(layer: Path) -> Path:
+    return layer / "1"
 
 
 #: The cache is emptied when it is fuller than this, so that one more build surely fits.

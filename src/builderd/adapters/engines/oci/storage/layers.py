@@ -143,17 +143,16 @@ class Layers:
 
     def has(self, key: str) -> bool:
         """Return True when the layer exists, and record its use."""
-        return self._finished.take(key) > 0
+        return self._finished.take(key) is not None
 
     async def has_layer(self, key: str) -> bool:
         return self.has(key)
 
     def lower(self, key: str) -> Path:
         """Return the folder to mount below a sandbox's root; it stays as long as the layer."""
-        generation = self._finished.take(key)
-        if not generation:
+        if (layer := self._finished.take(key)) is None:
             raise NotFound(f"There is no layer {key}.")
-        return self._finished.path(key, generation)
+        return layer
 
     def finished_build(self, key: str) -> FinishedBuild:
         """Return the result of a build. Raises ``NotFound``."""
@@ -207,7 +206,7 @@ class Layers:
         return self._finished.collect(keep, unused_seconds)
 
     async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> list[str]:
-        return await run_to_completion(self._finished.collect_some, keys, unused_seconds)
+        return await run_to_completion(self._finished.collect, (), unused_seconds, keys)
 
     async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
         return await run_to_completion(self._stored, keys)
@@ -217,19 +216,6 @@ class Layers:
         found = {key: layer for key in keys if (layer := self._finished.describe(key))}
         return StoredLayers(found, total_bytes(self._store.root))
 
-    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        """Run the step on a copy of the layer, which becomes its next generation. Runs once a layer."""
-        async with self._lock(key):
-            generation = self._finished.take(key)
-            if not generation:
-                raise NotFound(f"There is no layer {key}.")
-            if generation > 1:
-                return BuildOutcome(0, (), 0.0, reused=True)
-            with full_store_named(self._store):
-                async with self._new_layer(key, copies=1) as build:
-                    await run_to_completion(self._copy, build, self._finished.path(key, generation))
-                    return await self._make(build, key, (step,), _ignore_line)
-
     def _lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
 
@@ -238,19 +224,21 @@ class Layers:
         self,
         key: str,
         copies: int,
-        shared: Path | None = None,
-        plan: LayerPlan | None = None,
+        shared: Path | None,
+        plan: LayerPlan,
     ) -> AsyncIterator[Build]:
         """Yield a build's folder, with a claim on its space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
-        build = Build(self._store.builds / name, size, shared)
-        if plan is not None:
-            left = size if plan.limit_bytes is None else min(size, plan.limit_bytes)
-            build = replace(
-                build, size=left, tenant=plan.tenant, tenant_limit=plan.limit_bytes, tenant_quota=plan.quota_bytes
-            )
+        build = Build(
+            self._store.builds / name,
+            size if plan.limit_bytes is None else min(size, plan.limit_bytes),
+            shared,
+            plan.tenant,
+            plan.limit_bytes,
+            plan.quota_bytes,
+        )
         try:
             await run_to_completion(build.folder.mkdir, mode=0o711)
             yield build
@@ -271,11 +259,6 @@ class Layers:
             create_subvolume(subvolume)
             self._store.quota.limit(subvolume, build.size)
         _write_inputs(build.input, plan.inputs)
-
-    def _copy(self, build: Build, layer: Path) -> None:
-        snapshot(layer, build.layer)
-        self._store.quota.limit(build.layer, build.size)
-        _write_inputs(build.input, {})
 
     async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:
         begun = time.monotonic()
@@ -339,7 +322,6 @@ class Layers:
             memory=self._limits.memory,
             processes=self._limits.processes,
             timeout_seconds=step.timeout_seconds,
-            is_background=step.is_background,
         )
 
     def _app_binds(self, build: Build, app: AppBuild) -> Iterator[Bind]:
@@ -385,10 +367,6 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
         file.write_bytes(content)
 
 
-def _ignore_line(line: str) -> None:
-    """Discard progress of background work."""
-
-
 #: Called with each line that the build prints; must not block.
 Output = Callable[[str], None]
 
@@ -412,8 +390,7 @@ class BuildRun:
 
     The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
     without any capability. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is whose
-    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs. ``is_background``: apps go
-    first where CPUs are short.
+    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs.
     """
 
     id: str
@@ -428,7 +405,6 @@ class BuildRun:
     timeout_seconds: int
     layer: Path | None = None
     tenant: str = ""
-    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

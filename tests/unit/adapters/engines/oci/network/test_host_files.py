@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from builderd.adapters.engines.oci.network import host_files
-from builderd.adapters.engines.oci.network.host_files import has_bytecode_links, write_host_files
+from builderd.adapters.engines.oci.network.host_files import write_host_files
 from builderd.linux import atomic_files
 
 
@@ -60,22 +60,6 @@ def test_full_store_keeps_the_previous_host_files(
     assert (tmp_path / "etc/resolv.conf").read_text() == before
 
 
-def test_bytecode_of_the_base_is_linked_and_the_links_are_not_followed(tmp_path: Path, base: Path) -> None:
-    cache = base / "usr/lib/python3.13/json/__pycache__"
-    cache.mkdir(parents=True)
-    (cache / "decoder.cpython-313.pyc").write_bytes(b"code")
-    for _ in range(2):
-        write_host_files(tmp_path, base)
-        link = tmp_path / "pycache/usr/lib/python3.13/json/decoder.cpython-313.pyc"
-        assert str(link.readlink()) == "/usr/lib/python3.13/json/__pycache__/decoder.cpython-313.pyc"
-        assert has_bytecode_links(tmp_path)
-    other = base.parent / "other"
-    base.rename(other)
-    write_host_files(tmp_path, other)
-    (tmp_path / "pycache").chmod(0o700)
-    assert has_bytecode_links(tmp_path)
-
-
 def test_programs_are_there_for_all_to_run(tmp_path: Path, base: Path) -> None:
     program = base / "uv"
     program.write_text("#!/bin/sh\necho one\n")
@@ -89,11 +73,6 @@ def test_programs_are_there_for_all_to_run(tmp_path: Path, base: Path) -> None:
         assert copy.stat().st_ino == before
     assert str((tmp_path / "usr/bin/python").readlink()) == "python3"
     assert sorted(path.name for path in (tmp_path / "usr/local/bin").iterdir()) == ["uv"]
-
-
-def test_base_without_bytecode_has_no_links(tmp_path: Path, base: Path) -> None:
-    write_host_files(tmp_path, base)
-    assert not has_bytecode_links(tmp_path)
 
 
 @pytest.mark.usefixtures("no_writes")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from builderd.adapters.engines.oci.runtime.bundle import (
-    LEAST_SHARES,
     make_config,
 )
 from builderd.adapters.engines.oci.runtime.creation import SECRETS, write_secret_files
@@ -56,12 +55,6 @@ def config_of(run: Run = RUN) -> dict[str, Any]:
 
 
 CONFIG = config_of()
-
-
-@pytest.mark.parametrize(("cpu", "weight", "shares"), [(2, 1 / 16, 128), (0.5, 1.0, 512), (0.1, 0.001, LEAST_SHARES)])
-def test_its_part_where_cpus_are_short_follows_from_its_weight(cpu: float, weight: float, shares: int) -> None:
-    config = config_of(replace(RUN, cpu=cpu, cpu_weight=weight))
-    assert config["linux"]["resources"]["cpu"] == {"quota": int(cpu * 100_000), "period": 100_000, "shares": shares}
 
 
 def test_it_is_limited() -> None:
@@ -120,14 +113,6 @@ def test_programs_learn_the_number_of_processors(cpu: float, shown: str) -> None
     env = app_env(replace(SPEC, resources=replace(SPEC.resources, cpu=cpu)), "")
     assert [env[name] for name in ("OMP_NUM_THREADS", "PYTHON_CPU_COUNT", "GOMAXPROCS")] == [shown] * 3
     assert app_env(replace(SPEC, env={"OMP_NUM_THREADS": "8"}), "")["OMP_NUM_THREADS"] == "8"
-
-
-def test_python_keeps_its_bytecode_where_the_layer_has_none() -> None:
-    folders = (Path("/scratch"), Path("/disk/app"), Path("/disk/home"))
-    root = app_root((Path("/base"),), *folders, lacks_bytecode=True)
-    assert root.writable == ("/pycache",)
-    assert make_run(SPEC, CRUN, root, NO_SPACE, Path("/log"), 10, "").env["PYTHONPYCACHEPREFIX"] == "/pycache"
-    assert "PYTHONPYCACHEPREFIX" not in make_run(SPEC, CRUN, ROOT, NO_SPACE, Path("/log"), 10, "").env
 
 
 BUNDLE, STORE = Path("/run/x"), Path("/store")

@@ -91,17 +91,14 @@ def _ssh_gateway(settings: Settings) -> processes.Gateway | None:
     """Return the gateway's address and host key as the API shows them, or None when it is turned off."""
     if not settings.ssh.port:
         return None
-    host = settings.ssh.public_host or (gethostname() if is_wildcard(settings.host) else settings.host)
+    # No client can connect to every address of the machine.
+    own = gethostname() if settings.host in ("", "0.0.0.0", "::") else settings.host  # noqa: S104 (compared, not bound)
+    host = settings.ssh.public_host or own
     return host_key.gateway(load_host_key(settings), host, settings.ssh.public_port or settings.ssh.port)
 
 
 def load_host_key(settings: Settings) -> asyncssh.SSHKey:
     return host_key.load(settings.data_dir / "ssh_host_key")
-
-
-def is_wildcard(host: str) -> bool:
-    """Return True for a host that means every address of the machine, which no client can connect to."""
-    return host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
 
 
 def make_identity_provider(openid: OpenIdSettings) -> OpenIdProvider | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 from builderd.adapters.clocks.system import SystemClock
@@ -22,24 +22,21 @@ T = TypeVar("T")
 FIRST_TENANT = "me"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
-    """Fields of a new token; ``expires_at`` None: it never expires."""
+async def make_token(
+    settings: Settings,
+    say: Callable[[str], None],
+    tenant: str,
+    name: str,
+    scopes: frozenset[Scope],
+    expires_at: datetime | None = None,
+) -> tuple[Token, str]:
+    """Create a token; return it with its secret. Makes tenant, data directory and database where they are missing.
 
-    tenant: str
-    name: str
-    scopes: frozenset[Scope]
-    expires_at: datetime | None
-
-
-async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[str], None]) -> tuple[Token, str]:
-    """Create a token; return it with its secret. Makes tenant, data directory and database where they are missing."""
-    now, scopes, until = SystemClock().now(), wanted.scopes, wanted.expires_at
-    return await _write_first(
-        settings,
-        lambda uow: tokens.create(uow, wanted.tenant, wanted.name, now, scopes=scopes, expires_at=until),
-        say,
-    )
+    Without ``expires_at`` it never expires.
+    """
+    now = SystemClock().now()
+    make = partial(tokens.create, tenant=tenant, name=name, now=now, scopes=scopes, expires_at=expires_at)
+    return await _write_first(settings, make, say)
 
 
 async def make_link(settings: Settings, tenant: str, scopes: frozenset[Scope], say: Callable[[str], None]) -> str:

@@ -36,26 +36,19 @@ config = click.option(
 )
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add both options, and call the command with the settings that they lead to."""
+def with_settings(command: Callable[..., None], *, needs_root: bool = False) -> Callable[..., None]:
+    """Add both options, and call the command with the settings that they lead to. Root is checked before any file."""
 
     @functools.wraps(command)
     def called(*args: Any, data_dir: Path | None, config: Path | None, **options: Any) -> None:
+        if needs_root:
+            require_root(click.get_current_context().command_path)
         command(*args, settings=load(config, data_dir=data_dir), **options)
 
     return data_dir(config(called))
 
 
-def as_root(command: Callable[..., None]) -> Callable[..., None]:
-    """Add both options as ``with_settings`` does; the command needs root, which is checked before any file is read."""
-
-    @functools.wraps(command)
-    def called(*args: Any, data_dir: Path | None, config: Path | None, **options: Any) -> None:
-        require_root(click.get_current_context().command_path)
-        command(*args, settings=load(config, data_dir=data_dir), **options)
-
-    return data_dir(config(called))
-
+as_root = functools.partial(with_settings, needs_root=True)
 
 NEEDS_ROOT = (
     "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "

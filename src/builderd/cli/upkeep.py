@@ -119,8 +119,9 @@ def create(settings: Settings, tenant: str, name: str, scopes: tuple[str, ...], 
 
     Creates the data directory and the database where they are missing.
     """
-    wanted = tokens.TokenRequest(tenant, name, frozenset(Scope(scope) for scope in scopes), expires)
-    made, secret = asyncio.run(tokens.make_token(settings, wanted, partial(click.echo, err=True)))
+    wanted = frozenset(Scope(scope) for scope in scopes)
+    say = partial(click.echo, err=True)
+    made, secret = asyncio.run(tokens.make_token(settings, say, tenant, name, wanted, expires))
     until = f"until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else "until it is revoked"
     click.echo(f"Token {name!r} of tenant {tenant!r} ({', '.join(sorted(made.scopes))}), good {until}:", err=True)
     click.echo(secret)

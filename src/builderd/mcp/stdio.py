@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import httpx2
 
-from builderd import __version__
 from builderd.client.errors import ApiError, BuilderdError, MethodNotAllowed, NoAnswer, NotFound, error_in
 from builderd.client.logs import EventDecoder
 from builderd.client.retries import certificates, is_loopback, no_answer, repeats_error, repeats_failure, wait_before
@@ -77,18 +76,16 @@ class _Agent:
             self._calls[key] = task
             task.add_done_callback(lambda ended: self._end(key, ended))
         elif message.get("method") == "notifications/cancelled":
-            self._cancel(params_of(message).get("requestId"))
+            # As over HTTP: the connection is closed, and what was begun goes on.
+            cancelled = self._calls.get(id_key(params_of(message).get("requestId")))
+            if cancelled is not None:
+                cancelled.cancel()
 
     def _end(self, key: str, ended: asyncio.Task[None]) -> None:
         if self._calls.get(key) is ended:
             del self._calls[key]
         if not ended.cancelled() and isinstance(ended.exception(), OSError):
             self._lines.put_nowait(None)  # nobody reads the answers any more
-
-    def _cancel(self, request_id: object) -> None:
-        """Leave a call, as an agent does over HTTP: the connection is closed, and what was begun goes on."""
-        if task := self._calls.get(id_key(request_id)):
-            task.cancel()
 
     async def finish(self) -> None:
         """Wait a moment for the answers under way, then leave the others."""
@@ -220,7 +217,7 @@ class Bridge:
             return
         error = error_in(response.status_code, response.headers, content)
         if isinstance(error, NotFound | MethodNotAllowed):
-            raise await self._older(error)
+            raise NoAnswer(f"{self._http.base_url} has no {PATH}: check the URL ({error.message})")
         if isinstance(error, ApiError) and not response.is_success:
             raise error
         if response.status_code in PROXY_STATUSES:
@@ -235,18 +232,6 @@ class Bridge:
         if not isinstance(message, dict):
             raise NoAnswer(_no_builderd(response))
         return message
-
-    async def _older(self, error: BuilderdError) -> BuilderdError:
-        """Return the error of a service without ``/mcp``: it names both versions."""
-        try:
-            answer = await self._http.get("/healthz", timeout=TIMEOUT)
-            version = answer.json()["data"]["version"]
-        except (httpx2.TransportError, ValueError, KeyError, TypeError):
-            return NoAnswer(f"{self._http.base_url} has no {PATH}: check the URL ({error.message})")
-        return NoAnswer(
-            f"The service at {self._http.base_url} has builderd {version}, without {PATH}: it needs {__version__} or "
-            "newer. Ask its operator to run there: pip install -U 'builderd[server]'"
-        )
 
     def _learn(self, request: Message, answer: Message) -> None:
         """Keep what later requests need: the revision, and the tools that can be called again."""

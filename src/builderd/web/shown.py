@@ -113,21 +113,8 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-FILTERS: Mapping[str, Callable[..., Any]] = {
-    "money": money,
-    "rate": rate,
-    "size": size,
-    "duration": duration,
-    "ago": ago,
-    "iso": iso,
-    "clock": clock,
-    "day": day,
-    "sentence": sentence,
-    "host": host,
-    "path": path,
-    "number": number,
-    "plural": plural,
-}
+_SHOWN = (money, rate, size, duration, ago, iso, clock, day, sentence, host, path, number, plural)
+FILTERS: Mapping[str, Callable[..., Any]] = {one.__name__: one for one in _SHOWN}
 
 #: Sentences that a page says once after a change. A URL names one by its key: no text from a URL is ever shown.
 MESSAGES: Mapping[str, str] = {

@@ -73,10 +73,6 @@ class Visit:
         """Return the name of the region that is asked for alone, "" for the whole page."""
         return self.request.query_params.get("part", "")
 
-    @property
-    def allows_write(self) -> bool:
-        return self.token.allows(Scope.WRITE)
-
     def allows(self, scope: Scope) -> bool:
         return self.token.allows(scope)
 
@@ -179,7 +175,7 @@ class Renderer:
             "token": visit.token,
             "tenant": visit.tenant,
             "now": visit.now,
-            "can_write": visit.allows_write,
+            "can_write": visit.allows(Scope.WRITE),
             "is_operator": visit.allows(Scope.OPERATOR),
             "path": request.url.path,
             "query": request.query_params,

@@ -16,7 +16,7 @@ from builderd.bootstrap import machine, state
 from builderd.bootstrap.data_directory import DATABASE_NOTE, IDENTITY_FILE, LOCK_FILE, identity, lock, make
 from builderd.bootstrap.database import existing_store, host_id, is_copy, note_database, store, this_instance
 from builderd.bootstrap.machine import describe_clock, repair_clock
-from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
+from builderd.bootstrap.tokens import list_tokens, make_token
 from builderd.domain.database_lease import Instance
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.ids import TenantId, new_id
@@ -26,7 +26,7 @@ from builderd.store import migrations
 
 SECRET = "hunter2"
 ELSEWHERE = f"postgresql://builderd:{SECRET}@db.example/builderd?sslpassword={SECRET}"
-WANTED = TokenRequest("acme", "cli", frozenset({Scope.READ}), None)
+WANTED = ("acme", "cli", frozenset({Scope.READ}))
 
 
 def settings_of(folder: Path, database_url: str | None = None) -> Settings:
@@ -41,7 +41,7 @@ async def _open(settings: Settings) -> None:
 def test_a_token_for_another_database_than_the_services_is_refused_and_no_database_is_made(tmp_path: Path) -> None:
     note_database(settings_of(tmp_path, ELSEWHERE))
     with pytest.raises(InvalidState, match=r"db\.example:5432/builderd.*BUILDERD_DATABASE_URL"):
-        asyncio.run(make_token(settings_of(tmp_path), WANTED, print))
+        asyncio.run(make_token(settings_of(tmp_path), print, *WANTED))
     assert [path.name for path in tmp_path.iterdir()] == [DATABASE_NOTE]
 
 
@@ -100,7 +100,7 @@ def test_equivalent_database_urls_are_equal(tmp_path: Path, same: str) -> None:
 
 def test_a_data_directory_that_was_moved_keeps_its_database(tmp_path: Path) -> None:
     before = settings_of(tmp_path / "before")
-    asyncio.run(make_token(before, WANTED, print))
+    asyncio.run(make_token(before, print, *WANTED))
     note_database(before)
     moved = settings_of(before.data_dir.rename(tmp_path / "after"))
     assert len(asyncio.run(list_tokens(moved, "acme"))) == 1

@@ -22,7 +22,7 @@ from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
 from builderd.bootstrap.serving import Supervisor
-from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
+from builderd.bootstrap.tokens import list_tokens, make_token
 from builderd.domain.backups import BackupKey
 from builderd.domain.database_lease import DatabaseLease, DatabaseLost, DatabaseOwned, LeaseLost
 from builderd.domain.errors import InvalidState, StoreUnavailable
@@ -33,7 +33,7 @@ from builderd.settings import Settings
 from builderd.store import Store
 from builderd.store.database_lease import DatabaseLeases
 
-WANTED = TokenRequest("acme", "cli", frozenset({Scope.READ}), None)
+WANTED = ("acme", "cli", frozenset({Scope.READ}))
 
 
 @pytest.fixture(autouse=True)
@@ -237,7 +237,7 @@ async def test_service_that_worked_does_not_begin_with_an_empty_database(one: Se
     if left == "empty":
         Path(str(one.database_url).removeprefix("sqlite:///")).touch()
     elif left != "missing":
-        await make_token(one, WANTED, print)
+        await make_token(one, print, *WANTED)
     for _ in range(2):  # as systemd would try
         with pytest.raises(DatabaseLost, match=r"builderd restore FOLDER.*--new-database"):
             await own(one)
@@ -272,7 +272,7 @@ async def test_service_starts_without_builders_on_its_own_database_and_on_a_rest
 
 async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -> None:
     async with owned_store(one, Supervisor(), take_over=False) as owned:
-        await make_token(one, WANTED, print)
+        await make_token(one, print, *WANTED)
         assert len(await list_tokens(one, "acme")) == 1
         assert await load_inventory(one) is not None
         (line,) = await describe_database(one)
@@ -287,7 +287,7 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
 
 async def test_damaged_backups_are_named(one: Settings) -> None:
     async with owned_store(one, Supervisor(), take_over=False) as owned:
-        await make_token(one, WANTED, print)
+        await make_token(one, print, *WANTED)
         (tenant,) = await owned.store.read(lambda uow: uow.backup_keys.lacking())
         now = datetime.now(UTC)
         key = BackupKey(tenant, b"sealed", now, now, now, fault="restic printed: pack 1a2b3c4d is damaged")

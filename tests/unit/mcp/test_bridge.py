@@ -193,23 +193,17 @@ async def test_refusals_of_http_are_results_of_tools_and_errors_of_other_request
     assert "ask the user" in other["error"]["message"]
 
 
-async def test_a_service_without_mcp_is_named_with_the_version_it_needs() -> None:
-    health = httpx2.Response(200, json={"data": {"version": "0.0.9"}})
-    (answer,) = await passed_on(Service(refused(404, "not_found"), health), request("server/discover"))
-    assert "has builderd 0.0.9, without /mcp" in answer["error"]["message"]
-    assert "pip install -U" in answer["error"]["message"]
-
-
 @pytest.mark.parametrize(
     "strange",
     [
         httpx2.Response(200, text="<html>"),
         httpx2.Response(307, headers={"location": "https://else.where/mcp"}),
         httpx2.Response(404, text="<html>not here"),
+        refused(404, "not_found"),
     ],
 )
 async def test_a_server_that_is_no_builderd_is_named_with_its_url(strange: httpx2.Response) -> None:
-    (answer,) = await passed_on(Service(strange, httpx2.Response(404)), request("tools/list"))
+    (answer,) = await passed_on(Service(strange), request("tools/list"))
     assert URL in answer["error"]["message"]
     assert "check the URL" in answer["error"]["message"]
 

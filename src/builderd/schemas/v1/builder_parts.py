@@ -88,12 +88,12 @@ class SshEnded(View):
     uuid: str
 
 
-def _reason_error(reason: str) -> str | None:
-    return text_error(reason, MAX_REASON_BYTES)
-
-
 Seconds = Annotated[JsonInt, Field(ge=1, le=MAX_SECONDS)]
-Reason = Annotated[str, checked_by(_reason_error), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
+Reason = Annotated[
+    str,
+    checked_by(lambda reason: text_error(reason, MAX_REASON_BYTES)),
+    Field(json_schema_extra={"maxLength": MAX_REASON_BYTES}),
+]
 
 
 class NewLease(Shape):

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, NotFound
-from builderd.domain.metrics import Usage, add, resample, response_seconds, start_of
+from builderd.domain.metrics import add, resample, response_seconds, start_of
 from builderd.domain.prices import Billing
 from builderd.domain.qa import Outcome
 from builderd.domain.reviews import Finding, Severity
@@ -134,7 +134,15 @@ def _requests(uow: UnitOfWork, visit: Visit, version: Version, builder: Builder)
     times = [(name, response_seconds(whole, part)) for name, part in (("p50", 0.5), ("p99", 0.99))]
     since = (version.created_at - begin) / (STEP * STEPS)
     return {
-        "bars": [_bar(index * CHART_WIDTH / STEPS, usage, most or 1) for index, usage in enumerate(steps)],
+        "bars": [
+            {
+                "x": round(index * CHART_WIDTH / STEPS, 1),
+                "height": round(CHART_HEIGHT * usage.requests / (most or 1), 1),
+                "failed": round(CHART_HEIGHT * usage.answers_5xx / (most or 1), 1),
+                "asleep": usage.seconds == 0,
+            }
+            for index, usage in enumerate(steps)
+        ],
         "most": most,
         "total": sum(usage.requests for usage in steps),
         "failed": sum(usage.answers_5xx for usage in steps),
@@ -142,11 +150,6 @@ def _requests(uow: UnitOfWork, visit: Visit, version: Version, builder: Builder)
         "mark": round(since * CHART_WIDTH, 1) if since > 0 else None,
         "times": [(name, seconds) for name, seconds in times if seconds is not None],
     }
-
-
-def _bar(x: float, usage: Usage, most: int) -> dict[str, Any]:
-    height, failed = (round(CHART_HEIGHT * count / most, 1) for count in (usage.requests, usage.answers_5xx))
-    return {"x": round(x, 1), "height": height, "failed": failed, "asleep": usage.seconds == 0}
 
 
 def _gauges(visit: Visit, frame: BuilderFrame) -> Sequence[dict[str, Any]]:

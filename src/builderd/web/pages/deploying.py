@@ -49,7 +49,9 @@ EXAMPLES = {
 async def show_new(visit: Visit) -> Response:
     """Show the form of a new builder, perhaps with an example's files in it."""
     example = EXAMPLES.get(visit.request.query_params.get("example", ""))
-    values, files = first_values(), []
+    # Of an untouched form.
+    values: dict[str, Any] = {**TEXTS, **dict.fromkeys(BOXES, False), "env": [], "credentials": []}
+    files = []
     if example is not None:
         values["entrypoint"] = example[1]
         files = list(example[2].items())
@@ -181,11 +183,6 @@ BOXES = ("private", "public", "sleeps", "require_qa", "skip_review", "skip_qa", 
 #: Kinds that listen on a port, have visitors and may sleep.
 LISTENING = (JobType.ALWAYS_ON, JobType.SANDBOX)
 RESOURCES = ("cpu", "memory", "disk")
-
-
-def first_values() -> dict[str, Any]:
-    """Return the values of an untouched form."""
-    return {**TEXTS, **dict.fromkeys(BOXES, False), "env": [], "credentials": []}
 
 
 def values_of(form: Form) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
 from typing import TypeVar
 
 from builderd.adapters.clocks.system import SystemClock
@@ -35,8 +34,9 @@ async def make_token(
     Without ``expires_at`` it never expires.
     """
     now = SystemClock().now()
-    make = partial(tokens.create, tenant=tenant, name=name, now=now, scopes=scopes, expires_at=expires_at)
-    return await _write_first(settings, make, say)
+    return await _write_first(
+        settings, lambda uow: tokens.create(uow, tenant, name, now, scopes=scopes, expires_at=expires_at), say
+    )
 
 
 async def make_link(settings: Settings, tenant: str, scopes: frozenset[Scope], say: Callable[[str], None]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.lifecycle import show_stage
-from builderd.cli.apps.project import FILE, JOB, NAME, SCHEMA, KnownCode, Pending, Project, State, fingerprint
+from builderd.cli.apps.project import FILE, JOB, NAME, KnownCode, Pending, Project, State, file_schema, fingerprint
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command, shown
 from builderd.cli.group import printable
 from builderd.client.detection import Start, detect, roots_with_a_start
@@ -200,7 +200,7 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
 def schema(session: Session) -> None:
     """Print the JSON schema of builder.toml."""
     session.as_json = True
-    session.result(SCHEMA)
+    session.result(file_schema())
 
 
 #: Settings of an app that a job of the same folder does not have.

@@ -16,6 +16,7 @@ import click
 
 from builderd.cli.group import printable
 from builderd.client import folders
+from builderd.schemas.v1.builders import NewBuilder
 
 FILE = "builder.toml"
 STATE = Path(folders.STATE) / "state.json"
@@ -25,11 +26,32 @@ JOB = Path(folders.STATE) / "job.json"
 SENT = Path(folders.STATE) / "sent.json"
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
-#: JSON schema of ``builder.toml``. The service judges the values; names that are not here are refused.
-SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("builder.schema.json").read_text())
-#: Fields that have another name in the API, and those that are not sent.
-API_NAMES = {"auto_stop": "auto_stop_interval", "backups": "backup_interval_hours"}
+#: Fields of a new builder that are no settings of ``builder.toml``: its code, and what one call alone has.
+NOT_IN_FILE = {"files", "source", "skip_review", "skip_qa", "stdin"}
+#: Names of ``builder.toml`` for fields of the API; each other field has its own.
+FILE_NAMES = {"auto_stop_interval": "auto_stop", "backup_interval_hours": "backups"}
+#: Settings that are not sent with the others.
 LOCAL = {"name", "ignore"}
+#: Fields of the API by their names in ``builder.toml``.
+FIELDS = {FILE_NAMES.get(name, name): name for name in NewBuilder.model_fields if name not in NOT_IN_FILE}
+
+
+def file_schema() -> dict[str, Any]:
+    """Return the JSON schema of ``builder.toml``. The service judges the values; other names are refused."""
+    of_api = NewBuilder.model_json_schema()
+    ignored = {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "What is not sent, as lines of .builderdignore.",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": FILE,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {**{name: of_api["properties"][field] for name, field in FIELDS.items()}, "ignore": ignored},
+        "$defs": of_api["$defs"],
+    }
 
 
 @dataclass(slots=True)
@@ -49,9 +71,9 @@ class Project:
             return cls(root)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise click.ClickException(printable(f"{file} is no TOML: {error}")) from error
-        unknown = sorted(set(settings) - set(SCHEMA["properties"]))
+        unknown = sorted(set(settings) - {*FIELDS, "ignore"})
         if unknown:
-            known = ", ".join(SCHEMA["properties"])
+            known = ", ".join([*FIELDS, "ignore"])
             raise click.ClickException(printable(f"{file} has {unknown[0]!r}, which is not known. Known are: {known}"))
         return cls(root, settings)
 
@@ -71,7 +93,7 @@ class Project:
     @property
     def options(self) -> dict[str, Any]:
         """Settings as the API takes them."""
-        return {API_NAMES.get(name, name): value for name, value in self.settings.items() if name not in LOCAL}
+        return {FIELDS[name]: value for name, value in self.settings.items() if name not in LOCAL}
 
     def default_name(self) -> str:
         """Return a name made of the folder's."""

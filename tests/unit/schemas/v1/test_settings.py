@@ -2,11 +2,68 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
+
+import pytest
+
+from builderd.cli.apps import project
+from builderd.client._async.deployments import CreateOptions
 from builderd.domain.resources import Resources
 from builderd.domain.versions import DERIVED_NAMES, SETTING_NAMES, Isolation, VersionSettings
-from builderd.schemas.v1.builders import NewBuilder
+from builderd.mcp.tools import arguments
+from builderd.mcp.tools.deployments import deploy_code
+from builderd.schemas.v1.builders import Builder, NewBuilder
 from builderd.schemas.v1.shape import Shape
 from builderd.schemas.v1.versions import NewVersion, Version, given_fields, new_settings, shown_settings
+from builderd.web.pages.deploying import BOXES, TEXTS
+
+CODE = {"files": "the code", "source": "the code"}
+ONCE = {"skip_review": "of one call", "skip_qa": "of one call", "stdin": "of one call"}
+OF_BUILDER = {
+    "name": "cannot change",
+    "job_type": "cannot change",
+    "backup_interval_hours": "of the builder, not of a version",
+    "auto_stop_interval": "of the builder, not of a version",
+    "visibility": "of the builder, not of a version",
+}
+OTHER_FORM = {
+    "env": "rows of its own",
+    "resources": "a field each: cpu, memory, disk",
+    "credentials": "boxes of their own",
+    "auto_stop_interval": "`sleeps` and `minutes`",
+    "backup_interval_hours": "`hours`",
+    "visibility": "`private`, or `public` of a sandbox",
+}
+#: Places that offer the fields of a new builder: their names there, and each that is left out with the reason.
+PLACES: dict[str, tuple[Collection[str], dict[str, str]]] = {
+    "builder.toml": (project.FIELDS.values(), {**CODE, **ONCE}),
+    "SDK": (CreateOptions.__annotations__, {"name": "an argument", "source": "`path` or `upload_id`"}),
+    "tools of agents": (
+        {*arguments.Settings.__annotations__, *inspect.signature(deploy_code).parameters},
+        {
+            "source": "`upload_id`",
+            "auto_stop_interval": "`auto_stop_minutes`",
+            "backup_interval_hours": "an agent asks a person",
+            "isolation": "the operator's choice",
+            "stdin": "a command of the job reads a file",
+            "start_timeout": "the service's default",
+        },
+    ),
+    "page": (
+        {*TEXTS, *BOXES},
+        {**CODE, **OTHER_FORM, "stdin": "a job is run by `builderd run`", "start_timeout": "the service's default"},
+    ),
+    "answer with a builder": (Builder.model_fields, {**CODE, **ONCE}),
+    "answer with a version": (Version.model_fields, {**CODE, **OF_BUILDER}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_field_of_create_is_offered_or_left_out_with_a_reason(place: str) -> None:
+    offered, left_out = PLACES[place]
+    assert set(NewBuilder.model_fields) - set(offered) == set(left_out)
+
 
 GIVEN = {
     "name": "a",

@@ -11,7 +11,7 @@ import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, eventually
 from tests.previews.visitor import PATIENCE, Visitor, ask
 
-from builderd.adapters.previews.haproxy import counters, pause, runtime_api
+from builderd.adapters.previews.haproxy import config, counters, pause, runtime_api
 from builderd.domain.metrics import response_counts
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, STATUS_CLASSES, Route, RouteState
 
@@ -73,11 +73,10 @@ def test_no_request_reaches_an_app_whose_requests_were_counted_as_none_behind_a_
     Here it computes for a while instead.
     """
     dally = "function(text) local begun = os.clock() while os.clock() - begun < 0.2 do end return text end"
-    script, rules = pause.script(), counters.requests()
+    script, template = pause.script(), config.template()
+    looked_up, rule = "http-request track-sc0", "http-request set-var(txn.x) str(x),lua.dally if { path /dally }"
     monkeypatch.setattr(pause, "script", lambda: f'{script}\ncore.register_converters("dally", {dally})')
-    monkeypatch.setattr(
-        counters, "requests", lambda: f"http-request set-var(txn.x) str(x),lua.dally if {{ path /dally }}\n{rules}"
-    )
+    monkeypatch.setattr(config, "template", lambda: template.replace(looked_up, f"{rule}\n{looked_up}"))
     proxy = make_proxy(threads=4).start()
     host = proxy.open(app)
 

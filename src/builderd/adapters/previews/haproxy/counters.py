@@ -1,11 +1,10 @@
-"""Counters of visits: the rules that count in stick tables, and the parser of ``show table``."""
+"""Counters of visits: what is counted in stick tables, and the parser of ``show table``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from builderd.adapters.previews.haproxy.options import section
 from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, TIMED_CLASSES, PreviewActivity
 
 #: Seconds that a host's counters are kept after its last request.
@@ -14,46 +13,19 @@ COUNTER_TTL = 7 * 86_400
 ANSWER_CLASSES = (2, 3, 4, 5)
 
 
-def requests() -> str:
-    """Return the rules that count a request for its host."""
-    return """
-        http-request track-sc0 var(txn.host) table activity
-        # Streams have no time limit: nothing waits for their end.
-        http-request track-sc3 var(txn.host) table streams if { req.hdr(upgrade) -m found }
-        http-request track-sc3 var(txn.host) table streams if { req.hdr(accept) -m beg -i text/event-stream }
-        """
+def conditions() -> Sequence[str]:
+    """Return the conditions of the counters of answers: by class, by time in ms until the head, and by both.
 
-
-def answers() -> str:
-    """Return the rules that count an app's answer: by its class, by its time in ms until the head, and by both.
-
-    An answer that the proxy gives in its place has no such time.
+    An answer that the proxy gives in an app's place has no such time.
     """
-    classes = [f"status {cls}00:{cls}99" for cls in ANSWER_CLASSES]
-    times = [f"res.timer.hdr {span}" for span in _spans()]
-    class_times = [f"status {cls[0]}00:{cls[0]}99 }} {{ {time}" for cls in TIMED_CLASSES for time in times]
-    return "\n".join(
-        f"http-after-response sc-inc-gpc({counter},0) if {{ {condition} }}"
-        for counter, condition in enumerate((*classes, *times, *class_times))
-    )
-
-
-def _spans() -> Sequence[str]:
-    """Return the spans of ``RESPONSE_TIMES``, in ms."""
     lows = (0, *RESPONSE_BOUNDS)
-    return (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
-
-
-def tables() -> str:
-    """Return the counters of requests by host, and of WebSockets and event streams among them that are open."""
-    requests = "http_req_cnt,bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
-    counters = f"{requests},gpc({len(ANSWER_CLASSES) + len(RESPONSE_TIMES) * (1 + len(TIMED_CLASSES))})"
-    hosts = "stick-table type string len 254 size 100k"
-    return "\n".join(
-        (
-            section("backend activity from base", f"{hosts} expire {COUNTER_TTL}s store {counters}"),
-            section("backend streams from base", f"{hosts} expire 60s store conn_cur"),
-        )
+    spans = (*(f"{low}:{high - 1}" for low, high in zip(lows, RESPONSE_BOUNDS, strict=False)), f"{lows[-1]}:")
+    times = [f"res.timer.hdr {span}" for span in spans]
+    classes = [f"status {cls}00:{cls}99" for cls in ANSWER_CLASSES]
+    return (
+        *classes,
+        *times,
+        *(f"status {cls[0]}00:{cls[0]}99 }} {{ {time}" for cls in TIMED_CLASSES for time in times),
     )
 
 

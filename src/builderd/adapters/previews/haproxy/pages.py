@@ -10,11 +10,8 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import dataclass
-from enum import StrEnum
 from html import escape
 from pathlib import Path
-
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, quoted
 
 HOST = "%[var(txn.asked)]"
 #: Set only for requests with the builder's service token; begins with a space.
@@ -52,7 +49,7 @@ def _pages(names: str) -> tuple[Page, ...]:
 
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
 NOT_OPEN = _pages("starting held asleep unheard full stopped capped failed job worker")
-UNKNOWN, PRIVATE, FULL, API_WITHOUT_CERTIFICATE = _pages("unknown private full api_without_certificate")
+FULL = PAGES["full"]
 #: Pages of an app, and of the API, that breaks off, cannot be reached, or is silent.
 CRASHED = _pages("broken_off unreachable timed_out")
 API_ERRORS = _pages("api_broken_off api_down api_timed_out")
@@ -107,58 +104,3 @@ def _filled(text: str, mark: str) -> str:
 
 
 _STYLE = Path(__file__).with_name("pages.css").read_text()
-
-
-class Form(StrEnum):
-    PAGE = "page"
-    ENVELOPE = "envelope"
-
-
-def unknown(files: ProxyFiles, form: Form) -> str:
-    return f"{answer(files, UNKNOWN, form)} if !{{ var(txn.route) -m found }}"
-
-
-def private(files: ProxyFiles, form: Form) -> str:
-    """Return the rule for requests without the token; the answer does not reveal whether the app runs."""
-    private_answer = answer(files, PRIVATE, form)
-    wants = '{answer} hdr WWW-Authenticate "Service-Token" if {{ {condition} }} !known'
-    conditions = ("var(txn.route),field(2,|) -m str private", "var(txn.at_port) -m found")
-    return "\n".join(wants.format(answer=private_answer, condition=one) for one in conditions)
-
-
-def not_open(files: ProxyFiles, form: Form) -> str:
-    """Return the rules for routes without a running app, one for each state."""
-    by_state = (f"{answer(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in NOT_OPEN)
-    gone = f"{answer(files, UNKNOWN, form)} if !{{ var(txn.route) -m beg open| }}"
-    return "\n".join((*by_state, gone))
-
-
-def errors(files: ProxyFiles, by_status: tuple[Page, ...], form: Form) -> str:
-    """Return the pages in place of HAProxy's own errors, one for each status."""
-    pages = zip((502, 503, 504), by_status, strict=True)
-    return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in pages)
-
-
-def logs(options: ProxyOptions) -> str:
-    """Return the rule that sets ``txn.logs``, for the builder's owner only."""
-    url = f"{options.api_url}/api/v1/builders/%[var(txn.route),field(6,|)]/logs"
-    sentence = quoted(f" It is yours: GET {url} shows its logs.")
-    return f"http-request set-var-fmt(txn.logs) {sentence} if owner {{ var(txn.route),field(6,|) -m len 36 }}"
-
-
-def answer(files: ProxyFiles, page: Page, form: Form) -> str:
-    """Return the rule that answers with this page, without its condition."""
-    return f"http-request return status {page.status} {_content(files, page, form)}"
-
-
-def _content(files: ProxyFiles, page: Page, form: Form) -> str:
-    if form is Form.PAGE:
-        name, kind = f"{page.name}.html", '"text/html; charset=utf-8"'
-    else:
-        name, kind = f"{page.name}.json", "application/json"
-    headers = ["hdr Cache-Control no-store", "hdr X-Content-Type-Options nosniff"]
-    if form is Form.PAGE:
-        headers.append(f"hdr Content-Security-Policy {quoted(POLICY)}")
-    if page.retry_after:
-        headers.append(f"hdr Retry-After {page.retry_after}")
-    return f"content-type {kind} lf-file {quoted(files.pages / name)} {' '.join(headers)}"

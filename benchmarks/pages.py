@@ -27,11 +27,11 @@ from playwright.sync_api import CDPSession, sync_playwright
 from sqlalchemy import select
 from tests.acceptance.live_service import LiveService, body
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import BUCKET, SPAN, Usage, UsageBucket, start_of
-from builderd.store.metrics import Metrics
-from builderd.store.repository import Transaction
-from builderd.store.tables import builders
+from builderd.core.ids import BuilderId
+from builderd.database.repository import Transaction
+from builderd.database.tables import builders
+from builderd.metrics.model import BUCKET, SPAN, Usage, UsageBucket, start_of
+from builderd.metrics.store import Metrics
 
 OPEN_PAGES = 200
 #: Seconds over which the CPU time of open pages is counted.

@@ -34,9 +34,9 @@ from typing import Any, cast
 
 import uvloop
 
-from builderd.adapters.previews.haproxy.options import ProxyOptions
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.previews.haproxy.options import ProxyOptions
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.model import Address, Route, RouteState
 
 HOST = "app-1a2b3c4d.localhost"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 128\r\n\r\n" + b"x" * 128

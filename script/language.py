@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE, TESTS = ROOT / "src" / "builderd", ROOT / "tests"
 #: Migrations that have landed are never changed.
-LANDED = "store/migrations/versions"
+LANDED = "database/migrations/versions"
 FORBIDDEN = re.compile(
     r"(the same|what|whatever|whether|of|who|whoever|whose|whom|which|how|where|wherever|when|why|it|its|they|those|"
     r"these|nobody|somebody|never|as|from|until|without|with|at|by|on|for|raises)\b",

@@ -23,31 +23,34 @@ from tests.fakes.scanners import FakeScanner
 from tests.fakes.testers import FakeTesters
 from tests.stores import memory_store
 
-from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.domains import DomainRules
-from builderd.domain.events import Event
-from builderd.domain.ids import TenantId, new_id
-from builderd.domain.previews import Route, RouteState
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.sandboxes import LogLine, Sandbox
-from builderd.domain.tokens import Tenant
-from builderd.domain.versions import Version, VersionSettings
-from builderd.reconciler.core.loops import FaultPoint, no_fault
-from builderd.reconciler.jobs import inspection
-from builderd.reconciler.loop import reconciler as reconciling
-from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.reconciler.stages import starting
-from builderd.reconciler.stages.starting import HealthCheck
-from builderd.services import builders, bundles, deployments, outcomes
-from builderd.services.application import Application
-from builderd.services.builders import Caller, Command, NewBuilder
-from builderd.services.code_space import SentCode
-from builderd.services.deployments import Change
-from builderd.services.limits import Limits
-from builderd.services.signals import Signals, StalledEnds
-from builderd.store import Store, UnitOfWork
-from builderd.store.tables import builders as builders_table
+from builderd.application import Application
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, JobType, Status
+from builderd.builders.service import Caller, Command, NewBuilder
+from builderd.builders.signals import Signals, StalledEnds
+from builderd.code import service as bundles
+from builderd.code.model import BundleFile, make_bundle
+from builderd.code.space import SentCode
+from builderd.core.ids import TenantId, new_id
+from builderd.core.loops import FaultPoint, no_fault
+from builderd.database.tables import builders as builders_table
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.domains.model import DomainRules
+from builderd.events.model import Event
+from builderd.money.model import Billing, Segment
+from builderd.previews.model import Route, RouteState
+from builderd.qa import inspection
+from builderd.reconciler import reconciler as reconciling
+from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.steps import start as starting
+from builderd.reconciler.steps.start import HealthCheck
+from builderd.sandboxes.model import LogLine, Sandbox
+from builderd.tokens.limits import Limits
+from builderd.tokens.model import Tenant
+from builderd.versions import service as deployments
+from builderd.versions.model import Version, VersionSettings
+from builderd.versions.service import Change
 
 T = TypeVar("T")
 

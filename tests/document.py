@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from builderd.api.app import create_app
-from builderd.operations.operations import Operations
-from builderd.services.application import Application
-from builderd.services.limits import Limits
+from builderd.application import Application
+from builderd.server.app import create_app
+from builderd.server.operations import Operations
+from builderd.tokens.limits import Limits
 
 #: Nothing but its limits makes one service's document differ from another's. Not to be changed by a test.
 DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNamespace(limits=Limits())))).openapi()

@@ -15,17 +15,17 @@ from tests.contract.engine.apps import PORT, App
 from tests.fakes.engine import FakeEngine
 from tests.patience import patience
 
-from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.process import run_to_end
-from builderd.adapters.engines.incus.reports import name_of
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
-from builderd.domain.processes import TIMEOUT_EXIT_CODE
-from builderd.domain.resources import GB, Resources
-from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState
-from builderd.domain.versions import Isolation
-from builderd.ports.engine import Engine, EngineOptions, Progress, StoreOptions
-from builderd.services import executions
+from builderd.core.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.core.resources import GB, Resources
+from builderd.engine.incus.engine import IncusEngine
+from builderd.engine.incus.process import run_to_end
+from builderd.engine.incus.reports import name_of
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import Engine, EngineOptions, Progress, StoreOptions
+from builderd.executions import service as executions
+from builderd.executions.model import TIMEOUT_EXIT_CODE
+from builderd.sandboxes.model import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState
+from builderd.versions.model import Isolation
 
 
 def settings_in(data_dir: Path, **changes: Any) -> EngineOptions:

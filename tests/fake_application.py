@@ -12,18 +12,18 @@ from tests.fakes.testers import FakeTesters
 from tests.fakes.uploads import FakeUploads
 from tests.fakes.webhooks import FakeWebhookSender
 
-from builderd.adapters.vaults.sodium import in_memory
+from builderd.application import Application
 from builderd.bootstrap.review import make_review_policy
-from builderd.domain.previews import PreviewDomain
-from builderd.domain.prices import Prices
-from builderd.domain.processes import Gateway
-from builderd.ports.clock import Clock
-from builderd.services.application import Application
-from builderd.services.limits import Limits
-from builderd.services.reviews import Gate
-from builderd.services.signals import Signals
+from builderd.builders.signals import Signals
+from builderd.core.clock import Clock
+from builderd.credentials.vault import in_memory
+from builderd.database.unit_of_work import Store
+from builderd.executions.model import Gateway
+from builderd.money.model import Prices
+from builderd.previews.model import PreviewDomain
+from builderd.review.service import Gate
 from builderd.settings import Settings
-from builderd.store import Store
+from builderd.tokens.limits import Limits
 
 POLICY = make_review_policy(Settings())
 

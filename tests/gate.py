@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.bootstrap.review import make_review_policy, make_scanner
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.reviews import Acceptance, Finding, Policy, Report, Severity, Verdict, judge
-from builderd.services import reviews
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.review import service as reviews
+from builderd.review.model import Acceptance, Finding, Policy, Report, Severity, Verdict, judge
+from builderd.review.scanners.tripwire.scanner import TripwireScanner
 from builderd.settings import Settings
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

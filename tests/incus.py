@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from tests.engines import settings_in
 
-from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.engine.incus.client import IncusOptions
+from builderd.engine.incus.engine import IncusEngine
 from builderd.linux.syscalls import CLONE_NEWNET, setns
 
 SCRIPT = Path(__file__).parents[1] / "script/incus-cluster"

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from builderd.store import Store
+from builderd.database.unit_of_work import Store
 
 USER = "postgres"
 INITDB = ["--username", USER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]

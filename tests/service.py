@@ -22,20 +22,20 @@ from tests.fakes.testers import FakeTesters
 from tests.patience import patience
 from tests.stores import MEMORY, memory_store, open_store
 
-from builderd.adapters.clocks.system import SystemClock
-from builderd.api.app import create_app
-from builderd.api.server.limits import ConnectionLimits, Limiter
-from builderd.api.server.listener import Server, server_config, tune
-from builderd.domain.ids import secret_hash
-from builderd.domain.tokens import Scope, Token
-from builderd.operations.operations import Operations
-from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.services import tokens
-from builderd.services.application import Application
-from builderd.services.limits import Limits
-from builderd.store import Store, UnitOfWork
-from builderd.store.tables import metadata
+from builderd.application import Application
+from builderd.backups.job import BackupSchedule
+from builderd.core.ids import secret_hash
+from builderd.database.tables import metadata
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.linux.clock import SystemClock
+from builderd.reconciler.reconciler import Reconciler
+from builderd.server.app import create_app
+from builderd.server.limits import ConnectionLimits, Limiter
+from builderd.server.listener import Server, server_config, tune
+from builderd.server.operations import Operations
+from builderd.tokens import service as tokens
+from builderd.tokens.limits import Limits
+from builderd.tokens.model import Scope, Token
 
 METRICS_TOKEN = "metrics-secret"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import event
 
-from builderd.store import Store
+from builderd.database.unit_of_work import Store
 
 
 @contextmanager

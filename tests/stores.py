@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from builderd.store import Store
-from builderd.store.database import Database
+from builderd.database.connection import Database
+from builderd.database.unit_of_work import Store
 
 MEMORY = "sqlite://"
 #: What a migrated database in memory consists of, once somebody made one: a copy takes less than a new one.

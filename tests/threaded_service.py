@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.service import Service, listening, running_service
 
-from builderd.domain.tokens import Scope
+from builderd.tokens.model import Scope
 
 
 @dataclass(frozen=True)

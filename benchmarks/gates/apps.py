@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.gates.packages import Member, Package
 
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle, path_error
+from builderd.code.model import Bundle, BundleFile, make_bundle, path_error
 
 #: Folders in which packages keep what shows how they are used.
 SHOWN = re.compile(r"(?:^|/)(?:[\w-]*examples?|[\w-]*demos?|samples?|tutorials?|docs_src|cookbook|recipes)(?:/|$)")

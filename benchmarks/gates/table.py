@@ -11,10 +11,10 @@ from pathlib import Path
 from benchmarks.gates.apps import App, find_apps
 from benchmarks.gates.packages import Package, members
 
-from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
-from builderd.domain.bundles import Bundle
-from builderd.domain.reviews import Finding, Policy, Severity
-from builderd.services.reviews import Gate
+from builderd.code.model import Bundle
+from builderd.review.model import Finding, Policy, Severity
+from builderd.review.scanners.tripwire.scanner import TripwireScanner
+from builderd.review.service import Gate
 
 REASONS = Path(__file__).with_name("reasons.txt")
 BLOCKED, HELD, PASSED = "blocked", "held", "passed"

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select, text, update
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus
-from builderd.domain.ids import BackupId, BuilderId, new_id, new_secret
-from builderd.store.tables import (
+from builderd.backups.model import Backup, BackupKind, BackupStatus
+from builderd.core.ids import BackupId, BuilderId, new_id, new_secret
+from builderd.database.tables import (
     backups,
     builders,
     events,
@@ -21,7 +21,7 @@ from builderd.store.tables import (
     tenant_months,
     versions,
 )
-from builderd.store.types import row_of
+from builderd.database.types import row_of
 
 #: Rows that are inserted by one statement.
 BATCH = 5_000

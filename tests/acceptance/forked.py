@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 #: What `builderd serve` and `builderd down` import.
-MODULES = ("builderd.cli.group", "builderd.cli.serve", "builderd.cli.service")
+MODULES = ("builderd.cli.group", "builderd.cli.serve", "builderd.cli.machine")
 #: Bytes of a number in the status pipe, and of the longest request.
 NUMBER, REQUEST = 8, 1 << 16
 

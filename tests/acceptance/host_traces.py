@@ -96,7 +96,7 @@ def _processes(instance: str) -> Iterator[str]:
             groups = (process / "cgroup").read_text()
         except OSError:
             continue
-        if (instance in words or instance in groups) and "haproxy" not in words and "builderd.adapters" not in words:
+        if (instance in words or instance in groups) and "haproxy" not in words and " builderd." not in words:
             yield words[:80]
 
 

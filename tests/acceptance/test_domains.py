@@ -20,8 +20,8 @@ from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, body,
 from tests.domains.parts import DnsServer, Pebble
 from tests.previews.visitor import Answer, Visitor, parse, read_all
 
-from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.cli.group import builderd
+from builderd.previews.haproxy.options import ProxyFiles
 
 pytestmark = [pytest.mark.root, pytest.mark.haproxy, pytest.mark.slow]
 HOST = "shop.example.test"

@@ -18,9 +18,9 @@ from tests.gate import Files, Gate, real_gate
 from tests.incident_shapes import MISSED, REPORTS, SHAPES
 from tests.lookalikes import LOOKALIKES
 
-from builderd.adapters.scanners.tripwire import javascript, patterns, python_code
-from builderd.adapters.scanners.tripwire.python_code import flow_rules
-from builderd.domain.sources import Kind
+from builderd.code.sources import Kind
+from builderd.review.scanners.tripwire import javascript, patterns, python_code
+from builderd.review.scanners.tripwire.python_code import flow_rules
 
 CASES = {name: (row.files, row.entrypoint) for name, row in SHAPES.items()}
 GOAL = 0.95

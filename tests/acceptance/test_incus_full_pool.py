@@ -16,7 +16,7 @@ from tests.acceptance.live_service import TINY_APP, LiveService, body
 from tests.acceptance.scenarios import Visitor, run
 from tests.incus import running_cluster
 
-from builderd.adapters.engines.incus.image import DROPPED
+from builderd.engine.incus.image import DROPPED
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -18,8 +18,8 @@ from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService
 from tests.acceptance.test_killed_monitors import events_of, monitors
 from tests.small_memory import limited_memory
 
-from builderd.adapters.engines.oci.network.allocations import known_instance
-from builderd.adapters.engines.oci.runtime.cgroups import ROOT, Cgroups
+from builderd.engine.oci.network.allocations import known_instance
+from builderd.engine.oci.runtime.cgroups import ROOT, Cgroups
 
 pytestmark = pytest.mark.root
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 from tests.gate import NOW, Files, Gate, real_gate, stripe_key
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.reviews import Acceptance, Severity
+from builderd.core.ids import BuilderId
+from builderd.review.model import Acceptance, Severity
 
 FLASK = "from flask import Flask, request\napp = Flask(__name__)\n"
 SHELL = """

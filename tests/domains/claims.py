@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tests.application import World
 
-from builderd.domain.builders import Builder
-from builderd.domain.domains import Domain
-from builderd.reconciler.jobs.domains import DomainJob
-from builderd.services import domains
-from builderd.services.builders import Caller
+from builderd.builders.model import Builder
+from builderd.builders.service import Caller
+from builderd.domains import service as domains
+from builderd.domains.model import Domain
+from builderd.domains.renewal import DomainJob
 
 HOST = "shop.example.com"
 

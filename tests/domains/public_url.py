@@ -14,10 +14,10 @@ from starlette.responses import StreamingResponse
 from tests.previews.proxy import Proxy
 from tests.previews.visitor import Answer, parse, read_all
 
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.adapters.previews.haproxy.process import worker_user
-from builderd.api.server.limits import ConnectionLimits, Limiter
-from builderd.api.server.listener import Servers
+from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.haproxy.process import worker_user
+from builderd.server.limits import ConnectionLimits, Limiter
+from builderd.server.listener import Servers
 
 HOST, OURS = "builderd.example.test", "127.0.0.1"
 

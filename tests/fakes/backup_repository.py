@@ -14,9 +14,7 @@ from datetime import UTC, datetime
 
 from tests.fakes.engine import FakeEngine
 
-from builderd.domain.errors import BackupFailed, BuilderdError
-from builderd.domain.ids import DiskId, TenantId
-from builderd.ports.backup_repository import (
+from builderd.backups.port import (
     OnProgress,
     RepositoryDamaged,
     RestoreReport,
@@ -26,6 +24,8 @@ from builderd.ports.backup_repository import (
     SnapshotSummary,
     TenantRepository,
 )
+from builderd.core.errors import BackupFailed, BuilderdError
+from builderd.core.ids import DiskId, TenantId
 
 
 @dataclass(slots=True)

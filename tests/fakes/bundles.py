@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from builderd.domain.bundles import (
+from builderd.code.model import (
     Alteration,
     ArchiveLimits,
     Bundle,
@@ -19,8 +19,8 @@ from builderd.domain.bundles import (
     check_size,
     make_bundle,
 )
-from builderd.domain.errors import ValidationFailed
-from builderd.ports.files import BundleSpace
+from builderd.code.port import BundleSpace
+from builderd.core.errors import ValidationFailed
 
 
 class FakeBundles:

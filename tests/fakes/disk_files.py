@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from builderd.domain.errors import NotFound, TooLarge
-from builderd.domain.files import (
+from builderd.core.errors import NotFound, TooLarge
+from builderd.core.ids import DiskId
+from builderd.files.model import (
     IS_FILE,
     IS_FOLDER,
     NOT_EMPTY,
@@ -22,7 +23,6 @@ from builderd.domain.files import (
     bad_path,
     no_file,
 )
-from builderd.domain.ids import DiskId
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 

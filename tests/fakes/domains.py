@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from builderd.ports.previews import Certificate, DnsRecords, OrderFailed, ProbeReply, Publish
+from builderd.previews.port import Certificate, DnsRecords, OrderFailed, ProbeReply, Publish
 
 LIFE = timedelta(days=90)
 TOKEN, ANSWER = "token", "token.thumbprint"

@@ -20,22 +20,15 @@ from tests.fakes.logs import FakeLogs
 from tests.fakes.processes import Answer, FakeProcess
 from tests.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 
-from builderd.domain.bundles import Bundle, changes
-from builderd.domain.database_lease import MemberReport
-from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
-from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.processes import ProcessSpec
-from builderd.domain.resources import Capacity
-from builderd.domain.sandboxes import (
-    EndCause,
-    Listening,
-    SandboxEnd,
-    SandboxReport,
-    SandboxSpec,
-    SandboxUsage,
-)
-from builderd.domain.versions import Isolation
-from builderd.ports.engine import Collected, DiskReport, Process, Progress, Readiness, Tool, ToolExit, read_each
+from builderd.code.model import Bundle, changes
+from builderd.core.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
+from builderd.core.ids import DiskId, SandboxId
+from builderd.core.members import MemberReport
+from builderd.core.resources import Capacity
+from builderd.engine.port import Collected, DiskReport, Process, Progress, Readiness, Tool, ToolExit, read_each
+from builderd.executions.model import ProcessSpec
+from builderd.sandboxes.model import EndCause, Listening, SandboxEnd, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.versions.model import Isolation
 
 TERMINATED_EXIT_CODE = 143
 

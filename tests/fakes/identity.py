@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
-from builderd.domain.errors import Unauthenticated
-from builderd.domain.tokens import Attempt, Identity
+from builderd.core.errors import Unauthenticated
+from builderd.tokens.model import Attempt, Identity
 
 
 @dataclass

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from builderd.domain.bundles import Bundle
-from builderd.domain.credentials import PackageSources
-from builderd.domain.errors import InstallFailed
-from builderd.domain.ids import TenantId
-from builderd.domain.layers import BuildStep, Cache, LayerPlan
+from builderd.code.model import Bundle
+from builderd.core.errors import InstallFailed
+from builderd.core.ids import TenantId
+from builderd.credentials.model import PackageSources
+from builderd.dependencies.model import BuildStep, Cache, LayerPlan
 
 REQUEST = "requirements.txt"
 FETCH = BuildStep("Installing", ("install",), network=True, cache=Cache.SHARED)

@@ -7,10 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from builderd.domain.ids import TenantId
-from builderd.domain.layers import BuildOutcome, LayerPlan, StoredLayer, StoredLayers
-from builderd.domain.resources import GB, Capacity
-from builderd.ports.engine import Progress
+from builderd.core.ids import TenantId
+from builderd.core.resources import GB, Capacity
+from builderd.dependencies.model import BuildOutcome, LayerPlan, StoredLayer, StoredLayers
+from builderd.engine.port import Progress
 
 #: Bytes of a layer that a test gave no others.
 LAYER_BYTES = 1_000_000

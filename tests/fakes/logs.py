@@ -7,8 +7,8 @@ from datetime import datetime
 
 from tests.fakes.layers import FakeCalls
 
-from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.sandboxes import LogLine, LogMatch, LogPage, LogPiece, LogStream
+from builderd.core.ids import BuilderId, SandboxId
+from builderd.sandboxes.model import LogLine, LogMatch, LogPage, LogPiece, LogStream
 
 
 class FakeLogs(FakeCalls):

@@ -6,9 +6,9 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
-from builderd.ports.previews import LostRoutes
+from builderd.core.errors import EngineUnavailable
+from builderd.previews.model import DomainAlias, PreviewActivity, PreviewLink, Route, RouteState
+from builderd.previews.port import LostRoutes
 
 
 class FakePreviews:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from builderd.domain.processes import ProcessSpec, Window
+from builderd.executions.model import ProcessSpec, Window
 
 KILLED = 137
 

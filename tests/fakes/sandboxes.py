@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from builderd.domain.ids import SandboxId
-from builderd.domain.sandboxes import SandboxEnd, SandboxReport, SandboxSpec, SandboxState
+from builderd.core.ids import SandboxId
+from builderd.sandboxes.model import SandboxEnd, SandboxReport, SandboxSpec, SandboxState
 
 
 @dataclass(frozen=True, slots=True)

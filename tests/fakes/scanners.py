@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping
 
-from builderd.domain.bundles import Bundle
-from builderd.domain.errors import MachineFault
-from builderd.domain.reviews import Hit, ReviewLimits
-from builderd.domain.sources import Kind
-from builderd.ports.gates import NOTHING_RUN, Scan
+from builderd.code.model import Bundle
+from builderd.code.sources import Kind
+from builderd.core.errors import MachineFault
+from builderd.qa.port import NOTHING_RUN, Scan
+from builderd.review.model import Hit, ReviewLimits
 
 
 class FakeScanner:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, Visit
-from builderd.ports.gates import Browsing, Target
+from builderd.qa.model import Check, CheckName, Outcome, Screenshot, Visit
+from builderd.qa.port import Browsing, Target
 
 #: The smallest PNG: one transparent pixel.
 PIXEL = bytes.fromhex(

@@ -7,8 +7,8 @@ import io
 from collections.abc import AsyncIterator, Collection
 from typing import BinaryIO
 
-from builderd.domain.errors import Conflict, TooLarge
-from builderd.domain.ids import UploadId
+from builderd.core.errors import Conflict, TooLarge
+from builderd.core.ids import UploadId
 
 
 class FakeUploads:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from builderd.domain.errors import MachineFault
-from builderd.ports.outside import Reply
+from builderd.core.errors import MachineFault
+from builderd.tokens.port import Reply
 
 
 @dataclass

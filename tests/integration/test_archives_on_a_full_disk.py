@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.small_disk import fill, free_bytes, small_disk
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.bundles import ArchiveLimits
-from builderd.domain.errors import NoCapacity
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.model import ArchiveLimits
+from builderd.core.errors import NoCapacity
 
 pytestmark = pytest.mark.root
 

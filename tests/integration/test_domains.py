@@ -21,17 +21,17 @@ from tests.integration.previews.test_domains import connect, der, get, served
 from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import parse, read_all
 
-from builderd.adapters.domains import name_servers
-from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.adapters.domains.dns_updates import Rfc2136Updates, TsigKey
-from builderd.adapters.domains.name_servers import DnsNameServers, HttpChallengeProbe
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.domain.builders import Builder
-from builderd.domain.domains import Domain, DomainRules, DomainStatus
-from builderd.domain.previews import PreviewDomain, Route, RouteState
-from builderd.ports.previews import DnsRecords, OrderFailed
-from builderd.reconciler.jobs.domains import DomainJob, WildcardJob
-from builderd.services import domains
+from builderd.builders.model import Builder
+from builderd.domains import name_servers
+from builderd.domains import service as domains
+from builderd.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.domains.dns_updates import Rfc2136Updates, TsigKey
+from builderd.domains.model import Domain, DomainRules, DomainStatus
+from builderd.domains.name_servers import DnsNameServers, HttpChallengeProbe
+from builderd.domains.renewal import DomainJob, WildcardJob
+from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.model import PreviewDomain, Route, RouteState
+from builderd.previews.port import DnsRecords, OrderFailed
 
 pytestmark = [
     pytest.mark.haproxy,

@@ -9,8 +9,8 @@ from tests.contract.store.samples import TENANT, add, add_builder
 from tests.small_disk import cut_power, restore_power, small_disk
 from tests.stores import open_store
 
-from builderd.domain.errors import StoreUnavailable
-from builderd.store import Store
+from builderd.core.errors import StoreUnavailable
+from builderd.database.unit_of_work import Store
 
 pytestmark = pytest.mark.root
 

@@ -13,10 +13,10 @@ from tests.contract.store.samples import TENANT, add, add_builder
 from tests.small_disk import fill, small_disk
 from tests.stores import open_store
 
-from builderd.domain.errors import StoreUnavailable
+from builderd.core.errors import StoreUnavailable
+from builderd.database.sqlite import ROOM, keep_room
+from builderd.database.unit_of_work import Store
 from builderd.linux import atomic_files
-from builderd.store import Store
-from builderd.store.sqlite import ROOM, keep_room
 
 pytestmark = pytest.mark.root
 

@@ -14,9 +14,9 @@ import pytest
 from tests.previews.certificates import make_pem
 from tests.previews.proxy import App, Proxy, free_port
 
-from builderd.adapters.previews.haproxy import process
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.domain.previews import DomainAlias
+from builderd.previews.haproxy import process
+from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.model import DomainAlias
 
 pytestmark = [pytest.mark.haproxy, pytest.mark.slow, pytest.mark.timeout(1800)]
 DOMAINS, VISITS, VISITORS = 2_000, 60_000, 4

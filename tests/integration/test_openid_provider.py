@@ -16,10 +16,10 @@ import pytest
 from playwright.async_api import async_playwright
 from tests.service import listening, running_service
 
-from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
-from builderd.api.server.meter import Meter
-from builderd.domain.errors import Unauthenticated
-from builderd.domain.tokens import Attempt, Scope
+from builderd.core.errors import Unauthenticated
+from builderd.server.meter import Meter
+from builderd.tokens.model import Attempt, Scope
+from builderd.tokens.openid import OpenIdOptions, OpenIdProvider
 from builderd.web.app import Site, create_web
 from builderd.web.policy import SESSION
 

@@ -10,9 +10,9 @@ from tests.contract.store.samples import NOW, TENANT, add, make_token
 from tests.small_disk import cut_power, restore_power, small_disk
 from tests.stores import open_store
 
-from builderd.domain.ids import TokenId, new_id
-from builderd.domain.tokens import Token
-from builderd.store import Store, UnitOfWork
+from builderd.core.ids import TokenId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.tokens.model import Token
 
 pytestmark = pytest.mark.root
 

@@ -20,13 +20,13 @@ from tests.fakes.clock import FakeClock
 from tests.previews.proxy import App, Proxy, free_port
 from tests.previews.visitor import Visitor, parse, read_all
 
-from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.adapters.domains.name_servers import DnsNameServers, HttpChallengeProbe
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.api.health import _public_url
-from builderd.domain.domains import DomainRules
-from builderd.domain.previews import DomainAlias, Route, RouteState
-from builderd.reconciler.jobs.domains import DomainJob, PublicCertificateJob
+from builderd.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.domains.model import DomainRules
+from builderd.domains.name_servers import DnsNameServers, HttpChallengeProbe
+from builderd.domains.renewal import DomainJob, PublicCertificateJob
+from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.model import DomainAlias, Route, RouteState
+from builderd.server.health import _public_url
 
 pytestmark = [
     pytest.mark.haproxy,

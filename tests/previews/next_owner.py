@@ -10,7 +10,7 @@ from typing import Self
 from tests.previews.proxy import free_port
 from tests.previews.visitor import PATIENCE
 
-from builderd.domain.previews import Address
+from builderd.previews.model import Address
 
 #: Seconds within which a proxy would have sent the request again.
 AGAIN = 1.5

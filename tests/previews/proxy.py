@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import pytest
 from tests.previews.visitor import PATIENCE, Visitor
 
-from builderd.adapters.previews.haproxy.options import ProxyOptions, Timeouts
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import BuilderId, new_id, secret_hash
-from builderd.domain.previews import Address, PreviewActivity, Route, RouteState
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import BuilderId, new_id, secret_hash
+from builderd.previews.haproxy.options import ProxyOptions, Timeouts
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.model import Address, PreviewActivity, Route, RouteState
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from builderd.adapters.scanners.tripwire.worker import make_limits
+from builderd.review.scanners.tripwire.worker import make_limits
 from builderd.sandboxing import confinement
 from builderd.sandboxing.privileges import lock_down
 

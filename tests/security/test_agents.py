@@ -13,9 +13,9 @@ from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
 from tests.service import Service
 
-from builderd.domain.credentials import MASK
-from builderd.domain.qa import Visit
+from builderd.credentials.model import MASK
 from builderd.mcp.results import NOTICE, mark, visible
+from builderd.qa.model import Visit
 
 RUN = "python3 main.py"
 SECRET = "sk-live-4242424242"

@@ -13,13 +13,13 @@ import pytest
 from tests.contract.backup_repository.conftest import Scene
 from tests.engines import prepared, settings_until_down
 
-from builderd.adapters.backup_repositories.restic.repository import ResticRepository
-from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
-from builderd.adapters.engines.oci.storage.disks import APP_OWNER
-from builderd.domain.errors import BackupFailed, NoCapacity
-from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
-from builderd.ports.backup_repository import SaveRequest, SnapshotSummary, TenantRepository
-from builderd.ports.engine import EngineOptions, Tool
+from builderd.backups.port import SaveRequest, SnapshotSummary, TenantRepository
+from builderd.backups.restic.repository import ResticRepository
+from builderd.backups.restic.runs import RepositoryLocation
+from builderd.core.errors import BackupFailed, NoCapacity
+from builderd.core.ids import BackupId, BuilderId, DiskId, TenantId, new_id
+from builderd.engine.oci.storage.disks import APP_OWNER
+from builderd.engine.port import EngineOptions, Tool
 
 pytestmark = pytest.mark.root
 

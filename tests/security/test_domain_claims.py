@@ -10,13 +10,14 @@ from tests.application import World, fake_world
 from tests.domains.claims import HOST, add, found, work
 from tests.fakes.domains import FakeNameServers
 
-from builderd.domain.addresses import a_labels
-from builderd.domain.builders import Builder
-from builderd.domain.domains import DomainStatus
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.previews import API, DomainAlias
-from builderd.ports.previews import CaaRecord, DnsRecords, ProbeReply
-from builderd.services import builders, domains
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.addresses import a_labels
+from builderd.core.errors import ValidationFailed
+from builderd.domains import service as domains
+from builderd.domains.model import DomainStatus
+from builderd.previews.model import API, DomainAlias
+from builderd.previews.port import CaaRecord, DnsRecords, ProbeReply
 
 OURS = "203.0.113.5"
 PLANTED = "<script>alert(1)</script>"

@@ -21,13 +21,13 @@ from tests.proxied import build
 from tests.send_queues import unacknowledged
 from tests.service import MINIMAL, Service, listening, running_service
 
-from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import limits, listener, streams
-from builderd.api.server.limits import ConnectionLimits
-from builderd.domain.files import FileEntry, FileKind
-from builderd.domain.ids import BuilderId
-from builderd.services.executions import LIMIT
-from builderd.services.limits import MAX_WAITING
+from builderd.core.ids import BuilderId
+from builderd.executions.service import LIMIT
+from builderd.files.model import FileEntry, FileKind
+from builderd.server import limits, listener, streams
+from builderd.server.limits import ConnectionLimits
+from builderd.server.sandbox_api import create_sandbox_app
+from builderd.tokens.limits import MAX_WAITING
 
 BUILDERS = "/api/v1/builders"
 #: Against hanging.

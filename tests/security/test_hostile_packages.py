@@ -15,7 +15,7 @@ from tests.integration.oci.package_index import Distribution, serve, source, whe
 from tests.integration.oci.stores import quiet
 from tests.integration.oci.test_builds import ALICE, HELLO, INDEX_PORT, MALLORY, Workshop, workshop
 
-from builderd.domain.errors import InstallFailed
+from builderd.core.errors import InstallFailed
 
 pytestmark = pytest.mark.root
 

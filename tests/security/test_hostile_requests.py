@@ -17,7 +17,7 @@ import pytest_asyncio
 from tests.service import MINIMAL, Service, listening, running_service
 from tests.stores import MEMORY
 
-from builderd.domain.ids import new_id
+from builderd.core.ids import new_id
 
 #: Against hanging. What an answer takes is measured in benchmarks, not here.
 DEADLINE = 20

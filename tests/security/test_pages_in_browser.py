@@ -19,10 +19,10 @@ from starlette.routing import Route
 from tests.browser import Network, own_network
 from tests.service import MINIMAL, Service, listening, running_service
 
-from builderd.api.server.meter import Meter
-from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import Usage, UsageBucket, start_of
-from builderd.domain.tokens import Scope
+from builderd.core.ids import BuilderId
+from builderd.metrics.model import Usage, UsageBucket, start_of
+from builderd.server.meter import Meter
+from builderd.tokens.model import Scope
 from builderd.web.app import Site, create_web
 
 #: Marks the window when it runs, wherever it is planted.

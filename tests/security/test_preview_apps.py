@@ -12,7 +12,7 @@ import pytest
 from tests.previews.proxy import App, Proxy, new_host
 from tests.previews.visitor import Answer, read_until
 
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.previews.model import Address, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
@@ -160,7 +160,7 @@ def test_websocket_flood_does_not_grow_proxy_memory(proxy: Proxy, app: App) -> N
     """The visitor does not read: what the app has to say waits in the app, not in the proxy."""
     from pathlib import Path
 
-    from builderd.adapters.previews.haproxy import runtime_api
+    from builderd.previews.haproxy import runtime_api
 
     info = proxy.run(runtime_api.ask(proxy.directory / "admin.sock", "show info"))
     pid = next(line.split(": ")[1] for line in info.splitlines() if line.startswith("Pid: "))

@@ -108,7 +108,7 @@ def test_connect_and_trace_are_rejected(proxy: Proxy, app: App, method: str) -> 
 
 
 def test_error_page_does_not_echo_the_host(proxy: Proxy) -> None:
-    from builderd.domain.previews import RouteState
+    from builderd.previews.model import RouteState
 
     host = proxy.closed(RouteState.STOPPED)
     answer = proxy.visitor.browse(host.upper() + ".:81", "/<script>alert(1)</script>?<b>", "Referer: <script>")

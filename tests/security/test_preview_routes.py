@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.previews.proxy import App, Proxy
 
-from builderd.adapters.previews.haproxy import runtime_api
-from builderd.domain.ids import BuilderId
-from builderd.domain.previews import Route, RouteState, preview_host
+from builderd.core.ids import BuilderId
+from builderd.previews.haproxy import runtime_api
+from builderd.previews.model import Route, RouteState, preview_host
 
 pytestmark = pytest.mark.haproxy
 

@@ -13,7 +13,7 @@ import pytest
 from tests.previews.certificates import write_certificate
 from tests.previews.proxy import TOKEN, App, Proxy
 
-from builderd.adapters.previews.haproxy.options import Timeouts
+from builderd.previews.haproxy.options import Timeouts
 
 pytestmark = pytest.mark.haproxy
 

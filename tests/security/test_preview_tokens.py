@@ -6,8 +6,8 @@ import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, new_host
 from tests.previews.visitor import Answer
 
-from builderd.domain.ids import secret_hash
-from builderd.domain.previews import Route, RouteState
+from builderd.core.ids import secret_hash
+from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

@@ -15,11 +15,11 @@ from tests.integration.oci.package_index import serve, wheel
 from tests.integration.oci.test_builds import ALICE, INDEX_PORT, Workshop, workshop
 from tests.integration.oci.test_npm_builds import registry
 
-from builderd.adapters.installers.installers import Installers, UvInstaller
-from builderd.adapters.installers.npm import NpmInstaller
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.credentials import PackageSources, read_sources
-from builderd.domain.layers import LayerPlan
+from builderd.code.model import BundleFile, make_bundle
+from builderd.credentials.model import PackageSources, read_sources
+from builderd.dependencies.installers.installers import Installers, UvInstaller
+from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.dependencies.model import LayerPlan
 
 pytestmark = pytest.mark.root
 

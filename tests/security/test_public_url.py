@@ -14,8 +14,8 @@ from tests.previews.proxy import App, Proxy, free_port, new_host
 from tests.previews.visitor import read_all
 from tests.proxied import build
 
-from builderd.api.server.limits import ConnectionLimits
-from builderd.domain.previews import API, DomainAlias
+from builderd.previews.model import API, DomainAlias
+from builderd.server.limits import ConnectionLimits
 
 pytestmark = pytest.mark.haproxy
 CHALLENGE = "/.well-known/acme-challenge/"

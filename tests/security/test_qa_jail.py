@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.testers import jail
-from builderd.adapters.testers.jail import JailFailed, Job
-from builderd.domain.previews import Address
+from builderd.previews.model import Address
+from builderd.qa.testers import jail
+from builderd.qa.testers.jail import JailFailed, Job
 from builderd.sandboxing.bubblewrap import UID
 
 pytestmark = pytest.mark.root

@@ -17,7 +17,12 @@ from typing import Any
 import pytest
 from tests.gate import bundle_of
 
-from builderd.adapters.scanners.tripwire.scanner import (
+from builderd.bootstrap.review import make_review_policy
+from builderd.code.model import Bundle
+from builderd.core.errors import MachineFault
+from builderd.qa.port import Scan
+from builderd.review.model import ReviewLimits, Severity
+from builderd.review.scanners.tripwire.scanner import (
     MAX_HITS,
     RETRIES,
     Broken,
@@ -25,12 +30,7 @@ from builderd.adapters.scanners.tripwire.scanner import (
     find_tools,
     read_answer,
 )
-from builderd.bootstrap.review import make_review_policy
-from builderd.domain.bundles import Bundle
-from builderd.domain.errors import MachineFault
-from builderd.domain.reviews import ReviewLimits, Severity
-from builderd.ports.gates import Scan
-from builderd.services.reviews import assess
+from builderd.review.service import assess
 from builderd.settings import Settings
 
 BUNDLE = bundle_of({"app.py": "print(1)\n"})

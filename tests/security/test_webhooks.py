@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.webhooks.http import MAX_RESPONSE, UNREACHABLE, HttpWebhookSender
-from builderd.domain.errors import MachineFault, machine_fault
-from builderd.domain.events import MAX_NOTE
+from builderd.core.errors import MachineFault, machine_fault
+from builderd.events.model import MAX_NOTE
+from builderd.webhooks.http import MAX_RESPONSE, UNREACHABLE, HttpWebhookSender
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -127,7 +127,7 @@ async def test_the_hosts_own_address_is_not_connected_to() -> None:
 
 
 def test_the_hosts_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from builderd.adapters.webhooks import http
+    from builderd.webhooks import http
 
     sender = HttpWebhookSender()
     assert not sender.refuses("http://8.8.8.8/")
@@ -137,8 +137,8 @@ def test_the_hosts_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_own_addresses_are_recognised() -> None:
-    from builderd.adapters.webhooks.http import _is_own
-    from builderd.domain.addresses import parse
+    from builderd.core.addresses import parse
+    from builderd.webhooks.http import _is_own
 
     for text, own in (("127.0.0.1", True), (own_address(), True), ("203.0.113.9", False)):
         address = parse(text)

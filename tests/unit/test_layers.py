@@ -17,30 +17,28 @@ VIOLATIONS = [
     pytest.param("services", "builderd.api", "Arrows point down", id="services-know-a-door"),
     pytest.param("services", "builderd.operations", "Arrows point down", id="services-know-operations"),
     pytest.param("operations", "builderd.reconciler", "Arrows point down", id="operations-know-reconciler"),
-    pytest.param("operations", "builderd.api.server", "Arrows point down", id="operations-know-an-interface"),
+    pytest.param("operations", "builderd.server", "Arrows point down", id="operations-know-an-interface"),
     pytest.param("operations", "starlette", "Frameworks stay at the edges", id="operations-know-starlette"),
-    pytest.param("adapters/bundles", "builderd.services", "Arrows point down", id="adapters-know-services"),
+    pytest.param("code/bundles", "builderd.services", "Arrows point down", id="adapters-know-services"),
     pytest.param("api", "builderd.cli", "Arrows point down", id="http-knows-cli"),
     pytest.param("cli", "builderd.api", "Interfaces are independent", id="cli-knows-http"),
-    pytest.param("api", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="door-knows-adapter"),
+    pytest.param("api", "builderd.credentials.vault", "Only bootstrap imports adapters", id="door-knows-adapter"),
     pytest.param("web", "builderd.api.v1", "The web pages use the services", id="web-knows-api"),
     pytest.param(
-        "reconciler", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="reconciler-adapter"
+        "reconciler", "builderd.credentials.vault", "Only bootstrap imports adapters", id="reconciler-adapter"
     ),
     pytest.param(
-        "reconciler", "builderd.schemas.v1", "Only interfaces and the client import schemas", id="reconciler-knows-wire"
+        "reconciler", "builderd.schemas", "Only interfaces and the client import schemas", id="reconciler-knows-wire"
     ),
     pytest.param("api", "builderd.mcp", "Arrows point down", id="api-knows-mcp"),
     pytest.param("api", "mcp.server", "Only the MCP server imports its library", id="api-imports-the-library"),
     pytest.param("mcp/tools", "builderd.api", "The client needs nothing of the server", id="stdio-needs-the-server"),
     pytest.param("client", "sqlalchemy", "The client needs nothing of the server", id="client-needs-the-server"),
     pytest.param("cli/apps", "builderd.bootstrap", "The client needs nothing of the server", id="cli-knows-bootstrap"),
-    pytest.param(
-        "client", "builderd.adapters.vaults.sodium", "Only bootstrap imports adapters", id="client-knows-adapter"
-    ),
-    pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
-    pytest.param("adapters/bundles", "builderd.adapters.uploads", "Adapter families", id="bundles-know-uploads"),
-    pytest.param("adapters/bundles", "builderd.settings", "Arrows point down", id="adapter-reads-settings"),
+    pytest.param("client", "builderd.credentials.vault", "Only bootstrap imports adapters", id="client-knows-adapter"),
+    pytest.param("engine/oci", "builderd.previews.haproxy", "Adapter families", id="engine-preview"),
+    pytest.param("code/bundles", "builderd.adapters.uploads", "Adapter families", id="bundles-know-uploads"),
+    pytest.param("code/bundles", "builderd.settings", "Arrows point down", id="adapter-reads-settings"),
     pytest.param("services", "sqlalchemy", "SQLAlchemy stays in the store", id="services-know-sqlalchemy"),
     pytest.param("store", "builderd.services", "Arrows point down", id="store-knows-services"),
     pytest.param("domain", "fastapi", "Frameworks stay at the edges", id="domain-knows-fastapi"),

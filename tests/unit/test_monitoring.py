@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tests.application import fake_world
 
-from builderd.api.server.meter import Meter
+from builderd.server.meter import Meter
 
 FOLDER = Path(__file__).parents[2] / "monitoring"
 PROMTOOL = shutil.which("promtool")

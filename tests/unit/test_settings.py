@@ -13,13 +13,13 @@ import pytest
 from pydantic import BaseModel
 
 from builderd.bootstrap.configuration import load
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.previews import PreviewDomain
-from builderd.domain.prices import Prices
-from builderd.domain.resources import Resources
-from builderd.domain.versions import Isolation
-from builderd.services.limits import Limits
+from builderd.core.errors import ValidationFailed
+from builderd.core.resources import Resources
+from builderd.money.model import Prices
+from builderd.previews.model import PreviewDomain
 from builderd.settings import DEFAULT_DATA_DIR, Settings
+from builderd.tokens.limits import Limits
+from builderd.versions.model import Isolation
 
 
 @pytest.fixture(autouse=True)

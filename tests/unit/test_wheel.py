@@ -34,8 +34,8 @@ def test_wheel_has_each_file_of_the_package(wheel: ZipFile) -> None:
         "review_policy.yaml",
         "py.typed",
         "agents.md",
-        "adapters/previews/haproxy/pause.lua",
-        "adapters/scanners/tripwire/rules/gitleaks/gitleaks.toml",
+        "previews/haproxy/pause.lua",
+        "review/scanners/tripwire/rules/gitleaks/gitleaks.toml",
     ):
         assert f"builderd/{file}" in packed
 

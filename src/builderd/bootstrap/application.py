@@ -10,27 +10,27 @@ from socket import gethostname
 
 import asyncssh
 
-from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.domains.name_servers import DnsNameServers, HttpChallengeProbe
-from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
-from builderd.adapters.installers.installers import Installers, UvInstaller
-from builderd.adapters.installers.npm import NpmInstaller
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.adapters.testers.local import LocalTesters
-from builderd.adapters.webhooks.http import HttpWebhookSender
+from builderd.application import Application
 from builderd.bootstrap.bundles import make_backup_repository, open_bundles, open_uploads
 from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
-from builderd.domain import processes
-from builderd.domain.tokens import ClaimRules
-from builderd.services.application import Application
-from builderd.services.code_space import CodeSpace
-from builderd.services.signals import Signals
+from builderd.builders.signals import Signals
+from builderd.code.space import CodeSpace
+from builderd.dependencies.installers.installers import Installers, UvInstaller
+from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.domains.name_servers import DnsNameServers, HttpChallengeProbe
+from builderd.executions import model as processes
+from builderd.linux.clock import SystemClock
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.qa.testers.local import LocalTesters
 from builderd.settings import OpenIdSettings, Settings
 from builderd.ssh import host_key
+from builderd.tokens.model import ClaimRules
+from builderd.tokens.openid import OpenIdOptions, OpenIdProvider
+from builderd.webhooks.http import HttpWebhookSender
 
 
 @asynccontextmanager

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from builderd.adapters.backup_repositories.restic.repository import ResticRepository
-from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.bundles.shared import SharedBundles
-from builderd.adapters.uploads.stores import LocalUploads, SharedUploads
+from builderd.backups.restic.repository import ResticRepository
+from builderd.backups.restic.runs import RepositoryLocation
 from builderd.bootstrap.data_directory import identity
 from builderd.bootstrap.engines import engine_provider
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.resources import GB
-from builderd.ports.engine import ClusterProvider, Tools
-from builderd.ports.files import Bundles, BundleSpace, Uploads
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.bundles.shared import SharedBundles
+from builderd.code.port import Bundles, BundleSpace, Uploads
+from builderd.code.upload_store import LocalUploads, SharedUploads
+from builderd.core.errors import ValidationFailed
+from builderd.core.resources import GB
+from builderd.database.unit_of_work import Store
+from builderd.engine.port import ClusterProvider, Tools
 from builderd.settings import Settings
-from builderd.store import Store
 
 #: Part of ``limits.stored_code`` that uploads may take beside the bundles.
 UPLOADS_SHARE = 0.25

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.provider import Administration, MemberState, Pool, address_towards
+from builderd.engine.incus.client import IncusOptions
+from builderd.engine.incus.provider import Administration, MemberState, Pool, address_towards
 from builderd.settings import Settings
 
 __all__ = ["Administration", "MemberState", "Pool", "administration", "default_address"]

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.inventory import SEARCH_PATH
+from builderd.core.errors import ValidationFailed
+from builderd.engine.inventory import SEARCH_PATH
 from builderd.settings import DEFAULT_DATA_DIR, FILE_NAME, PREFIX, Settings
 
 #: ``BUILDERD_*`` variables of sandboxes, the example, the project's scripts and its tests: they are not settings.

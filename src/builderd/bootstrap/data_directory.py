@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.domain.errors import EngineUnavailable, InvalidState
-from builderd.domain.ids import new_id
+from builderd.core.errors import EngineUnavailable, InvalidState
+from builderd.core.ids import new_id
 from builderd.linux import atomic_files
+from builderd.previews.haproxy.options import ProxyFiles
 
 LOCK_FILE = "service.lock"
 IDENTITY_FILE = "identity"

@@ -12,15 +12,16 @@ from socket import gethostname
 
 from sqlalchemy import URL, make_url
 
-from builderd.adapters.engines.oci.network.allocations import HOST_DIR
 from builderd.bootstrap.data_directory import DATABASE_NOTE, IDENTITY_FILE, identity, make, refuse_half_restored
-from builderd.domain.database_lease import STALE_AFTER, Instance, describe_owner
-from builderd.domain.errors import InvalidState
-from builderd.domain.ids import new_id
+from builderd.core.errors import InvalidState
+from builderd.core.ids import new_id
+from builderd.core.members import STALE_AFTER, Instance, describe_owner
+from builderd.database import copies
+from builderd.database.unit_of_work import Store
+from builderd.engine.oci.network.allocations import HOST_DIR
 from builderd.linux import atomic_files
 from builderd.linux.processes import boot_id
 from builderd.settings import Settings
-from builderd.store import Store, copies
 
 #: URL parameters that locate a database (PostgreSQL, "Parameter Key Words"); others may be secret.
 _LOCATION_PARAMETERS = ("dbname", "host", "port", "service", "options")

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from builderd.adapters.previews.haproxy import process
 from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORED, proxy_files, refuse_half_restored
 from builderd.bootstrap.database import database_location, is_copy, this_instance
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.standby import WATCH_INTERVAL, GuardedLease, Standby, make_membership
-from builderd.domain.database_lease import (
+from builderd.core.errors import StoreUnavailable
+from builderd.core.members import (
     RENEW_INTERVAL,
     DatabaseLease,
     DatabaseLost,
@@ -27,9 +27,9 @@ from builderd.domain.database_lease import (
     describe_owner,
     needed_silence,
 )
-from builderd.domain.errors import StoreUnavailable
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.previews.haproxy import process
 from builderd.settings import Settings
-from builderd.store import Store, UnitOfWork
 
 log = logging.getLogger(__name__)
 #: Seconds between tries, and between log lines, while the database is unavailable at the start.

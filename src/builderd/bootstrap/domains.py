@@ -10,17 +10,17 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.adapters.domains.dns_updates import HookUpdates, Rfc2136Updates, TsigKey
-from builderd.adapters.previews.haproxy.options import ProxyOptions
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.bootstrap.database import existing_store
-from builderd.domain.addresses import is_address
-from builderd.domain.domains import DomainRules
-from builderd.domain.errors import InvalidState
-from builderd.ports.previews import DnsUpdates
+from builderd.core.addresses import is_address
+from builderd.core.errors import InvalidState
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.domains.dns_updates import HookUpdates, Rfc2136Updates, TsigKey
+from builderd.domains.model import DomainRules
+from builderd.previews.haproxy.options import ProxyOptions
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.port import DnsUpdates
 from builderd.settings import Settings
-from builderd.store import UnitOfWork
 
 #: Addresses for documentation (RFC 5737, RFC 3849): the kernel picks the source for them, and no packet is sent.
 _FAR = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))

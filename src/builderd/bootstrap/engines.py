@@ -5,23 +5,17 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Mapping
 
-from builderd.adapters.clocks.system import SystemClock
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.resources import GB
-from builderd.ports.engine import (
-    ConfigurableProvider,
-    Engine,
-    EngineOptions,
-    EngineProvider,
-    StoreOptions,
-)
+from builderd.core.errors import ValidationFailed
+from builderd.core.resources import GB
+from builderd.engine.port import ConfigurableProvider, Engine, EngineOptions, EngineProvider, StoreOptions
+from builderd.linux.clock import SystemClock
 from builderd.settings import Settings
 
-#: The class of each kind of engine, imported when it is selected. A further engine is a folder in ``adapters/engines``
+#: The class of each kind of engine, imported when it is selected. A further engine is a folder in ``engine``
 #: and a line here.
 ENGINES: Mapping[str, str] = {
-    "incus": "builderd.adapters.engines.incus.provider.IncusProvider",
-    "oci": "builderd.adapters.engines.oci.provider.OciProvider",
+    "incus": "builderd.engine.incus.provider.IncusProvider",
+    "oci": "builderd.engine.oci.provider.OciProvider",
 }
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from builderd.adapters.vaults.sodium import ConfiguredKeys, Key, KeyFile, SodiumVault, key_id
+from builderd.backups import service as backups
 from builderd.bootstrap.database import existing_store
-from builderd.domain.errors import InvalidState, ValidationFailed
-from builderd.ports.outside import Vault
-from builderd.services import backups, credentials, domains, webhooks
+from builderd.core.errors import InvalidState, ValidationFailed
+from builderd.credentials import service as credentials
+from builderd.credentials.vault import ConfiguredKeys, Key, KeyFile, SodiumVault, key_id
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.domains import service as domains
 from builderd.settings import Settings
-from builderd.store import UnitOfWork
+from builderd.tokens.port import Vault
+from builderd.webhooks import service as webhooks
 
 #: Seconds; longer than the time from sealing a secret to its commit.
 SEAL_PAUSE = 2.0

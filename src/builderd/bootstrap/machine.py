@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.previews.haproxy import process as previews_preflight
-from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.data_directory import lock
 from builderd.bootstrap.database import database_location, existing_store, unmigrated_store
 from builderd.bootstrap.domains import make_domain_rules
 from builderd.bootstrap.engines import engine_provider
-from builderd.domain.database_lease import DatabaseLease, SeenService, describe_owner, describe_standby
-from builderd.domain.domains import describe_public, public_name
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.inventory import Inventory, PreflightCheck
-from builderd.domain.resources import GB, size_text
-from builderd.services import metrics
+from builderd.core.errors import EngineUnavailable
+from builderd.core.members import DatabaseLease, SeenService, describe_owner, describe_standby
+from builderd.core.resources import GB, size_text
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.domains.model import describe_public, public_name
+from builderd.engine.inventory import Inventory, PreflightCheck
+from builderd.linux.clock import SystemClock
+from builderd.metrics import service as metrics
+from builderd.previews.haproxy import process as previews_preflight
+from builderd.qa.testers import local as testers_preflight
 from builderd.settings import Settings
-from builderd.store import Store, UnitOfWork
 
 
 def run_preflight_checks(settings: Settings) -> Sequence[PreflightCheck]:

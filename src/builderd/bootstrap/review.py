@@ -7,14 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.scanners.language_model import LanguageModelAdviser
-from builderd.adapters.scanners.tripwire.scanner import Toolbox, TripwireScanner, find_tools
 from builderd.bootstrap.engines import engine_provider
-from builderd.domain.bundles import Bundle
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.reviews import Policy, Report, make_policy
-from builderd.services import reviews
+from builderd.code.model import Bundle
+from builderd.core.errors import ValidationFailed
+from builderd.linux.clock import SystemClock
+from builderd.review import service as reviews
+from builderd.review.model import Policy, Report, make_policy
+from builderd.review.scanners.language_model import LanguageModelAdviser
+from builderd.review.scanners.tripwire.scanner import Toolbox, TripwireScanner, find_tools
 from builderd.settings import Settings
 
 #: The policy when the setting ``review.policy`` is not set.

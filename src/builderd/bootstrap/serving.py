@@ -14,17 +14,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.previews.haproxy.process import worker_user
-from builderd.api.server.answers import RequestIdFilter
-from builderd.api.server.listener import Servers
-from builderd.api.starting import ApiPort
 from builderd.bootstrap.data_directory import lock, make, proxy_files
 from builderd.bootstrap.engines import check_name
+from builderd.previews.haproxy.process import worker_user
+from builderd.server.answers import RequestIdFilter
+from builderd.server.listener import Servers
+from builderd.server.starting import ApiPort
 from builderd.settings import Settings
 
 log = logging.getLogger(__name__)
 #: The rest of the service: its import and first use cost three times the CPU of all before.
-SERVICE = "builderd.bootstrap.service"
+SERVICE = "builderd.bootstrap.run"
 #: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
 #: request, would slow all callers while one lists a large folder or reads a long log.
 SWITCH_SECONDS = 0.001

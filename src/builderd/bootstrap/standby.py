@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from builderd import __version__
-from builderd.adapters.previews.haproxy import process
-from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.bootstrap.bundles import is_shared
 from builderd.bootstrap.data_directory import proxy_files
 from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.engines import engine_provider
 from builderd.bootstrap.keys import make_keys
 from builderd.bootstrap.serving import Supervisor
-from builderd.domain.database_lease import (
+from builderd.core.errors import BuilderdError, EngineUnavailable, StoreUnavailable
+from builderd.core.members import (
     CLAIM_AFTER,
     CLAIM_SECONDS,
     FENCE_AFTER,
@@ -46,11 +45,12 @@ from builderd.domain.database_lease import (
     describe_owner,
     unfit_reason,
 )
-from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
-from builderd.ports.engine import ClusterProvider
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.engine.port import ClusterProvider
+from builderd.previews.haproxy import process
+from builderd.previews.haproxy.options import ProxyFiles
 from builderd.settings import Settings
 from builderd.ssh import host_key
-from builderd.store import Store, UnitOfWork
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TypedDict
 
 from builderd import __version__
-from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.states import folder
-from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
-from builderd.adapters.vaults import sodium
-from builderd.adapters.vaults.sodium import Key, KeyFile
 from builderd.bootstrap.bundles import download_bundles, make_location
 from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, lock, make
 from builderd.bootstrap.database import refuse_another_database, this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
-from builderd.domain.errors import InvalidState, ValidationFailed
+from builderd.core.errors import InvalidState, ValidationFailed
+from builderd.credentials import vault as sodium
+from builderd.credentials.vault import Key, KeyFile
+from builderd.database import copies
+from builderd.engine import states as folder
+from builderd.engine.states import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.linux import atomic_files
+from builderd.linux.clock import SystemClock
 from builderd.settings import FILE_NAME, Settings
-from builderd.store import copies
 
 #: Associated data of the sealed keys: other sealed data cannot be passed off as them.
 ASSOCIATED_DATA = "builderd/state/keys"

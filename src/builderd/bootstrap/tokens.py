@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap.database import database_location, existing_store, has_content, store
-from builderd.domain.events import SYSTEM
-from builderd.domain.ids import TokenId
-from builderd.domain.tokens import Ended, Scope, Token
-from builderd.services import revocations, sessions, tokens
-from builderd.services.revocations import Revocation
+from builderd.core.ids import TokenId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events.model import SYSTEM
+from builderd.linux.clock import SystemClock
+from builderd.sessions import revocations
+from builderd.sessions import service as sessions
+from builderd.sessions.revocations import Revocation
 from builderd.settings import Settings
-from builderd.store import UnitOfWork
+from builderd.tokens import service as tokens
+from builderd.tokens.model import Ended, Scope, Token
 
 T = TypeVar("T")
 #: Tenant of the first sign-in link of a service that has none.

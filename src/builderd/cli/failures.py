@@ -6,8 +6,8 @@ import os
 
 import click
 
-from builderd.domain.database_lease import DatabaseLost, DatabaseOwned, LeaseLost
-from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.core.errors import BuilderdError, ValidationFailed
+from builderd.core.members import DatabaseLost, DatabaseOwned, LeaseLost
 
 
 class WrongDatabase(click.ClickException):

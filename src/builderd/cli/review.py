@@ -16,9 +16,9 @@ from builderd.cli import options
 from builderd.cli.apps.gates import review_lines
 from builderd.cli.apps.session import shown as printed
 from builderd.client.folders import read_folder
-from builderd.domain.bundles import MAX_FILES, BundleFile, make_bundle
-from builderd.domain.reviews import judge
-from builderd.schemas.v1.reviews import review_of, sarif_of
+from builderd.code.model import MAX_FILES, BundleFile, make_bundle
+from builderd.review.model import judge
+from builderd.schemas.reviews import review_of, sarif_of
 
 #: Limits of a folder that is reviewed.
 MOST_FILES, MOST_BYTES = 10 * MAX_FILES, 200_000_000

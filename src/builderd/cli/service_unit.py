@@ -18,7 +18,7 @@ from builderd.bootstrap import tokens
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.data_directory import is_ours, lock
 from builderd.cli import options
-from builderd.domain.errors import BuilderdError
+from builderd.core.errors import BuilderdError
 from builderd.settings import Settings
 
 #: Exists when systemd is the init process (sd_booted(3)).

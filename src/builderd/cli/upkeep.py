@@ -14,8 +14,8 @@ from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import repair_clock
 from builderd.cli import options
 from builderd.cli.group import Expiry
-from builderd.domain.tokens import Scope
 from builderd.settings import Settings
+from builderd.tokens.model import Scope
 
 
 @click.group()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from builderd.schemas.v1.account import (
+from builderd.schemas.account import (
     Attempt,
     Credential,
     CredentialUse,
@@ -30,8 +30,8 @@ from builderd.schemas.v1.account import (
     Webhook,
     WebhookWithSecret,
 )
-from builderd.schemas.v1.account import TokenWithSecret as NewToken
-from builderd.schemas.v1.builder_parts import (
+from builderd.schemas.account import TokenWithSecret as NewToken
+from builderd.schemas.builder_parts import (
     Backup,
     Domain,
     Execution,
@@ -43,12 +43,12 @@ from builderd.schemas.v1.builder_parts import (
     SshGrant,
     TxtRecord,
 )
-from builderd.schemas.v1.builder_parts import PreviewLinkWithUrl as NewPreviewLink
-from builderd.schemas.v1.builders import Builder as BuilderState
-from builderd.schemas.v1.builders import Cost
-from builderd.schemas.v1.builders import ShownResources as Resources
-from builderd.schemas.v1.files import FileEntry, UploadPlace, UploadState
-from builderd.schemas.v1.monitoring import (
+from builderd.schemas.builder_parts import PreviewLinkWithUrl as NewPreviewLink
+from builderd.schemas.builders import Builder as BuilderState
+from builderd.schemas.builders import Cost
+from builderd.schemas.builders import ShownResources as Resources
+from builderd.schemas.files import FileEntry, UploadPlace, UploadState
+from builderd.schemas.monitoring import (
     Answers,
     ClassTimes,
     Event,
@@ -64,9 +64,9 @@ from builderd.schemas.v1.monitoring import (
     ResponseTimes,
     Step,
 )
-from builderd.schemas.v1.reviews import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
-from builderd.schemas.v1.shape import View as Model
-from builderd.schemas.v1.versions import FileDifference, SettingDifference, Version, VersionDiff
+from builderd.schemas.reviews import Acceptance, Finding, Qa, QaCheck, QaScreenshot, Review
+from builderd.schemas.shape import View as Model
+from builderd.schemas.versions import FileDifference, SettingDifference, Version, VersionDiff
 
 __all__ = ["Acceptance", "Answers", "Attempt", "Backup", "BuilderState", "ClassTimes", "Cost", "Credential"]
 __all__ += ["CredentialUse", "DaySpending", "DaysSpending", "Delivery", "Deployment", "Domain", "Ended", "Event"]

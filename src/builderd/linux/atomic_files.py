@@ -18,7 +18,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

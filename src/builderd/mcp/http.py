@@ -16,13 +16,13 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from builderd import AsyncBuilderd
-from builderd.api.server import middleware
-from builderd.api.server.answers import HEADER as REQUEST_ID
-from builderd.api.server.auth import CLIENT, identity_of
-from builderd.api.server.bodies import read_body
-from builderd.domain import tokens
-from builderd.domain.errors import Unauthenticated
-from builderd.operations.operations import Operations
+from builderd.core.errors import Unauthenticated
+from builderd.server import middleware
+from builderd.server.answers import HEADER as REQUEST_ID
+from builderd.server.auth import CLIENT, identity_of
+from builderd.server.bodies import read_body
+from builderd.server.operations import Operations
+from builderd.tokens import model as tokens
 
 PATH = "/mcp"
 #: Largest message. Larger code comes by an upload link.

@@ -21,10 +21,10 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
-from builderd.domain.backups import BackupRules, Retention
-from builderd.domain.resources import Limit
-from builderd.domain.versions import Isolation
-from builderd.services.limits import TenantLimit
+from builderd.backups.model import BackupRules, Retention
+from builderd.core.resources import Limit
+from builderd.tokens.limits import TenantLimit
+from builderd.versions.model import Isolation
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Price = Annotated[Decimal, Field(ge=0)]

@@ -12,13 +12,11 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from builderd.domain.bundles import ArchiveLimits
-from builderd.domain.files import UploadRules
-from builderd.domain.previews import PreviewDomain, is_host
-from builderd.domain.prices import Prices
-from builderd.domain.resources import Resources
-from builderd.domain.tokens import NAME
-from builderd.services.limits import Limits, RetentionPolicy, TenantLimits
+from builderd.code.model import ArchiveLimits
+from builderd.core.resources import Resources
+from builderd.files.model import UploadRules
+from builderd.money.model import Prices
+from builderd.previews.model import PreviewDomain, is_host
 from builderd.settings.sections import (
     AcmeSettings,
     BackupSettings,
@@ -43,6 +41,8 @@ from builderd.settings.sections import (
     WebhookSettings,
     not_empty,
 )
+from builderd.tokens.limits import Limits, RetentionPolicy, TenantLimits
+from builderd.tokens.model import NAME
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 #: Credential of a unit with the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).

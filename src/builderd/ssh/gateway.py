@@ -17,12 +17,13 @@ from typing import Any
 
 import asyncssh
 
-from builderd.domain.addresses import network_of
-from builderd.domain.errors import BuilderdError, Unauthenticated
-from builderd.domain.processes import LOGIN_SHELL, Grant, ProcessSpec, Window
-from builderd.ports.engine import Process
-from builderd.services import ssh, wake
-from builderd.services.application import Application
+from builderd.application import Application
+from builderd.core.addresses import network_of
+from builderd.core.errors import BuilderdError, Unauthenticated
+from builderd.engine.port import Process
+from builderd.executions import ssh
+from builderd.executions.model import LOGIN_SHELL, Grant, ProcessSpec, Window
+from builderd.idle import service as wake
 from builderd.ssh import session
 from builderd.ssh.session import LOCAL_NAMES, Session, relay_to_port, relay_to_socket
 

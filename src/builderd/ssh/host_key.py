@@ -6,8 +6,8 @@ from pathlib import Path
 
 import asyncssh
 
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.processes import Gateway
+from builderd.core.errors import EngineUnavailable
+from builderd.executions.model import Gateway
 from builderd.linux import atomic_files
 
 KIND = "ssh-ed25519"

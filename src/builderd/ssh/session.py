@@ -9,8 +9,8 @@ from typing import Any
 import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
-from builderd.domain.processes import MAX_WINDOW, Window
-from builderd.ports.engine import Process
+from builderd.engine.port import Process
+from builderd.executions.model import MAX_WINDOW, Window
 
 SFTP_VERSION = 3
 

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
-from builderd.api.server.answers import STATUS, failure
-from builderd.api.server.meter import Meter
-from builderd.api.server.middleware import HeadAsGet, HeadSent, RequestLog
-from builderd.api.server.streams import event, stream
-from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed, machine_fault
-from builderd.operations.operations import Operations
-from builderd.services import events
-from builderd.store.events import EventQuery
+from builderd.core.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed, machine_fault
+from builderd.events import service as events
+from builderd.events.store import EventQuery
+from builderd.server.answers import STATUS, failure
+from builderd.server.meter import Meter
+from builderd.server.middleware import HeadAsGet, HeadSent, RequestLog
+from builderd.server.operations import Operations
+from builderd.server.streams import event, stream
 from builderd.web.pages import account, builder, builders, deploying, files, logs, settings, sign_in, versions
 from builderd.web.policy import PATH, Assets, Policy, check_origin
 from builderd.web.visits import ROUTES, Renderer, Visit, page, route, visit_of

@@ -20,8 +20,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from builderd.domain.errors import Forbidden, NotFound
-from builderd.services.application import Application
+from builderd.application import Application
+from builderd.core.errors import Forbidden, NotFound
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "

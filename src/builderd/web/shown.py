@@ -10,10 +10,10 @@ from math import ceil, floor, log10
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from builderd.domain.builders import Builder, Desired, Status, StopKind, is_settled
-from builderd.domain.events import Event
-from builderd.services.limits import Limits
-from builderd.store.builder_lists import BuilderLife
+from builderd.builders.lists import BuilderLife
+from builderd.builders.model import Builder, Desired, Status, StopKind, is_settled
+from builderd.events.model import Event
+from builderd.tokens.limits import Limits
 
 SYMBOLS = {"EUR": "€", "USD": "$", "GBP": "£"}
 UNITS = ("B", "kB", "MB", "GB", "TB")

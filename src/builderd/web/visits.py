@@ -23,19 +23,20 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from builderd.api.server.bodies import read_body
-from builderd.api.server.limits import count_for_tenant, reject
-from builderd.domain.builders import Builder
-from builderd.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
-from builderd.domain.ids import TenantId
-from builderd.domain.tokens import Scope, Session, Token
-from builderd.operations.operations import Operations
-from builderd.operations.rates import too_many
-from builderd.services import caps, sessions
-from builderd.services.application import Application
-from builderd.services.builders import Caller
-from builderd.services.caps import CapView
-from builderd.store import UnitOfWork
+from builderd.application import Application
+from builderd.builders.model import Builder
+from builderd.builders.service import Caller
+from builderd.core.errors import BadRequest, Forbidden, NotFound, Unauthenticated
+from builderd.core.ids import TenantId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.money import caps
+from builderd.money.caps import CapView
+from builderd.server.bodies import read_body
+from builderd.server.limits import count_for_tenant, reject
+from builderd.server.operations import Operations
+from builderd.server.rates import too_many
+from builderd.sessions import service as sessions
+from builderd.tokens.model import Scope, Session, Token
 from builderd.web import shown
 from builderd.web.policy import SESSION, Assets, check_origin
 from builderd.web.shown import MESSAGES, event_text

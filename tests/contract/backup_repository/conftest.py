@@ -15,14 +15,14 @@ from tests.engines import prepared, settings_in
 from tests.fakes.backup_repository import FakeBackupRepository
 from tests.fakes.engine import FakeEngine
 
-from builderd.adapters.backup_repositories.restic.repository import ResticRepository
-from builderd.adapters.backup_repositories.restic.runs import RepositoryLocation
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.storage.disks import APP_OWNER
-from builderd.domain.ids import DiskId, new_id
-from builderd.domain.resources import GB
-from builderd.ports.backup_repository import BackupRepository
-from builderd.ports.engine import Engine, EngineOptions
+from builderd.backups.port import BackupRepository
+from builderd.backups.restic.repository import ResticRepository
+from builderd.backups.restic.runs import RepositoryLocation
+from builderd.core.ids import DiskId, new_id
+from builderd.core.resources import GB
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.storage.disks import APP_OWNER
+from builderd.engine.port import Engine, EngineOptions
 
 
 @dataclass

@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 from tests.contract.backup_repository.conftest import Scene
 
-from builderd.domain.errors import BackupFailed
-from builderd.domain.ids import BackupId, BuilderId, TenantId, new_id
-from builderd.ports.backup_repository import (
+from builderd.backups.port import (
     RepositoryDamaged,
     SaveRequest,
     SnapshotDamaged,
     SnapshotSummary,
     TenantRepository,
 )
+from builderd.core.errors import BackupFailed
+from builderd.core.ids import BackupId, BuilderId, TenantId, new_id
 
 LIMIT = 10_000_000
 

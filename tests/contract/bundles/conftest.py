@@ -9,9 +9,9 @@ import pytest
 from tests.fakes.bundles import FakeBundles
 from tests.stores import memory_store
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.bundles.shared import SharedBundles
-from builderd.ports.files import Bundles
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.bundles.shared import SharedBundles
+from builderd.code.port import Bundles
 
 
 @pytest.fixture(params=["fake", "local", "shared"])

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from builderd.domain import bundles as archives
-from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
-from builderd.domain.errors import TooLarge, ValidationFailed
-from builderd.ports.files import Bundles
+from builderd.code import model as archives
+from builderd.code.model import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
+from builderd.code.port import Bundles
+from builderd.core.errors import TooLarge, ValidationFailed
 
 BUNDLE = make_bundle(
     [

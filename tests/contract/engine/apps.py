@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.sandboxes import IPV6_ONLY
+from builderd.sandboxes.model import IPV6_ONLY
 
 PORT = 8000
 

@@ -12,8 +12,8 @@ from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
 from tests.fakes.engine import FakeEngine
 from tests.incus import prepared_incus
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.ports.engine import Engine, EngineOptions
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import Engine, EngineOptions
 
 REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from tests.fakes.engine import FakeEngine
 
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.errors import NotFound
-from builderd.domain.ids import DiskId, TenantId, new_id
-from builderd.domain.layers import AppBuild, BuildStep, Cache, LayerPlan
-from builderd.domain.resources import GB
-from builderd.ports.engine import Engine
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.core.errors import NotFound
+from builderd.core.ids import DiskId, TenantId, new_id
+from builderd.core.resources import GB
+from builderd.dependencies.model import AppBuild, BuildStep, Cache, LayerPlan
+from builderd.engine.port import Engine
 
 FIRST = "mkdir dist && cat main.txt > dist/page && echo old > dist/old && echo changed > kept.txt"
 SECOND = "mkdir dist && echo second > dist/page"

@@ -10,12 +10,12 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import make_spec
 
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import NotFound, PreconditionFailed, TooLarge, ValidationFailed
-from builderd.domain.files import UNCONDITIONAL, Condition, FileEntry, FileKind
-from builderd.domain.ids import DiskId, new_id
-from builderd.domain.resources import GB
-from builderd.ports.engine import Engine
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import NotFound, PreconditionFailed, TooLarge, ValidationFailed
+from builderd.core.ids import DiskId, new_id
+from builderd.core.resources import GB
+from builderd.engine.port import Engine
+from builderd.files.model import UNCONDITIONAL, Condition, FileEntry, FileKind
 
 MB = 1 << 20
 

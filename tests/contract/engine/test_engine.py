@@ -22,14 +22,14 @@ from tests.engines import (
 )
 from tests.fakes.engine import FakeEngine
 
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import InvalidState, NotFound
-from builderd.domain.ids import DiskId, SandboxId, TenantId, new_id, new_sandbox_id
-from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.processes import ProcessSpec, Window, shell
-from builderd.domain.resources import GB
-from builderd.domain.sandboxes import IPV6_ONLY, EndCause, LogLine, LogMatch, LogPage, SandboxState, SandboxUsage
-from builderd.ports.engine import Engine, Tool, ToolExit
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import InvalidState, NotFound
+from builderd.core.ids import DiskId, SandboxId, TenantId, new_id, new_sandbox_id
+from builderd.core.resources import GB
+from builderd.dependencies.model import LAYER, BuildStep, Cache, LayerPlan
+from builderd.engine.port import Engine, Tool, ToolExit
+from builderd.executions.model import ProcessSpec, Window, shell
+from builderd.sandboxes.model import IPV6_ONLY, EndCause, LogLine, LogMatch, LogPage, SandboxState, SandboxUsage
 
 
 async def test_prepared_engine_is_ready(engine: Engine) -> None:

@@ -10,9 +10,9 @@ import pytest
 from tests.fakes.previews import FakePreviews
 from tests.previews.proxy import free_port
 
-from builderd.adapters.previews.haproxy.options import ProxyOptions
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.ports.previews import Previews
+from builderd.previews.haproxy.options import ProxyOptions
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.port import Previews
 
 
 @pytest.fixture(params=["fake", pytest.param("haproxy", marks=pytest.mark.haproxy)])

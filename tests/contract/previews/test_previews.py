@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from tests.fakes.previews import FakePreviews
 
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import BuilderId, new_id, secret_hash
-from builderd.domain.previews import Address, DomainAlias, Route, RouteState
-from builderd.ports.previews import Previews
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import BuilderId, new_id, secret_hash
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.model import Address, DomainAlias, Route, RouteState
+from builderd.previews.port import Previews
 
 #: Against hanging only.
 PATIENCE = 30

@@ -10,8 +10,8 @@ from tests.fakes.scanners import FakeScanner
 from tests.gate import bundle_of
 
 from builderd.bootstrap.review import make_scanner
-from builderd.domain.reviews import ReviewLimits
-from builderd.ports.gates import Scanner
+from builderd.qa.port import Scanner
+from builderd.review.model import ReviewLimits
 from builderd.settings import Settings
 
 LIMITS = ReviewLimits()

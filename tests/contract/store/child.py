@@ -13,7 +13,7 @@ from itertools import count
 
 from tests.contract.store.samples import make_builder, make_event, make_version
 
-from builderd.store import Store, UnitOfWork
+from builderd.database.unit_of_work import Store, UnitOfWork
 
 TASKS = 6
 

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.store.samples import TENANT
 from tests.stores import MEMORY, memory_store, open_store, write_database
 
-from builderd.store import Store
+from builderd.database.unit_of_work import Store
 
 #: All other tests run on it. It is the same adapter as that on a file, which every run holds to the contract.
 IN_MEMORY = pytest.param("memory", marks=pytest.mark.slow)

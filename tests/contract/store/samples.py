@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from builderd.domain.builders import Builder, Cause, JobType, Visibility
-from builderd.domain.events import Event, Webhook
-from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, WebhookId, new_id, new_sandbox_id
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.sandboxes import Sandbox
-from builderd.domain.tokens import Scope, Tenant, Token
-from builderd.domain.versions import Version, VersionSettings
-from builderd.store import Store, UnitOfWork
-from builderd.store.tenants import IdempotencyRecord
+from builderd.builders.model import Builder, Cause, JobType, Visibility
+from builderd.core.ids import BuilderId, DiskId, TenantId, TokenId, WebhookId, new_id, new_sandbox_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.events.model import Event, Webhook
+from builderd.money.model import Billing, Segment
+from builderd.sandboxes.model import Sandbox
+from builderd.tokens.model import Scope, Tenant, Token
+from builderd.tokens.tenants import IdempotencyRecord
+from builderd.versions.model import Version, VersionSettings
 
 
 async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:

@@ -10,10 +10,10 @@ from functools import partial
 from tests.contract.store.samples import TENANT, add, make_builder, make_version, save
 from tests.stores import open_store
 
-from builderd.domain.builders import Builder, Candidate, Desired
-from builderd.domain.resources import Allocation, Resources
-from builderd.store import Store, UnitOfWork
-from builderd.store.builders import BuilderQuery
+from builderd.builders.model import Builder, Candidate, Desired
+from builderd.builders.store import BuilderQuery
+from builderd.core.resources import Allocation, Resources
+from builderd.database.unit_of_work import Store, UnitOfWork
 
 #: One vCPU each.
 ROOM = 3

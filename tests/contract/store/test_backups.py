@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.contract.store.samples import NOW, SECOND, TENANT, make_builder, make_version
 
-from builderd.domain.backups import (
+from builderd.backups.model import (
     Backup,
     BackupCheck,
     BackupKey,
@@ -22,10 +22,10 @@ from builderd.domain.backups import (
     RestoreKind,
     RestoreStatus,
 )
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.errors import Conflict
-from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
-from builderd.store import Store, UnitOfWork
+from builderd.builders.model import Builder, Desired, Status
+from builderd.core.errors import Conflict
+from builderd.core.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
 
 OWNER = "me"
 HINDRANCE = {"code": "name_taken", "data": {"uuid": "\0"}, "retry_after": None}

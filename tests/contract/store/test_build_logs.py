@@ -7,10 +7,10 @@ from datetime import datetime
 
 from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_version
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.prices import OpenBuild
-from builderd.domain.sandboxes import LogLine, LogStream
-from builderd.store import Store, UnitOfWork
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.money.model import OpenBuild
+from builderd.sandboxes.model import LogLine, LogStream
 
 
 def line(text: str, seconds: int = 0) -> LogLine:

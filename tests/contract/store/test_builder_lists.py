@@ -24,13 +24,14 @@ from tests.contract.store.samples import (
 )
 from tests.statements import statements
 
-from builderd.domain.builders import Builder, Candidate, Cause, Desired, Status, StopKind, Visibility
-from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.prices import Billing, Sum, total
-from builderd.domain.resources import Resources
-from builderd.domain.versions import VersionSettings
-from builderd.store import Store, UnitOfWork, repository
-from builderd.store.builders import BuilderQuery
+from builderd.builders.model import Builder, Candidate, Cause, Desired, Status, StopKind, Visibility
+from builderd.builders.store import BuilderQuery
+from builderd.core.ids import BuilderId, new_id
+from builderd.core.resources import Resources
+from builderd.database import repository
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.money.model import Billing, Sum, total
+from builderd.versions.model import VersionSettings
 
 DAY = timedelta(days=1)
 TIMES = ("created_at", "updated_at", "last_active_at", "disk_released_at")

@@ -20,13 +20,13 @@ from tests.contract.store.samples import (
     save,
 )
 
-from builderd.domain.builders import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
-from builderd.domain.errors import NameTaken
-from builderd.domain.ids import BuilderId, DiskId, new_id
-from builderd.domain.previews import closed_route
-from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.store import Store, UnitOfWork
-from builderd.store.builders import BuilderQuery
+from builderd.builders.model import Builder, Candidate, Desired, Handover, JobType, Status, Visibility
+from builderd.builders.store import BuilderQuery
+from builderd.core.errors import NameTaken
+from builderd.core.ids import BuilderId, DiskId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.previews.model import closed_route
+from builderd.sandboxes.model import EndCause, SandboxEnd
 
 EVERYTHING = make_builder(
     job_type=JobType.ONE_TIME,

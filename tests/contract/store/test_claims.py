@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from tests.contract.store.samples import NOW, SECOND, add_builder, claim, due, holds, make_due, release, renew, save
 
-from builderd.domain.builders import Status
-from builderd.store import Store
+from builderd.builders.model import Status
+from builderd.database.unit_of_work import Store
 
 
 async def test_claim_excludes_others_until_it_expires(store: Store) -> None:

@@ -29,19 +29,20 @@ from tests.contract.store.samples import (
 )
 from tests.stores import open_store
 
-from builderd.domain.backups import BackupKey
-from builderd.domain.builders import Builder
-from builderd.domain.errors import Conflict, NameTaken
-from builderd.domain.events import Delivery, Webhook
-from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.previews import PreviewActivity
-from builderd.ports.backup_repository import RepositoryDamaged
-from builderd.reconciler.backups.upkeep import BackupContext, mark
-from builderd.reconciler.jobs import idle
-from builderd.reconciler.loop.reconciler import Reconciler, sweep
-from builderd.services import backups, webhooks
-from builderd.services.builders import Caller
-from builderd.store import Store, UnitOfWork
+from builderd.backups import service as backups
+from builderd.backups.model import BackupKey
+from builderd.backups.port import RepositoryDamaged
+from builderd.backups.upkeep import BackupContext, mark
+from builderd.builders.model import Builder
+from builderd.builders.service import Caller
+from builderd.core.errors import Conflict, NameTaken
+from builderd.core.ids import BuilderId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.events.model import Delivery, Webhook
+from builderd.idle import job as idle
+from builderd.previews.model import PreviewActivity
+from builderd.reconciler.reconciler import Reconciler, sweep
+from builderd.webhooks import service as webhooks
 
 ROUNDS = 20
 

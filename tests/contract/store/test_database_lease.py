@@ -12,11 +12,11 @@ from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, claim, holds
 from tests.stores import open_store
 
-from builderd.domain.database_lease import ClusterService, DatabaseLease, Instance, LeaseLost, SeenService
-from builderd.domain.ids import TenantId
-from builderd.domain.tokens import Tenant
-from builderd.store import Store, UnitOfWork
-from builderd.store.tables import database_lease
+from builderd.core.ids import TenantId
+from builderd.core.members import ClusterService, DatabaseLease, Instance, LeaseLost, SeenService
+from builderd.database.tables import database_lease
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.tokens.model import Tenant
 
 ONE = Instance("host-1", "one.example", "/srv/one", "first", "boot-1")
 TWO = Instance("host-2", "two.example", "/srv/two", "second", "boot-2")

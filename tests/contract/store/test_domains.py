@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder
 
-from builderd.domain.domains import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
-from builderd.domain.ids import DomainId, new_id
-from builderd.store import Store
+from builderd.core.ids import DomainId, new_id
+from builderd.database.unit_of_work import Store
+from builderd.domains.model import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 
 BUILDER = make_builder()
 FOREIGN = make_builder(tenant_id=OTHER_TENANT.id)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_event, record
 
-from builderd.store import Store
-from builderd.store.events import EventQuery
+from builderd.database.unit_of_work import Store
+from builderd.events.store import EventQuery
 
 
 async def test_every_field_of_an_event_is_stored_with_an_id(store: Store) -> None:

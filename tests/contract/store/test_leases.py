@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_record
 
-from builderd.domain.builders import Lease, LeaseId
-from builderd.domain.errors import Conflict
-from builderd.domain.ids import BuilderId, new_id
-from builderd.store import Store, UnitOfWork
+from builderd.builders.model import Lease, LeaseId
+from builderd.core.errors import Conflict
+from builderd.core.ids import BuilderId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
 
 
 async def test_leases_are_listed_oldest_first_changed_and_deleted(store: Store) -> None:

@@ -11,9 +11,9 @@ from functools import partial
 import pytest
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_segment
 
-from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.prices import Billing, Segment, Sum, next_month, total
-from builderd.store import Store, UnitOfWork
+from builderd.core.ids import BuilderId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.money.model import Billing, Segment, Sum, next_month, total
 
 HOUR = timedelta(hours=1)
 APRIL, MAY, JUNE = (datetime(2026, month, 1, tzinfo=UTC) for month in (4, 5, 6))

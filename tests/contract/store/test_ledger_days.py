@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from tests.contract.store.samples import OTHER_TENANT, TENANT, add, add_builder, make_segment
 
-from builderd.domain.prices import DAY, Billing, Segment, Sum, days_between, total
-from builderd.store import Store, UnitOfWork
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.money.model import DAY, Billing, Segment, Sum, days_between, total
 
 HOUR = timedelta(hours=1)
 MAY = datetime(2026, 5, 1, tzinfo=UTC)

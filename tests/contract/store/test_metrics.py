@@ -10,10 +10,10 @@ from functools import partial
 
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_sandbox
 
-from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.metrics import BUCKET, SampleTarget, Usage, UsageBucket, resample, start_of
-from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.store import Store, UnitOfWork
+from builderd.core.ids import BuilderId, DiskId
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.metrics.model import BUCKET, SampleTarget, Usage, UsageBucket, resample, start_of
+from builderd.sandboxes.model import EndCause, SandboxEnd
 
 START = start_of(NOW)
 USAGE = Usage(60, 1.5, 6e10, 2_000_000_000, 10**12, 3, 4, 5, 6, 7, 8, 9)

@@ -23,9 +23,10 @@ from tests.contract.store.samples import TENANT, add, add_builder
 from tests.postgres import PostgresServer
 from tests.stores import MEMORY, open_store
 
-from builderd.domain.errors import InvalidState
-from builderd.store import Store, migrations
-from builderd.store.tables import metadata
+from builderd.core.errors import InvalidState
+from builderd.database import migrations
+from builderd.database.tables import metadata
+from builderd.database.unit_of_work import Store
 
 ROOT = Path(__file__).parents[3]
 VERSIONS = Path(migrations.__file__).with_name("versions")
@@ -51,9 +52,9 @@ def upgrade():
 """
 MIGRATE = """
 import asyncio, sys
-from builderd.store import store
-print(store.__file__)
-asyncio.run(store.Store(sys.argv[1]).migrate())
+from builderd.database import unit_of_work
+print(unit_of_work.__file__)
+asyncio.run(unit_of_work.Store(sys.argv[1]).migrate())
 """
 INDEXES = {
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name",

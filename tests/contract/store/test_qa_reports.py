@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_version
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
-from builderd.domain.reviews import Acceptance, Finding, Report, Severity
-from builderd.store import Store, UnitOfWork
-from builderd.store.tables import reviews
+from builderd.builders.model import Builder, Desired, Status
+from builderd.core.ids import BuilderId, DiskId
+from builderd.database.tables import reviews
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.qa.model import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
+from builderd.review.model import Acceptance, Finding, Report, Severity
 
 GATE = (Check(CheckName.ANSWER, Outcome.FAILED, "GET / was answered 500.", 0.01, ("a page",)),)
 

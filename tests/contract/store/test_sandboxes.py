@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_sandbox
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.sandboxes import EndCause, SandboxEnd
-from builderd.store import Store
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import Store
+from builderd.sandboxes.model import EndCause, SandboxEnd
 
 END = SandboxEnd(EndCause.EXITED, 3, NOW + 2 * SECOND)
 

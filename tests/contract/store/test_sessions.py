@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_builder, make_token
 
-from builderd.domain.ids import TokenId, new_id
-from builderd.domain.previews import Link
-from builderd.domain.processes import Grant
-from builderd.domain.tokens import Session, SessionId, SignInLink
-from builderd.store import Store
+from builderd.core.ids import TokenId, new_id
+from builderd.database.unit_of_work import Store
+from builderd.executions.model import Grant
+from builderd.previews.model import Link
+from builderd.tokens.model import Session, SessionId, SignInLink
 
 TOKEN = make_token()
 SESSION = Session(SessionId(new_id()), TENANT.id, TOKEN.id, "a" * 64, "Firefox \N{ROCKET}, from ::1", NOW, NOW)

@@ -23,13 +23,13 @@ from tests.contract.store.samples import (
 )
 from tests.stores import open_store
 
-from builderd.domain.builders import Builder, Desired, Lease, LeaseId, Status
-from builderd.domain.errors import RecordDamaged
-from builderd.domain.prices import Billing
-from builderd.store import Store, UnitOfWork
-from builderd.store.builders import BuilderQuery
-from builderd.store.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns
-from builderd.store.tables import metadata
+from builderd.builders.model import Builder, Desired, Lease, LeaseId, Status
+from builderd.builders.store import BuilderQuery
+from builderd.core.errors import RecordDamaged
+from builderd.database.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns
+from builderd.database.tables import metadata
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.money.model import Billing
 
 MINUTE, HOUR, YEAR = timedelta(minutes=1), timedelta(hours=1), timedelta(days=365)
 

@@ -13,14 +13,14 @@ import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_builder, make_token
 from tests.stores import open_store
 
-from builderd.domain.credentials import Credential
-from builderd.domain.ids import BuilderId, TenantId, TokenId, new_id
-from builderd.domain.processes import Grant
-from builderd.domain.tokens import NO_CALLS, CallHours, Scope, Tenant
-from builderd.services import revocations
-from builderd.services.revocations import Revocation
-from builderd.services.tokens import require_unrevoked
-from builderd.store import Store, UnitOfWork
+from builderd.core.ids import BuilderId, TenantId, TokenId, new_id
+from builderd.credentials.model import Credential
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.executions.model import Grant
+from builderd.sessions import revocations
+from builderd.sessions.revocations import Revocation
+from builderd.tokens.model import NO_CALLS, CallHours, Scope, Tenant
+from builderd.tokens.service import require_unrevoked
 
 
 async def test_a_tenant_is_found_by_id_and_by_name(store: Store) -> None:

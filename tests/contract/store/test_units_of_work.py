@@ -11,11 +11,11 @@ from decimal import Decimal
 import pytest
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_event
 
-from builderd.domain.builders import Candidate, Cause
-from builderd.domain.ids import DiskId, TenantId, new_id
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.tokens import Tenant
-from builderd.store import Store, UnitOfWork
+from builderd.builders.model import Candidate, Cause
+from builderd.core.ids import DiskId, TenantId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.money.model import Billing, Segment
+from builderd.tokens.model import Tenant
 
 
 class Refused(Exception):

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 from tests.contract.store.samples import NOW, TENANT
 
-from builderd.domain.files import LIFETIME, Upload
-from builderd.domain.ids import UploadId, new_id
-from builderd.store import Store
+from builderd.core.ids import UploadId, new_id
+from builderd.database.unit_of_work import Store
+from builderd.files.model import LIFETIME, Upload
 
 ONE = Upload(UploadId("u1"), TENANT.id, "h1", NOW, NOW + timedelta(hours=1), size=2**40, sha256="ab")
 TWO = replace(ONE, id=UploadId("u2"), created_at=NOW + timedelta(1), expires_at=NOW + timedelta(2), size=None)

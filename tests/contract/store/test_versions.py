@@ -9,11 +9,11 @@ from functools import partial
 from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
 from tests.contract.store.test_backups import _backup
 
-from builderd.domain.backups import BackupStatus
-from builderd.domain.builders import Desired, Status
-from builderd.domain.resources import Resources
-from builderd.domain.versions import NO_LAYER, Isolation, Version, VersionSettings, VersionStatus
-from builderd.store import Store, UnitOfWork
+from builderd.backups.model import BackupStatus
+from builderd.builders.model import Desired, Status
+from builderd.core.resources import Resources
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.versions.model import NO_LAYER, Isolation, Version, VersionSettings, VersionStatus
 
 SETTINGS = VersionSettings(
     entrypoint="uvicorn main:app --host 0.0.0.0",

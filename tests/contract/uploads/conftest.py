@@ -9,8 +9,8 @@ import pytest
 from tests.fakes.uploads import FakeUploads
 from tests.stores import memory_store
 
-from builderd.adapters.uploads.stores import LocalUploads, SharedUploads
-from builderd.ports.files import Uploads
+from builderd.code.port import Uploads
+from builderd.code.upload_store import LocalUploads, SharedUploads
 
 
 @pytest.fixture(params=["fake", "local", "shared"])

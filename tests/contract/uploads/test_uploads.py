@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from builderd.domain.errors import Conflict, TooLarge
-from builderd.domain.ids import UploadId, new_id
-from builderd.ports.files import Uploads
+from builderd.code.port import Uploads
+from builderd.core.errors import Conflict, TooLarge
+from builderd.core.ids import UploadId, new_id
 
 ONE = UploadId(new_id())
 LIMIT = 1000

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.vaults.sodium import KeyFile, SodiumVault, in_memory
-from builderd.ports.outside import Vault
+from builderd.credentials.vault import KeyFile, SodiumVault, in_memory
+from builderd.tokens.port import Vault
 
 
 @pytest.fixture(params=["memory", "file"])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from builderd.domain.errors import EngineUnavailable
-from builderd.ports.outside import Vault
+from builderd.core.errors import EngineUnavailable
+from builderd.tokens.port import Vault
 
 SECRET = b"hunter2-\x00\xff"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.incus import IncusCluster, prepared_incus, running_cluster
 
-from builderd.adapters.engines.incus.engine import IncusEngine
+from builderd.engine.incus.engine import IncusEngine
 
 
 @pytest.fixture(scope="session")

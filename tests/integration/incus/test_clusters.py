@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tests.incus import IncusCluster
 
-from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.provider import IncusProvider
-from builderd.domain.errors import EngineUnavailable
-from builderd.ports.engine import ClusterProvider
+from builderd.core.errors import EngineUnavailable
+from builderd.engine.incus.client import IncusOptions
+from builderd.engine.incus.provider import IncusProvider
+from builderd.engine.port import ClusterProvider
 
 pytestmark = pytest.mark.root
 

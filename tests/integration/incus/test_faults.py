@@ -16,17 +16,17 @@ from tests.contract.engine import apps
 from tests.engines import make_spec, settings_in, until_listening
 from tests.incus import IncusCluster, running_cluster
 
-from builderd.adapters.engines.incus import client as client_module
-from builderd.adapters.engines.incus.client import IncusClient, IncusOptions
-from builderd.adapters.engines.incus.disks import volume_of
-from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.instance import document
-from builderd.domain.files import Condition
-from builderd.domain.ids import DiskId, new_id
-from builderd.domain.processes import ProcessSpec, Window
-from builderd.domain.resources import GB
-from builderd.domain.sandboxes import SandboxState
-from builderd.ports.engine import Tool
+from builderd.core.ids import DiskId, new_id
+from builderd.core.resources import GB
+from builderd.engine.incus import client as client_module
+from builderd.engine.incus.client import IncusClient, IncusOptions
+from builderd.engine.incus.disks import volume_of
+from builderd.engine.incus.engine import IncusEngine
+from builderd.engine.incus.instance import document
+from builderd.engine.port import Tool
+from builderd.executions.model import ProcessSpec, Window
+from builderd.files.model import Condition
+from builderd.sandboxes.model import SandboxState
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -12,13 +12,13 @@ from tests.contract.engine import apps
 from tests.engines import make_spec, settings_in, until_listening
 from tests.incus import IncusCluster, prepared_incus, running_cluster
 
-from builderd.adapters.engines.incus.disks import volume_of
-from builderd.adapters.engines.incus.engine import IncusEngine
-from builderd.adapters.engines.incus.provider import Administration
-from builderd.domain.errors import InvalidState
-from builderd.domain.files import Condition
-from builderd.domain.ids import DiskId, SandboxId, new_id
-from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
+from builderd.core.errors import InvalidState
+from builderd.core.ids import DiskId, SandboxId, new_id
+from builderd.dependencies.model import LAYER, BuildStep, Cache, LayerPlan
+from builderd.engine.incus.disks import volume_of
+from builderd.engine.incus.engine import IncusEngine
+from builderd.engine.incus.provider import Administration
+from builderd.files.model import Condition
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

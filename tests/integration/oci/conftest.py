@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from tests.engines import prepared, settings_until_down
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.ports.engine import EngineOptions
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import EngineOptions
 
 
 @pytest.fixture(scope="session")

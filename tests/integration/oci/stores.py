@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builderd.adapters.engines.oci.storage.backing import find_device
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.domain.resources import GB
-from builderd.ports.engine import StoreOptions
+from builderd.core.resources import GB
+from builderd.engine.oci.storage.backing import find_device
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.port import StoreOptions
 
 INSTANCE = "0123abcd"
 OPTIONS = StoreOptions(size_bytes=6 * GB, floor_bytes=GB)

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from tests.integration.oci.stores import quiet
 
-from builderd.adapters.engines.oci.storage.base import APP_UID, MOUNT_FILES, MOUNT_FOLDERS, Base, ensure_base
+from builderd.engine.oci.storage.base import APP_UID, MOUNT_FILES, MOUNT_FOLDERS, Base, ensure_base
 
 pytestmark = pytest.mark.root
 

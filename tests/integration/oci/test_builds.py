@@ -17,16 +17,16 @@ import pytest
 from tests.integration.oci.package_index import Distribution, serve, source, wheel
 from tests.integration.oci.stores import OPTIONS, quiet
 
-from builderd.adapters.engines.oci.engine.machine import Machine
-from builderd.adapters.engines.oci.runtime.runner import Runner
-from builderd.adapters.engines.oci.storage.layers import LAYER_UID, Bind, BuildRun
-from builderd.adapters.installers.installers import Installers, UvInstaller
-from builderd.adapters.installers.npm import NpmInstaller
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import InstallFailed
-from builderd.domain.ids import TenantId
-from builderd.domain.layers import LayerPlan
-from builderd.ports.engine import EngineOptions
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
+from builderd.core.ids import TenantId
+from builderd.dependencies.installers.installers import Installers, UvInstaller
+from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.dependencies.model import LayerPlan
+from builderd.engine.oci.engine.machine import Machine
+from builderd.engine.oci.runtime.runner import Runner
+from builderd.engine.oci.storage.layers import LAYER_UID, Bind, BuildRun
+from builderd.engine.port import EngineOptions
 
 pytestmark = pytest.mark.root
 

@@ -24,19 +24,19 @@ from tests.engines import (
     prepared,
 )
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.runtime import execute as execute_module
-from builderd.adapters.engines.oci.runtime import listening
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.files import UNCONDITIONAL
-from builderd.domain.ids import SandboxId, new_sandbox_id
-from builderd.domain.processes import ProcessSpec
-from builderd.domain.sandboxes import ExecResult, SandboxState
-from builderd.domain.versions import Isolation
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import SandboxId, new_sandbox_id
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.runtime import execute as execute_module
+from builderd.engine.oci.runtime import listening
+from builderd.engine.port import EngineOptions
+from builderd.executions.model import ProcessSpec
+from builderd.executions.service import Command, capture
+from builderd.files.model import UNCONDITIONAL
 from builderd.linux.processes import read_proc
-from builderd.ports.engine import EngineOptions
-from builderd.services.executions import Command, capture
+from builderd.sandboxes.model import ExecResult, SandboxState
+from builderd.versions.model import Isolation
 
 pytestmark = pytest.mark.root
 

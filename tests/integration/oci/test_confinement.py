@@ -25,17 +25,17 @@ from tests.engines import (
 )
 from tests.small_memory import limited_memory
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.runtime import proc_files
-from builderd.adapters.engines.oci.storage.layers import BuildRun
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import SandboxId, new_sandbox_id
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause, SandboxState
-from builderd.domain.versions import Isolation
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import SandboxId, new_sandbox_id
+from builderd.core.resources import Resources
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.runtime import proc_files
+from builderd.engine.oci.storage.layers import BuildRun
+from builderd.engine.port import EngineOptions
 from builderd.linux.syscalls import check, libc
-from builderd.ports.engine import EngineOptions
+from builderd.sandboxes.model import EndCause, SandboxState
+from builderd.versions.model import Isolation
 
 pytestmark = pytest.mark.root
 

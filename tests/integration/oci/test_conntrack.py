@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.network import conntrack
-from builderd.adapters.engines.oci.network.conntrack import NoConntrack, attribute, forget, forget_others
+from builderd.engine.oci.network import conntrack
+from builderd.engine.oci.network.conntrack import NoConntrack, attribute, forget, forget_others
 from builderd.linux.syscalls import CLONE_NEWNET, setns
 
 pytestmark = pytest.mark.root

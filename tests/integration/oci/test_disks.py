@@ -16,20 +16,15 @@ from typing import Any
 import pytest
 from tests.integration.oci.stores import new_store, open_store, opened
 
-from builderd.adapters.engines.oci.storage import tree
-from builderd.adapters.engines.oci.storage.disks import (
-    APP_OWNER,
-    DISK_UID,
-    SCRATCH_BYTES,
-    Disks,
-)
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume
-from builderd.adapters.engines.oci.storage.tree import HOME_IN_BACKUP as HOME
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import NoCapacity, NotFound
-from builderd.domain.ids import DiskId
-from builderd.domain.resources import GB
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import NoCapacity, NotFound
+from builderd.core.ids import DiskId
+from builderd.core.resources import GB
+from builderd.engine.oci.storage import tree
+from builderd.engine.oci.storage.disks import APP_OWNER, DISK_UID, SCRATCH_BYTES, Disks
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.oci.storage.subvolumes import create_subvolume, folder, is_subvolume
+from builderd.engine.oci.storage.tree import HOME_IN_BACKUP as HOME
 
 pytestmark = pytest.mark.root
 
@@ -383,7 +378,7 @@ def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.app_builds.write_files", crash)
+    monkeypatch.setattr("builderd.engine.oci.storage.app_builds.write_files", crash)
     with pytest.raises(KeyboardInterrupt):
         disks.put_bundle(ONE, make_bundle([BundleFile("other", b"")]))
     report = disks.report(ONE)
@@ -399,7 +394,7 @@ def test_after_a_crash_of_the_machine_only_a_bundle_that_was_safe_by_then_counts
     disks.put_bundle(ONE, BUNDLE)
     store.deferred_sync.sync()
     disks.put_bundle(TWO, BUNDLE)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.store.boot_id", lambda: "another boot")
+    monkeypatch.setattr("builderd.engine.oci.storage.store.boot_id", lambda: "another boot")
     reports = {disk: disks.report(disk) for disk in (ONE, TWO)}
     assert [report and report.bundle_hash for report in reports.values()] == [BUNDLE.hash, None]
     disks.put_bundle(TWO, BUNDLE)
@@ -412,7 +407,7 @@ def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.Monk
     disks.create(ONE, GB)
     disks.put_bundle(ONE, BUNDLE)
     disks.clone(ONE, TWO, GB)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.store.boot_id", lambda: "another boot")
+    monkeypatch.setattr("builderd.engine.oci.storage.store.boot_id", lambda: "another boot")
     report = disks.report(TWO)
     assert report
     assert report.bundle_hash == BUNDLE.hash

@@ -16,11 +16,11 @@ from tests.contract.engine.apps import PORT
 from tests.engines import ENGINE_TIMEOUT, execute, log_text, make_spec, prepared, until_listening
 from tests.outside import outside
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.network.nft import FLOWS
-from builderd.domain.ids import SandboxId
-from builderd.domain.versions import Isolation
-from builderd.ports.engine import EngineOptions
+from builderd.core.ids import SandboxId
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.network.nft import FLOWS
+from builderd.engine.port import EngineOptions
+from builderd.versions.model import Isolation
 
 pytestmark = pytest.mark.root
 

@@ -14,14 +14,14 @@ from tests.integration.oci.test_disks import MB, fill, soon
 from tests.small_disk import fill as fill_host
 from tests.small_disk import small_disk
 
-from builderd.adapters.engines.oci.engine.preflight import check_store
-from builderd.adapters.engines.oci.storage import backing, space_reservations
-from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.space_reservations import StorageDevice
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import DiskId
-from builderd.ports.engine import StoreOptions
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import DiskId
+from builderd.engine.oci.engine.preflight import check_store
+from builderd.engine.oci.storage import backing, space_reservations
+from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.space_reservations import StorageDevice
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.port import StoreOptions
 
 pytestmark = pytest.mark.root
 
@@ -35,7 +35,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small file system, which no sandbox of another service keeps a copy of."""
     monkeypatch.setattr(backing, "SMALLEST", STORE // 2)
     monkeypatch.setattr(space_reservations, "RESERVE", 100 * MB)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
+    monkeypatch.setattr("builderd.engine.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
     with small_disk(tmp_path, HOST) as disk:
         yield disk
 

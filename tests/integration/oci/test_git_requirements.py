@@ -15,8 +15,8 @@ from tests.integration.oci.test_builds import INDEX_PORT, Workshop, opened_works
 from tests.outside import outside
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.installers.installers import UvInstaller
-from builderd.ports.engine import EngineOptions
+from builderd.dependencies.installers.installers import UvInstaller
+from builderd.engine.port import EngineOptions
 
 pytestmark = pytest.mark.root
 

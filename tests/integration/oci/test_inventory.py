@@ -9,10 +9,10 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import make_spec
 
-from builderd.adapters.engines.oci.engine import inventory
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.ports.engine import EngineOptions
+from builderd.dependencies.model import LAYER, BuildStep, Cache, LayerPlan
+from builderd.engine.oci.engine import inventory
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import EngineOptions
 
 pytestmark = pytest.mark.root
 

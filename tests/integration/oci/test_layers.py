@@ -21,17 +21,17 @@ from typing import Any, cast
 import pytest
 from tests.integration.oci.stores import open_store
 
-from builderd.adapters.engines.oci.storage import app_builds
-from builderd.adapters.engines.oci.storage import layers as module
-from builderd.adapters.engines.oci.storage import layers as transcript
-from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.layer_store import LayerCache, LayerStore
-from builderd.adapters.engines.oci.storage.layers import BuildExit, BuildRun, Layers, Output
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
-from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound, machine_fault
-from builderd.domain.ids import DiskId
-from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.core.errors import InstallFailed, MachineFault, NoCapacity, NotFound, machine_fault
+from builderd.core.ids import DiskId
+from builderd.dependencies.model import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.engine.oci.storage import app_builds
+from builderd.engine.oci.storage import layers as module
+from builderd.engine.oci.storage import layers as transcript
+from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.layer_store import LayerCache, LayerStore
+from builderd.engine.oci.storage.layers import BuildExit, BuildRun, Layers, Output
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.oci.storage.subvolumes import create_subvolume
 
 pytestmark = pytest.mark.root
 
@@ -268,7 +268,7 @@ async def test_the_store_is_changed_beside_the_loop(
 
     for owner, name in changes:
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_store.HIGH_WATER", -1)
+    monkeypatch.setattr("builderd.engine.oci.storage.layer_store.HIGH_WATER", -1)
     assert (await layers.build_layer(plan(), print)).ok
     assert len(changers) == len(changes)
     assert threading.main_thread() not in changers
@@ -486,7 +486,7 @@ async def test_the_cache_is_emptied_when_it_has_grown_and_layers_keep_what_they_
     runner.action = clone
     await layers.build_layer(plan(), print)
     content = (layers.lower(KEY) / "venv/wheel").read_bytes()
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_store.HIGH_WATER", 1e-9)
+    monkeypatch.setattr("builderd.engine.oci.storage.layer_store.HIGH_WATER", 1e-9)
     runner.action = install
     await layers.build_layer(plan(OTHER), print)
     assert list((store.root / "cache").iterdir()) == []
@@ -600,7 +600,7 @@ async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_agai
     await layers.build_layer(plan(), print)
     store.deferred_sync.sync()
     await layers.build_layer(plan(OTHER), print)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.store.boot_id", lambda: "another boot")
+    monkeypatch.setattr("builderd.engine.oci.storage.store.boot_id", lambda: "another boot")
     layers.open()
     assert layers.has(KEY), "it was safe on the disk"
     assert not layers.has(OTHER)

@@ -17,13 +17,13 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import ENGINE_TIMEOUT, execute, make_spec, prepared, settings_in, until_listening
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.network.allocations import HOST_DIR, bridge_name, known_instance
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import new_sandbox_id
-from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.sandboxes import SandboxState
-from builderd.domain.versions import Isolation
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import new_sandbox_id
+from builderd.dependencies.model import LAYER, BuildStep, Cache, LayerPlan
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.network.allocations import HOST_DIR, bridge_name, known_instance
+from builderd.sandboxes.model import SandboxState
+from builderd.versions.model import Isolation
 
 pytestmark = pytest.mark.root
 

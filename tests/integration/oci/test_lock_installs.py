@@ -12,8 +12,8 @@ import pytest
 from tests.integration.oci.stores import quiet
 from tests.integration.oci.test_builds import ALICE, Workshop, workshop
 
-from builderd.adapters.installers.installers import UvInstaller
-from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.code.model import BundleFile, make_bundle
+from builderd.dependencies.installers.installers import UvInstaller
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -12,9 +12,9 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
 from tests.engines import ENGINE_TIMEOUT, make_spec, prepared, until_listening, until_state
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.domain.sandboxes import LogStream, SandboxState
-from builderd.ports.engine import EngineOptions
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import EngineOptions
+from builderd.sandboxes.model import LogStream, SandboxState
 
 pytestmark = pytest.mark.root
 

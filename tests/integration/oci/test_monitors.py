@@ -22,15 +22,15 @@ from tests.engines import (
     until_state,
 )
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.storage.layers import BuildRun
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.processes import ProcessSpec, shell
-from builderd.domain.resources import GB
-from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxState
-from builderd.domain.versions import Isolation
-from builderd.ports.engine import EngineOptions
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import DiskId, SandboxId
+from builderd.core.resources import GB
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.storage.layers import BuildRun
+from builderd.engine.port import EngineOptions
+from builderd.executions.model import ProcessSpec, shell
+from builderd.sandboxes.model import EndCause, SandboxReport, SandboxState
+from builderd.versions.model import Isolation
 
 pytestmark = pytest.mark.root
 

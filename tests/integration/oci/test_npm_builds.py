@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import OPTIONS, quiet
 
-from builderd.adapters.engines.oci.engine.machine import Machine
-from builderd.adapters.installers.npm import NpmInstaller
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.ids import TenantId
-from builderd.domain.layers import BuildOutcome, LayerPlan
-from builderd.ports.engine import EngineOptions
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.ids import TenantId
+from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.dependencies.model import BuildOutcome, LayerPlan
+from builderd.engine.oci.engine.machine import Machine
+from builderd.engine.port import EngineOptions
 
 pytestmark = pytest.mark.root
 

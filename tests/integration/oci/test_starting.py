@@ -17,9 +17,9 @@ from tests.contract.engine import apps
 from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 from tests.security.sandbox.test_launcher_protocol import BIND, RUN, SERVER
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.domain.sandboxes import SandboxState
+from builderd.engine.oci.engine.engine import OciEngine
 from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from builderd.sandboxes.model import SandboxState
 
 pytestmark = pytest.mark.root
 
@@ -173,7 +173,7 @@ async def test_start_waiting_for_the_store_does_not_block_others(engine: OciEngi
 #: In a process of one thread, as the launcher is.
 SCRIPT = """
 import json, os, subprocess
-from builderd.adapters.engines.oci.runtime.launcher import user_namespaces
+from builderd.engine.oci.runtime.launcher import user_namespaces
 from builderd.linux.syscalls import forbid_tracing
 
 def seen(namespace, file):

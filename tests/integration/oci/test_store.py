@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import is_let_go, new_store, open_store, opened, quiet
 
-from builderd.adapters.engines.oci.storage.backing import find_device, is_mounted, loop_device, total_bytes
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.domain.resources import GB
-from builderd.ports.engine import StoreOptions
+from builderd.core.errors import EngineUnavailable, NoCapacity
+from builderd.core.resources import GB
+from builderd.engine.oci.storage.backing import find_device, is_mounted, loop_device, total_bytes
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.port import StoreOptions
 
 pytestmark = pytest.mark.root
 

@@ -30,15 +30,15 @@ from tests.engines import (
 )
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.network.network import Network
-from builderd.adapters.engines.oci.storage.layers import Layers
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.processes import ProcessSpec, shell
-from builderd.domain.sandboxes import EndCause, SandboxState
-from builderd.domain.versions import Isolation
-from builderd.ports.engine import EngineOptions
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import BuilderId, DiskId, SandboxId
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.network.network import Network
+from builderd.engine.oci.storage.layers import Layers
+from builderd.engine.port import EngineOptions
+from builderd.executions.model import ProcessSpec, shell
+from builderd.sandboxes.model import EndCause, SandboxState
+from builderd.versions.model import Isolation
 
 pytestmark = pytest.mark.root
 
@@ -183,9 +183,9 @@ async def test_another_process_with_the_number_is_not_the_app(settings: EngineOp
 CRASHING_SERVICE = textwrap.dedent("""
     import asyncio, os, signal, sys
     from pathlib import Path
-    from builderd.adapters.engines.oci.engine.engine import OciEngine
-    from builderd.adapters.engines.oci.runtime.creation import Creation
-    from builderd.adapters.engines.oci.runtime.runs import Runs
+    from builderd.engine.oci.engine.engine import OciEngine
+    from builderd.engine.oci.runtime.creation import Creation
+    from builderd.engine.oci.runtime.runs import Runs
     from tests.contract.engine import apps
     from tests.engines import make_spec, settings_in
 

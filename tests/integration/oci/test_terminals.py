@@ -9,12 +9,12 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, prepared
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.runtime.execute import MAX_OPEN
-from builderd.domain.errors import InvalidState, ValidationFailed
-from builderd.domain.ids import SandboxId
-from builderd.domain.processes import ProcessSpec, Window, shell
-from builderd.ports.engine import EngineOptions, Process
+from builderd.core.errors import InvalidState, ValidationFailed
+from builderd.core.ids import SandboxId
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.runtime.execute import MAX_OPEN
+from builderd.engine.port import EngineOptions, Process
+from builderd.executions.model import ProcessSpec, Window, shell
 
 pytestmark = pytest.mark.root
 
@@ -130,7 +130,7 @@ async def test_terminal_in_a_missing_folder_is_refused(engine: OciEngine) -> Non
 
 
 async def test_processes_per_sandbox_are_limited(engine: OciEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builderd.adapters.engines.oci.runtime.execute.MAX_OPEN", 1)
+    monkeypatch.setattr("builderd.engine.oci.runtime.execute.MAX_OPEN", 1)
     assert MAX_OPEN > 1
     sandbox = await silent(engine)
     async with engine.sandboxes.open_process(sandbox, ProcessSpec(("sleep", "1000"))):

@@ -11,9 +11,9 @@ import pytest
 from tests.previews.proxy import TOKEN, App, Proxy, eventually
 from tests.previews.visitor import PATIENCE, Visitor, ask
 
-from builderd.adapters.previews.haproxy import config, counters, pause, runtime_api
-from builderd.domain.metrics import response_counts
-from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, STATUS_CLASSES, Route, RouteState
+from builderd.metrics.model import response_counts
+from builderd.previews.haproxy import config, counters, pause, runtime_api
+from builderd.previews.model import RESPONSE_BOUNDS, RESPONSE_TIMES, STATUS_CLASSES, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

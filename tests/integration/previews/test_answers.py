@@ -13,8 +13,8 @@ from tests.previews.next_owner import NextOwner
 from tests.previews.proxy import BUILDER, TOKEN, App, Proxy, free_port, new_host
 from tests.previews.visitor import Answer, parse, read_all
 
-from builderd.domain.ids import secret_hash
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.core.ids import secret_hash
+from builderd.previews.model import Address, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
@@ -166,7 +166,7 @@ def test_an_apps_own_errors_are_its_own(proxy: Proxy, app: App) -> None:
 
 
 def test_an_app_that_takes_too_long_is_a_504(make_proxy: Callable[..., Proxy], app: App) -> None:
-    from builderd.adapters.previews.haproxy.options import Timeouts
+    from builderd.previews.haproxy.options import Timeouts
 
     proxy = make_proxy(timeouts=Timeouts(server=1)).start()
     answer = proxy.visitor.browse(proxy.open(app), "/slow?30")

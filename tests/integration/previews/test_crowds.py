@@ -18,7 +18,7 @@ from tests.integration.previews.waking_service import Service, change, fetch, se
 from tests.previews.proxy import App, new_host
 from tests.previews.visitor import Answer, Visitor, ask
 
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.previews.model import Address, Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

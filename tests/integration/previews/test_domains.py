@@ -13,8 +13,8 @@ from tests.previews.certificates import make_pem
 from tests.previews.proxy import TOKEN, App, Proxy, free_port, new_host
 from tests.previews.visitor import Answer, parse, read_all
 
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.domain.previews import DomainAlias
+from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.model import DomainAlias
 
 pytestmark = pytest.mark.haproxy
 CHALLENGE = "/.well-known/acme-challenge/"

@@ -10,8 +10,8 @@ from tests.integration.previews.test_life import master_of
 from tests.integration.previews.test_survival import processes_of
 from tests.previews.proxy import App, Proxy, eventually
 
-from builderd.adapters.previews.haproxy import process
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
+from builderd.previews.haproxy import process
 
 pytestmark = pytest.mark.haproxy
 

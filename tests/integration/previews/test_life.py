@@ -15,10 +15,10 @@ from tests.descriptors import held_by
 from tests.previews.proxy import App, Proxy, eventually, new_host, route_to
 from tests.previews.visitor import ask
 
-from builderd.adapters.previews.haproxy import pause, process, runtime_api
-from builderd.adapters.previews.haproxy.options import ProxyFiles
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import Route, RouteState
+from builderd.core.errors import EngineUnavailable
+from builderd.previews.haproxy import pause, process, runtime_api
+from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

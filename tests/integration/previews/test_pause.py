@@ -20,9 +20,9 @@ from tests.integration.previews.waking_service import (
 from tests.previews.proxy import TOKEN, App
 from tests.previews.visitor import BROWSER
 
-from builderd.adapters.previews.haproxy import pause
-from builderd.domain.ids import secret_hash
-from builderd.domain.previews import Route, RouteState
+from builderd.core.ids import secret_hash
+from builderd.previews.haproxy import pause
+from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

@@ -13,9 +13,9 @@ from tests.integration.previews.waking_service import PATIENCE, Service, change,
 from tests.previews.proxy import TOKEN, App, new_host, route_to
 from tests.previews.visitor import BROWSER
 
-from builderd.adapters.previews.haproxy import pause
-from builderd.domain.ids import TenantId, new_id, secret_hash
-from builderd.domain.previews import Route, RouteState
+from builderd.core.ids import TenantId, new_id, secret_hash
+from builderd.previews.haproxy import pause
+from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

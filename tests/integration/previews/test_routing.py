@@ -8,7 +8,7 @@ import pytest
 from tests.previews.proxy import TOKEN, App, Proxy
 from tests.previews.visitor import ask
 
-from builderd.domain.previews import Route, RouteState
+from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 

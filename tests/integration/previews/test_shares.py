@@ -9,8 +9,8 @@ import pytest
 from tests.integration.previews.test_life import kill
 from tests.previews.proxy import TOKEN, App, Proxy, new_host
 
-from builderd.domain.ids import secret_hash
-from builderd.domain.previews import PreviewLink
+from builderd.core.ids import secret_hash
+from builderd.previews.model import PreviewLink
 
 pytestmark = pytest.mark.haproxy
 LINK = "bdpl_of-a-guest"

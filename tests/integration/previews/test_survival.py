@@ -22,9 +22,9 @@ pytestmark = pytest.mark.haproxy
 SERVICE = """
 import asyncio, sys
 from pathlib import Path
-from builderd.adapters.previews.haproxy.options import ProxyOptions
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.domain.previews import Address, Route, RouteState
+from builderd.previews.haproxy.options import ProxyOptions
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.model import Address, Route, RouteState
 
 async def main(directory, port, app, host):
     previews = HaproxyPreviews(Path(directory), ProxyOptions(port=int(port), threads=2))

@@ -17,10 +17,10 @@ import pytest
 from tests.previews.certificates import write_certificate
 from tests.previews.proxy import TOKEN, App, Proxy, eventually
 
-from builderd.adapters.previews.haproxy import domain_table
-from builderd.adapters.previews.haproxy.domain_table import watch_certificate
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, replace_certificate
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
+from builderd.previews.haproxy import domain_table
+from builderd.previews.haproxy.domain_table import watch_certificate
+from builderd.previews.haproxy.runtime_api import CommandRefused, replace_certificate
 
 pytestmark = pytest.mark.haproxy
 

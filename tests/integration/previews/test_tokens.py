@@ -45,7 +45,7 @@ def test_a_token_that_was_replaced_ends_at_once(proxy: Proxy, app: App) -> None:
 
     from tests.previews.proxy import route_to
 
-    from builderd.domain.ids import secret_hash
+    from builderd.core.ids import secret_hash
 
     route = proxy.put(route_to(app, private=True))
     proxy.put(replace(route, token_hash=secret_hash("bds_another")))

@@ -11,7 +11,7 @@ from tests.previews.proxy import App, Proxy
 from tests.previews.visitor import PATIENCE
 from tests.send_queues import unacknowledged
 
-from builderd.adapters.previews.haproxy.config import SEND_BUFFER
+from builderd.previews.haproxy.config import SEND_BUFFER
 
 pytestmark = pytest.mark.haproxy
 

@@ -14,11 +14,11 @@ import pytest
 from tests.previews.proxy import TOKEN, App, free_port, new_host, route_to
 from tests.previews.visitor import Answer, Visitor
 
-from builderd.adapters.previews.haproxy import pause, runtime_api
-from builderd.adapters.previews.haproxy.options import ProxyOptions
-from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.domain.ids import secret_hash
-from builderd.domain.previews import Route, RouteState
+from builderd.core.ids import secret_hash
+from builderd.previews.haproxy import pause, runtime_api
+from builderd.previews.haproxy.options import ProxyOptions
+from builderd.previews.haproxy.previews import HaproxyPreviews
+from builderd.previews.model import Route, RouteState
 
 #: Against hanging only.
 PATIENCE = 60

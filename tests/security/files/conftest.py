@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.engines import prepared, settings_until_down
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.ports.engine import EngineOptions
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import EngineOptions
 
 
 @pytest.fixture(scope="session")

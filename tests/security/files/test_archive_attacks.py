@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from builderd.adapters.bundles import unpack as unpack_program
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.bundles import ArchiveLimits, ArchiveRejected, Bundle
-from builderd.domain.errors import BuilderdError, TooLarge, ValidationFailed
+from builderd.code.bundles import unpack as unpack_program
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.model import ArchiveLimits, ArchiveRejected, Bundle
+from builderd.core.errors import BuilderdError, TooLarge, ValidationFailed
 
 LIMITS = ArchiveLimits(max_files=1000, max_bytes=20_000_000, seconds=20)
 
@@ -412,8 +412,8 @@ def test_trailing_data_after_archive_is_rejected() -> None:
 
 CONFINED = """
 import ctypes, os, socket, sys
-from builderd.adapters.bundles.unpack import confine
-from builderd.domain.bundles import ArchiveLimits
+from builderd.code.bundles.unpack import confine
+from builderd.code.model import ArchiveLimits
 confine(ArchiveLimits())
 def fails(what):
     try: what()

@@ -12,12 +12,12 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, running_service
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.bundles.shared import SharedBundles
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import NoCapacity, QuotaExceeded
-from builderd.domain.ids import TenantId, new_id
-from builderd.services.code_space import SHARE, CodeSpace, SentCode
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.bundles.shared import SharedBundles
+from builderd.code.model import BundleFile, make_bundle
+from builderd.code.space import SHARE, CodeSpace, SentCode
+from builderd.core.errors import NoCapacity, QuotaExceeded
+from builderd.core.ids import TenantId, new_id
 
 BUILDERS = "/api/v1/builders"
 MB = 1_000_000

@@ -14,15 +14,15 @@ from tests.contract.engine import apps
 from tests.contract.engine.test_disk_files import names, read, write
 from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.storage import files
-from builderd.adapters.engines.oci.storage.files import ARCHIVES
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
-from builderd.domain.files import UNCONDITIONAL, FileKind
-from builderd.domain.ids import DiskId, new_id
-from builderd.domain.processes import ProcessSpec
-from builderd.domain.sandboxes import SandboxSpec
-from builderd.ports.engine import Process
+from builderd.core.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
+from builderd.core.ids import DiskId, new_id
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.storage import files
+from builderd.engine.oci.storage.files import ARCHIVES
+from builderd.engine.port import Process
+from builderd.executions.model import ProcessSpec
+from builderd.files.model import UNCONDITIONAL, FileKind
+from builderd.sandboxes.model import SandboxSpec
 
 pytestmark = pytest.mark.root
 

@@ -14,7 +14,7 @@ from tests.acceptance.live_service import LiveService, body, live_service
 from tests.incus import IncusCluster, running_cluster
 from tests.patience import patience
 
-from builderd.schemas.v1.builder_parts import MAX_TIMEOUT
+from builderd.schemas.builder_parts import MAX_TIMEOUT
 
 #: That a command may take which is expected to end; the API allows no more than its own limit.
 COMMAND_SECONDS = min(round(patience(60)), MAX_TIMEOUT)

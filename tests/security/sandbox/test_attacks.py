@@ -22,8 +22,8 @@ from tests.incus import IncusCluster
 from tests.patience import patience
 from tests.security.sandbox.conftest import COMMAND_SECONDS, ISOLATIONS, Attacker, network_of, on_incus
 
-from builderd.adapters.engines.incus.image import LOG
-from builderd.schemas.v1.builder_parts import MAX_TIMEOUT
+from builderd.engine.incus.image import LOG
+from builderd.schemas.builder_parts import MAX_TIMEOUT
 
 pytestmark = pytest.mark.root
 

@@ -9,7 +9,7 @@ from tests.acceptance.live_service import LiveService, body
 from tests.acceptance.scenarios import Visitor
 from tests.patience import patience
 
-from builderd.adapters.engines.incus.image import FOLDER
+from builderd.engine.incus.image import FOLDER
 
 pytestmark = pytest.mark.root
 

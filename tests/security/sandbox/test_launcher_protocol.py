@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.launcher import MAX_DESCRIPTORS
+from builderd.engine.oci.runtime.launcher import MAX_DESCRIPTORS
 
 SERVER = """
 import socket, sys
-from builderd.adapters.engines.oci.runtime.launcher import Server
+from builderd.engine.oci.runtime.launcher import Server
 control = socket.socket(fileno=int(sys.argv[1]))
 control.set_inheritable(False)
 Server(control).serve()

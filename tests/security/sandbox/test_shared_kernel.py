@@ -21,10 +21,10 @@ from tests.incus import IncusCluster
 from tests.patience import patience
 from tests.security.sandbox.conftest import Attacker, network_of, on_incus
 
-from builderd.adapters.engines.oci.network.allocations import bridge_name, known_instance
-from builderd.adapters.engines.oci.network.nft import table_name
-from builderd.adapters.engines.oci.runtime.bundle import MASKED
-from builderd.domain.addresses import NOT_FOR_SANDBOXES
+from builderd.core.addresses import NOT_FOR_SANDBOXES
+from builderd.engine.oci.network.allocations import bridge_name, known_instance
+from builderd.engine.oci.network.nft import table_name
+from builderd.engine.oci.runtime.bundle import MASKED
 
 pytestmark = pytest.mark.root
 

@@ -11,14 +11,14 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import execute, make_spec, prepared, settings_until_down
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.storage import app_builds
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import InstallFailed
-from builderd.domain.ids import DiskId, TenantId, new_id
-from builderd.domain.layers import LAYER, AppBuild, BuildOutcome, BuildStep, Cache, LayerPlan
-from builderd.domain.resources import GB
-from builderd.ports.engine import EngineOptions, Progress
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
+from builderd.core.ids import DiskId, TenantId, new_id
+from builderd.core.resources import GB
+from builderd.dependencies.model import LAYER, AppBuild, BuildOutcome, BuildStep, Cache, LayerPlan
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.storage import app_builds
+from builderd.engine.port import EngineOptions, Progress
 
 pytestmark = pytest.mark.root
 

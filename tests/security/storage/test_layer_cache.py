@@ -11,9 +11,9 @@ import pytest
 from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_layers import KEY, OTHER, StandIn, install, is_tidy, plan, step
 
-from builderd.adapters.engines.oci.storage.layers import BuildExit, BuildRun, Layers, Output
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.domain.layers import CACHE, Cache
+from builderd.dependencies.model import CACHE, Cache
+from builderd.engine.oci.storage.layers import BuildExit, BuildRun, Layers, Output
+from builderd.engine.oci.storage.store import Store
 
 pytestmark = pytest.mark.root
 

@@ -16,14 +16,14 @@ import pytest
 from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci.storage import backing, space_reservations
-from builderd.adapters.engines.oci.storage.backing import free_bytes
-from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.space_reservations import read_chunks
-from builderd.adapters.engines.oci.storage.store import Store
-from builderd.domain.ids import DiskId
-from builderd.domain.resources import GB
-from builderd.ports.engine import StoreOptions
+from builderd.core.ids import DiskId
+from builderd.core.resources import GB
+from builderd.engine.oci.storage import backing, space_reservations
+from builderd.engine.oci.storage.backing import free_bytes
+from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.space_reservations import read_chunks
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.port import StoreOptions
 
 pytestmark = pytest.mark.root
 
@@ -37,7 +37,7 @@ OPTIONS = StoreOptions(size_bytes=STORE, floor_bytes=GB)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(backing, "SMALLEST", STORE)
     monkeypatch.setattr(space_reservations, "RESERVE", RESERVE)
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", SCRATCH)
+    monkeypatch.setattr("builderd.engine.oci.storage.disks.SCRATCH_BYTES", SCRATCH)
     with open_store(tmp_path, OPTIONS) as store:
         # The kernel gives space back at each commit: every second instead of every 30.
         subprocess.run(["mount", "-o", "remount,commit=1", store.root], check=True)

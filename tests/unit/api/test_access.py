@@ -12,8 +12,8 @@ import pytest_asyncio
 from tests.document import DOCUMENT
 from tests.service import MINIMAL, Service, running_service
 
-from builderd.domain.ids import new_id
-from builderd.domain.tokens import Scope
+from builderd.core.ids import new_id
+from builderd.tokens.model import Scope
 
 API = "/api/v1"
 FOR_ADMINISTRATORS = {

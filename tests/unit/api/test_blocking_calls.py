@@ -14,7 +14,7 @@ from starlette.types import Message
 from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
-from builderd.api.server.preferences import until_disconnect
+from builderd.server.preferences import until_disconnect
 
 API = "/api/v1"
 BUILDERS = f"{API}/builders"

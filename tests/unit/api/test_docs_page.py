@@ -11,8 +11,8 @@ import pytest
 from tests.service import Service, running_service
 
 from builderd.agents import guide
-from builderd.api.docs_page import MAX_BYTES, index
-from builderd.api.server.answers import PREFIX
+from builderd.server.answers import PREFIX
+from builderd.server.docs_page import MAX_BYTES, index
 
 
 async def test_the_page_and_all_it_refers_to_come_from_here(client: httpx.AsyncClient) -> None:

@@ -12,14 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.adapters.vaults.sodium import KeyFile
-from builderd.api.app import create_app, metrics_app
-from builderd.api.server.meter import Meter
-from builderd.domain.database_lease import MemberReport
-from builderd.domain.ids import DiskId
-from builderd.domain.previews import PreviewActivity
-from builderd.domain.resources import Capacity
-from builderd.operations.operations import Operations
+from builderd.core.ids import DiskId
+from builderd.core.members import MemberReport
+from builderd.core.resources import Capacity
+from builderd.credentials.vault import KeyFile
+from builderd.previews.model import PreviewActivity
+from builderd.server.app import create_app, metrics_app
+from builderd.server.meter import Meter
+from builderd.server.operations import Operations
 
 
 @pytest.fixture

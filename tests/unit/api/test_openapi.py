@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from tests.document import DOCUMENT
 from tests.service import METRICS_TOKEN, MINIMAL, listening, running_service
 
-from builderd.domain.resources import Resources
-from builderd.operations.rates import Rates
+from builderd.core.resources import Resources
+from builderd.server.rates import Rates
 
 #: Schema-valid requests can break rules that JSON Schema cannot tell, such as a path that is both file and folder;
 #: and DELETE /builders/spending names a builder that is not there, 404, where that check wants 405.

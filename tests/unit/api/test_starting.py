@@ -9,9 +9,9 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from builderd.api import starting
-from builderd.api.server.listener import Servers
-from builderd.api.starting import ApiPort
+from builderd.server import starting
+from builderd.server.listener import Servers
+from builderd.server.starting import ApiPort
 
 
 @pytest.fixture

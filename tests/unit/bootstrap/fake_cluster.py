@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from builderd.domain.database_lease import Instance
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
+from builderd.core.members import Instance
 from builderd.settings import Settings
 
 

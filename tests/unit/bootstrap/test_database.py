@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap import machine, state
 from builderd.bootstrap.data_directory import DATABASE_NOTE, IDENTITY_FILE, LOCK_FILE, identity, lock, make
 from builderd.bootstrap.database import existing_store, host_id, is_copy, note_database, store, this_instance
 from builderd.bootstrap.machine import describe_clock, repair_clock
 from builderd.bootstrap.tokens import list_tokens, make_token
-from builderd.domain.database_lease import Instance
-from builderd.domain.errors import EngineUnavailable, InvalidState
-from builderd.domain.ids import TenantId, new_id
-from builderd.domain.tokens import Scope, Tenant
+from builderd.core.errors import EngineUnavailable, InvalidState
+from builderd.core.ids import TenantId, new_id
+from builderd.core.members import Instance
+from builderd.database import migrations
+from builderd.linux.clock import SystemClock
 from builderd.settings import Settings
-from builderd.store import migrations
+from builderd.tokens.model import Scope, Tenant
 
 SECRET = "hunter2"
 ELSEWHERE = f"postgresql://builderd:{SECRET}@db.example/builderd?sslpassword={SECRET}"

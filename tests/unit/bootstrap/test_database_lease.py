@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.contract.store.samples import TENANT
 
-from builderd.adapters.engines.oci.provider import OciProvider
+from builderd.backups.model import BackupKey
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import state
 from builderd.bootstrap.data_directory import LOCK_FILE
@@ -23,15 +23,15 @@ from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
 from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.tokens import list_tokens, make_token
-from builderd.domain.backups import BackupKey
-from builderd.domain.database_lease import DatabaseLease, DatabaseLost, DatabaseOwned, LeaseLost
-from builderd.domain.errors import InvalidState, StoreUnavailable
-from builderd.domain.ids import DiskId
-from builderd.domain.inventory import EngineInventory, StoredDisk
-from builderd.domain.tokens import Scope
+from builderd.core.errors import InvalidState, StoreUnavailable
+from builderd.core.ids import DiskId
+from builderd.core.members import DatabaseLease, DatabaseLost, DatabaseOwned, LeaseLost
+from builderd.database.lease import DatabaseLeases
+from builderd.database.unit_of_work import Store
+from builderd.engine.inventory import EngineInventory, StoredDisk
+from builderd.engine.oci.provider import OciProvider
 from builderd.settings import Settings
-from builderd.store import Store
-from builderd.store.database_lease import DatabaseLeases
+from builderd.tokens.model import Scope
 
 WANTED = ("acme", "cli", frozenset({Scope.READ}))
 

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.previews.certificates import make_pem
 
-from builderd.adapters.domains.dns_updates import HookUpdates
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import open_store
 from builderd.bootstrap.domains import make_authority, make_dns_updates, make_domain_rules
 from builderd.cli.group import builderd
-from builderd.domain.domains import WildcardCertificate, public_name
-from builderd.domain.errors import ValidationFailed
+from builderd.core.errors import ValidationFailed
+from builderd.domains.dns_updates import HookUpdates
+from builderd.domains.model import WildcardCertificate, public_name
 from builderd.settings import Settings
 
 

@@ -14,19 +14,19 @@ from tests.contract.store.samples import TENANT, add, make_builder, make_version
 from tests.fakes.engine import FakeEngine
 from tests.stores import open_store
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.bundles.shared import SharedBundles
-from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.bootstrap import engines, state
 from builderd.bootstrap.bundles import bundle_sizes, is_shared, open_bundles
 from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.machine import build_base, describe_code, run_preflight_checks
 from builderd.bootstrap.serving import serve
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.inventory import EngineInventory, PreflightCheck
-from builderd.ports.engine import EngineOptions, Progress
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.bundles.shared import SharedBundles
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import ValidationFailed
+from builderd.engine.inventory import EngineInventory, PreflightCheck
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.port import EngineOptions, Progress
+from builderd.linux.clock import SystemClock
 from builderd.settings import Settings
 from builderd.settings.sections import IncusSettings
 

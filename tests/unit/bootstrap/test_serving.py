@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 from tests.previews.proxy import free_port
 
-from builderd.bootstrap.service import take_down
+from builderd.bootstrap.run import take_down
 from builderd.bootstrap.serving import Supervisor
 from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSettings
 
@@ -21,7 +21,7 @@ from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSet
 LATER = (
     *("acme", "alembic", "asyncssh", "cryptography", "dns", "fastapi", "httpx", "jinja2", "josepy", "mcp", "nacl"),
     *("playwright", "prometheus_client", "psycopg", "re2", "requests", "sqlalchemy", "yaml", "yara", "zstandard"),
-    *("builderd.adapters.engines", "builderd.store", "builderd.api.app", "builderd.api.v1"),
+    *("builderd.engine", "builderd.database", "builderd.server.app", "builderd.builders.api"),
     *("builderd.client", "builderd.mcp", "builderd.reconciler", "builderd.ssh", "builderd.web"),
 )
 #: Runs ``serve`` with another rest of the service, which asks over the network how things are before it is there.

@@ -22,19 +22,19 @@ from pydantic import SecretStr
 from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
 from tests.stores import open_store, write_database
 
-from builderd.adapters.vaults import sodium
-from builderd.adapters.vaults.sodium import Key, KeyFile
 from builderd.bootstrap import keys, state
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.data_directory import RESTORING, lock
 from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault, rotate_vault
-from builderd.domain.builders import Builder
-from builderd.domain.errors import EngineUnavailable, InvalidState, ValidationFailed
-from builderd.services import credentials
+from builderd.builders.model import Builder
+from builderd.core.errors import EngineUnavailable, InvalidState, ValidationFailed
+from builderd.credentials import service as credentials
+from builderd.credentials import vault as sodium
+from builderd.credentials.vault import Key, KeyFile
+from builderd.database.unit_of_work import UnitOfWork
 from builderd.settings import Settings, VaultSettings
-from builderd.store import UnitOfWork
-from builderd.store.tenants import IdempotencyRecord
+from builderd.tokens.tenants import IdempotencyRecord
 
 CANARY = "canary-5b1e88d0"
 PASSPHRASE = "correct horse battery"
@@ -367,9 +367,9 @@ import os, signal, sys
 from pathlib import Path
 from builderd.linux import atomic_files
 from builderd.bootstrap import state
-from builderd.adapters.states import folder
-from builderd.store import copies
-from builderd.adapters.vaults import sodium
+from builderd.engine.states import folder
+from builderd.database import copies
+from builderd.credentials import vault as sodium
 from builderd.settings import Settings
 
 sodium._OPERATIONS, sodium._MEMORY = {costs}
@@ -422,7 +422,7 @@ KILLED_BACKUP = """
 import os, signal, sys
 from pathlib import Path
 from builderd.bootstrap import state
-from builderd.adapters.states import folder
+from builderd.engine.states import folder
 from builderd.settings import Settings
 folder.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 state.back_up(Settings(data_dir=Path(sys.argv[1])), Path(sys.argv[2]), None, print)

@@ -17,11 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from builderd import __version__
-from builderd.adapters.engines.incus.provider import Administration, MemberState, read_token
 from builderd.cli import group
 from builderd.cli.commands import APPS, COMMANDS, MACHINE, help_text
 from builderd.cli.group import builderd
-from builderd.domain.errors import ValidationFailed
+from builderd.core.errors import ValidationFailed
+from builderd.engine.incus.provider import Administration, MemberState, read_token
 
 #: Too costly for help: each takes longer than the interpreter's own start.
 COSTLY = ("asyncio", "click", "dataclasses", "httpx2", "pydantic", "rich")
@@ -56,7 +56,7 @@ def test_importing_the_package_imports_nothing_costly() -> None:
 def test_commands_of_clusters_and_set_up_import_no_server() -> None:
     # On an emulated machine the server's packages cost three minutes, with each command.
     for name in ("cluster", "service"):
-        assert not modules_after(f"import builderd.cli.{name}").intersection(("fastapi", "uvicorn", "builderd.api"))
+        assert not modules_after(f"import builderd.cli.{name}").intersection(("fastapi", "uvicorn", "builderd.server"))
 
 
 def test_click_prints_the_help_of_the_table() -> None:

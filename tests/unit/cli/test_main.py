@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from builderd.adapters.engines.oci.engine import machine as engine_preflight
-from builderd.adapters.previews.haproxy import process as previews_preflight
-from builderd.adapters.states import folder
-from builderd.adapters.testers import local as testers_preflight
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens
 from builderd.cli.group import builderd as main
-from builderd.services import tokens
-from builderd.store import UnitOfWork
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.engine import states as folder
+from builderd.engine.oci.engine import machine as engine_preflight
+from builderd.previews.haproxy import process as previews_preflight
+from builderd.qa.testers import local as testers_preflight
+from builderd.tokens import service as tokens
 
 
 def run(*words: str, data_dir: Path | None = None) -> Result:

@@ -15,14 +15,22 @@ from click.testing import CliRunner
 
 from builderd.bootstrap import machine
 from builderd.bootstrap.data_directory import lock
-from builderd.cli import service, service_unit
+from builderd.cli import machine as service
+from builderd.cli import service_unit
 from builderd.cli.group import builderd
 from builderd.cli.group import builderd as main
-from builderd.cli.service import usage_lines
+from builderd.cli.machine import usage_lines
 from builderd.cli.service_unit import install_service, quote, render
-from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
-from builderd.domain.resources import GB
+from builderd.core.ids import BuilderId, DiskId
+from builderd.core.resources import GB
+from builderd.engine.inventory import (
+    BuilderStorage,
+    EngineInventory,
+    Inventory,
+    StoredBase,
+    StoredDisk,
+    StoredLayer,
+)
 from builderd.settings import Settings
 
 

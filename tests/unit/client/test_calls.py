@@ -19,7 +19,7 @@ from builderd import AsyncBuilderd, Builderd
 from builderd.client._sync import streams
 from builderd.client.errors import BY_CODE, ApiError, Unprocessable, error_in, error_of
 from builderd.client.retries import ended_by_machine
-from builderd.domain import errors as domain
+from builderd.core import errors as domain
 
 CODE = {"main.py": "print('hello')"}
 Handler = Callable[[httpx2.Request], httpx2.Response]

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+from builderd.backups.model import BackupStatus
 from builderd.client import models
 from builderd.client.models import lenient
-from builderd.domain.backups import BackupStatus
 
 BACKUP = {
     "id": "1",
@@ -84,7 +84,7 @@ OWN = (
     "builderd.cli.commands",
     "builderd.cli.group",
     "builderd.client",
-    "builderd.domain",
+    "builderd.core",
     "builderd.mcp",
     "builderd.schemas",
 )  # the schemas of the results, with the domain's words; mcp.agent_configs, for `builderd mcp`

@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from builderd.domain.builders import Builder, Cause, JobType, Visibility
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, TenantId
-from builderd.domain.sandboxes import Sandbox
+from builderd.builders.model import Builder, Cause, JobType, Visibility
+from builderd.core.ids import BuilderId, DiskId, SandboxId, TenantId
+from builderd.sandboxes.model import Sandbox
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

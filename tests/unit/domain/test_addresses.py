@@ -6,8 +6,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from builderd.domain import addresses
-from builderd.domain.addresses import (
+from builderd.core import addresses
+from builderd.core.addresses import (
     a_labels,
     embedded_ipv4,
     in_any_network,

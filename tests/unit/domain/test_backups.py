@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.domain.samples import NOW
 
-from builderd.domain.backups import due_at
+from builderd.backups.model import due_at
 
 
 @pytest.mark.parametrize("hours", [1, 24, 2**31 - 1])

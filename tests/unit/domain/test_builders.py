@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.domain.samples import BUILDER, NOW, make_builder
 
-from builderd.domain.builders import (
+from builderd.builders.model import (
     NAME,
     Desired,
     IdleAction,

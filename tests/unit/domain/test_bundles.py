@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builderd.domain.bundles import BundleFile, bundle_hash, make_bundle, path_error, tree_errors
+from builderd.code.model import BundleFile, bundle_hash, make_bundle, path_error, tree_errors
 
 PLAIN = ["a", "main.py", "a/b/c.txt", ".env", "..a", "a..", "...", "a b", "Grüße.txt", "-rf", "a\\b", "a:b", "x" * 255]
 HOSTILE = {

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from builderd.domain.database_lease import (
+from builderd.core.members import (
     CLAIM_AFTER,
     CLAIM_SECONDS,
     FENCE_AFTER,

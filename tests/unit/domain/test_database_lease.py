@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from builderd.domain.database_lease import (
+from builderd.core.members import (
     REBOOTED_AFTER,
     STALE_AFTER,
     DatabaseLease,

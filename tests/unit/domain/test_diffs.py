@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.domain import diffs
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.diffs import (
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.versions import diffs
+from builderd.versions.diffs import (
     MAX_BYTES,
     MAX_SHOWN_CHARACTERS,
     MAX_SHOWN_LINES,

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.entrypoints import (
+from builderd.code.entrypoints import (
     NPM_BUILD,
     Entry,
     Package,
@@ -14,6 +13,7 @@ from builderd.domain.entrypoints import (
     process_commands,
     read_package,
 )
+from builderd.code.model import BundleFile, make_bundle
 
 PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/run", "tool/__main__.py", "package.json"}
 

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from builderd.domain import errors
-from builderd.domain.errors import (
+from builderd.core import errors
+from builderd.core.errors import (
     BackupFailed,
     BuilderdError,
     EngineUnavailable,
@@ -18,7 +18,7 @@ from builderd.domain.errors import (
     is_by_machine,
     machine_fault,
 )
-from builderd.domain.reviews import ReviewFailed
+from builderd.review.model import ReviewFailed
 
 CODES = {
     *("bad_request", "unauthenticated", "forbidden", "not_found", "name_taken", "conflict", "invalid_state"),

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from builderd.domain.events import (
+from builderd.core.ids import BuilderId, TenantId, WebhookId
+from builderd.events.model import (
     DELAYS,
     LAST_HOLD,
     MAX_ATTEMPTS,
@@ -27,7 +28,6 @@ from builderd.domain.events import (
     sign,
     url_error,
 )
-from builderd.domain.ids import BuilderId, TenantId, WebhookId
 
 
 @pytest.mark.parametrize("text", ["*", "builder.status", "builder.*", "backup.restore.done", "stage.started"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.domain.failures import (
+from builderd.core.resources import Resources
+from builderd.reconciler.failures import (
     describe_end,
     exited_early,
     exited_too_often,
@@ -13,8 +14,7 @@ from builderd.domain.failures import (
     restart_note,
     wants_network,
 )
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import IPV6_ONLY, EndCause, Listening, SandboxEnd, is_loopback
+from builderd.sandboxes.model import IPV6_ONLY, EndCause, Listening, SandboxEnd, is_loopback
 
 SMALL = Resources(memory=0.5)
 EXITED = SandboxEnd(EndCause.EXITED, 1, None)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.hints import (
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.dependencies.hints import (
     MAX_NAMED,
     NODE,
     PYTHON,

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import (
+from builderd.core.ids import BuilderId
+from builderd.metrics.model import (
     Usage,
     UsageBucket,
     add,
@@ -19,8 +19,8 @@ from builderd.domain.metrics import (
     start_of,
     usage_between,
 )
-from builderd.domain.previews import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
-from builderd.domain.sandboxes import SandboxUsage
+from builderd.previews.model import RESPONSE_BOUNDS, RESPONSE_TIMES, PreviewActivity
+from builderd.sandboxes.model import SandboxUsage
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

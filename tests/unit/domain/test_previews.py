@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builderd.domain.builders import NAME, name_error
-from builderd.domain.ids import BuilderId, new_id, secret_hash
-from builderd.domain.previews import Address, PreviewDomain, Route, RouteState, preview_host
+from builderd.builders.model import NAME, name_error
+from builderd.core.ids import BuilderId, new_id, secret_hash
+from builderd.previews.model import Address, PreviewDomain, Route, RouteState, preview_host
 
 HERE = Address("127.0.0.1", 8000)
 HOST = "app-1a2b3c4d.localhost"

@@ -12,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.domain.samples import BUILDER, NOW, SECOND, TENANT
 
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.prices import (
+from builderd.core.errors import ValidationFailed
+from builderd.core.resources import Resources
+from builderd.money.model import (
     DAY,
     MOST_DAYS,
     SECONDS_PER_HOUR,
@@ -38,7 +39,6 @@ from builderd.domain.prices import (
     tightest,
     total,
 )
-from builderd.domain.resources import Resources
 
 HOUR = timedelta(hours=1)
 RATE = Decimal("0.1965")

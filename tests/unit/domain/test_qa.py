@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from tests.contract.store.samples import NOW
 
-from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.qa import (
+from builderd.core.ids import BuilderId, SandboxId
+from builderd.core.resources import Resources
+from builderd.qa.model import (
     MAX_FINDINGS,
     Check,
     CheckName,
@@ -33,8 +34,7 @@ from builderd.domain.qa import (
     in_order,
     wanted,
 )
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
+from builderd.sandboxes.model import EndCause, SandboxEnd, SandboxReport, SandboxState
 
 RUNS = SandboxReport(SandboxId("aa"), None, SandboxState.RUNNING, "10.0.0.2")
 PYTHON = ["Traceback (most recent call last):", '  File "main.py", line 3, in f', "    f()", "KeyError: 'x'"]

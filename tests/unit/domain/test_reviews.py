@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from builderd.bootstrap.review import DEFAULT_POLICY
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.ids import BuilderId
-from builderd.domain.reviews import (
+from builderd.core.errors import ValidationFailed
+from builderd.core.ids import BuilderId
+from builderd.review.model import (
     MAX_FINDINGS,
     MAX_OF_RULE,
     Acceptance,

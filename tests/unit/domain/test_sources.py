@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from builderd.domain.bundles import BundleFile
-from builderd.domain.reviews import ReviewLimits
-from builderd.domain.sources import (
+from builderd.code.model import BundleFile
+from builderd.code.sources import (
     Kind,
     References,
     executed_kinds,
@@ -18,6 +17,7 @@ from builderd.domain.sources import (
     reachable_files,
     select_files,
 )
+from builderd.review.model import ReviewLimits
 
 
 def file(path: str, content: bytes = b"x\n") -> BundleFile:

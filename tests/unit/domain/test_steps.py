@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_sandbox
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility, restart_delay
-from builderd.domain.ids import DiskId, secret_hash
-from builderd.domain.next_step import (
+from builderd.builders.model import Builder, Desired, JobType, Status, StopKind, Visibility, restart_delay
+from builderd.core.ids import DiskId, secret_hash
+from builderd.previews.model import Address, Route, RouteState
+from builderd.reconciler.next_step import (
     Action,
     GiveUp,
     Install,
@@ -26,8 +27,7 @@ from builderd.domain.next_step import (
     Wait,
     next_step,
 )
-from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.sandboxes.model import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 
 BUNDLE = "b" * 64
 READY = VersionState(1, 8000, BUNDLE, layer_ready=True)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.unit.domain.samples import BUILDER, DISK, NOW, make_builder
 
-from builderd.domain.builders import EXIT_WINDOW, MAX_EXITS, Builder, Desired, JobType, Status, recent_crashes
-from builderd.domain.ids import SandboxId
-from builderd.domain.next_step import (
+from builderd.builders.model import EXIT_WINDOW, MAX_EXITS, Builder, Desired, JobType, Status, recent_crashes
+from builderd.core.ids import SandboxId
+from builderd.previews.model import Address, Route, RouteState
+from builderd.reconciler.next_step import (
     Action,
     GiveUp,
     Install,
@@ -33,8 +34,7 @@ from builderd.domain.next_step import (
     Wait,
     next_step,
 )
-from builderd.domain.previews import Address, Route, RouteState
-from builderd.domain.sandboxes import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.sandboxes.model import MACHINE_CAUSES, EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 
 BUNDLE = "b" * 64
 #: What a start, five ends and a clean-up take at most.

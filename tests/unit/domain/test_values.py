@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.unit.domain.samples import NOW, SECOND, TENANT
 
-from builderd.domain.credentials import MASK, Masker
-from builderd.domain.ids import SandboxId, TokenId, is_id, new_id, new_sandbox_id, new_secret, secret_hash
-from builderd.domain.resources import GB, MINIMUM, Resources, resource_errors
-from builderd.domain.sandboxes import MAX_COMMAND_BYTES, SandboxReport, SandboxState, command_error
-from builderd.domain.tokens import HOURS, CallHours, Scope, Token
+from builderd.core.ids import SandboxId, TokenId, is_id, new_id, new_sandbox_id, new_secret, secret_hash
+from builderd.core.resources import GB, MINIMUM, Resources, resource_errors
+from builderd.credentials.model import MASK, Masker
+from builderd.sandboxes.model import MAX_COMMAND_BYTES, SandboxReport, SandboxState, command_error
+from builderd.tokens.model import HOURS, CallHours, Scope, Token
 
 
 def test_ids_are_uuids_and_differ() -> None:

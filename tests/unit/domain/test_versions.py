@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.versions import (
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import ValidationFailed
+from builderd.versions.model import (
     MAX_ENTRYPOINT_BYTES,
     MAX_ENV_BYTES,
     PLATFORM_ENV,

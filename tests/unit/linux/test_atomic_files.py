@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
 from builderd.linux import atomic_files
 from builderd.linux.atomic_files import read_if_there, read_json, write_json
 

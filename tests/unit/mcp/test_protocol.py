@@ -14,7 +14,7 @@ from tests.service import Service
 
 from builderd.mcp.http import InProcess
 from builderd.mcp.tools import TOOLS
-from builderd.operations.rates import Rates
+from builderd.server.rates import Rates
 
 CODE = {"main.py": "print('hello')\n"}
 

@@ -15,10 +15,10 @@ from tests.hostile_paths import HOSTILE, strays
 from tests.service import Service
 from tests.unit.client.openapi import Operation
 
-from builderd.domain.layers import BuildOutcome
-from builderd.domain.tokens import Scope
+from builderd.dependencies.model import BuildOutcome
 from builderd.mcp.http import InProcess
 from builderd.mcp.tools import TOOLS
+from builderd.tokens.model import Scope
 
 CODE = {"main.py": "print('hello')\n"}
 OTHER = {"main.py": "print('other')\n"}

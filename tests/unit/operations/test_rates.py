@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from builderd.domain.errors import RateLimited
-from builderd.domain.ids import TenantId, TokenId
-from builderd.operations import rates
-from builderd.operations.operations import ConcurrencyLimit
-from builderd.operations.rates import Buckets, RateLimitStatus, Rates, TokenCalls
+from builderd.core.errors import RateLimited
+from builderd.core.ids import TenantId, TokenId
+from builderd.server import rates
+from builderd.server.operations import ConcurrencyLimit
+from builderd.server.rates import Buckets, RateLimitStatus, Rates, TokenCalls
 
 
 class Time:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from tests.application import World, fake_world, hurry
 
-from builderd.reconciler.loop import worker
+from builderd.reconciler import worker
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from tests.application import World
 
-from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.prices import Billing, Segment
-from builderd.services.limits import BUSY_FACTOR
+from builderd.builders.model import Builder, JobType, Status
+from builderd.money.model import Billing, Segment
+from builderd.tokens.limits import BUSY_FACTOR
 
 
 async def check_ledger(world: World, builder: Builder) -> None:

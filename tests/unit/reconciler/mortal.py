@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from tests.application import World
 
-from builderd.reconciler.core.loops import no_fault
-from builderd.reconciler.loop.reconciler import Reconciler
-from builderd.store import Store, UnitOfWork
+from builderd.core.loops import no_fault
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.reconciler.reconciler import Reconciler
 
 T = TypeVar("T")
 

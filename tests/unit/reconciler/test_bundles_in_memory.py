@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from tests.application import MAIN, World
 
-from builderd.domain.bundles import Bundle, BundleFile
-from builderd.domain.layers import BuildOutcome, LayerPlan
-from builderd.ports.engine import Progress
-from builderd.services import reviews
+from builderd.code.model import Bundle, BundleFile
+from builderd.dependencies.model import BuildOutcome, LayerPlan
+from builderd.engine.port import Progress
+from builderd.review import service as reviews
 
 CREATES = 12
 

@@ -16,16 +16,18 @@ from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 from tests.unit.reconciler.witness import Witness, told
 
-from builderd.domain.builders import Builder, Desired, JobType, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.ids import DiskId, new_id
-from builderd.domain.previews import RouteState
-from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.jobs.idle import Idleness
-from builderd.reconciler.loop.worker import LEASE
-from builderd.services import builders, deployments, wake
-from builderd.store import UnitOfWork
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, JobType, Status
+from builderd.code.model import BundleFile
+from builderd.core.ids import DiskId, new_id
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.idle import service as wake
+from builderd.idle.job import Idleness
+from builderd.money.model import Billing
+from builderd.previews.model import RouteState
+from builderd.reconciler.worker import LEASE
+from builderd.sandboxes.model import EndCause
+from builderd.versions import service as deployments
 
 RELEASE, MIGRATES = "flask db upgrade", Behaviour(listens_at=None, exits_at=3)
 GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)

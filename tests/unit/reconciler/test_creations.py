@@ -9,17 +9,17 @@ import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Status, Visibility
-from builderd.domain.errors import InstallFailed
-from builderd.domain.events import SYSTEM
-from builderd.domain.ids import secret_hash
-from builderd.domain.layers import BuildOutcome
-from builderd.domain.previews import Address, RouteState
-from builderd.domain.prices import Billing
-from builderd.domain.resources import Resources
-from builderd.domain.versions import NO_LAYER, Isolation, VersionStatus
-from builderd.reconciler.core.transitions import REUSED
-from builderd.services import builders
+from builderd.builders import service as builders
+from builderd.builders.model import Status, Visibility
+from builderd.core.errors import InstallFailed
+from builderd.core.ids import secret_hash
+from builderd.core.resources import Resources
+from builderd.dependencies.model import BuildOutcome
+from builderd.events.model import SYSTEM
+from builderd.money.model import Billing
+from builderd.previews.model import Address, RouteState
+from builderd.reconciler.record import REUSED
+from builderd.versions.model import NO_LAYER, Isolation, VersionStatus
 
 SECOND = timedelta(seconds=1)
 

@@ -13,19 +13,23 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, look_once
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed
-from builderd.domain.files import Condition
-from builderd.domain.ids import DiskId
-from builderd.domain.layers import BuildOutcome
-from builderd.domain.previews import Route, RouteState
-from builderd.domain.prices import Billing, total
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
-from builderd.domain.versions import VersionStatus
-from builderd.reconciler.jobs import idle
-from builderd.services import builders, deployments, files, outcomes, wake
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Status, StopKind, Visibility
+from builderd.code.model import BundleFile
+from builderd.core.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed
+from builderd.core.ids import DiskId
+from builderd.core.resources import Resources
+from builderd.dependencies.model import BuildOutcome
+from builderd.files import service as files
+from builderd.files.model import Condition
+from builderd.idle import job as idle
+from builderd.idle import service as wake
+from builderd.money.model import Billing, total
+from builderd.previews.model import Route, RouteState
+from builderd.sandboxes.model import EndCause, SandboxReport, SandboxSpec
+from builderd.versions import service as deployments
+from builderd.versions.model import VersionStatus
 
 NEW = BundleFile("main.py", b"print('new')\n")
 OTHER = "python3 -X dev main.py"
@@ -501,7 +505,7 @@ async def test_a_job_is_not_tried_and_runs_once(world: World) -> None:
 
 
 async def test_switch_uses_the_filled_disk(world: World) -> None:
-    from builderd.domain.ids import DiskId, new_id
+    from builderd.core.ids import DiskId, new_id
 
     disk = DiskId(new_id())
     async with world.reconciling():

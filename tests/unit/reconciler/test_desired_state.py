@@ -9,13 +9,13 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.errors import StartFailed
-from builderd.domain.ids import SandboxId
-from builderd.domain.layers import BuildOutcome
-from builderd.domain.previews import RouteState
-from builderd.domain.sandboxes import EndCause, SandboxReport
-from builderd.services import builders
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.core.errors import StartFailed
+from builderd.core.ids import SandboxId
+from builderd.dependencies.model import BuildOutcome
+from builderd.previews.model import RouteState
+from builderd.sandboxes.model import EndCause, SandboxReport
 
 
 async def test_stopping_closes_the_route_before_the_app_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

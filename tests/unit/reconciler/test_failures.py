@@ -9,12 +9,12 @@ from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import MAX_EXITS, Desired, Status
-from builderd.domain.errors import NameTaken, StartFailed
-from builderd.domain.previews import RouteState
-from builderd.domain.sandboxes import EndCause
-from builderd.domain.versions import VersionStatus
-from builderd.services import builders
+from builderd.builders import service as builders
+from builderd.builders.model import MAX_EXITS, Desired, Status
+from builderd.core.errors import NameTaken, StartFailed
+from builderd.previews.model import RouteState
+from builderd.sandboxes.model import EndCause
+from builderd.versions.model import VersionStatus
 
 FAILURES = {
     "it exits": (Behaviour(exits_at=0, exit_code=1), "exited with code 1"),

@@ -9,10 +9,12 @@ import pytest
 from tests.application import World
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.previews import Address, RouteState
-from builderd.domain.qa import (
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.core.ids import BuilderId, DiskId, SandboxId
+from builderd.previews.model import Address, RouteState
+from builderd.qa import service as qa
+from builderd.qa.model import (
     ENDING_SECONDS,
     QUICK_ALIVE_SECONDS,
     WATCH_SECONDS,
@@ -23,7 +25,8 @@ from builderd.domain.qa import (
     SecondLook,
     Visit,
 )
-from builderd.domain.sandboxes import (
+from builderd.qa.port import Target
+from builderd.sandboxes.model import (
     MACHINE_CAUSES,
     EndCause,
     Listening,
@@ -32,9 +35,7 @@ from builderd.domain.sandboxes import (
     SandboxReport,
     SandboxState,
 )
-from builderd.domain.versions import Version
-from builderd.ports.gates import Target
-from builderd.services import builders, qa
+from builderd.versions.model import Version
 
 BROKEN = Visit(500, 0.02, excerpt="Internal Server Error")
 

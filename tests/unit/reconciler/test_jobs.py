@@ -7,13 +7,14 @@ from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Builder, JobType, Status
-from builderd.domain.errors import NoCapacity, ValidationFailed
-from builderd.domain.previews import RouteState
-from builderd.domain.qa import CheckName, Outcome, ReportStatus
-from builderd.domain.sandboxes import EndCause
-from builderd.domain.versions import VersionStatus
-from builderd.services import builders, qa
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, JobType, Status
+from builderd.core.errors import NoCapacity, ValidationFailed
+from builderd.previews.model import RouteState
+from builderd.qa import service as qa
+from builderd.qa.model import CheckName, Outcome, ReportStatus
+from builderd.sandboxes.model import EndCause
+from builderd.versions.model import VersionStatus
 
 
 async def test_a_job_is_created_once_its_command_has_started(world: World) -> None:

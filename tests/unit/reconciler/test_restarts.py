@@ -9,12 +9,12 @@ from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour, FakeSandbox
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.previews import RouteState
-from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.jobs import retention
-from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.reconciler.loop import reconciler as reconciling
+from builderd.builders.model import Builder, Status
+from builderd.events import retention
+from builderd.events.retention import RetentionJob
+from builderd.previews.model import RouteState
+from builderd.reconciler import reconciler as reconciling
+from builderd.sandboxes.model import EndCause
 
 
 async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_given_up(world: World) -> None:

@@ -9,20 +9,14 @@ import pytest
 from tests.application import MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.loop.test_worker import pass_time
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import (
-    Forbidden,
-    InvalidState,
-    MachineFault,
-    NotFound,
-    ValidationFailed,
-    helper_died,
-)
-from builderd.domain.reviews import ReviewFailed
-from builderd.reconciler.loop.worker import MAX_FAILURES
-from builderd.services import builders, verdicts
-from builderd.services.verdicts import NewAcceptance, ReviewView
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import Forbidden, InvalidState, MachineFault, NotFound, ValidationFailed, helper_died
+from builderd.reconciler.worker import MAX_FAILURES
+from builderd.review import verdicts
+from builderd.review.model import ReviewFailed
+from builderd.review.verdicts import NewAcceptance, ReviewView
 
 EVIL = BundleFile("main.py", b"x = 1\nopen_shell()\n")
 RISKY = BundleFile("main.py", b"take_risk()\n")

@@ -9,18 +9,19 @@ from tests.application import World
 from tests.contract.store.samples import make_builder, make_sandbox, make_version
 from tests.statements import statements
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus
-from builderd.domain.builders import Status
-from builderd.domain.files import Upload
-from builderd.domain.ids import BackupId, BuilderId, UploadId, new_id
-from builderd.domain.previews import PreviewActivity
-from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.backups.upkeep import BackupContext
-from builderd.reconciler.jobs import idle
-from builderd.reconciler.jobs.idle import Idleness
-from builderd.services import backups, bundles
-from builderd.store import UnitOfWork
+from builderd.backups import service as backups
+from builderd.backups import upkeep
+from builderd.backups.job import BackupSchedule
+from builderd.backups.model import Backup, BackupKind, BackupStatus
+from builderd.backups.upkeep import BackupContext
+from builderd.builders.model import Status
+from builderd.code import service as bundles
+from builderd.core.ids import BackupId, BuilderId, UploadId, new_id
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.files.model import Upload
+from builderd.idle import job as idle
+from builderd.idle.job import Idleness
+from builderd.previews.model import PreviewActivity
 
 FEW, MANY = 5, 500
 VISIT = PreviewActivity(1, 0, 0, open_connections=0, failures=0, idle_seconds=0)

@@ -22,19 +22,22 @@ from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.mortal import Killed, Life, living
 from tests.unit.reconciler.witness import FROZEN, RUNNING, Span, Witness, microseconds, paid, told
 
-from builderd.domain.builders import Builder, Desired, JobType, Status
-from builderd.domain.errors import BuilderdError, EngineUnavailable
-from builderd.domain.ids import BuilderId
-from builderd.domain.prices import Account, Billing, Segment, month_of, next_month, tightest
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import EndCause
-from builderd.domain.versions import Version
-from builderd.reconciler.jobs.idle import Idleness
-from builderd.reconciler.loop import reconciler as reconciling
-from builderd.reconciler.loop.worker import LEASE
-from builderd.services import builders, caps, deployments, wake
-from builderd.services.deployments import Change
-from builderd.store import UnitOfWork
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, JobType, Status
+from builderd.core.errors import BuilderdError, EngineUnavailable
+from builderd.core.ids import BuilderId
+from builderd.core.resources import Resources
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.idle import service as wake
+from builderd.idle.job import Idleness
+from builderd.money import caps
+from builderd.money.model import Account, Billing, Segment, month_of, next_month, tightest
+from builderd.reconciler import reconciler as reconciling
+from builderd.reconciler.worker import LEASE
+from builderd.sandboxes.model import EndCause
+from builderd.versions import service as deployments
+from builderd.versions.model import Version
+from builderd.versions.service import Change
 
 WEEK = timedelta(days=7)
 #: So that the week goes over the end of a month.

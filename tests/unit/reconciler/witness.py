@@ -10,9 +10,9 @@ from typing import Any
 
 from tests.fakes.engine import FakeEngine
 
-from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
+from builderd.core.ids import BuilderId, DiskId, SandboxId
+from builderd.events.model import Event
+from builderd.sandboxes.model import EndCause, SandboxReport, SandboxSpec
 
 RUNNING, FROZEN = "running", "frozen"
 SECOND = timedelta(seconds=1)

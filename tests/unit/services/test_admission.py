@@ -8,13 +8,14 @@ from decimal import Decimal
 import pytest
 from tests.application import World
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import NoCapacity, QuotaExceeded
-from builderd.domain.resources import Capacity, Limit, Resources
-from builderd.services import admission, builders
-from builderd.services.limits import TenantLimit, TenantLimits
-from builderd.store import UnitOfWork
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import NoCapacity, QuotaExceeded
+from builderd.core.resources import Capacity, Limit, Resources
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.money import admission
+from builderd.tokens.limits import TenantLimit, TenantLimits
 
 
 def allow(world: World, **quota: float) -> World:

@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import text
 from tests.application import MAIN, World
 
-from builderd.domain.builders import Desired, JobType, Status, Visibility
-from builderd.domain.errors import (
+from builderd.builders import service as builders
+from builderd.builders.model import Desired, JobType, Status, Visibility
+from builderd.builders.store import BuilderQuery
+from builderd.core.errors import (
     BuilderdError,
     EngineUnavailable,
     InvalidState,
@@ -20,12 +22,10 @@ from builderd.domain.errors import (
     RecordDamaged,
     ValidationFailed,
 )
-from builderd.domain.ids import new_id
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.resources import Resources
-from builderd.domain.versions import Isolation
-from builderd.services import builders
-from builderd.store.builders import BuilderQuery
+from builderd.core.ids import new_id
+from builderd.core.resources import Resources
+from builderd.money.model import Billing, Segment
+from builderd.versions.model import Isolation
 
 
 async def test_create_records_the_request(world: World) -> None:

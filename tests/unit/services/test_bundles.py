@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from tests.application import MAIN, PATIENCE, REQUIREMENTS, World
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.bundles import Bundle, make_bundle
-from builderd.domain.errors import BundleLost, Conflict, NameTaken, NotFound
-from builderd.domain.files import LIFETIME, Upload
-from builderd.domain.ids import UploadId, new_id
-from builderd.reconciler.loop.reconciler import sweep
-from builderd.services import builders, bundles
-from builderd.services.code_space import SentCode
-from builderd.store import UnitOfWork
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Status
+from builderd.code import service as bundles
+from builderd.code.model import Bundle, make_bundle
+from builderd.code.space import SentCode
+from builderd.core.errors import BundleLost, Conflict, NameTaken, NotFound
+from builderd.core.ids import UploadId, new_id
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.files.model import LIFETIME, Upload
+from builderd.reconciler.reconciler import sweep
 
 BUNDLE = make_bundle([MAIN])
 

@@ -12,11 +12,11 @@ import pytest
 from tests.application import MAIN, World, fake_world
 from tests.fakes.bundles import FakeBundles
 
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.errors import NoCapacity, QuotaExceeded
-from builderd.domain.ids import TenantId
-from builderd.services.code_space import CodeSpace, SentCode
-from builderd.store import Store
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.code.space import CodeSpace, SentCode
+from builderd.core.errors import NoCapacity, QuotaExceeded
+from builderd.core.ids import TenantId
+from builderd.database.unit_of_work import Store
 
 ONE, OTHER = TenantId("one"), TenantId("other")
 #: Size of a bundle of one unit, and what all may take.

@@ -15,12 +15,12 @@ from tests.application import World, fake_world
 from tests.contract.store.samples import make_event
 from tests.stores import open_store
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, TenantId
-from builderd.services import events
-from builderd.store import Store, UnitOfWork
-from builderd.store.events import EventQuery
+from builderd.builders.model import Builder, Desired, Status
+from builderd.core.ids import BuilderId, TenantId
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.events import service as events
+from builderd.events.model import Event
+from builderd.events.store import EventQuery
 
 PATIENCE = 30
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)

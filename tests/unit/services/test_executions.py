@@ -9,13 +9,15 @@ import pytest
 from tests.application import World
 from tests.fakes.processes import Answer
 
-from builderd.domain.builders import Builder
-from builderd.domain.errors import InvalidState, NotFound
-from builderd.domain.ids import TenantId
-from builderd.domain.sandboxes import EndCause, ExecResult
-from builderd.services import builders, executions, outcomes
-from builderd.services.executions import MemoryQuota
-from builderd.store import UnitOfWork
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.errors import InvalidState, NotFound
+from builderd.core.ids import TenantId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.executions import service as executions
+from builderd.executions.service import MemoryQuota
+from builderd.sandboxes.model import EndCause, ExecResult
 
 
 async def run(

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from tests.application import World
 
-from builderd.domain.builders import Builder
-from builderd.domain.files import Condition
-from builderd.services import files
+from builderd.builders.model import Builder
+from builderd.files import service as files
+from builderd.files.model import Condition
 
 Use = Callable[[World, Builder], Awaitable[object]]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.application import MAIN, REQUIREMENTS, World
 
-from builderd.domain.bundles import BundleFile
-from builderd.services import builders, metrics
+from builderd.builders import service as builders
+from builderd.code.model import BundleFile
+from builderd.metrics import service as metrics
 
 
 async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.application import World, fake_world
 
-from builderd.domain.builders import Builder
-from builderd.domain.ids import TenantId
-from builderd.domain.prices import Billing, Sum, month_of, next_month
-from builderd.domain.resources import Resources
-from builderd.services import spending
-from builderd.store import UnitOfWork
+from builderd.builders.model import Builder
+from builderd.core.ids import TenantId
+from builderd.core.resources import Resources
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.money import service as spending
+from builderd.money.model import Billing, Sum, month_of, next_month
 
 SIZES = (Resources(1, 1, 3), Resources(0.3, 0.7, 1.1), Resources(8, 16, 100))
 #: (state, size, seconds since the change before: those of other clocks may lie before it)

@@ -11,12 +11,13 @@ import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import Builder
-from builderd.domain.errors import EngineUnavailable, NotFound
-from builderd.domain.ids import SandboxId
-from builderd.domain.sandboxes import LogLine, LogStream
-from builderd.services import builders, logs
-from builderd.services.logs import FollowedLine, LogFilter
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.errors import EngineUnavailable, NotFound
+from builderd.core.ids import SandboxId
+from builderd.logs import service as logs
+from builderd.logs.service import FollowedLine, LogFilter
+from builderd.sandboxes.model import LogLine, LogStream
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,15 @@ import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World, look_once
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
-from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
-from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, NoCapacity, StartFailed
-from builderd.domain.ids import BackupId, DiskId, RestoreId, new_id
-from builderd.ports.engine import Readiness
-from builderd.services import builders, outcomes, wake
-from builderd.store import UnitOfWork
+from builderd.backups.model import Backup, BackupKind, BackupStatus, Restore, RestoreKind, RestoreStatus
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Status, StopKind, Visibility
+from builderd.core.errors import RETRY_AFTER, EngineUnavailable, NoCapacity, StartFailed
+from builderd.core.ids import BackupId, DiskId, RestoreId, new_id
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.engine.port import Readiness
+from builderd.idle import service as wake
 
 
 async def test_a_failed_stage_is_raised_with_the_builders_uuid(world: World) -> None:

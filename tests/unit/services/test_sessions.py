@@ -9,11 +9,13 @@ import pytest
 from tests.application import World
 from tests.contract.store.samples import NOW
 
-from builderd.domain.errors import NotFound, Unauthenticated
-from builderd.domain.events import WebhookStatus
-from builderd.domain.tokens import IDLE, LINK_SPAN, MAX_AGE, Identity, Scope, Session, Token
-from builderd.services import sessions, tokens, webhooks
-from builderd.services.builders import Caller
+from builderd.builders.service import Caller
+from builderd.core.errors import NotFound, Unauthenticated
+from builderd.events.model import WebhookStatus
+from builderd.sessions import service as sessions
+from builderd.tokens import service as tokens
+from builderd.tokens.model import IDLE, LINK_SPAN, MAX_AGE, Identity, Scope, Session, Token
+from builderd.webhooks import service as webhooks
 
 
 async def sign_in(world: World) -> tuple[Token, Session, str]:

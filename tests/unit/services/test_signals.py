@@ -6,8 +6,8 @@ import asyncio
 import threading
 from collections.abc import Sized
 
-from builderd.domain.ids import BuilderId
-from builderd.services.signals import Signals, outcome_of
+from builderd.builders.signals import Signals, outcome_of
+from builderd.core.ids import BuilderId
 
 ONE, OTHER = BuilderId("one"), BuilderId("other")
 #: Seconds; only against hanging.

@@ -10,13 +10,14 @@ from itertools import combinations
 from tests.application import World
 from tests.statements import statements
 
-from builderd.domain.builders import Builder, Desired
-from builderd.domain.prices import Billing, Segment, Sum, cents, month_of, rate_digits, total
-from builderd.domain.resources import Resources
-from builderd.services import builders, spending
-from builderd.services.spending import CostReport, Span
-from builderd.store import UnitOfWork
-from builderd.store.builder_lists import ListedCost
+from builderd.builders import service as builders
+from builderd.builders.lists import ListedCost
+from builderd.builders.model import Builder, Desired
+from builderd.core.resources import Resources
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.money import service as spending
+from builderd.money.model import Billing, Segment, Sum, cents, month_of, rate_digits, total
+from builderd.money.service import CostReport, Span
 
 HOUR = timedelta(hours=1)
 RUNNING, STOPPED = Decimal("0.1965"), Decimal("0.0165")

@@ -13,14 +13,18 @@ from tests.application import World
 from tests.contract.store.samples import make_builder, make_sandbox, make_version
 from tests.statements import statements
 
-from builderd.domain.builders import Builder, Candidate, Desired, Status
-from builderd.domain.ids import SandboxId
-from builderd.domain.previews import Address, Route, RouteState, closed_route
-from builderd.domain.prices import Billing, Segment, month_of
-from builderd.reconciler.loop.reconciler import Reconciler, sweep
-from builderd.services import builders, caps, metrics, preview_links, spending
-from builderd.store import UnitOfWork
-from builderd.store.builders import BuilderQuery
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Candidate, Desired, Status
+from builderd.builders.store import BuilderQuery
+from builderd.core.ids import SandboxId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.metrics import service as metrics
+from builderd.money import caps
+from builderd.money import service as spending
+from builderd.money.model import Billing, Segment, month_of
+from builderd.previews import service as preview_links
+from builderd.previews.model import Address, Route, RouteState, closed_route
+from builderd.reconciler.reconciler import Reconciler, sweep
 
 FEW, MANY = 5, 500
 

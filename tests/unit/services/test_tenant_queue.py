@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from builderd.domain.errors import RateLimited
-from builderd.domain.ids import TenantId
-from builderd.services import limits
-from builderd.services.limits import TenantQueue, releasing
+from builderd.core.errors import RateLimited
+from builderd.core.ids import TenantId
+from builderd.tokens import limits
+from builderd.tokens.limits import TenantQueue, releasing
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 

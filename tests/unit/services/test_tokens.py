@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 from tests.application import World
 
-from builderd.domain.errors import Forbidden, NotFound, Unauthenticated, ValidationFailed
-from builderd.domain.tokens import Scope, Token
-from builderd.services import revocations, tokens
-from builderd.store import UnitOfWork
+from builderd.core.errors import Forbidden, NotFound, Unauthenticated, ValidationFailed
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.sessions import revocations
+from builderd.tokens import service as tokens
+from builderd.tokens.model import Scope, Token
 
 MINUTE = timedelta(minutes=1)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from tests.contract.store.samples import NOW, TENANT
 from tests.stores import memory_store
 
-from builderd.adapters.vaults.sodium import Key, KeyFile, SodiumVault
 from builderd.bootstrap import keys
-from builderd.services import credentials
+from builderd.credentials import service as credentials
+from builderd.credentials.vault import Key, KeyFile, SodiumVault
 
 
 async def test_everything_opens_with_the_new_key_alone(tmp_path: Path) -> None:

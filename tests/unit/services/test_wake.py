@@ -11,18 +11,21 @@ import pytest
 from tests.application import PATIENCE, World, fake_world
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import MAX_LEASES, Builder, Cause, Desired, Status, StopKind
-from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
-from builderd.domain.events import SYSTEM
-from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.previews import RouteState
-from builderd.domain.resources import Limit
-from builderd.domain.sandboxes import EndCause, Sandbox
-from builderd.services import builders, executions, outcomes, wake
-from builderd.services.executions import Command, MemoryQuota
-from builderd.services.limits import TenantLimit
-from builderd.services.wake import User
-from builderd.store import UnitOfWork
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import MAX_LEASES, Builder, Cause, Desired, Status, StopKind
+from builderd.core.errors import InvalidState, NotFound, StoreUnavailable
+from builderd.core.ids import BuilderId, new_id
+from builderd.core.resources import Limit
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events.model import SYSTEM
+from builderd.executions import service as executions
+from builderd.executions.service import Command, MemoryQuota
+from builderd.idle import service as wake
+from builderd.idle.service import User
+from builderd.previews.model import RouteState
+from builderd.sandboxes.model import EndCause, Sandbox
+from builderd.tokens.limits import TenantLimit
 
 
 async def asleep(world: World) -> Builder:

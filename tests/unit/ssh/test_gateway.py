@@ -14,14 +14,16 @@ from asyncssh.channel import SSHChannel
 from tests.application import PATIENCE, World, fake_world
 from tests.fakes.processes import Answer, FakeProcess
 
-from builderd.domain.builders import Builder
-from builderd.domain.errors import InvalidState, StoreUnavailable
-from builderd.domain.processes import Window
-from builderd.domain.tokens import Scope
-from builderd.services import revocations, ssh, tokens
-from builderd.services.builders import Caller
+from builderd.builders.model import Builder
+from builderd.builders.service import Caller
+from builderd.core.errors import InvalidState, StoreUnavailable
+from builderd.executions import ssh
+from builderd.executions.model import Window
+from builderd.sessions import revocations
 from builderd.ssh import gateway
 from builderd.ssh.gateway import Gateway
+from builderd.tokens import service as tokens
+from builderd.tokens.model import Scope
 
 #: Minutes that the grant is valid.
 VALID = 5

@@ -11,14 +11,14 @@ from sqlalchemy import Connection, Table, event, text
 from tests.contract.store.samples import TENANT, add, add_builder, make_segment
 from tests.stores import memory_store, open_store
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus
-from builderd.domain.builders import Status
-from builderd.domain.ids import BackupId, BuilderId, TenantId, new_id
-from builderd.domain.prices import DAY
-from builderd.store import Store, UnitOfWork
-from builderd.store.builders import BuilderQuery
-from builderd.store.events import EventQuery
-from builderd.store.tables import backups, builders, ledger, versions
+from builderd.backups.model import Backup, BackupKind, BackupStatus
+from builderd.builders.model import Status
+from builderd.builders.store import BuilderQuery
+from builderd.core.ids import BackupId, BuilderId, TenantId, new_id
+from builderd.database.tables import backups, builders, ledger, versions
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.events.store import EventQuery
+from builderd.money.model import DAY
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ACME = TenantId("acme")

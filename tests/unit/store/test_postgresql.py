@@ -18,12 +18,12 @@ from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
 from tests.postgres import PostgresServer, find_binaries, run_server
 from tests.stores import open_store
 
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.ids import BuilderId
-from builderd.store import Store, UnitOfWork, copies
-from builderd.store import store as store_module
-from builderd.store.postgresql import Link, connect_arguments, is_passing, outage_reason
-from builderd.store.store import MAX_RUNS
+from builderd.core.errors import StoreUnavailable
+from builderd.core.ids import BuilderId
+from builderd.database import copies
+from builderd.database import unit_of_work as store_module
+from builderd.database.postgresql import Link, connect_arguments, is_passing, outage_reason
+from builderd.database.unit_of_work import MAX_RUNS, Store, UnitOfWork
 
 
 @pytest.fixture

@@ -16,12 +16,15 @@ from sqlalchemy import event, insert, make_url, select, text
 from tests.contract.store.samples import TENANT, add, add_builder, make_token, make_version
 from tests.stores import open_store
 
-from builderd.domain.errors import StoreUnavailable
-from builderd.store import Store, UnitOfWork, claims, events, sqlite
-from builderd.store.migrations import upgrade
-from builderd.store.sqlite import open_sqlite
-from builderd.store.tables import tokens
-from builderd.store.types import row_of
+from builderd.builders import claims
+from builderd.core.errors import StoreUnavailable
+from builderd.database import sqlite
+from builderd.database.migrations import upgrade
+from builderd.database.sqlite import open_sqlite
+from builderd.database.tables import tokens
+from builderd.database.types import row_of
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.events import store as events
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from tests.contract.store.samples import TENANT, add, add_builder
 from tests.stores import memory_store
 
-from builderd.domain.errors import StoreUnavailable
-from builderd.store import Store, UnitOfWork
-from builderd.store import store as store_module
+from builderd.core.errors import StoreUnavailable
+from builderd.database import unit_of_work as store_module
+from builderd.database.unit_of_work import Store, UnitOfWork
 
 
 @pytest.mark.parametrize(

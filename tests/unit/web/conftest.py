@@ -8,8 +8,8 @@ import pytest
 from starlette.applications import Starlette
 from tests.service import MINIMAL, Service, running_service
 
-from builderd.api.server.meter import Meter
-from builderd.domain.tokens import Scope
+from builderd.server.meter import Meter
+from builderd.tokens.model import Scope
 from builderd.web.app import Site, create_web
 from builderd.web.policy import SESSION
 

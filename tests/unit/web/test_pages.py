@@ -12,13 +12,14 @@ import pytest
 from starlette.routing import Route
 from tests.unit.web.conftest import Pages
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import Usage, UsageBucket, start_of
-from builderd.domain.previews import RESPONSE_TIMES
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.tokens import Scope
-from builderd.services import backups, limits
-from builderd.store import UnitOfWork
+from builderd.backups import service as backups
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.metrics.model import Usage, UsageBucket, start_of
+from builderd.money.model import Billing, Segment
+from builderd.previews.model import RESPONSE_TIMES
+from builderd.tokens import limits
+from builderd.tokens.model import Scope
 from builderd.web.app import Site
 from builderd.web.pages import account
 from builderd.web.policy import HEADERS

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from tests.unit.web.conftest import Pages
 
-from builderd.domain.errors import Forbidden
+from builderd.core.errors import Forbidden
 from builderd.web.policy import CONTENT_SECURITY_POLICY, Assets, check_origin
 from builderd.web.shown import bars
 

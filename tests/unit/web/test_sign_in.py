@@ -13,8 +13,8 @@ import pytest
 from tests.fakes.identity import FakeIdentityProvider
 from tests.unit.web.conftest import ORIGIN, Pages
 
-from builderd.domain.tokens import Identity, Scope
-from builderd.services import sessions
+from builderd.sessions import service as sessions
+from builderd.tokens.model import Identity, Scope
 from builderd.web.policy import SESSION, SIGN_IN_ATTEMPT
 
 

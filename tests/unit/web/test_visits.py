@@ -20,13 +20,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
-from builderd.api.server import streams
-from builderd.api.server.limits import CALL, Limiter, credential_of
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.ids import secret_hash
-from builderd.domain.tokens import Scope
-from builderd.operations.rates import LastUses
-from builderd.services import sessions
+from builderd.core.errors import StoreUnavailable
+from builderd.core.ids import secret_hash
+from builderd.server import streams
+from builderd.server.limits import CALL, Limiter, credential_of
+from builderd.server.rates import LastUses
+from builderd.sessions import service as sessions
+from builderd.tokens.model import Scope
 from builderd.web.app import Site
 from builderd.web.policy import SESSION
 from builderd.web.visits import Renderer

@@ -16,7 +16,7 @@ import click
 
 from builderd.cli.group import printable
 from builderd.client import folders
-from builderd.schemas.v1.builders import NewBuilder
+from builderd.schemas.builders import NewBuilder
 
 FILE = "builder.toml"
 STATE = Path(folders.STATE) / "state.json"

@@ -13,7 +13,7 @@ import click
 from builderd.cli.apps.session import Columns, Session, command
 from builderd.cli.group import Expiry, TimeParam, printable
 from builderd.client.models import DaysSpending, Spending
-from builderd.domain.prices import csv_text
+from builderd.money.model import csv_text
 
 credentials = click.Group("credentials", help="Store secrets, which builders get and nobody can read back.")
 

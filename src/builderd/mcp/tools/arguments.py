@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.code.model import BundleFile, make_bundle
 
 
 class File(BaseModel):

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field
 from builderd.client._async.builder import AsyncBuilder
 from builderd.client.errors import NotFound, RangeNotSatisfiable
 from builderd.client.options import api_path
-from builderd.domain.bundles import path_error
-from builderd.domain.credentials import MASK
+from builderd.code.model import path_error
+from builderd.credentials.model import MASK
 from builderd.mcp.calls import Call
 from builderd.mcp.results import Entry, Failure, FileContent, FileList, Written, failed, mark, result, visible
 from builderd.mcp.tools.arguments import Name

@@ -14,7 +14,6 @@ from pydantic import Field
 from builderd.client import models
 from builderd.client._async.builder import AsyncBuilder
 from builderd.client.errors import NotFound
-from builderd.domain.qa import pluralize
 from builderd.mcp.calls import Call
 from builderd.mcp.results import (
     CommandResult,
@@ -34,6 +33,7 @@ from builderd.mcp.results import (
     review_of,
 )
 from builderd.mcp.tools.arguments import Name
+from builderd.qa.model import pluralize
 
 REST_OF_LOG = "Call get_logs with a smaller tail, or with since set to a time before the first line shown."
 REST_OF_OUTPUT = "Run the command with its output in a file (cmd > out.txt 2>&1), then read_file out.txt from offset 0."

@@ -13,21 +13,26 @@ from typing import Any
 from starlette.responses import Response
 
 from builderd import __version__
-from builderd.domain.builders import Desired
-from builderd.domain.credentials import name_error
-from builderd.domain.errors import ValidationFailed
-from builderd.domain.events import Delivery, Webhook, is_pattern
-from builderd.domain.ids import TokenId
-from builderd.domain.prices import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, csv_text, month_of, next_month
-from builderd.domain.tokens import EndedKind, Scope
-from builderd.schemas.v1.account import NewCredential, NewToken, NewWebhook
-from builderd.services import caps, credentials, revocations, spending, tokens, webhooks
-from builderd.store import UnitOfWork
-from builderd.store.events import EventQuery
+from builderd.builders.model import Desired
+from builderd.core.errors import ValidationFailed
+from builderd.core.ids import TokenId
+from builderd.credentials import service as credentials
+from builderd.credentials.model import name_error
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events.model import Delivery, Webhook, is_pattern
+from builderd.events.store import EventQuery
+from builderd.money import caps
+from builderd.money import service as spending
+from builderd.money.model import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, csv_text, month_of, next_month
+from builderd.schemas.account import NewCredential, NewToken, NewWebhook
+from builderd.sessions import revocations
+from builderd.tokens import service as tokens
+from builderd.tokens.model import EndedKind, Scope
 from builderd.web.pages import deploying
 from builderd.web.pages.settings import amount
 from builderd.web.shown import bars, share
 from builderd.web.visits import Visit, number_in, page, see_other
+from builderd.webhooks import service as webhooks
 
 EVENTS_PER_PAGE = 50
 KINDS_OF_EVENTS: Sequence[tuple[str, str]] = (

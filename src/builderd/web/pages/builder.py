@@ -10,19 +10,25 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from builderd.domain.backups import BackupStatus
-from builderd.domain.builders import Builder
-from builderd.domain.errors import BadRequest, NotFound
-from builderd.domain.metrics import add, resample, response_seconds, start_of
-from builderd.domain.prices import Billing
-from builderd.domain.qa import Outcome
-from builderd.domain.reviews import Finding, Severity
-from builderd.domain.tokens import Scope
-from builderd.domain.versions import Version
-from builderd.services import backups, builders, bundles, caps, qa, restores, verdicts
-from builderd.services.verdicts import NewAcceptance, ReviewView
-from builderd.store import UnitOfWork
-from builderd.store.events import EventQuery
+from builderd.backups import restores
+from builderd.backups import service as backups
+from builderd.backups.model import BackupStatus
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.code import service as bundles
+from builderd.core.errors import BadRequest, NotFound
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events.store import EventQuery
+from builderd.metrics.model import add, resample, response_seconds, start_of
+from builderd.money import caps
+from builderd.money.model import Billing
+from builderd.qa import service as qa
+from builderd.qa.model import Outcome
+from builderd.review import verdicts
+from builderd.review.model import Finding, Severity
+from builderd.review.verdicts import NewAcceptance, ReviewView
+from builderd.tokens.model import Scope
+from builderd.versions.model import Version
 from builderd.web.shown import State, share, state_of
 from builderd.web.visits import Visit, number_in, page, see_other
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from builderd.domain.builders import JobType, Status
-from builderd.domain.metrics import Load, start_of
-from builderd.domain.prices import cents
-from builderd.store import UnitOfWork
-from builderd.store.builder_lists import ShownBuilder
-from builderd.store.builders import BuilderQuery
+from builderd.builders.lists import ShownBuilder
+from builderd.builders.model import JobType, Status
+from builderd.builders.store import BuilderQuery
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.metrics.model import Load, start_of
+from builderd.money.model import cents
 from builderd.web.shown import plural, spark_area, spark_line, state_in_words
 from builderd.web.visits import Visit, number_in, page
 

@@ -12,25 +12,26 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from builderd.api.server import requests
-from builderd.api.server.bodies import announced_length, pieces, receive
-from builderd.api.server.body_parser import take
-from builderd.domain.builders import Builder, JobType
-from builderd.domain.bundles import make_bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, ValidationFailed
-from builderd.domain.prices import Billing
-from builderd.domain.resources import Resources
-from builderd.domain.tokens import Scope
-from builderd.domain.versions import Isolation, Version
-from builderd.operations.operations import sent_by
-from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.files import bundle_files
-from builderd.schemas.v1.shape import Shape
-from builderd.schemas.v1.versions import NewVersion
-from builderd.services import bundles, deployments
-from builderd.services.application import Application
-from builderd.services.bundles import Part
-from builderd.services.deployments import Change, Deployed
+from builderd.application import Application
+from builderd.builders.model import Builder, JobType
+from builderd.code import service as bundles
+from builderd.code.model import make_bundle
+from builderd.code.service import Part
+from builderd.core.errors import BuilderdError, EngineUnavailable, ValidationFailed
+from builderd.core.resources import Resources
+from builderd.money.model import Billing
+from builderd.schemas.builders import NewBuilder
+from builderd.schemas.files import bundle_files
+from builderd.schemas.shape import Shape
+from builderd.schemas.versions import NewVersion
+from builderd.server import requests
+from builderd.server.bodies import announced_length, pieces, receive
+from builderd.server.body_parser import take
+from builderd.server.operations import sent_by
+from builderd.tokens.model import Scope
+from builderd.versions import service as deployments
+from builderd.versions.model import Isolation, Version
+from builderd.versions.service import Change, Deployed
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.visits import Form, Visit, page, see_other
 

@@ -15,15 +15,17 @@ from urllib.parse import quote
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
-from builderd.api.server.bodies import announced_length, pieces
-from builderd.api.server.streams import ResourceStream, refuse, relay
-from builderd.domain.errors import BuilderdError, NotFound, PreconditionFailed, Unauthenticated
-from builderd.domain.files import UNCONDITIONAL, Condition, FileKind, FilePage
-from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window
-from builderd.domain.tokens import Scope, Session
-from builderd.services import executions, files, sessions
-from builderd.services.application import Application
-from builderd.services.builders import Caller
+from builderd.application import Application
+from builderd.builders.service import Caller
+from builderd.core.errors import BuilderdError, NotFound, PreconditionFailed, Unauthenticated
+from builderd.executions import service as executions
+from builderd.executions.model import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window
+from builderd.files import service as files
+from builderd.files.model import UNCONDITIONAL, Condition, FileKind, FilePage
+from builderd.server.bodies import announced_length, pieces
+from builderd.server.streams import ResourceStream, refuse, relay
+from builderd.sessions import service as sessions
+from builderd.tokens.model import Scope, Session
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.policy import check_origin
 from builderd.web.visits import Visit, page, recognized, see_other, text_of, websocket

@@ -14,12 +14,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from builderd.api.server.streams import event, stream
-from builderd.domain.metrics import Usage, add, response_seconds
-from builderd.domain.previews import STATUS_CLASSES
-from builderd.domain.sandboxes import LogStream
-from builderd.services import logs, metrics
-from builderd.store import UnitOfWork
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.logs import service as logs
+from builderd.metrics import service as metrics
+from builderd.metrics.model import Usage, add, response_seconds
+from builderd.previews.model import STATUS_CLASSES
+from builderd.sandboxes.model import LogStream
+from builderd.server.streams import event, stream
 from builderd.web.pages.builder import builder_page, frame_of, read_frame
 from builderd.web.policy import check_origin
 from builderd.web.shown import size

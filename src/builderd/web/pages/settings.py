@@ -8,17 +8,22 @@ from typing import Any
 
 from starlette.responses import Response
 
-from builderd.domain.addresses import a_labels, shown
-from builderd.domain.builders import Builder
-from builderd.domain.errors import BadRequest, ValidationFailed
-from builderd.domain.prices import Billing
-from builderd.domain.tokens import Scope
-from builderd.schemas.v1.account import NewSpendingCap
-from builderd.schemas.v1.builder_parts import NewDomain, NewPreviewLink
-from builderd.schemas.v1.versions import NewSettings, given_fields
-from builderd.services import builders, caps, deployments, domains, outcomes, preview_links
-from builderd.services.deployments import Change
-from builderd.store import UnitOfWork
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.addresses import a_labels, shown
+from builderd.core.errors import BadRequest, ValidationFailed
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.domains import service as domains
+from builderd.money import caps
+from builderd.money.model import Billing
+from builderd.previews import service as preview_links
+from builderd.schemas.account import NewSpendingCap
+from builderd.schemas.builder_parts import NewDomain, NewPreviewLink
+from builderd.schemas.versions import NewSettings, given_fields
+from builderd.tokens.model import Scope
+from builderd.versions import service as deployments
+from builderd.versions.service import Change
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, read_frame
 from builderd.web.pages.deploying import number

@@ -16,13 +16,13 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from builderd.domain.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
-from builderd.domain.tokens import Attempt, Session
-from builderd.operations.operations import Operations
-from builderd.ports.outside import IdentityProvider
-from builderd.services import sessions
-from builderd.services.application import Application
-from builderd.store import UnitOfWork
+from builderd.application import Application
+from builderd.core.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.server.operations import Operations
+from builderd.sessions import service as sessions
+from builderd.tokens.model import Attempt, Session
+from builderd.tokens.port import IdentityProvider
 from builderd.web.policy import SESSION, SIGN_IN_ATTEMPT, check_origin
 from builderd.web.visits import Renderer, Visit, page, read_form, route, see_other
 

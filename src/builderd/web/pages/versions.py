@@ -9,15 +9,18 @@ from datetime import datetime, timedelta
 
 from starlette.responses import Response
 
-from builderd.api.server.answers import failure
-from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
-from builderd.domain.events import Event
-from builderd.domain.tokens import Scope
-from builderd.domain.versions import Version, VersionStatus
-from builderd.services import bundles, deployments, logs, outcomes
-from builderd.store import UnitOfWork
-from builderd.store.events import EventQuery
+from builderd.builders import outcomes
+from builderd.code import service as bundles
+from builderd.code.model import Bundle
+from builderd.core.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events.model import Event
+from builderd.events.store import EventQuery
+from builderd.logs import service as logs
+from builderd.server.answers import failure
+from builderd.tokens.model import Scope
+from builderd.versions import service as deployments
+from builderd.versions.model import Version, VersionStatus
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
 from builderd.web.shown import STAGES

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.bundles import local
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, bundle_hash, make_bundle
-from builderd.domain.errors import BuilderdError, MachineFault, NoCapacity, ValidationFailed
+from builderd.code.bundles import local
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.model import Alteration, ArchiveLimits, Bundle, BundleFile, bundle_hash, make_bundle
+from builderd.core.errors import BuilderdError, MachineFault, NoCapacity, ValidationFailed
 
 BUNDLE = make_bundle([BundleFile("main.py", b"print('hello')\n"), BundleFile("x.sh", b"true\n", executable=True)])
 

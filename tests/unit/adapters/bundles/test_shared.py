@@ -10,12 +10,12 @@ import pytest
 from tests.contract.store.samples import TENANT, add, make_builder, make_version
 from tests.stores import memory_store
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.bundles.shared import SharedBundles
-from builderd.domain.bundles import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
-from builderd.domain.errors import StoreUnavailable
-from builderd.store import Store
-from builderd.store.stored_bundles import CHUNK_BYTES, StoredBundles
+from builderd.code.bundles.local import LocalBundles
+from builderd.code.bundles.shared import SharedBundles
+from builderd.code.model import Alteration, ArchiveLimits, Bundle, BundleFile, make_bundle
+from builderd.code.store import CHUNK_BYTES, StoredBundles
+from builderd.core.errors import StoreUnavailable
+from builderd.database.unit_of_work import Store
 
 #: Three chunks, which cannot be mistaken for one another.
 LARGE = make_bundle([BundleFile("data.bin", bytes(n % 251 for n in range(2 * CHUNK_BYTES + 12_345)))])

@@ -15,14 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.application import PATIENCE
 
-from builderd.adapters.clocks import system
-from builderd.adapters.clocks.system import (
-    FOLLOW_AFTER,
-    STEP_TOLERANCE,
-    ClockReading,
-    SystemClock,
-)
 from builderd.linux import atomic_files
+from builderd.linux import clock as system
+from builderd.linux.clock import FOLLOW_AFTER, STEP_TOLERANCE, ClockReading, SystemClock
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)

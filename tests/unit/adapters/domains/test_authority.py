@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from josepy.b64 import b64decode
 
-from builderd.adapters.domains import authority
-from builderd.adapters.domains.authority import AcmeAuthority, AcmeOptions
-from builderd.ports.previews import OrderFailed
+from builderd.domains import authority
+from builderd.domains.authority import AcmeAuthority, AcmeOptions
+from builderd.previews.port import OrderFailed
 
 ERROR = "urn:ietf:params:acme:error:"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.domains import dns_updates
-from builderd.adapters.domains.dns_updates import HookUpdates, Rfc2136Updates, TsigKey
-from builderd.adapters.domains.name_servers import MAX_REPLY, HttpChallengeProbe
-from builderd.ports.previews import OrderFailed, ProbeReply
+from builderd.domains import dns_updates
+from builderd.domains.dns_updates import HookUpdates, Rfc2136Updates, TsigKey
+from builderd.domains.name_servers import MAX_REPLY, HttpChallengeProbe
+from builderd.previews.port import OrderFailed, ProbeReply
 
 
 def hook(tmp_path: Path, script: str, seconds: float = 30) -> HookUpdates:

@@ -13,9 +13,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from builderd.adapters.identity.openid import OpenIdOptions, OpenIdProvider
-from builderd.domain.errors import MachineFault, Unauthenticated
-from builderd.domain.tokens import Attempt, Scope
+from builderd.core.errors import MachineFault, Unauthenticated
+from builderd.tokens.model import Attempt, Scope
+from builderd.tokens.openid import OpenIdOptions, OpenIdProvider
 
 ISSUER = "https://id.example"
 ATTEMPT = Attempt("state", "nonce", "verifier", "https://builderd.example/sign-in/openid/back")

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from builderd.adapters.installers.installers import Installers, UvInstaller
-from builderd.adapters.installers.npm import NpmInstaller
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.credentials import read_sources
-from builderd.domain.ids import TenantId
-from builderd.domain.layers import Cache, LayerPlan
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.core.ids import TenantId
+from builderd.credentials.model import read_sources
+from builderd.dependencies.installers.installers import Installers, UvInstaller
+from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.dependencies.model import Cache, LayerPlan
 
 ALICE, BOB = TenantId("alice"), TenantId("bob")
 PYTHON = BundleFile("requirements.txt", b"flask\n")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.installers.npm import NodePackages, read_packages
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import InstallFailed
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
+from builderd.dependencies.installers.npm import NodePackages, read_packages
 
 REGISTRY = "https://registry.npmjs.org/"
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from builderd.adapters.installers.project import read_locks, read_project
-from builderd.adapters.installers.requirements import Requirements
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.errors import InstallFailed
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
+from builderd.dependencies.installers.project import read_locks, read_project
+from builderd.dependencies.installers.requirements import Requirements
 
 LOCK = """\
 version = 1

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from builderd.adapters.installers.project import read_project
-from builderd.adapters.installers.requirements import read_requirements
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import InstallFailed
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
+from builderd.dependencies.installers.project import read_project
+from builderd.dependencies.installers.requirements import read_requirements
 
 
 def read(text: str | bytes, **files: str) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from builderd.adapters.installers.installers import UvInstaller
-from builderd.adapters.installers.project import MAX_BYTES, MAX_CFG_LINES, read_setup
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
-from builderd.domain.errors import InstallFailed
-from builderd.domain.ids import TenantId
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
+from builderd.core.ids import TenantId
+from builderd.dependencies.installers.installers import UvInstaller
+from builderd.dependencies.installers.project import MAX_BYTES, MAX_CFG_LINES, read_setup
 
 
 def bundle(setup_py: str = "", setup_cfg: str = "", **more: str) -> Bundle:

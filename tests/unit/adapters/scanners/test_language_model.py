@@ -16,10 +16,10 @@ from tests.fake_application import POLICY
 from tests.fakes.scanners import FakeScanner
 from tests.gate import bundle_of
 
-from builderd.adapters.scanners import language_model as prompt
-from builderd.adapters.scanners.language_model import LanguageModelAdviser
-from builderd.domain.reviews import Report, ReviewLimits, Severity, judge
-from builderd.services.reviews import Gate
+from builderd.review.model import Report, ReviewLimits, Severity, judge
+from builderd.review.scanners import language_model as prompt
+from builderd.review.scanners.language_model import LanguageModelAdviser
+from builderd.review.service import Gate
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 LIMITS = ReviewLimits()

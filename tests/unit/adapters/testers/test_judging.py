@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tests.fakes.testers import PIXEL
 
-from builderd.adapters.testers.local import judge_browser, judge_crawl, judge_probe
-from builderd.adapters.testers.workers import __path__ as workers
-from builderd.domain.qa import CheckName, Outcome
+from builderd.qa.model import CheckName, Outcome
+from builderd.qa.testers.local import judge_browser, judge_crawl, judge_probe
+from builderd.qa.testers.workers import __path__ as workers
 
 CRAWL = {"pages": [["/", 200, ""]], "elsewhere": 0, "robots": 404, "left_out": 0}
 PROBE = {

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from builderd.adapters.testers.visits import ALL_HEADS_BYTES, HEAD_BYTES, PREFACE, visit
-from builderd.domain.errors import MachineFault
-from builderd.domain.previews import Address
-from builderd.ports.gates import Target
+from builderd.core.errors import MachineFault
+from builderd.previews.model import Address
+from builderd.qa.port import Target
+from builderd.qa.testers.visits import ALL_HEADS_BYTES, HEAD_BYTES, PREFACE, visit
 
 NOBODY = Target(Address("127.0.0.1", 1), "http://app.localhost")
 

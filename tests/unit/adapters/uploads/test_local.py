@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.uploads.stores import LocalUploads
-from builderd.domain.ids import UploadId, new_id
+from builderd.code.upload_store import LocalUploads
+from builderd.core.ids import UploadId, new_id
 
 ONE = UploadId(new_id())
 

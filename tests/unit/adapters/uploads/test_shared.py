@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from tests.stores import memory_store
 
-from builderd.adapters.uploads import stores as module
-from builderd.adapters.uploads.stores import SharedUploads
-from builderd.domain.errors import NoCapacity, QuotaExceeded, StoreUnavailable
-from builderd.domain.files import LIFETIME, Upload
-from builderd.domain.ids import TenantId, UploadId, new_id
-from builderd.domain.tokens import Tenant
-from builderd.store import Store, UnitOfWork
+from builderd.code import upload_store as module
+from builderd.code.upload_store import SharedUploads
+from builderd.core.errors import NoCapacity, QuotaExceeded, StoreUnavailable
+from builderd.core.ids import TenantId, UploadId, new_id
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.files.model import LIFETIME, Upload
+from builderd.tokens.model import Tenant
 
 ONE, OTHER = UploadId(new_id()), UploadId(new_id())
 #: Of a chunk, in place of a MiB.

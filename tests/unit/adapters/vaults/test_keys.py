@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.vaults import sodium
-from builderd.adapters.vaults.sodium import ConfiguredKeys, Key, KeyFile, SodiumVault
-from builderd.domain.errors import EngineUnavailable, ValidationFailed
+from builderd.core.errors import EngineUnavailable, ValidationFailed
+from builderd.credentials import vault as sodium
+from builderd.credentials.vault import ConfiguredKeys, Key, KeyFile, SodiumVault
 
 
 def test_the_key_file_is_created_with_mode_600(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.clocks.system import ClockReading, read_clocks
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.ids import secret_hash
-from builderd.domain.tokens import Scope
-from builderd.operations import rates
-from builderd.operations.rates import LastUses
-from builderd.services import tokens
+from builderd.core.errors import StoreUnavailable
+from builderd.core.ids import secret_hash
+from builderd.linux.clock import ClockReading, read_clocks
+from builderd.server import rates
+from builderd.server.rates import LastUses
+from builderd.tokens import service as tokens
+from builderd.tokens.model import Scope
 
 BUILDERS = "/api/v1/builders"
 

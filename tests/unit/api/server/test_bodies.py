@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import Request
 
-from builderd.api.server import bodies
-from builderd.api.server.bodies import check_media_type, read_body
-from builderd.api.server.body_parser import parse_object
-from builderd.domain.errors import BadRequest, TooLarge
+from builderd.core.errors import BadRequest, TooLarge
+from builderd.server import bodies
+from builderd.server.bodies import check_media_type, read_body
+from builderd.server.body_parser import parse_object
 
 
 def refused(body: bytes) -> str:

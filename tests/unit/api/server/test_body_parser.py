@@ -14,16 +14,16 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, listening
 
-from builderd.api.server import body_parser, middleware
-from builderd.api.server.body_parser import Body, take_apart
-from builderd.domain.errors import BadRequest, BuilderdError, MachineFault, TooLarge, ValidationFailed
-from builderd.domain.resources import Resources
-from builderd.schemas.v1.account import NewCredential
-from builderd.schemas.v1.builder_parts import NewExecution
-from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.files import bundle_files
-from builderd.schemas.v1.shape import Shape
-from builderd.schemas.v1.versions import NewSettings, NewVersion
+from builderd.core.errors import BadRequest, BuilderdError, MachineFault, TooLarge, ValidationFailed
+from builderd.core.resources import Resources
+from builderd.schemas.account import NewCredential
+from builderd.schemas.builder_parts import NewExecution
+from builderd.schemas.builders import NewBuilder
+from builderd.schemas.files import bundle_files
+from builderd.schemas.shape import Shape
+from builderd.schemas.versions import NewSettings, NewVersion
+from builderd.server import body_parser, middleware
+from builderd.server.body_parser import Body, take_apart
 
 CONTEXT = {"maximum": Resources(cpu=8, memory=16, disk=100)}
 LARGE: dict[str, Any] = {

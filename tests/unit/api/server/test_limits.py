@@ -9,8 +9,10 @@ import httpx
 import pytest
 from tests.service import METRICS_TOKEN, Service
 
-from builderd.api.server import limits
-from builderd.api.server.limits import (
+from builderd.core.errors import NoCapacity, RateLimited
+from builderd.core.ids import TenantId, secret_hash
+from builderd.server import limits
+from builderd.server.limits import (
     CONNECTION,
     REMOTE_SANDBOX_API,
     ConnectionLimits,
@@ -19,9 +21,7 @@ from builderd.api.server.limits import (
     Turns,
     credential_of,
 )
-from builderd.domain.errors import NoCapacity, RateLimited
-from builderd.domain.ids import TenantId, secret_hash
-from builderd.operations.rates import Rates
+from builderd.server.rates import Rates
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 

@@ -15,10 +15,10 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
-from builderd.api.server import listener
-from builderd.api.server.limits import Limiter
-from builderd.api.server.listener import Servers, bind
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
+from builderd.server import listener
+from builderd.server.limits import Limiter
+from builderd.server.listener import Servers, bind
 
 OK = b"GET /healthz HTTP/1.1\r\nHost: builderd\r\n\r\n"
 

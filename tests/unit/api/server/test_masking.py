@@ -11,9 +11,9 @@ import pytest
 from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service, running_service
 
-from builderd.api.server import middleware
-from builderd.api.server.answers import RequestIdFilter
-from builderd.domain.credentials import MASK
+from builderd.credentials.model import MASK
+from builderd.server import middleware
+from builderd.server.answers import RequestIdFilter
 
 SECRET = "sk-very-secret-0001"
 MASKED = {"Builderd-Mask": "credentials"}
@@ -120,10 +120,10 @@ async def test_any_other_id_is_replaced(client: httpx.AsyncClient, given: str) -
 
 async def test_lines_of_the_log_carry_the_id(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.handler.addFilter(RequestIdFilter())
-    with caplog.at_level(logging.INFO, "builderd.api"):
+    with caplog.at_level(logging.INFO, "builderd.server"):
         await client.get("/api/v1/builders/x", headers={"X-Request-Id": "id-1"})
-        logging.getLogger("builderd.api").info("outside")
-    records = [record for record in caplog.records if record.name.startswith("builderd.api")]
+        logging.getLogger("builderd.server").info("outside")
+    records = [record for record in caplog.records if record.name.startswith("builderd.server")]
     assert [record.__dict__["request_id"] for record in records] == ["id-1", "-"]
     assert records[0].getMessage().startswith("request method=GET path=/api/v1/builders/x status=404 ms=")
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.bundles.local import LocalBundles
-from builderd.api.server.answers import STATUS, failure
-from builderd.domain import errors
-from builderd.domain.errors import BuilderdError
-from builderd.store import Store
+from builderd.code.bundles.local import LocalBundles
+from builderd.core import errors
+from builderd.core.errors import BuilderdError
+from builderd.database.unit_of_work import Store
+from builderd.server.answers import STATUS, failure
 
 
 def codes(error: type[BuilderdError]) -> set[str]:

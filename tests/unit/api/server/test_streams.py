@@ -9,12 +9,12 @@ import pytest
 from fastapi import Request
 from starlette.datastructures import Headers
 
-from builderd.api.server import streams
-from builderd.api.server.preferences import wants_async, wants_events
-from builderd.api.server.streams import event, stream
-from builderd.api.v1.files import Part, RangeNotSatisfiable, condition_of, is_known, part_of
-from builderd.domain.errors import BadRequest
-from builderd.domain.files import Condition
+from builderd.core.errors import BadRequest
+from builderd.files.api import Part, RangeNotSatisfiable, condition_of, is_known, part_of
+from builderd.files.model import Condition
+from builderd.server import streams
+from builderd.server.preferences import wants_async, wants_events
+from builderd.server.streams import event, stream
 
 
 def test_an_event_has_its_name_its_data_in_one_line_and_its_id() -> None:

@@ -10,8 +10,8 @@ import pytest
 from tests.fakes.backup_repository import FakeBackupRepository
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.domain.errors import BackupFailed
-from builderd.ports.backup_repository import RestoreReport
+from builderd.backups.port import RestoreReport
+from builderd.core.errors import BackupFailed
 
 SHOWN = {
     *("id", "builder", "builder_name", "kind", "status", "version", "created_at", "finished_at", "files"),

@@ -12,10 +12,10 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 
-from builderd.domain.errors import EngineUnavailable
-from builderd.ports.engine import Readiness
-from builderd.reconciler.loop import worker
-from builderd.services import outcomes
+from builderd.builders import outcomes
+from builderd.core.errors import EngineUnavailable
+from builderd.engine.port import Readiness
+from builderd.reconciler import worker
 
 BUILDERS = "/api/v1/builders"
 

@@ -12,9 +12,9 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 
-from builderd.domain.errors import BuilderdError, StoreUnavailable
-from builderd.domain.versions import Isolation
-from builderd.services import outcomes
+from builderd.builders import outcomes
+from builderd.core.errors import BuilderdError, StoreUnavailable
+from builderd.versions.model import Isolation
 
 BUILDERS = "/api/v1/builders"
 #: The keys of the contract, by these very names; a service may say more.

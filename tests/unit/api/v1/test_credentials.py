@@ -10,13 +10,13 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.domain.builders import Builder
-from builderd.domain.errors import NoCapacity
-from builderd.domain.ids import BuilderId
-from builderd.services import builders
-from builderd.services.application import Application
-from builderd.services.builders import Caller
-from builderd.store import UnitOfWork
+from builderd.application import Application
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.builders.service import Caller
+from builderd.core.errors import NoCapacity
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import UnitOfWork
 
 ZOHO = "/api/v1/credentials/zoho"
 CANARY = "canary-7f3a"

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, listening
 
-from builderd.api.server import streams
-from builderd.services import events
+from builderd.events import service as events
+from builderd.server import streams
 
 API = "/api/v1"
 

@@ -12,11 +12,12 @@ from httpx_sse import aconnect_sse
 from tests.fakes.processes import Answer
 from tests.service import MINIMAL, Service
 
-from builderd.api.server.limits import TENANTS_AT_ONCE, Turns
-from builderd.api.v1 import executions as executions_api
-from builderd.domain.ids import TenantId
-from builderd.domain.sandboxes import SandboxReport, SandboxSpec
-from builderd.services import executions, outcomes
+from builderd.builders import outcomes
+from builderd.core.ids import TenantId
+from builderd.executions import api as executions_api
+from builderd.executions import service as executions
+from builderd.sandboxes.model import SandboxReport, SandboxSpec
+from builderd.server.limits import TENANTS_AT_ONCE, Turns
 
 BUILDERS = "/api/v1/builders"
 

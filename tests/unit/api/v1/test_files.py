@@ -16,10 +16,10 @@ import pytest
 import zstandard
 from tests.service import MINIMAL, Service
 
-from builderd.api.server import streams
-from builderd.api.v1 import files as door
-from builderd.domain.ids import BuilderId
-from builderd.store import UnitOfWork
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.files import api as door
+from builderd.server import streams
 
 BUILDERS = "/api/v1/builders"
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.api.sandbox_api import create_sandbox_app
+from builderd.server.sandbox_api import create_sandbox_app
 
 BUILDERS = "/api/v1/builders"
 

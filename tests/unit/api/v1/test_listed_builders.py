@@ -10,10 +10,10 @@ import httpx
 from tests.service import MINIMAL, Service
 from tests.statements import statements
 
-from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId
-from builderd.schemas.v1 import builders as wire
-from builderd.store import UnitOfWork
+from builderd.builders.model import Builder
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.schemas import builders as wire
 
 BUILDERS = "/api/v1/builders"
 ODD = 'h"ä\\\u2028</script>\U0001f600'

@@ -13,13 +13,13 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening
 
-from builderd.api.server import streams
-from builderd.api.v1 import logs as door
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import SandboxId
-from builderd.domain.sandboxes import LogLine, LogPiece, LogStream
-from builderd.schemas.v1 import monitoring as wire
-from builderd.services import logs
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import SandboxId
+from builderd.logs import api as door
+from builderd.logs import service as logs
+from builderd.sandboxes.model import LogLine, LogPiece, LogStream
+from builderd.schemas import monitoring as wire
+from builderd.server import streams
 
 BUILDERS = "/api/v1/builders"
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.domain.metrics import Usage, UsageBucket, start_of
-from builderd.domain.previews import PreviewActivity
-from builderd.reconciler.jobs.sampling import Sampling
+from builderd.metrics.job import Sampling
+from builderd.metrics.model import Usage, UsageBucket, start_of
+from builderd.previews.model import PreviewActivity
 
 BUILDERS = "/api/v1/builders"
 
@@ -86,7 +86,7 @@ async def test_prometheus_has_the_same_by_builder(
 
 
 async def test_prometheus_series_are_limited(service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from builderd.api.server import meter
+    from builderd.server import meter
 
     monkeypatch.setattr(meter, "MAX_SERIES", 2)
     for number in range(5):

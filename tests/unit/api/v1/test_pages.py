@@ -10,10 +10,10 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.api.v1 import pages
-from builderd.domain.ids import TenantId, secret_hash
-from builderd.schemas.v1.shape import Page, PageMeta, View
-from builderd.services.limits import MAX_WAITING
+from builderd.core.ids import TenantId, secret_hash
+from builderd.schemas.shape import Page, PageMeta, View
+from builderd.server import pages
+from builderd.tokens.limits import MAX_WAITING
 
 API = "/api/v1"
 

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.domain.ids import secret_hash
-from builderd.domain.previews import MAX_LINKS
+from builderd.core.ids import secret_hash
+from builderd.previews.model import MAX_LINKS
 
 BUILDERS = "/api/v1/builders"
 

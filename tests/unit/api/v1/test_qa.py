@@ -12,10 +12,10 @@ from tests.contract.store.samples import NOW, SECOND
 from tests.fakes.testers import FakeTesters
 from tests.service import MINIMAL, Service
 
-from builderd.api.v1.qa import make_ctrf, make_junit
-from builderd.domain.ids import BuilderId
-from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Visit
-from builderd.domain.tokens import Scope
+from builderd.core.ids import BuilderId
+from builderd.qa.api import make_ctrf, make_junit
+from builderd.qa.model import Check, CheckName, Outcome, QaReport, ReportStatus, Visit
+from builderd.tokens.model import Scope
 
 BUILDERS = "/api/v1/builders"
 

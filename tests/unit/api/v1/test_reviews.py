@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.domain.tokens import Scope
+from builderd.tokens.model import Scope
 
 BUILDERS = "/api/v1/builders"
 RISKY = {**MINIMAL, "files": {"main.py": "x = 1\ntake_risk()\n"}}

@@ -10,12 +10,12 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId
-from builderd.domain.prices import Billing, Segment
-from builderd.domain.tokens import Scope
-from builderd.services.limits import TenantLimit, TenantLimits
-from builderd.store import UnitOfWork
+from builderd.builders.model import Builder
+from builderd.core.ids import BuilderId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.money.model import Billing, Segment
+from builderd.tokens.limits import TenantLimit, TenantLimits
+from builderd.tokens.model import Scope
 
 SPENDING = "/api/v1/builders/spending"
 DAYS = "/api/v1/spending/days"

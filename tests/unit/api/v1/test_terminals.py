@@ -19,11 +19,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from builderd.api.sandbox_api import create_sandbox_app
-from builderd.api.server import middleware, streams
-from builderd.api.v1 import executions
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.processes import LOGIN_SHELL, Window
+from builderd.core.errors import StoreUnavailable
+from builderd.executions import api as executions
+from builderd.executions.model import LOGIN_SHELL, Window
+from builderd.server import middleware, streams
+from builderd.server.sandbox_api import create_sandbox_app
 
 PATIENCE = 60
 BUILDERS = "/api/v1/builders"

@@ -9,12 +9,16 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.domain.errors import Unauthenticated
-from builderd.domain.ids import secret_hash
-from builderd.domain.tokens import MAX_VALID_TOKENS, Scope
-from builderd.services import bundles, revocations, ssh, tokens, webhooks
-from builderd.services.builders import Caller
-from builderd.services.preview_links import create as create_link
+from builderd.builders.service import Caller
+from builderd.code import service as bundles
+from builderd.core.errors import Unauthenticated
+from builderd.core.ids import secret_hash
+from builderd.executions import ssh
+from builderd.previews.service import create as create_link
+from builderd.sessions import revocations
+from builderd.tokens import service as tokens
+from builderd.tokens.model import MAX_VALID_TOKENS, Scope
+from builderd.webhooks import service as webhooks
 
 TOKENS = "/api/v1/tokens"
 HOOK = "https://example.com/hook"

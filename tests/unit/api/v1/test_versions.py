@@ -11,10 +11,10 @@ from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service
 from tests.unit.api.v1.test_creations import BUILDERS, KEYS, failing_once, sse
 
-from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
-from builderd.domain.tokens import Scope
-from builderd.services import outcomes
+from builderd.builders import outcomes
+from builderd.code.model import BundleFile, make_bundle
+from builderd.core.errors import BuilderdError, EngineUnavailable, StoreUnavailable
+from builderd.tokens.model import Scope
 
 OTHER = "python3 -X dev main.py"
 NEW = {"files": {"main.py": "print('new')"}}

@@ -8,9 +8,9 @@ import httpx
 from tests.fakes.webhooks import FakeWebhookSender
 from tests.service import Service
 
-from builderd.domain.events import MAX_WEBHOOKS, key_of
-from builderd.ports.outside import Reply
-from builderd.reconciler.jobs.webhooks import WebhookJob
+from builderd.events.model import MAX_WEBHOOKS, key_of
+from builderd.tokens.port import Reply
+from builderd.webhooks.job import WebhookJob
 
 HOOKS = "/api/v1/webhooks"
 URL = "https://example.com/hook"

@@ -14,9 +14,9 @@ from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import standby
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.standby import Membership
-from builderd.domain import database_lease
+from builderd.core import members as database_lease
+from builderd.database.unit_of_work import Store
 from builderd.settings import Settings
-from builderd.store import Store
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.database_lease import OwnedStore, owned_store
 from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.standby import Membership
+from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.settings import Settings
-from builderd.store import Store, UnitOfWork
 
 #: The real times, so much shorter.
 HURRY = 25

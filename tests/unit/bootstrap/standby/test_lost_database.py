@@ -16,10 +16,10 @@ from tests.unit.bootstrap.standby.services import (
 )
 
 from builderd.bootstrap.standby import GuardedLease
-from builderd.domain.database_lease import LeaseLost
-from builderd.domain.errors import StoreUnavailable
+from builderd.core.errors import StoreUnavailable
+from builderd.core.members import LeaseLost
+from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.settings import Settings
-from builderd.store import Store, UnitOfWork
 
 
 def away(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:

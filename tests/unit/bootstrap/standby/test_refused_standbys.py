@@ -19,11 +19,11 @@ from builderd.bootstrap import standby
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.standby import Membership, works_elsewhere
-from builderd.domain import database_lease
-from builderd.domain.database_lease import DatabaseOwned
-from builderd.domain.errors import EngineUnavailable
+from builderd.core import members as database_lease
+from builderd.core.errors import EngineUnavailable
+from builderd.core.members import DatabaseOwned
+from builderd.database.migrations import revisions
 from builderd.settings import Settings
-from builderd.store.migrations import revisions
 
 
 async def test_service_with_other_keys_is_refused_with_the_commands_that_copy_them(

@@ -20,10 +20,10 @@ from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import standby
 from builderd.bootstrap.database import this_instance
 from builderd.bootstrap.machine import describe_database
-from builderd.domain import database_lease
-from builderd.domain.database_lease import DatabaseLease, LeaseLost
+from builderd.core import members as database_lease
+from builderd.core.members import DatabaseLease, LeaseLost
+from builderd.database.lease import Services as StoredServices
 from builderd.settings import Settings
-from builderd.store.database_lease import Services as StoredServices
 
 
 async def test_standby_takes_over_at_once_from_a_service_that_ends_in_order(

@@ -20,7 +20,7 @@ from builderd.cli.apps.inside import _write
 from builderd.cli.apps.session import Session, aligned, shown
 from builderd.cli.apps.upkeep import sparkline
 from builderd.cli.group import builderd, printable
-from builderd.domain.resources import Capacity
+from builderd.core.resources import Capacity
 
 
 def run(*words: str, stdin: str | None = None) -> Result:

@@ -20,7 +20,7 @@ from tests.fakes.processes import Answer, FakeProcess
 from tests.threaded_service import Running
 
 from builderd.cli.group import builderd
-from builderd.domain.processes import LOGIN_SHELL, Window
+from builderd.executions.model import LOGIN_SHELL, Window
 
 #: Against hanging only.
 PATIENCE = 60.0

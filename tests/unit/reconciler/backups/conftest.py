@@ -12,16 +12,16 @@ import pytest
 from tests.application import World, fake_world, hurry
 from tests.fakes.backup_repository import FakeBackupRepository
 
-from builderd.domain.backups import Backup, Restore
-from builderd.domain.builders import Builder
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.ids import DiskId
-from builderd.domain.resources import Limit
-from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.core.loops import FaultPoint, no_fault
-from builderd.services import backups
-from builderd.services.application import Application
-from builderd.services.limits import TenantLimit, TenantLimits
+from builderd.application import Application
+from builderd.backups import service as backups
+from builderd.backups.job import BackupSchedule
+from builderd.backups.model import Backup, Restore
+from builderd.builders.model import Builder
+from builderd.core.errors import StoreUnavailable
+from builderd.core.ids import DiskId
+from builderd.core.loops import FaultPoint, no_fault
+from builderd.core.resources import Limit
+from builderd.tokens.limits import TenantLimit, TenantLimits
 
 HOUR = timedelta(hours=1)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import Backup, BackupKey, BackupStatus, RestoreStatus
-from builderd.domain.builders import Builder
-from builderd.domain.errors import (
+from builderd.backups import restores, upkeep
+from builderd.backups import service as backups
+from builderd.backups.model import Backup, BackupKey, BackupStatus, RestoreStatus
+from builderd.backups.port import RepositoryDamaged
+from builderd.builders.model import Builder
+from builderd.core.errors import (
     BackupFailed,
     BuilderdError,
     EngineUnavailable,
@@ -15,10 +18,7 @@ from builderd.domain.errors import (
     StoreUnavailable,
     helper_died,
 )
-from builderd.ports.backup_repository import RepositoryDamaged
-from builderd.reconciler.backups import upkeep
-from builderd.services import backups, restores
-from builderd.store.events import EventQuery
+from builderd.events.store import EventQuery
 
 
 async def _key(scene: Scene, builder: Builder) -> BackupKey:

@@ -14,15 +14,17 @@ import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 from tests.unit.reconciler.mortal import Killed, MortalStore
 
-from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
-from builderd.domain.builders import Builder, Status
-from builderd.domain.errors import StoreUnavailable
-from builderd.domain.ids import DiskId
-from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.restoring import carry_out
-from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.services import backups, builders, outcomes, restores
-from builderd.store import Store, UnitOfWork
+from builderd.backups import restores, upkeep
+from builderd.backups import service as backups
+from builderd.backups.job import BackupSchedule
+from builderd.backups.model import Backup, BackupStatus, Restore, RestoreStatus
+from builderd.backups.restoring import carry_out
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.core.errors import StoreUnavailable
+from builderd.core.ids import DiskId
+from builderd.database.unit_of_work import Store, UnitOfWork
 
 T = TypeVar("T")
 

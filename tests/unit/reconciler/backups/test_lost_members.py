@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.database_lease import MemberAway, MemberReport
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.sandboxes import SandboxReport
-from builderd.ports.engine import DiskReport
-from builderd.reconciler.jobs.members import LostMembers
-from builderd.reconciler.loop import reconciler
-from builderd.services import builders
-from builderd.store import Store, UnitOfWork
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import DiskId, SandboxId
+from builderd.core.members import MemberAway, MemberReport
+from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.engine.port import DiskReport
+from builderd.reconciler import reconciler
+from builderd.reconciler.members import LostMembers
+from builderd.sandboxes.model import SandboxReport
 
 
 @pytest.fixture(autouse=True)

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
-from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreStatus
-from builderd.domain.builders import Builder, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BackupFailed, InvalidState, NotFound
-from builderd.domain.ids import BackupId, BuilderId, DiskId
-from builderd.ports.backup_repository import SaveRequest
-from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.upkeep import adopt
-from builderd.services import backups, builders, outcomes, restores
-from builderd.store import UnitOfWork
+from builderd.backups import restores, upkeep
+from builderd.backups import service as backups
+from builderd.backups.model import Backup, BackupStatus, Restore, RestoreStatus
+from builderd.backups.port import SaveRequest
+from builderd.backups.upkeep import adopt
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import BackupFailed, InvalidState, NotFound
+from builderd.core.ids import BackupId, BuilderId, DiskId
+from builderd.database.unit_of_work import UnitOfWork
 
 SECOND = BundleFile("main.py", b"print('second')\n")
 

@@ -8,10 +8,14 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import Backup, BackupKind, Restore, RestoreStatus
-from builderd.domain.builders import Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import (
+from builderd.backups import restores
+from builderd.backups import service as backups
+from builderd.backups.model import Backup, BackupKind, Restore, RestoreStatus
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import (
     BackupFailed,
     InvalidState,
     NameTaken,
@@ -21,8 +25,8 @@ from builderd.domain.errors import (
     StartFailed,
     ValidationFailed,
 )
-from builderd.domain.ids import DiskId
-from builderd.services import backups, builders, credentials, outcomes, restores
+from builderd.core.ids import DiskId
+from builderd.credentials import service as credentials
 
 
 async def _ask(scene: Scene, backup: Backup, name: str) -> Restore:

@@ -10,12 +10,15 @@ import pytest
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.backups.conftest import Scene
 
-from builderd.domain.backups import BackupStatus, RestoreStatus
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import StartFailed
-from builderd.domain.reviews import ReviewFailed
-from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.services import backups, builders, outcomes, restores
+from builderd.backups import restores
+from builderd.backups import service as backups
+from builderd.backups.model import BackupStatus, RestoreStatus
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.code.model import BundleFile
+from builderd.core.errors import StartFailed
+from builderd.events.retention import RetentionJob
+from builderd.review.model import ReviewFailed
 
 
 async def _late(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus
-from builderd.domain.builders import Desired, Status
-from builderd.domain.errors import BackupFailed, InvalidState, NoCapacity, NotFound
-from builderd.domain.events import SYSTEM
-from builderd.domain.ids import DiskId, TenantId
-from builderd.ports.backup_repository import SnapshotSummary
-from builderd.reconciler.backups import upkeep
-from builderd.reconciler.jobs.idle import Idleness
-from builderd.services import backups, builders, outcomes
-from builderd.services.application import Application
+from builderd.application import Application
+from builderd.backups import service as backups
+from builderd.backups import upkeep
+from builderd.backups.model import Backup, BackupKind, BackupStatus
+from builderd.backups.port import SnapshotSummary
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Desired, Status
+from builderd.core.errors import BackupFailed, InvalidState, NoCapacity, NotFound
+from builderd.core.ids import DiskId, TenantId
+from builderd.events.model import SYSTEM
+from builderd.idle.job import Idleness
 
 
 async def test_a_backup_holds_what_is_on_the_disk_and_leaves_no_copy(scene: Scene) -> None:

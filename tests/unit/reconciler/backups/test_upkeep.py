@@ -8,18 +8,13 @@ from datetime import timedelta
 import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import BackupStatus, Retention, failure_of
-from builderd.domain.builders import Builder
-from builderd.domain.errors import (
-    RETRY_AFTER,
-    BackupFailed,
-    MachineFault,
-    helper_died,
-)
-from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
-from builderd.ports.backup_repository import SaveRequest, TenantRepository
-from builderd.reconciler.backups import upkeep
-from builderd.services import backups
+from builderd.backups import service as backups
+from builderd.backups import upkeep
+from builderd.backups.model import BackupStatus, Retention, failure_of
+from builderd.backups.port import SaveRequest, TenantRepository
+from builderd.builders.model import Builder
+from builderd.core.errors import RETRY_AFTER, BackupFailed, MachineFault, helper_died
+from builderd.core.ids import BackupId, DiskId, TenantId, new_id
 
 
 async def _kept(scene: Scene, builder: Builder) -> list[str]:

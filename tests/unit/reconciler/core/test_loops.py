@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from builderd.reconciler.core.loops import every, race
+from builderd.core.loops import every, race
 
 
 class Runner:

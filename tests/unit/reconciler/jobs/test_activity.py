@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 from tests.application import World
 
-from builderd.domain.builders import Builder
-from builderd.domain.previews import PreviewActivity
-from builderd.reconciler.jobs import idle
-from builderd.reconciler.jobs.idle import Idleness
+from builderd.builders.model import Builder
+from builderd.idle import job as idle
+from builderd.idle.job import Idleness
+from builderd.previews.model import PreviewActivity
 
 VISITED = PreviewActivity(10, 100, 200, 0, 0, idle_seconds=3)
 OPEN = replace(VISITED, open_connections=1, idle_seconds=600)

@@ -13,14 +13,15 @@ from tests.application import World, fake_world
 from tests.domains.claims import HOST, add, found, work
 
 from builderd.bootstrap import keys
-from builderd.domain.builders import Builder
-from builderd.domain.domains import Domain, DomainStatus
-from builderd.domain.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded
-from builderd.domain.previews import DomainAlias
-from builderd.ports.previews import CaaRecord, DnsRecords, OrderFailed, ProbeReply
-from builderd.reconciler.jobs.domains import DomainJob
-from builderd.services import builders, domains
-from builderd.services.limits import TenantLimit, TenantLimits
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.errors import Conflict, EngineUnavailable, NotFound, QuotaExceeded
+from builderd.domains import service as domains
+from builderd.domains.model import Domain, DomainStatus
+from builderd.domains.renewal import DomainJob
+from builderd.previews.model import DomainAlias
+from builderd.previews.port import CaaRecord, DnsRecords, OrderFailed, ProbeReply
+from builderd.tokens.limits import TenantLimit, TenantLimits
 
 OURS = "203.0.113.5"
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)

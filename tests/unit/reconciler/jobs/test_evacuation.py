@@ -9,14 +9,14 @@ import pytest
 from tests.application import ENTRYPOINT, World, fake_world, hurry
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.database_lease import MemberReport
-from builderd.domain.errors import NoCapacity
-from builderd.domain.ids import DiskId
-from builderd.domain.previews import RouteState
-from builderd.reconciler.jobs.members import Evacuation
-from builderd.reconciler.loop import reconciler
-from builderd.services import builders
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.core.errors import NoCapacity
+from builderd.core.ids import DiskId
+from builderd.core.members import MemberReport
+from builderd.previews.model import RouteState
+from builderd.reconciler import reconciler
+from builderd.reconciler.members import Evacuation
 
 RELEASE = "python3 main.py migrate"
 

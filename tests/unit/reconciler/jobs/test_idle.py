@@ -10,15 +10,16 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour, FakeSandbox
 
-from builderd.domain.builders import Builder, Desired, Lease, LeaseId, Status, StopKind
-from builderd.domain.errors import NotFound
-from builderd.domain.events import SYSTEM
-from builderd.domain.ids import SandboxId
-from builderd.domain.previews import PreviewActivity, RouteState
-from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import EndCause, SandboxUsage
-from builderd.reconciler.jobs.idle import Idleness
-from builderd.services import builders, wake
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Lease, LeaseId, Status, StopKind
+from builderd.core.errors import NotFound
+from builderd.core.ids import SandboxId
+from builderd.events.model import SYSTEM
+from builderd.idle import service as wake
+from builderd.idle.job import Idleness
+from builderd.money.model import Billing
+from builderd.previews.model import PreviewActivity, RouteState
+from builderd.sandboxes.model import EndCause, SandboxUsage
 
 VISITOR = PreviewActivity(1, 0, 0, open_connections=1, failures=0, idle_seconds=0)
 

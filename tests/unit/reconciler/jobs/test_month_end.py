@@ -12,14 +12,15 @@ from tests.unit.reconciler.jobs.test_spending import cap, spent
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.prices import OpenBuild, cents, month_of, next_month
-from builderd.reconciler.jobs import sampling
-from builderd.reconciler.stages.install import close_cut_builds
-from builderd.services import builders, caps
-from builderd.services.application import Application
-from builderd.store import UnitOfWork
+from builderd.application import Application
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Status
+from builderd.core.ids import BuilderId, TenantId
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.metrics import job as sampling
+from builderd.money import caps
+from builderd.money.model import OpenBuild, cents, month_of, next_month
+from builderd.reconciler.steps.install import close_cut_builds
 
 #: What the builder of these tests costs in an hour while it runs.
 RATE = Decimal("0.1965")

@@ -11,17 +11,17 @@ from tests.application import World, fake_world
 from tests.fakes.clock import FakeClock
 from tests.fakes.domains import FakeDnsUpdates
 
-from builderd.domain.domains import (
+from builderd.domains.model import (
     LAST_CHECK_PAUSE,
     LAST_ORDER_PAUSE,
     WildcardCertificate,
     describe_public,
     public_name,
 )
-from builderd.domain.previews import API
-from builderd.ports.previews import OrderFailed
-from builderd.reconciler.jobs.domains import PublicCertificateJob, WildcardJob
-from builderd.services.domains import certificate_ends
+from builderd.domains.renewal import PublicCertificateJob, WildcardJob
+from builderd.domains.service import certificate_ends
+from builderd.previews.model import API
+from builderd.previews.port import OrderFailed
 
 HOST, OURS = "builderd.example.com", "203.0.113.5"
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -15,16 +15,17 @@ from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.mortal import Killed, living
 
-from builderd.domain.builders import Builder
-from builderd.domain.errors import NoCapacity
-from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
-from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
-from builderd.domain.sandboxes import SandboxSpec
-from builderd.ports.gates import Target
-from builderd.reconciler.jobs import reporting
-from builderd.reconciler.jobs.inspection import DUMMY, FILES, NETWORK
-from builderd.reconciler.stages import install
-from builderd.services import builders, qa
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.errors import NoCapacity
+from builderd.core.ids import BuilderId, DiskId, TenantId, new_id
+from builderd.qa import job as reporting
+from builderd.qa import service as qa
+from builderd.qa.inspection import DUMMY, FILES, NETWORK
+from builderd.qa.model import Check, CheckName, Outcome, QaReport, ReportStatus
+from builderd.qa.port import Target
+from builderd.reconciler.steps import install
+from builderd.sandboxes.model import SandboxSpec
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ async def test_a_copy_has_no_network_and_no_secret_of_the_app(world: World) -> N
 
 
 async def test_credentials_are_dummies_in_a_copy(world: World) -> None:
-    from builderd.services import credentials
+    from builderd.credentials import service as credentials
 
     now, vault = world.clock.now(), world.application.vault
     await world.application.store.write(

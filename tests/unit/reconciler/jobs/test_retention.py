@@ -12,19 +12,21 @@ from tests.application import MAIN, REQUIREMENTS, World, fake_world
 from tests.contract.store.samples import make_event, make_record
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import EngineUnavailable, NameTaken, NoCapacity, StartFailed
-from builderd.domain.files import Condition
-from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import SandboxReport
-from builderd.reconciler.jobs import retention
-from builderd.reconciler.jobs.retention import RetentionJob
-from builderd.services import builders, deployments, files
-from builderd.services.files import NewContent
-from builderd.store import UnitOfWork
-from builderd.store.events import EventQuery
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import EngineUnavailable, NameTaken, NoCapacity, StartFailed
+from builderd.core.ids import BuilderId, SandboxId
+from builderd.core.resources import Resources
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events import retention
+from builderd.events.retention import RetentionJob
+from builderd.events.store import EventQuery
+from builderd.files import service as files
+from builderd.files.model import Condition
+from builderd.files.service import NewContent
+from builderd.sandboxes.model import SandboxReport
+from builderd.versions import service as deployments
 
 DAY = 86_400.0
 MONTH = 31 * DAY

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 from tests.application import World, fake_world
 
-from builderd.domain.builders import Builder
-from builderd.domain.errors import NotFound
-from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.metrics import BUCKET, SPAN, UsageBucket, UsageSample, start_of
-from builderd.domain.previews import PreviewActivity
-from builderd.domain.sandboxes import SandboxUsage
-from builderd.reconciler.jobs.sampling import Sampling, sample
-from builderd.services import builders
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.core.errors import NotFound
+from builderd.core.ids import BuilderId, SandboxId
+from builderd.metrics.job import Sampling, sample
+from builderd.metrics.model import BUCKET, SPAN, UsageBucket, UsageSample, start_of
+from builderd.previews.model import PreviewActivity
+from builderd.sandboxes.model import SandboxUsage
 
 VISITS = PreviewActivity(10, 0, 0, 1, 0, 0.0, answers_2xx=8, answers_5xx=2)
 

@@ -12,17 +12,18 @@ from tests.application import World
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.errors import QuotaExceeded
-from builderd.domain.events import SYSTEM, Event
-from builderd.domain.previews import RouteState
-from builderd.domain.prices import SECONDS_PER_HOUR, next_month
-from builderd.reconciler.jobs import sampling
-from builderd.reconciler.loop.worker import LEASE
-from builderd.services import builders, caps
-from builderd.services.limits import TenantLimit, TenantLimits
-from builderd.store import UnitOfWork
-from builderd.store.events import EventQuery
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Desired, Status
+from builderd.core.errors import QuotaExceeded
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.events.model import SYSTEM, Event
+from builderd.events.store import EventQuery
+from builderd.metrics import job as sampling
+from builderd.money import caps
+from builderd.money.model import SECONDS_PER_HOUR, next_month
+from builderd.previews.model import RouteState
+from builderd.reconciler.worker import LEASE
+from builderd.tokens.limits import TenantLimit, TenantLimits
 
 REASON = "spending cap of 5.00 EUR reached"
 FIVE = Decimal("5.00")

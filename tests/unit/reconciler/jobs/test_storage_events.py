@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.application import MAIN, fake_world
 
-from builderd.ports.engine import Readiness
-from builderd.reconciler.jobs.retention import StorageEvents
-from builderd.store.events import EventQuery
+from builderd.engine.port import Readiness
+from builderd.events.retention import StorageEvents
+from builderd.events.store import EventQuery
 
 
 async def test_each_change_is_one_event_without_the_hosts_paths() -> None:

@@ -12,19 +12,22 @@ import pytest
 from tests.application import World
 from tests.domains.claims import add as add_domain
 
-from builderd.domain.backups import BackupKind
-from builderd.domain.builders import Builder
-from builderd.domain.events import SYSTEM
-from builderd.reconciler.backups import schedule
-from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.core.loops import no_fault
-from builderd.reconciler.jobs import domains, reporting, webhooks
-from builderd.reconciler.jobs.domains import DomainJob
-from builderd.reconciler.jobs.reporting import Reporting
-from builderd.reconciler.jobs.webhooks import WebhookJob
-from builderd.services import backups, qa
-from builderd.services import webhooks as hooks
-from builderd.store.database import Kind, Writes
+from builderd.backups import job as schedule
+from builderd.backups import service as backups
+from builderd.backups.job import BackupSchedule
+from builderd.backups.model import BackupKind
+from builderd.builders.model import Builder
+from builderd.core.loops import no_fault
+from builderd.database.connection import Kind, Writes
+from builderd.domains import renewal as domains
+from builderd.domains.renewal import DomainJob
+from builderd.events.model import SYSTEM
+from builderd.qa import job as reporting
+from builderd.qa import service as qa
+from builderd.qa.job import Reporting
+from builderd.webhooks import job as webhooks
+from builderd.webhooks import service as hooks
+from builderd.webhooks.job import WebhookJob
 
 SECRET = "a secret of the right length"
 #: Reads of the store in which a job that was woken has looked, which takes it a few.

@@ -14,14 +14,14 @@ from tests.application import World, fake_world
 from tests.contract.store.samples import make_event
 from tests.fakes.webhooks import FakeWebhookSender
 
-from builderd.domain.errors import MachineFault
-from builderd.domain.events import MAX_ATTEMPTS, Delivery, DeliveryStatus, Event, Webhook, WebhookStatus, sign
-from builderd.domain.ids import BuilderId, WebhookId
-from builderd.ports.outside import Reply
-from builderd.reconciler.jobs import webhooks as delivering
-from builderd.reconciler.jobs.webhooks import CLAIM, WebhookJob
-from builderd.services import webhooks
-from builderd.services.builders import Caller
+from builderd.builders.service import Caller
+from builderd.core.errors import MachineFault
+from builderd.core.ids import BuilderId, WebhookId
+from builderd.events.model import MAX_ATTEMPTS, Delivery, DeliveryStatus, Event, Webhook, WebhookStatus, sign
+from builderd.tokens.port import Reply
+from builderd.webhooks import job as delivering
+from builderd.webhooks import service as webhooks
+from builderd.webhooks.job import CLAIM, WebhookJob
 
 URL, OTHER = "https://example.com/one", "https://example.com/two"
 SECRET = "a secret of the right length"

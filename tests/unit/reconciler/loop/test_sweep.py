@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from tests.application import MAIN, World
 
-from builderd.domain.bundles import make_bundle
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
-from builderd.domain.previews import Route, RouteState
-from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxSpec
-from builderd.reconciler.loop.reconciler import sweep
-from builderd.services import builders
+from builderd.builders import service as builders
+from builderd.code.model import make_bundle
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.previews.model import Route, RouteState
+from builderd.reconciler.reconciler import sweep
+from builderd.sandboxes.model import EndCause, SandboxEnd, SandboxSpec
 
 ASTRAY = Route("gone-00000000.localhost", RouteState.STOPPED)
 

@@ -12,19 +12,19 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.errors import RETRY_AFTER, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
-from builderd.domain.layers import BuildOutcome
-from builderd.domain.previews import Route, RouteState
-from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.core.loops import no_fault
-from builderd.reconciler.loop import reconciler as reconciling
-from builderd.reconciler.loop import worker as working
-from builderd.reconciler.loop.steps import Steps
-from builderd.reconciler.loop.worker import LEASE
-from builderd.services import builders
-from builderd.store import UnitOfWork
-from builderd.store.claims import Claims
+from builderd.builders import service as builders
+from builderd.builders.claims import Claims
+from builderd.builders.model import Builder, Desired, Status
+from builderd.core.errors import RETRY_AFTER, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
+from builderd.core.loops import no_fault
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.dependencies.model import BuildOutcome
+from builderd.previews.model import Route, RouteState
+from builderd.reconciler import reconciler as reconciling
+from builderd.reconciler import worker as working
+from builderd.reconciler.steps.run import Steps
+from builderd.reconciler.worker import LEASE
+from builderd.sandboxes.model import EndCause
 
 T = TypeVar("T")
 DOWN = EngineUnavailable("The engine does not answer.")

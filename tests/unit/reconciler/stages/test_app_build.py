@@ -13,9 +13,10 @@ import pytest
 from tests.application import MAIN, World
 from tests.unit.reconciler.mortal import Killed, living
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import (
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import (
     BuildFailed,
     EngineUnavailable,
     InvalidState,
@@ -23,15 +24,15 @@ from builderd.domain.errors import (
     QuotaExceeded,
     StoreUnavailable,
 )
-from builderd.domain.layers import BuildOutcome, LayerPlan
-from builderd.domain.prices import OpenBuild
-from builderd.domain.resources import GB
-from builderd.domain.reviews import ReviewFailed
-from builderd.ports.engine import Progress
-from builderd.reconciler.stages import install
-from builderd.services import builders, deployments
-from builderd.services.limits import TenantLimit, TenantLimits
-from builderd.store import UnitOfWork
+from builderd.core.resources import GB
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.dependencies.model import BuildOutcome, LayerPlan
+from builderd.engine.port import Progress
+from builderd.money.model import OpenBuild
+from builderd.reconciler.steps import install
+from builderd.review.model import ReviewFailed
+from builderd.tokens.limits import TenantLimit, TenantLimits
+from builderd.versions import service as deployments
 
 COMMAND = "npm run build"
 OTHER = BundleFile("other.txt", b"other")

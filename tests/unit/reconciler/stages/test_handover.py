@@ -10,12 +10,12 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour, FakeSandbox
 
-from builderd.adapters.previews.haproxy.pause import MAX_PAUSE
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import StartFailed
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.sandboxes import Listening, Sandbox
-from builderd.reconciler.stages.starting import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, drained, grace, time_limit
+from builderd.code.model import BundleFile
+from builderd.core.errors import StartFailed
+from builderd.core.ids import BuilderId, DiskId, SandboxId
+from builderd.previews.haproxy.pause import MAX_PAUSE
+from builderd.reconciler.steps.start import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, drained, grace, time_limit
+from builderd.sandboxes.model import Listening, Sandbox
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 USUAL, LONGEST = 12.0, 60.0

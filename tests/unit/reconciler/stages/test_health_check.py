@@ -10,13 +10,13 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import JobType, Status
-from builderd.domain.errors import StartFailed, ValidationFailed
-from builderd.domain.ids import SandboxId
-from builderd.domain.sandboxes import Listening
-from builderd.domain.versions import VersionSettings
-from builderd.reconciler.stages.starting import ELSEWHERE_GRACE
-from builderd.services.limits import BUSY_FACTOR
+from builderd.builders.model import JobType, Status
+from builderd.core.errors import StartFailed, ValidationFailed
+from builderd.core.ids import SandboxId
+from builderd.reconciler.steps.start import ELSEWHERE_GRACE
+from builderd.sandboxes.model import Listening
+from builderd.tokens.limits import BUSY_FACTOR
+from builderd.versions.model import VersionSettings
 
 
 @pytest.mark.parametrize("far", [3600, 10 * 86400])

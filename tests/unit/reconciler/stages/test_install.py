@@ -7,15 +7,17 @@ import asyncio
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World
 
-from builderd.domain.builders import Builder
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import InstallFailed
-from builderd.domain.layers import BuildOutcome, LayerPlan
-from builderd.domain.resources import GB
-from builderd.ports.engine import Progress
-from builderd.reconciler.stages import install
-from builderd.services import admission, builders, credentials
-from builderd.services.limits import TenantLimit, TenantLimits
+from builderd.builders import service as builders
+from builderd.builders.model import Builder
+from builderd.code.model import BundleFile
+from builderd.core.errors import InstallFailed
+from builderd.core.resources import GB
+from builderd.credentials import service as credentials
+from builderd.dependencies.model import BuildOutcome, LayerPlan
+from builderd.engine.port import Progress
+from builderd.money import admission
+from builderd.reconciler.steps import install
+from builderd.tokens.limits import TenantLimit, TenantLimits
 
 
 async def test_build_log_is_written_during_the_build(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

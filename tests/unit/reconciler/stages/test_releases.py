@@ -10,14 +10,18 @@ import pytest
 from tests.application import MAIN, World
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.domain.builders import Builder, Status
-from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import InvalidState, MachineFault, ReleaseFailed
-from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import EndCause, LogStream, Sandbox
-from builderd.domain.versions import VersionStatus
-from builderd.services import builders, deployments, logs, outcomes, wake
-from builderd.services.logs import LogFilter
+from builderd.builders import outcomes
+from builderd.builders import service as builders
+from builderd.builders.model import Builder, Status
+from builderd.code.model import BundleFile
+from builderd.core.errors import InvalidState, MachineFault, ReleaseFailed
+from builderd.idle import service as wake
+from builderd.logs import service as logs
+from builderd.logs.service import LogFilter
+from builderd.money.model import Billing
+from builderd.sandboxes.model import EndCause, LogStream, Sandbox
+from builderd.versions import service as deployments
+from builderd.versions.model import VersionStatus
 
 COMMAND = "flask db upgrade"
 OTHER = BundleFile("other.txt", b"other")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from builderd.domain.builders import JobType, Visibility
-from builderd.domain.resources import Resources
-from builderd.domain.versions import PLATFORM_ENV, Isolation
-from builderd.schemas.v1.builders import NewBuilder
-from builderd.schemas.v1.shape import field_errors
+from builderd.builders.model import JobType, Visibility
+from builderd.core.resources import Resources
+from builderd.schemas.builders import NewBuilder
+from builderd.schemas.shape import field_errors
+from builderd.versions.model import PLATFORM_ENV, Isolation
 
 MINIMAL = {"name": "my-api", "entrypoint": "python3 main.py", "files": {"main.py": ""}}
 CONTEXT = {"maximum": Resources(cpu=8, memory=16, disk=100)}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, BundleFile
-from builderd.domain.errors import TooLarge
-from builderd.schemas.v1.files import Files, bundle_files
-from builderd.schemas.v1.shape import Shape, field_errors
+from builderd.code.model import MAX_CONTENT_BYTES, MAX_FILES, BundleFile
+from builderd.core.errors import TooLarge
+from builderd.schemas.files import Files, bundle_files
+from builderd.schemas.shape import Shape, field_errors
 
 
 class Request(Shape):

@@ -9,13 +9,13 @@ import pytest
 
 from builderd.cli.apps import project
 from builderd.client._async.deployments import CreateOptions
-from builderd.domain.resources import Resources
-from builderd.domain.versions import DERIVED_NAMES, SETTING_NAMES, Isolation, VersionSettings
+from builderd.core.resources import Resources
 from builderd.mcp.tools import arguments
 from builderd.mcp.tools.deployments import deploy_code
-from builderd.schemas.v1.builders import Builder, NewBuilder
-from builderd.schemas.v1.shape import Shape
-from builderd.schemas.v1.versions import NewVersion, Version, given_fields, new_settings, shown_settings
+from builderd.schemas.builders import Builder, NewBuilder
+from builderd.schemas.shape import Shape
+from builderd.schemas.versions import NewVersion, Version, given_fields, new_settings, shown_settings
+from builderd.versions.model import DERIVED_NAMES, SETTING_NAMES, Isolation, VersionSettings
 from builderd.web.pages.deploying import BOXES, TEXTS
 
 CODE = {"files": "the code", "source": "the code"}

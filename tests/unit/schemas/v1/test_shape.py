@@ -12,12 +12,12 @@ import jsonschema_rs
 import pytest
 from pydantic import Field, ValidationError
 
-from builderd.domain.ids import BuilderId
-from builderd.domain.reviews import Acceptance, Finding, Report, Severity, judge
-from builderd.domain.sandboxes import LogStream
-from builderd.schemas.v1.monitoring import LogLine
-from builderd.schemas.v1.reviews import review_of, sarif_of
-from builderd.schemas.v1.shape import (
+from builderd.core.ids import BuilderId
+from builderd.review.model import Acceptance, Finding, Report, Severity, judge
+from builderd.sandboxes.model import LogStream
+from builderd.schemas.monitoring import LogLine
+from builderd.schemas.reviews import review_of, sarif_of
+from builderd.schemas.shape import (
     MAX_FIELD_ERRORS,
     MAX_PATH_CHARACTERS,
     Failure,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.backup_repositories.restic import manifest
-from builderd.adapters.backup_repositories.restic.repository import ResticRepository
-from builderd.adapters.backup_repositories.restic.runs import RETRY_FULL, RepositoryLocation, explain, is_full, parse
-from builderd.domain.errors import NoCapacity
-from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
-from builderd.ports.backup_repository import SaveRequest, TenantRepository
-from builderd.ports.engine import Progress, Tool, ToolExit
+from builderd.backups.port import SaveRequest, TenantRepository
+from builderd.backups.restic import manifest
+from builderd.backups.restic.repository import ResticRepository
+from builderd.backups.restic.runs import RETRY_FULL, RepositoryLocation, explain, is_full, parse
+from builderd.core.errors import NoCapacity
+from builderd.core.ids import BackupId, BuilderId, DiskId, TenantId, new_id
+from builderd.engine.port import Progress, Tool, ToolExit
 
 REPOSITORY = TenantRepository(TenantId(new_id()), b"k" * 32)
 DISK = DiskId(new_id())

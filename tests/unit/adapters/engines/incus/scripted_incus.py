@@ -8,14 +8,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.incus.client import IncusError, IncusNotFound, IncusOptions
-from builderd.adapters.engines.incus.cluster import Member
-from builderd.adapters.engines.incus.engine import Machine
-from builderd.adapters.engines.incus.helper import device_of
-from builderd.adapters.engines.incus.image import Image
-from builderd.adapters.engines.incus.instance import OWN
-from builderd.domain.resources import Capacity
-from builderd.ports.engine import EngineOptions
+from builderd.core.resources import Capacity
+from builderd.engine.incus.client import IncusError, IncusNotFound, IncusOptions
+from builderd.engine.incus.cluster import Member
+from builderd.engine.incus.engine import Machine
+from builderd.engine.incus.helper import device_of
+from builderd.engine.incus.image import Image
+from builderd.engine.incus.instance import OWN
+from builderd.engine.port import EngineOptions
 
 _STATES = {"freeze": "Frozen", "unfreeze": "Running", "stop": "Stopped", "start": "Running"}
 #: Called with method and path.

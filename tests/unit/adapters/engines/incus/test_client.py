@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.incus.client import (
+from builderd.core.errors import BuilderdError, EngineUnavailable, InvalidState, NoCapacity, ValidationFailed
+from builderd.engine.incus.client import (
     IncusClient,
     IncusConflict,
     IncusError,
@@ -19,10 +20,9 @@ from builderd.adapters.engines.incus.client import (
     PoolFull,
     error_of,
 )
-from builderd.adapters.engines.incus.image import ASKING, NO_FOLDER, READY
-from builderd.adapters.engines.incus.process import ExecSession, IncusProcess
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NoCapacity, ValidationFailed
-from builderd.domain.processes import ProcessSpec
+from builderd.engine.incus.image import ASKING, NO_FOLDER, READY
+from builderd.engine.incus.process import ExecSession, IncusProcess
+from builderd.executions.model import ProcessSpec
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

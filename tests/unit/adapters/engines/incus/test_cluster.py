@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.incus import cluster as module
-from builderd.adapters.engines.incus.client import IncusConflict, IncusError, IncusNotFound, IncusOptions, unreachable
-from builderd.adapters.engines.incus.cluster import EVACUATE, Cluster, Member, Members
-from builderd.adapters.engines.incus.network import network_config
-from builderd.adapters.engines.incus.provider import Administration
-from builderd.domain.errors import EngineUnavailable, InvalidState
-from builderd.ports.engine import EngineOptions
+from builderd.core.errors import EngineUnavailable, InvalidState
+from builderd.engine.incus import cluster as module
+from builderd.engine.incus.client import IncusConflict, IncusError, IncusNotFound, IncusOptions, unreachable
+from builderd.engine.incus.cluster import EVACUATE, Cluster, Member, Members
+from builderd.engine.incus.network import network_config
+from builderd.engine.incus.provider import Administration
+from builderd.engine.port import EngineOptions
 
 OPTIONS = IncusOptions()
 DENY = [IPv4Network("203.0.113.0/24")]
@@ -274,7 +274,7 @@ class Client:
 
 @pytest.fixture
 def administration(monkeypatch: pytest.MonkeyPatch) -> Administration:
-    monkeypatch.setattr("builderd.adapters.engines.incus.provider.IncusClient", lambda _: Client())
+    monkeypatch.setattr("builderd.engine.incus.provider.IncusClient", lambda _: Client())
     return Administration(IncusOptions())
 
 

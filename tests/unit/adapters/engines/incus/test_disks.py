@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import image, network
-from builderd.adapters.engines.incus.client import IncusNotFound, PoolFull, error_of
-from builderd.adapters.engines.incus.cluster import FEATURES
-from builderd.adapters.engines.incus.disks import Disks
-from builderd.adapters.engines.incus.engine import Machine
-from builderd.adapters.engines.incus.helper import _error_of
-from builderd.adapters.engines.incus.instances import Volumes
-from builderd.adapters.engines.incus.layers import Layers
-from builderd.adapters.engines.oci.storage.layers import Transcript
-from builderd.domain.database_lease import MemberAway
-from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.layers import LayerPlan
-from builderd.domain.sandboxes import EndCause, SandboxState
+from builderd.core.ids import DiskId, SandboxId
+from builderd.core.members import MemberAway
+from builderd.dependencies.model import LayerPlan
+from builderd.engine.incus import image, network
+from builderd.engine.incus.client import IncusNotFound, PoolFull, error_of
+from builderd.engine.incus.cluster import FEATURES
+from builderd.engine.incus.disks import Disks
+from builderd.engine.incus.engine import Machine
+from builderd.engine.incus.helper import _error_of
+from builderd.engine.incus.instances import Volumes
+from builderd.engine.incus.layers import Layers
+from builderd.engine.oci.storage.layers import Transcript
+from builderd.sandboxes.model import EndCause, SandboxState
 
 ONE, TWO = DiskId("one"), DiskId("two")
 

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import cluster as module
-from builderd.adapters.engines.incus import disks, network
-from builderd.adapters.engines.incus.client import IncusClient, IncusError, IncusOptions, error_of
-from builderd.adapters.engines.incus.cluster import Cluster, Member
-from builderd.adapters.engines.incus.disks import Disks, Files
-from builderd.adapters.engines.incus.engine import IncusEngine, Machine
-from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.domain.files import Condition
-from builderd.domain.ids import DiskId
-from builderd.domain.resources import Capacity
-from builderd.ports.engine import Readiness
+from builderd.core.errors import EngineUnavailable, NoCapacity
+from builderd.core.ids import DiskId
+from builderd.core.resources import Capacity
+from builderd.engine.incus import cluster as module
+from builderd.engine.incus import disks, network
+from builderd.engine.incus.client import IncusClient, IncusError, IncusOptions, error_of
+from builderd.engine.incus.cluster import Cluster, Member
+from builderd.engine.incus.disks import Disks, Files
+from builderd.engine.incus.engine import IncusEngine, Machine
+from builderd.engine.port import Readiness
+from builderd.files.model import Condition
 
 NODE2 = Member("node2", "10.0.0.2", online=True)
 KEY = "a" * 64

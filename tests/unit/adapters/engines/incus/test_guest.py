@@ -11,17 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus.image import (
-    DROP_SECONDS,
-    DROPPED,
-    PROGRAMS,
-    exec_argv,
-    order,
-    root_argv,
-    specified,
-)
-from builderd.adapters.engines.incus.instance import Instance, Volume, denied_calls, document, mirror
-from builderd.domain.errors import ValidationFailed
+from builderd.core.errors import ValidationFailed
+from builderd.engine.incus.image import DROP_SECONDS, DROPPED, PROGRAMS, exec_argv, order, root_argv, specified
+from builderd.engine.incus.instance import Instance, Volume, denied_calls, document, mirror
 
 QUOTED = 'it\'s "quoted" $HOME `id`\nsecond line'
 

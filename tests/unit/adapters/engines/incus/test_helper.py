@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus.builds import Program, packed, unpack
-from builderd.adapters.engines.incus.helper import packed_program
+from builderd.engine.incus.builds import Program, packed, unpack
+from builderd.engine.incus.helper import packed_program
 
 
 def test_sent_modules_are_all_that_the_program_needs(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(packed_program())) as archive:
         archive.extractall(tmp_path)
-    program = "builderd.adapters.engines.incus.helper_program"
+    program = "builderd.engine.incus.helper_program"
     request = json.dumps({"task": "list_files", "volume": "none", "path": "", "skip": 0, "count": 1}).encode() + b"\n"
     # Isolated from installed packages, as in the instance.
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from {program} import main; main()"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.incus import network
-from builderd.adapters.engines.incus.client import IncusOptions
-from builderd.adapters.engines.incus.network import Routes, access_list, addresses, mac, outside, without_egress
-from builderd.domain.addresses import NOT_FOR_SANDBOXES
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.addresses import NOT_FOR_SANDBOXES
+from builderd.core.errors import EngineUnavailable
+from builderd.engine.incus import network
+from builderd.engine.incus.client import IncusOptions
+from builderd.engine.incus.network import Routes, access_list, addresses, mac, outside, without_egress
 
 OPTIONS = IncusOptions()
 

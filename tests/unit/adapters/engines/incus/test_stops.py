@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from tests.unit.adapters.engines.incus.scripted_incus import ScriptedIncus, machine_on
 
-from builderd.adapters.engines.incus import image, network
-from builderd.adapters.engines.incus import reports as module
-from builderd.adapters.engines.incus.client import IncusError, IncusNotFound, error_of
-from builderd.adapters.engines.incus.image import MOST_SOCKETS, PROGRAMS
-from builderd.adapters.engines.incus.logs import page_of, parse, piece_of
-from builderd.adapters.engines.incus.reports import Exit, make_end, make_report, parse_metrics, state_of
-from builderd.domain.database_lease import MemberAway
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import (
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import BuilderId, DiskId, SandboxId
+from builderd.core.members import MemberAway
+from builderd.core.resources import Resources
+from builderd.engine.incus import image, network
+from builderd.engine.incus import reports as module
+from builderd.engine.incus.client import IncusError, IncusNotFound, error_of
+from builderd.engine.incus.image import MOST_SOCKETS, PROGRAMS
+from builderd.engine.incus.logs import page_of, parse, piece_of
+from builderd.engine.incus.reports import Exit, make_end, make_report, parse_metrics, state_of
+from builderd.sandboxes.model import (
     IPV6_ONLY,
     EndCause,
     LogMatch,
@@ -34,7 +34,7 @@ from builderd.domain.sandboxes import (
     SandboxState,
     SandboxUsage,
 )
-from builderd.domain.versions import Isolation
+from builderd.versions.model import Isolation
 
 ONE = SandboxId("1")
 OWN = {"builder": "b", "disk": "d", "ip": "10.99.0.20", "started": "1.0"}

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.previews.haproxy import domain_table, pages, pause, runtime_api
-from builderd.adapters.previews.haproxy.config import Host, render
-from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Timeouts
-from builderd.adapters.previews.haproxy.pages import Page
-from builderd.adapters.previews.haproxy.process import command, explain, host
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
-from builderd.domain.previews import RouteState
+from builderd.previews.haproxy import domain_table, pages, pause, runtime_api
+from builderd.previews.haproxy.config import Host, render
+from builderd.previews.haproxy.options import ProxyFiles, ProxyOptions, Timeouts
+from builderd.previews.haproxy.pages import Page
+from builderd.previews.haproxy.process import command, explain, host
+from builderd.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.previews.model import RouteState
 
 HERE = Host(max_connections=1000)
 FILES = ProxyFiles(Path("/data/preview"))

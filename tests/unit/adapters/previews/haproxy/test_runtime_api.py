@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.counters import parse
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone, RouteMap, decode, encode
-from builderd.domain.ids import BuilderId, TenantId, new_id, secret_hash
-from builderd.domain.previews import Address, PreviewActivity, Route, RouteState
+from builderd.core.ids import BuilderId, TenantId, new_id, secret_hash
+from builderd.previews.haproxy import runtime_api
+from builderd.previews.haproxy.counters import parse
+from builderd.previews.haproxy.runtime_api import CommandRefused, ProxyGone, RouteMap, decode, encode
+from builderd.previews.model import Address, PreviewActivity, Route, RouteState
 
 TABLE = Path("/a b/routes.map")
 WORD = r"/a\ b/routes.map"

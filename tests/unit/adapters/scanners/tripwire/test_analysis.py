@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yara
 
-from builderd.adapters.scanners.tripwire import analysis
-from builderd.adapters.scanners.tripwire.analysis import Analyser, Tools
-from builderd.adapters.scanners.tripwire.review import Source
-from builderd.adapters.scanners.tripwire.secret_rules import (
+from builderd.review.scanners.tripwire import analysis
+from builderd.review.scanners.tripwire.analysis import Analyser, Tools
+from builderd.review.scanners.tripwire.review import Source
+from builderd.review.scanners.tripwire.secret_rules import (
     BEYOND_ASCII,
     GUARDDOG,
     Secret,

@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import Machine, find_runtimes
-from builderd.domain.bundles import make_bundle
-from builderd.domain.errors import EngineUnavailable
-from builderd.domain.ids import DiskId
-from builderd.domain.resources import GB
-from builderd.domain.versions import Isolation
-from builderd.ports.engine import EngineOptions, Readiness
+from builderd.code.model import make_bundle
+from builderd.core.errors import EngineUnavailable
+from builderd.core.ids import DiskId
+from builderd.core.resources import GB
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.engine.machine import Machine, find_runtimes
+from builderd.engine.port import EngineOptions, Readiness
+from builderd.versions.model import Isolation
 
 #: No sandbox runs.
 UNUSED = SimpleNamespace(find=lambda _: None, refuse_while_used=print, user_of=lambda _: None)
@@ -74,7 +74,7 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
     def full(settings: EngineOptions) -> Machine:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.engine.engine.Machine", full)
+    monkeypatch.setattr("builderd.engine.oci.engine.engine.Machine", full)
     engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match="No space left on device"):

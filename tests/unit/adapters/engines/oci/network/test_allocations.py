@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.network.allocations import (
+from builderd.core.errors import EngineUnavailable, NoCapacity
+from builderd.engine.oci.network.allocations import (
     BLOCKS,
     IDS,
     MAX_SLOTS,
@@ -24,7 +25,6 @@ from builderd.adapters.engines.oci.network.allocations import (
     known_instance,
     parse_routes,
 )
-from builderd.domain.errors import EngineUnavailable, NoCapacity
 
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from builderd.adapters.engines.oci.network.conntrack import make_deletion, make_question
+from builderd.engine.oci.network.conntrack import make_deletion, make_question
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="written out as on a little-endian machine")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.network import host_files
-from builderd.adapters.engines.oci.network.host_files import write_host_files
+from builderd.engine.oci.network import host_files
+from builderd.engine.oci.network.host_files import write_host_files
 from builderd.linux import atomic_files
 
 

@@ -7,11 +7,11 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from builderd.adapters.engines.oci.network import conntrack
-from builderd.adapters.engines.oci.network.allocations import Addresses
-from builderd.adapters.engines.oci.network.conntrack import NoConntrack
-from builderd.adapters.engines.oci.network.network import Egress, Network, make_resolv_conf, parse_nameservers
-from builderd.domain.errors import EngineUnavailable
+from builderd.core.errors import EngineUnavailable
+from builderd.engine.oci.network import conntrack
+from builderd.engine.oci.network.allocations import Addresses
+from builderd.engine.oci.network.conntrack import NoConntrack
+from builderd.engine.oci.network.network import Egress, Network, make_resolv_conf, parse_nameservers
 
 
 def network(monkeypatch: pytest.MonkeyPatch, refused: str, applied: list[str]) -> Network:

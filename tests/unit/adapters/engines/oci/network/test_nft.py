@@ -9,16 +9,8 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from builderd.adapters.engines.oci.network.nft import (
-    FIRST_PORT,
-    FLOWS,
-    SHARES,
-    Policy,
-    PortShares,
-    make_rules,
-    share_ports,
-)
-from builderd.domain.addresses import DOCUMENTATION, NOT_FOR_SANDBOXES, in_any_network, is_public
+from builderd.core.addresses import DOCUMENTATION, NOT_FOR_SANDBOXES, in_any_network, is_public
+from builderd.engine.oci.network.nft import FIRST_PORT, FLOWS, SHARES, Policy, PortShares, make_rules, share_ports
 
 POLICY = Policy(
     instance="0123abcd",

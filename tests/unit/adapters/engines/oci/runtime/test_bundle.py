@@ -9,23 +9,15 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.bundle import (
-    make_config,
-)
-from builderd.adapters.engines.oci.runtime.creation import SECRETS, write_secret_files
-from builderd.adapters.engines.oci.runtime.run import (
-    Root,
-    Run,
-    app_env,
-    app_root,
-    make_run,
-)
-from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.adapters.engines.oci.storage.quotas import NO_SPACE
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import SandboxSpec
-from builderd.domain.versions import Isolation
+from builderd.core.ids import BuilderId, DiskId, SandboxId
+from builderd.core.resources import Resources
+from builderd.engine.oci.runtime.bundle import make_config
+from builderd.engine.oci.runtime.creation import SECRETS, write_secret_files
+from builderd.engine.oci.runtime.run import Root, Run, app_env, app_root, make_run
+from builderd.engine.oci.runtime.runtime_commands import Runtime
+from builderd.engine.oci.storage.quotas import NO_SPACE
+from builderd.sandboxes.model import SandboxSpec
+from builderd.versions.model import Isolation
 
 RUN = Run(
     id="ab",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import cgroups, runs
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.engine.oci.runtime import cgroups, runs
+from builderd.engine.oci.runtime.cgroups import Cgroups
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.network.allocations import MAX_SLOTS
-from builderd.adapters.engines.oci.runtime import host_limits
-from builderd.adapters.engines.oci.runtime.host_limits import (
+from builderd.engine.oci.network.allocations import MAX_SLOTS
+from builderd.engine.oci.runtime import host_limits
+from builderd.engine.oci.runtime.host_limits import (
     LEAST,
     MOST,
     SOCKET_POOLS,
@@ -18,7 +18,7 @@ from builderd.adapters.engines.oci.runtime.host_limits import (
     raise_socket_pools,
     socket_pool,
 )
-from builderd.adapters.engines.oci.runtime.launcher import INOTIFY
+from builderd.engine.oci.runtime.launcher import INOTIFY
 from builderd.linux.processes import Process
 
 

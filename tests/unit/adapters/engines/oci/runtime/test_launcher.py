@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import launcher as attach_module
-from builderd.adapters.engines.oci.runtime.launcher import Link, Server, attach
-from builderd.adapters.engines.oci.runtime.runner import LEFT_OUT, PIECE_BYTES, Tail
+from builderd.engine.oci.runtime import launcher as attach_module
+from builderd.engine.oci.runtime.launcher import Link, Server, attach
+from builderd.engine.oci.runtime.runner import LEFT_OUT, PIECE_BYTES, Tail
 
 
 def _server() -> tuple[Server, socket.socket]:

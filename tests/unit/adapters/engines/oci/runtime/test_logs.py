@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import logs as module
-from builderd.adapters.engines.oci.runtime.logs import (
+from builderd.core.ids import BuilderId, SandboxId
+from builderd.engine.oci.runtime import logs as module
+from builderd.engine.oci.runtime.logs import (
     KEPT_LOGS,
     MAX_LINE,
     Content,
@@ -20,8 +21,7 @@ from builderd.adapters.engines.oci.runtime.logs import (
     read_generations,
     search_generations,
 )
-from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.sandboxes import LogLine, LogMatch, LogStream
+from builderd.sandboxes.model import LogLine, LogMatch, LogStream
 
 
 def record(text: str, flag: str = "F", stream: str = "stdout", second: int = 0) -> bytes:

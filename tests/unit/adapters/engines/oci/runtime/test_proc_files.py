@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import proc_files
-from builderd.adapters.engines.oci.runtime.bundle import DISK_FILE, OWN_PROC, PROC_FOLDER
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups, GroupCounters
-from builderd.adapters.engines.oci.runtime.proc_files import (
+from builderd.engine.oci.runtime import proc_files
+from builderd.engine.oci.runtime.bundle import DISK_FILE, OWN_PROC, PROC_FOLDER
+from builderd.engine.oci.runtime.cgroups import Cgroups, GroupCounters
+from builderd.engine.oci.runtime.proc_files import (
     ProcFiles,
     Uptime,
     make_cpuinfo,
@@ -19,8 +19,8 @@ from builderd.adapters.engines.oci.runtime.proc_files import (
     make_stat,
     write_first,
 )
-from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.storage.quotas import NO_SPACE, DiskSpace
+from builderd.engine.oci.runtime.records import Record
+from builderd.engine.oci.storage.quotas import NO_SPACE, DiskSpace
 from builderd.linux.processes import boot_id
 
 MB = 1 << 20

@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import records as heartbeat
-from builderd.adapters.engines.oci.runtime.records import (
-    Exit,
-    Heartbeat,
-    Record,
-    Records,
-    make_end,
-    make_report,
-    moment,
-)
-from builderd.domain.sandboxes import EndCause, SandboxState
+from builderd.engine.oci.runtime import records as heartbeat
+from builderd.engine.oci.runtime.records import Exit, Heartbeat, Record, Records, make_end, make_report, moment
 from builderd.linux.processes import Process
+from builderd.sandboxes.model import EndCause, SandboxState
 
 
 def record(name: str) -> Record:

@@ -19,21 +19,21 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import Machine
-from builderd.adapters.engines.oci.network.allocations import Addresses, Slots
-from builderd.adapters.engines.oci.runtime import ending as exits_module
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.ending import Exits
-from builderd.adapters.engines.oci.runtime.records import Heartbeat, Record, Records
-from builderd.adapters.engines.oci.runtime.run import Root, Run, RunContext
-from builderd.adapters.engines.oci.runtime.runs import Runs
-from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.domain.ids import DiskId, SandboxId
-from builderd.domain.resources import GB
-from builderd.domain.sandboxes import SandboxState
+from builderd.core.ids import DiskId, SandboxId
+from builderd.core.resources import GB
+from builderd.engine.oci.engine.engine import OciEngine
+from builderd.engine.oci.engine.machine import Machine
+from builderd.engine.oci.network.allocations import Addresses, Slots
+from builderd.engine.oci.runtime import ending as exits_module
+from builderd.engine.oci.runtime.cgroups import Cgroups
+from builderd.engine.oci.runtime.ending import Exits
+from builderd.engine.oci.runtime.records import Heartbeat, Record, Records
+from builderd.engine.oci.runtime.run import Root, Run, RunContext
+from builderd.engine.oci.runtime.runs import Runs
+from builderd.engine.oci.runtime.runtime_commands import Runtime
+from builderd.engine.port import EngineOptions
 from builderd.linux.processes import Process, boot_id, find_process
-from builderd.ports.engine import EngineOptions
+from builderd.sandboxes.model import SandboxState
 
 APP = SandboxId("a1")
 DISK, ONE, TWO = DiskId("disk"), DiskId("one"), DiskId("two")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime.seccomp import REFUSED, make_seccomp
+from builderd.engine.oci.runtime.seccomp import REFUSED, make_seccomp
 
 #: The parts of the common profile that matter here.
 PROFILE = {

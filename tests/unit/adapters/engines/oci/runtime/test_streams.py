@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.engines.oci.runtime import listening
-from builderd.adapters.engines.oci.runtime.listening import ListeningPorts, parse_listening
-from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.runtime_commands import Runtime
-from builderd.adapters.engines.oci.runtime.streams import Console, Outlet
-from builderd.domain.processes import Window
+from builderd.engine.oci.runtime import listening
+from builderd.engine.oci.runtime.listening import ListeningPorts, parse_listening
+from builderd.engine.oci.runtime.records import Record
+from builderd.engine.oci.runtime.runtime_commands import Runtime
+from builderd.engine.oci.runtime.streams import Console, Outlet
+from builderd.executions.model import Window
 
 
 @pytest.fixture

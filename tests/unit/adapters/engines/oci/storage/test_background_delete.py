@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import disks
-from builderd.adapters.engines.oci.storage.disks import BackgroundDelete
-from builderd.adapters.engines.oci.storage.subvolumes import folder
-from builderd.adapters.engines.oci.storage.tree import clear
+from builderd.engine.oci.storage import disks
+from builderd.engine.oci.storage.disks import BackgroundDelete
+from builderd.engine.oci.storage.subvolumes import folder
+from builderd.engine.oci.storage.tree import clear
 
 
 def fill(path: Path, count: int) -> Path:

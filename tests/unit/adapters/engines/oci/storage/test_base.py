@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.base import (
+from builderd.core.errors import EngineUnavailable
+from builderd.dependencies import model as layers
+from builderd.engine.oci.storage.base import (
     DEFAULT_SOURCES,
     FINISH,
     MOUNT_FILES,
@@ -26,8 +28,6 @@ from builderd.adapters.engines.oci.storage.base import (
     proxy_options,
     sources,
 )
-from builderd.domain import layers
-from builderd.domain.errors import EngineUnavailable
 
 #: Makes the folder that it is asked for, slowly, and notes that it ran.
 MAKER = """#!/bin/sh
@@ -136,7 +136,7 @@ def test_a_service_that_is_killed_half_way_is_waited_for_and_its_half_is_thrown_
     """The tool goes on for a while without its service: two of them must never work on one folder."""
     monkeypatch.setenv("SLEEP", "1")
     program = (
-        "import sys, pathlib; from builderd.adapters.engines.oci.storage.base import ensure_base;"
+        "import sys, pathlib; from builderd.engine.oci.storage.base import ensure_base;"
         "ensure_base(lambda line: print(line, flush=True), pathlib.Path(sys.argv[1]))"
     )
     service = subprocess.Popen([sys.executable, "-c", program, home], stdout=subprocess.PIPE, text=True)

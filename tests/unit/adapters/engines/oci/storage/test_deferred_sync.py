@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import store as module
-from builderd.adapters.engines.oci.storage.store import SYNC_MARK, DeferredSync, is_damaged
+from builderd.engine.oci.storage import store as module
+from builderd.engine.oci.storage.store import SYNC_MARK, DeferredSync, is_damaged
 
 
 @pytest.fixture

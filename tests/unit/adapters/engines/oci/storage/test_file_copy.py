@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import tree
-from builderd.adapters.engines.oci.storage.file_copy import UNFINISHED, write_files
-from builderd.adapters.engines.oci.storage.tree import HOME_IN_BACKUP as HOME
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle
+from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.engine.oci.storage import tree
+from builderd.engine.oci.storage.file_copy import UNFINISHED, write_files
+from builderd.engine.oci.storage.tree import HOME_IN_BACKUP as HOME
 
 NEW = b"new"
 

@@ -11,12 +11,12 @@ from typing import cast
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import files, tree
-from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.files import Files
-from builderd.domain.errors import TooLarge
-from builderd.domain.files import UNCONDITIONAL, FileEntry
-from builderd.domain.ids import DiskId
+from builderd.core.errors import TooLarge
+from builderd.core.ids import DiskId
+from builderd.engine.oci.storage import files, tree
+from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.files import Files
+from builderd.files.model import UNCONDITIONAL, FileEntry
 
 DISK = DiskId("disk")
 

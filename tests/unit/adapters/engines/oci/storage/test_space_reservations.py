@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.space_reservations import RESERVATION_SECONDS, SpaceReservations
-from builderd.domain.errors import NoCapacity
-from builderd.domain.resources import GB
+from builderd.core.errors import NoCapacity
+from builderd.core.resources import GB
+from builderd.engine.oci.storage.space_reservations import RESERVATION_SECONDS, SpaceReservations
 
 
 def reservations_of(free: int, used: Mapping[int, int] | None = None) -> SpaceReservations:

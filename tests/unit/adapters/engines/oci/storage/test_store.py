@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import backing
-from builderd.adapters.engines.oci.storage.backing import mounted_roots
-from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations, StoreWatch
-from builderd.adapters.engines.oci.storage.store import Store, store_full
-from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.ports.engine import StoreOptions
+from builderd.core.errors import EngineUnavailable, NoCapacity
+from builderd.engine.oci.storage import backing
+from builderd.engine.oci.storage.backing import mounted_roots
+from builderd.engine.oci.storage.space_reservations import SpaceReservations, StoreWatch
+from builderd.engine.oci.storage.store import Store, store_full
+from builderd.engine.port import StoreOptions
 
 
 def _failed_store(folder: Path, *, full: bool) -> Store:

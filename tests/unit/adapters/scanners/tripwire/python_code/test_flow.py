@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from builderd.adapters.scanners.tripwire import python_code
-from builderd.adapters.scanners.tripwire.python_code import places
-from builderd.adapters.scanners.tripwire.python_code.flow_rules import FlowRules, _runs, follow
-from builderd.adapters.scanners.tripwire.python_code.values import MAX_LENGTH
+from builderd.review.scanners.tripwire import python_code
+from builderd.review.scanners.tripwire.python_code import places
+from builderd.review.scanners.tripwire.python_code.flow_rules import FlowRules, _runs, follow
+from builderd.review.scanners.tripwire.python_code.values import MAX_LENGTH
 
 FOLDED = {
     "'ex' + 'ec'": "exec",

@@ -1,1 +1,0 @@
-"""The world as it is: one family of adapters a port."""

@@ -1,1 +1,0 @@
-"""Name servers, the challenge probe and the certificate authority of custom domains."""

@@ -1,1 +1,0 @@
-"""Engines: they run sandboxes, keep disks and make layers."""

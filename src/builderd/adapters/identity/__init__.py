@@ -1,1 +1,0 @@
-"""Identity providers, with which people sign in to the web pages."""

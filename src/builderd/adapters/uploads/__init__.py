@@ -1,1 +1,0 @@
-"""Stores of uploads that are not deployed yet."""

@@ -1,1 +1,0 @@
-"""Vaults and their keys."""

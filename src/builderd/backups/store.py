@@ -1,0 +1,354 @@
+"""Backups, their restores and keys, and when the schedule looks at builders again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from builderd.backups.model import (
+    Backup,
+    BackupCheck,
+    BackupKey,
+    BackupStatus,
+    Restore,
+    RestoreKind,
+    RestoreStatus,
+)
+from builderd.core.errors import Conflict
+from builderd.core.ids import BackupId, BuilderId, RestoreId, TenantId
+from builderd.database.connection import Kind
+from builderd.database.repository import Queries, Repository, batches
+from builderd.database.tables import (
+    BACKED_UP,
+    DAMAGED,
+    LIVE,
+    UNFINISHED,
+    backup_keys,
+    backups,
+    builders,
+    restores,
+    tenants,
+)
+
+_newest_first = (backups.c.created_at.desc(), backups.c.id)
+
+_SELECT = select(backups)
+_OF_BUILDER = _SELECT.where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
+_OF_TENANT = _SELECT.where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
+_OPEN_OF = (
+    _SELECT.where(backups.c.owner == bindparam("owner"))
+    .where(text(f"({UNFINISHED})"))
+    .order_by(backups.c.created_at, backups.c.id)
+)
+_EXPIRED = _SELECT.where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
+_OF_BUILDERS = _SELECT.where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).order_by(*_newest_first)
+_BUILDERS = (
+    select(backups.c.builder_id)
+    .where(backups.c.builder_id > bindparam("after"))
+    .distinct()
+    .order_by(backups.c.builder_id)
+    .limit(bindparam("limit"))
+)
+_AMONG = select(backups.c.builder_id).where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).distinct()
+_HAS_DONE = select(
+    exists().where(
+        backups.c.tenant_id == bindparam("tenant"),
+        backups.c.status == BackupStatus.DONE,
+        or_(backups.c.expires_at.is_(None), backups.c.expires_at > bindparam("now", type_=backups.c.expires_at.type)),
+    )
+)
+_COUNT_DAMAGED = select(func.count()).select_from(backups).where(text(DAMAGED))
+_COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
+
+
+def _newest(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Return the statement for the newest backup of each builder. Made once: it takes longer than to run it."""
+    wanted = and_(backups.c.builder_id.in_(bindparam("builders", expanding=True)), *conditions)
+    newest = (
+        select(backups.c.builder_id, func.max(backups.c.created_at).label("at"))
+        .where(wanted)
+        .group_by(backups.c.builder_id)
+        .subquery()
+    )
+    same = (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
+    return _SELECT.join(newest, wanted & same)
+
+
+_wanting = (text(f"builders.{BACKED_UP}"), text(f"builders.{LIVE}"))
+_of_wanting = backups.c.builder_id == builders.c.id
+_tries = backups.alias()
+_last_try = (
+    select(func.max(_tries.c.created_at)).where(_tries.c.builder_id == builders.c.id).correlate(builders)
+).scalar_subquery()
+_failed = or_(backups.c.status == BackupStatus.FAILED, backups.c.error != "")
+_COUNT_FAILING = (
+    select(func.count())
+    .select_from(builders)
+    .where(*_wanting, exists().where(_of_wanting, _failed, backups.c.created_at == _last_try))
+)
+_last_good = (
+    select(func.max(backups.c.created_at)).where(_of_wanting, backups.c.status == BackupStatus.DONE).scalar_subquery()
+)
+_last_goods = select(_last_good.label("at")).select_from(builders).where(*_wanting).subquery()
+
+_NEWEST = _newest()
+_NEWEST_WITH_STATUS = _newest(backups.c.status == bindparam("status", type_=backups.c.status.type))
+
+
+class Backups(Repository[Backup]):
+    # The builder's row is locked first, as it is by all who change a builder and then its backups.
+
+    _table, _record, _kind = backups, Backup, Kind.BACKUPS
+
+    def add(self, value: Backup) -> None:
+        clear(self._connection, value.builder_id)
+        super().add(value)
+
+    def save(self, value: Backup) -> None:
+        clear(self._connection, value.builder_id)
+        super().save(value)
+
+    def get(self, backup: BackupId) -> Backup | None:
+        return self._first(_SELECT.where(backups.c.id == bindparam("id")), id=backup)
+
+    def delete(self, backup: BackupId) -> None:
+        """Delete it with its restores. Idempotent."""
+        clear_of_backup(self._connection, backup)
+        self._change(delete(restores).where(restores.c.backup_id == bindparam("id")), id=backup)
+        self._connection.execute(delete(backups).where(backups.c.id == bindparam("id")), {"id": backup})
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
+        """Return the builder's backups, newest first."""
+        return self._all(_OF_BUILDER, builder=builder)
+
+    def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
+        """Return the backups of each of these builders, newest first."""
+        found: dict[BuilderId, list[Backup]] = {one: [] for one in builders}
+        for some in batches(builders):
+            for backup in self._all(_OF_BUILDERS, builders=some):
+                found[backup.builder_id].append(backup)
+        return found
+
+    def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
+        """Return the tenant's backups, newest first."""
+        return self._all(_OF_TENANT, tenant=tenant)
+
+    def open(self, owner: str) -> Sequence[Backup]:
+        """Return the owner's backups that are to be taken or saved, or have a copy to delete, oldest first."""
+        return self._all(_OPEN_OF, owner=owner)
+
+    def newest_of(
+        self, builders: Sequence[BuilderId], status: BackupStatus | None = None
+    ) -> Mapping[BuilderId, Backup]:
+        """Return each builder's newest backup, or its newest of this status; builders without one are left out."""
+        statement = _NEWEST if status is None else _NEWEST_WITH_STATUS
+        found: dict[BuilderId, Backup] = {}
+        for some in batches(builders):
+            newest = self._all(statement, builders=some, status=status)
+            found.update((backup.builder_id, backup) for backup in newest)
+        return found
+
+    def expired(self, now: datetime) -> Sequence[Backup]:
+        """Return those that have expired."""
+        return self._all(_EXPIRED, now=now)
+
+    def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
+        """Return builders that have backups, in the order of their ids, so many after the given id ("": the first)."""
+        return self._connection.scalars(_BUILDERS, {"after": after, "limit": limit}).all()
+
+    def among(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
+        """Return those of these builders that have backups."""
+        found: set[BuilderId] = set()
+        for some in batches(builders):
+            found.update(self._connection.scalars(_AMONG, {"builders": some}).all())
+        return found
+
+    def has_done(self, tenant: TenantId, now: datetime) -> bool:
+        """Return whether the tenant has a backup that is done and has not expired."""
+        return bool(self._connection.scalar(_HAS_DONE, {"tenant": tenant, "now": now}))
+
+    def count_failing(self) -> int:
+        """Count the live builders with a backup interval whose newest backup failed."""
+        return int(self._connection.execute(_COUNT_FAILING).scalar_one())
+
+    def oldest_last_good(self) -> datetime | None:
+        """Return the oldest among the newest done backups of each live builder with a backup interval."""
+        at: datetime | None = self._connection.scalar(select(func.min(_last_goods.c.at)))
+        return at
+
+    def count_damaged(self) -> int:
+        """Count the backups whose last drill failed."""
+        return int(self._connection.execute(_COUNT_DAMAGED).scalar_one())
+
+    def count_by_status(self) -> Mapping[BackupStatus, int]:
+        return {row.status: row.number for row in self._connection.execute(_COUNTS)}
+
+
+_OPEN_RESTORE = (RestoreStatus.PLANNED, RestoreStatus.FILLED)
+
+_RESTORE = select(restores).where(restores.c.id == bindparam("id"))
+_OPEN_RESTORES = (
+    select(restores).where(restores.c.status.in_(_OPEN_RESTORE)).order_by(restores.c.created_at, restores.c.id)
+)
+_OPEN_RESTORES_OF = _OPEN_RESTORES.where(restores.c.owner == bindparam("owner"))
+_OPEN_RESTORES_OF_BUILDER = _OPEN_RESTORES.where(restores.c.builder_id == bindparam("builder"))
+_of_builders = restores.c.builder_id.in_(bindparam("builders", expanding=True))
+_WITH_OPEN_RESTORE = select(restores.c.builder_id).where(restores.c.status.in_(_OPEN_RESTORE), _of_builders).distinct()
+_LAST_DRILLS = (
+    select(restores.c.builder_id, func.max(restores.c.created_at).label("at"))
+    .where(_of_builders, restores.c.kind == RestoreKind.DRILL)
+    .group_by(restores.c.builder_id)
+)
+
+
+class Restores(Repository[Restore]):
+    _table, _record, _kind = restores, Restore, Kind.BACKUPS
+
+    def add(self, value: Restore) -> None:
+        clear(self._connection, value.builder_id)
+        super().add(value)
+
+    def save(self, value: Restore) -> None:
+        clear(self._connection, value.builder_id)
+        super().save(value)
+
+    def get(self, restore: RestoreId) -> Restore | None:
+        return self._first(_RESTORE, id=restore)
+
+    def open(self, owner: str) -> Sequence[Restore]:
+        """Return the owner's restores that are not finished, oldest first."""
+        return self._all(_OPEN_RESTORES_OF, owner=owner)
+
+    def open_of(self, builder: BuilderId) -> Sequence[Restore]:
+        """Return a builder's restores that are not finished, of any owner, oldest first."""
+        return self._all(_OPEN_RESTORES_OF_BUILDER, builder=builder)
+
+    def with_open(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
+        """Return those of these builders with a restore that is not finished."""
+        return set(self._connection.scalars(_WITH_OPEN_RESTORE, {"builders": builders}).all())
+
+    def last_drills(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, datetime]:
+        """Return when the newest drill of each builder was requested, finished or not, of a backup that still exists.
+
+        Builders without one are left out.
+        """
+        return {row.builder_id: row.at for row in self._connection.execute(_LAST_DRILLS, {"builders": builders})}
+
+
+_KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
+_KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
+_LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
+
+
+class BackupKeys(Repository[BackupKey]):
+    _table, _record, _key = backup_keys, BackupKey, ("tenant_id",)
+
+    def add(self, value: BackupKey) -> None:
+        """Add it. Raises ``Conflict`` if the tenant has one."""
+        if self.get(value.tenant_id) is not None:
+            raise Conflict("The tenant has a key for its backups already.")
+        super().add(value)
+
+    def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
+        """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
+        statement = _KEY.with_for_update(key_share=True) if lock and self._locks else _KEY
+        return self._first(statement, tenant=tenant)
+
+    def lacking(self) -> Sequence[TenantId]:
+        """Return the tenants without a key."""
+        return self._connection.scalars(_LACKING).all()
+
+    def all(self) -> Sequence[BackupKey]:
+        return self._all(_KEYS)
+
+
+_row = builders.c
+#: Stored for a builder that is to be looked at now.
+AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
+_at_once = literal(AT_ONCE, _row.backup_check_at.type)
+_wanted = (text(BACKED_UP), text(LIVE))
+_now: BindParameter[datetime] = bindparam("now", type_=_row.backup_check_at.type)
+_tried_before: BindParameter[datetime] = bindparam("tried_before", type_=_row.drill_base_at.type)
+_DUE = select(_row.id).where(*_wanted, _row.backup_check_at <= _now).limit(bindparam("limit"))
+_DRILLS_DUE = select(_row.id).where(*_wanted, _row.drill_base_at <= _tried_before).limit(bindparam("limit"))
+# A row that another transaction has is left for the next look: what it changes is not known yet.
+_LOCKED = (
+    select(_row.id)
+    .where(_row.id.in_(bindparam("builders", expanding=True)))
+    .order_by(_row.id)
+    .with_for_update(skip_locked=True, key_share=True)
+)
+_of_builder = _row.id == bindparam("builder")
+_RECORD = (
+    update(builders)
+    .where(_of_builder)
+    .values(backup_check_at=bindparam("check_at"), drill_base_at=bindparam("base_at"))
+)
+_CLEAR_OF_BACKUP = (
+    update(builders)
+    .where(_row.id == select(backups.c.builder_id).where(backups.c.id == bindparam("backup")).scalar_subquery())
+    .values(backup_check_at=_at_once)
+)
+#: Value of the column in the ``UPDATE`` of a builder's row: another interval, and a first disk, change when its next
+#: backup is due.
+CHECK_AT_AFTER_SAVE = case(
+    (_row.backup_interval_hours != bindparam("of_interval", type_=_row.backup_interval_hours.type), _at_once),
+    (_row.disk_is_made != bindparam("of_made", type_=_row.disk_is_made.type), _at_once),
+    else_=_row.backup_check_at,
+)
+
+
+def clear(connection: Connection, builder: BuilderId) -> None:
+    """Have the schedule look at the builder: one of its backups or restores is about to change."""
+    connection.execute(update(builders).where(_of_builder).values(backup_check_at=_at_once), {"builder": builder})
+
+
+def clear_of_backup(connection: Connection, backup: BackupId) -> None:
+    """Have the schedule look at the backup's builder."""
+    connection.execute(_CLEAR_OF_BACKUP, {"backup": backup})
+
+
+class BackupChecks(Queries):
+    """Times at which the schedule looks at builders again. A change of a builder's backups makes it due at once."""
+
+    def due(self, now: datetime, tried_before: datetime | None, limit: int) -> Sequence[BuilderId]:
+        """Return live builders with a backup interval that are due for a look, at most so many.
+
+        ``tried_before``: those whose backups were last tried by a drill before are due as well; None: no drills. A unit
+        of work that writes locks them, and leaves out those that another one works on.
+        """
+        found = list(self._connection.scalars(_DUE, {"now": now, "limit": limit}).all())
+        if tried_before is not None:
+            found += self._connection.scalars(_DRILLS_DUE, {"tried_before": tried_before, "limit": limit}).all()
+        ids = sorted(set(found))[:limit]
+        if not ids or not self._locks:
+            return ids
+        return self._connection.scalars(_LOCKED, {"builders": ids}).all()
+
+    def record(self, checks: Mapping[BuilderId, BackupCheck]) -> None:
+        """Store when each builder, locked by ``due``, is to be looked at again."""
+        if checks:
+            rows = [
+                {"builder": one, "check_at": check.check_at, "base_at": check.drill_base_at}
+                for one, check in checks.items()
+            ]
+            self._connection.execute(_RECORD, rows)

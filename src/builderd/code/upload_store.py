@@ -1,0 +1,329 @@
+"""Uploads: in a local folder, one file each, or in the database, for services that share it and no folder."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+from weakref import WeakValueDictionary
+
+from builderd.code.upload_rows import CHUNK_BYTES
+from builderd.core.errors import Conflict, NoCapacity, QuotaExceeded, TooLarge
+from builderd.core.ids import TenantId, UploadId, is_id
+from builderd.core.resources import GB, size_text
+from builderd.database.unit_of_work import Store, UnitOfWork
+
+NO_SPACE = "This machine has no disk space for uploads now: try again later."
+
+
+class LocalUploads:
+    """Implements ``ports.files.Uploads``. ``floor_bytes`` of the file system stay free."""
+
+    def __init__(self, folder: Path, floor_bytes: int = 0) -> None:
+        self._folder = folder
+        self._floor_bytes = floor_bytes
+
+    async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked(upload, os.O_CREAT) as file:
+            received = os.fstat(file.fileno()).st_size
+            if start > received:
+                raise gap(received)
+            os.ftruncate(file.fileno(), start)
+            file.seek(start)
+            end = start
+            async for chunk in content:
+                end += len(chunk)
+                if end > limit:
+                    raise too_large(limit)
+                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, chunk)))
+            return end
+
+    @contextmanager
+    def _locked(self, upload: UploadId, flags: int = 0) -> Iterator[BinaryIO]:
+        """Open and lock the file. Raises ``Conflict`` while another request, of any process, has it."""
+        while True:
+            descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Conflict("Another request is sending this upload: wait until it ends.") from None
+                # Deleted between open and lock, the file has no name any more: another one may have it.
+                if os.fstat(descriptor).st_nlink:
+                    yield file
+                    return
+
+    def _append(self, file: BinaryIO, chunk: bytes) -> None:
+        space = os.statvfs(self._folder)
+        if space.f_bavail * space.f_frsize - len(chunk) < self._floor_bytes:
+            raise NoCapacity(NO_SPACE, retry_after=60)
+        try:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoCapacity(NO_SPACE, retry_after=60) from error
+
+    async def size(self, upload: UploadId) -> int:
+        try:
+            return self._path(upload).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    async def sha256(self, upload: UploadId) -> str:
+        def work() -> str:
+            with self._opened(upload) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return await asyncio.to_thread(work)
+
+    async def open(self, upload: UploadId) -> BufferedReader:
+        return self._opened(upload)
+
+    def _opened(self, upload: UploadId) -> BufferedReader:
+        try:
+            return self._path(upload).open("rb")
+        except FileNotFoundError:
+            raise KeyError(upload) from None
+
+    async def delete(self, upload: UploadId) -> None:
+        def work() -> None:
+            with suppress(FileNotFoundError), self._locked(upload):
+                self._path(upload).unlink()
+
+        await asyncio.to_thread(work)
+
+    async def ids(self) -> Collection[UploadId]:
+        if not self._folder.is_dir():
+            return ()
+        return [UploadId(path.name) for path in self._folder.iterdir() if is_id(path.name)]
+
+    def _path(self, upload: UploadId) -> Path:
+        if not is_id(upload):
+            raise KeyError(upload)
+        return self._folder / upload
+
+
+def gap(received: int) -> Conflict:
+    """Return the error of a part that begins behind the bytes that are there."""
+    return Conflict(f"{received} bytes are received: continue from there.", data={"received": received})
+
+
+def too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The upload is too large: the limit is {limit} bytes.")
+
+
+#: A chunk of more than ``FREE_BYTES`` costs the database much more than the client if less than one byte in
+#: ``MOST_FACTOR`` is new: each upload stores one such in ``PACE_SECONDS``, and waits otherwise.
+FREE_BYTES, MOST_FACTOR, PACE_SECONDS = 1 << 12, 16, 1.0
+
+
+class SharedUploads:
+    """Implements ``ports.files.Uploads``. The database has what another service goes on with.
+
+    A whole chunk is stored as soon as it has arrived, the rest when the request ends: what a kill takes is sent again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        most_bytes: int = 1 << 50,
+        share: float = 1.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``most_bytes``: what all uploads in the database may take; it does not tell what is free on its machine.
+
+        ``share``: part of its own and the free bytes together that one of several tenants may have. ``folder``: for
+        nameless files of opened uploads.
+        """
+        self._store = store
+        self._folder = folder
+        self._most_bytes = most_bytes
+        self._share = share
+        #: One chunk is stored or deleted at a time: each call counts the bytes of those before it.
+        self._turn = asyncio.Lock()
+        #: Stored bytes by tenant; None: to be read.
+        self._taken: Counter[TenantId | None] | None = None
+        self._sleep = sleep
+        self._locks: WeakValueDictionary[UploadId, asyncio.Lock] = WeakValueDictionary()
+        #: When each upload may store the next chunk that has little new, by ``time.monotonic``.
+        self._paces: dict[UploadId, float] = {}
+
+    async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
+        async with self._alone(upload):
+            record, stored = await self._store.read(
+                lambda uow: (uow.uploads.get(upload), uow.stored_uploads.size(upload))
+            )
+            if start > stored:
+                raise gap(stored)
+            number, kept = divmod(start, CHUNK_BYTES)
+            before = await self._store.read(partial(_chunk, upload=upload, number=number)) if kept else b""
+            tail = _Tail(record.tenant_id if record else None, stored, number, bytearray((before or b"")[:kept]))
+            # As the upload was, at the start of the part: a kill leaves no mixture of two attempts.
+            await self._put(upload, tail, bytes(tail.content))
+            try:
+                async for piece in content:
+                    if tail.end + len(piece) > limit:
+                        raise too_large(limit)
+                    tail.content += piece
+                    await self._put_whole(upload, tail)
+            finally:
+                await self._finish(upload, tail)
+            return tail.end
+
+    async def _finish(self, upload: UploadId, tail: _Tail) -> None:
+        """Store what is left to store, also for a request that was cut off."""
+
+        async def put_rest() -> None:
+            await self._put_whole(upload, tail)
+            await self._put(upload, tail, bytes(tail.content))
+
+        putting = asyncio.ensure_future(put_rest())
+        try:
+            await asyncio.shield(putting)
+        except asyncio.CancelledError:
+            # The next request for this upload comes after it.
+            await asyncio.wait({putting})
+            raise
+
+    async def _put_whole(self, upload: UploadId, tail: _Tail) -> None:
+        while len(tail.content) >= CHUNK_BYTES:
+            await self._put(upload, tail, bytes(tail.content[:CHUNK_BYTES]))
+            del tail.content[:CHUNK_BYTES]
+            tail.number += 1
+
+    async def _put(self, upload: UploadId, tail: _Tail, chunk: bytes) -> None:
+        """Store the chunk as the upload's last one."""
+        end = tail.number * CHUNK_BYTES + len(chunk)
+        if end == tail.stored:
+            return
+        if len(chunk) > FREE_BYTES and (end - tail.stored) * MOST_FACTOR < len(chunk):
+            seconds = self._paces.get(upload, 0.0) - time.monotonic()
+            if seconds > 0:
+                await self._sleep(seconds)
+            self._paces[upload] = time.monotonic() + PACE_SECONDS
+        await self._put_last(upload, tail.tenant_id, tail.number, chunk)
+        tail.stored = end
+
+    async def _put_last(self, upload: UploadId, tenant_id: TenantId | None, number: int, chunk: bytes) -> None:
+        """Store a chunk, as ``StoredUploads.put_last``. Raises ``NoCapacity`` and ``QuotaExceeded``: nothing is done.
+
+        ``tenant_id``: None for an upload without a record.
+        """
+        async with self._turn:
+            taken = self._taken
+            if taken is None:
+                taken = Counter(await self._store.read(lambda uow: uow.stored_uploads.of_tenants()))
+            # Not known again until the end: a call that is cancelled or fails may have stored it.
+            self._taken = None
+
+            def put(uow: UnitOfWork) -> int:
+                grown = uow.stored_uploads.put_last(upload, number, chunk)
+                if grown > 0:
+                    self._check(uow, taken, tenant_id, grown)
+                return grown
+
+            try:
+                taken[tenant_id] += await self._store.write(put)
+            except (NoCapacity, QuotaExceeded):
+                self._taken = taken
+                raise
+            self._taken = taken
+
+    def _check(self, uow: UnitOfWork, taken: Counter[TenantId | None], tenant_id: TenantId | None, grown: int) -> None:
+        own, free = taken[tenant_id], self._most_bytes - taken.total()
+        if grown > free:
+            raise NoCapacity(
+                f"The database keeps {self._most_bytes / GB:.1f} GB of uploads at most, and is full of them: try "
+                "again later. Its operator can raise limits.stored_code.",
+                retry_after=60,
+            )
+        if own + grown > self._share * (own + free) and uow.tenants.are_several():
+            raise QuotaExceeded(
+                f"Your uploads have {size_text(own)}, and {size_text(free)} are free: one tenant's uploads may have "
+                f"{self._share:.0%} of their own and the free space together. Delete those that you have deployed, or "
+                "try again later; the operator sets the share (limits.code_share) and the space (limits.stored_code)."
+            )
+
+    async def size(self, upload: UploadId) -> int:
+        return await self._store.read(lambda uow: uow.stored_uploads.size(upload))
+
+    async def sha256(self, upload: UploadId) -> str:
+        digest = hashlib.sha256()
+        async for chunk in self._chunks(upload):
+            await asyncio.to_thread(digest.update, chunk)
+        return digest.hexdigest()
+
+    async def open(self, upload: UploadId) -> BinaryIO:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.fdopen(os.open(self._folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
+        try:
+            async for chunk in self._chunks(upload):
+                await asyncio.to_thread(file.write, chunk)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    async def _chunks(self, upload: UploadId) -> AsyncIterator[bytes]:
+        """Yield the upload's chunks. Raises ``KeyError`` when there is nothing."""
+        size = await self.size(upload)
+        if not size:
+            raise KeyError(upload)
+        for number in range(-(-size // CHUNK_BYTES)):
+            content = await self._store.read(partial(_chunk, upload=upload, number=number))
+            yield content or b""
+
+    async def delete(self, upload: UploadId) -> None:
+        async with self._alone(upload):
+            async with self._turn:
+                self._taken = None
+                await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
+            self._paces.pop(upload, None)
+
+    async def ids(self) -> Collection[UploadId]:
+        return await self._store.read(lambda uow: uow.stored_uploads.ids())
+
+    def _alone(self, upload: UploadId) -> asyncio.Lock:
+        """Return the upload's lock. Raises ``Conflict`` while another call has it."""
+        lock = self._locks.setdefault(upload, asyncio.Lock())
+        if lock.locked():
+            raise Conflict("Another request is sending this upload: wait until it ends.")
+        return lock
+
+
+@dataclass(slots=True)
+class _Tail:
+    """End of an upload while it is sent. ``stored``: bytes that the database has of all of it.
+
+    ``content``: bytes that have arrived, from the beginning of chunk ``number`` on.
+    """
+
+    tenant_id: TenantId | None
+    stored: int
+    number: int
+    content: bytearray
+
+    @property
+    def end(self) -> int:
+        return self.number * CHUNK_BYTES + len(self.content)
+
+
+def _chunk(uow: UnitOfWork, upload: UploadId, number: int) -> bytes | None:
+    return uow.stored_uploads.chunk(upload, number)

@@ -1,0 +1,170 @@
+"""All installers as one: a bundle may need Python packages (uv), Node.js packages (npm), or both in one layer.
+
+Wheels are only unpacked: no package code runs while the cache that all tenants share is writable. A package that must
+be built from source gets a plan per tenant, in which code runs but the shared cache is out of reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from builderd.code.model import Bundle
+from builderd.core.ids import TenantId
+from builderd.credentials.model import DEFAULT_NAME, NPM_TOKEN, PackageSources
+from builderd.dependencies.installers import npm
+from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.dependencies.installers.project import read_locks, read_project, read_setup
+from builderd.dependencies.installers.requirements import read_requirements
+from builderd.dependencies.model import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+
+PYTHON = "/usr/bin/python3"
+#: Part of every key: increment it when the steps change the content of a layer.
+RECIPE = 2
+
+#: uv's messages when only a source distribution exists.
+NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: Lines of uv's output that do not explain a failure.
+NOISE = re.compile(r"^(?:Using (?:Python|CPython) |Creating virtual environment |Resolved |Prepared |hint: Wheels are)")
+MAX_EXPLAINED_LINES = 30
+
+ENVIRONMENT = {
+    "UV_NO_CONFIG": "1",
+    "UV_NO_PROGRESS": "1",
+    # Sentences stay whole, so that `install_hints` finds names in them.
+    "UV_NO_WRAP": "1",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "UV_HTTP_TIMEOUT": "60",
+    "HOME": "/tmp",  # noqa: S108 -- the sandbox's own
+}
+
+VENV = f"uv venv -q --relocatable --python {PYTHON} {LAYER}/venv"
+INSTALL = f"uv pip install --no-compile-bytecode --python {LAYER}/venv/bin/python --cache-dir {CACHE}"
+#: Files of the cache cannot be cloned (reflink) across the overlay that protects it.
+CLONED, COPIED = "--link-mode clone", "--link-mode copy"
+
+COMPILE_STEP = BuildStep(
+    title="Byte-compiling",
+    # The interpreter of the base, not uv's --compile-bytecode: that of the layer would run .pth files of a wheel. Files
+    # that this Python cannot compile (templates, older syntax) are ignored.
+    argv=(
+        "/bin/sh",
+        "-c",
+        f"{PYTHON} -I -m compileall -q -j 2 -s {LAYER} -p / {LAYER}/venv/lib >/dev/null 2>&1 || true",
+    ),
+    network=False,
+    cache=Cache.NONE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UvInstaller:
+    """``version``: uv's version, part of every key. ``index``: URL of the package index, None for uv's default."""
+
+    version: str
+    index: str | None = None
+
+    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
+        read = (reader(bundle) for reader in (read_requirements, read_project, read_locks, read_setup))
+        requirements = next(filter(None, read), None)  # of the first file that names any
+        if requirements is None:
+            return None
+        kind = f"tenant {tenant}" if requirements.foreign else "shared"
+        decisive = [RECIPE, "uv", self.version, base_id, self.index, kind, requirements.lines, requirements.constraints]
+        key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+        files = {"requirements.txt": requirements.lines, "constraints.txt": requirements.constraints}
+        inputs = {name: "".join(f"{line}\n" for line in lines).encode() for name, lines in files.items() if lines}
+        return self.foreign(key, inputs) if requirements.foreign else self.wheels(key, inputs)
+
+    def explain(self, output: Sequence[str]) -> str:
+        lines = [ANSI.sub("", line).rstrip() for line in output]
+        messages = [line for line in lines if line and not NOISE.match(line)]
+        return "\n".join(messages[-MAX_EXPLAINED_LINES:]) or "uv failed without output."
+
+    def wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        """Return the plan that installs only wheels, from the inputs of a plan."""
+        install = f"{INSTALL} --no-build {CLONED}"
+        step = self._step("Installing wheels", install, inputs, Cache.SHARED)
+        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=False)
+
+    def foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        install = f"{INSTALL} {COPIED}"
+        step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
+        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=True)
+
+    def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
+        """Run both commands in one sandbox: the environment is new, so uv runs nothing foreign when it inspects it."""
+        constraints = f" -c {INPUT}/constraints.txt" if "constraints.txt" in inputs else ""
+        script = f"{VENV} && {install} -r {INPUT}/requirements.txt{constraints}"
+        index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}
+        return BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
+
+
+def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
+    """Return a step of uv with private indexes. What they serve is not written to the cache that all tenants share."""
+    if "UV_NO_CONFIG" not in step.env:
+        return step
+    env = {**step.env}
+    if sources.index:
+        env["UV_DEFAULT_INDEX"] = f"{DEFAULT_NAME}={sources.index}"
+    if sources.extras:
+        env["UV_INDEX"] = " ".join(f"{name}={address}" for name, address in sources.extras.items())
+    argv = tuple(word.replace(CLONED, COPIED) for word in step.argv)
+    secrets = {name: value for name, value in sources.secrets.items() if name != NPM_TOKEN}
+    return replace(step, argv=argv, env=env, cache=Cache.SCRATCH, secrets=secrets)
+
+
+NPM_LINE = re.compile(r"npm (?:ERR!|error)")
+
+
+@dataclass(frozen=True, slots=True)
+class Installers:
+    """Implements ``ports.gates.Installer``."""
+
+    uv: UvInstaller
+    npm: NpmInstaller
+
+    def plan(
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
+    ) -> LayerPlan | None:
+        python = self.uv.plan(bundle, base_id, tenant)
+        node = self.npm.plan(bundle, base_id, tenant, install_scripts=install_scripts, dev=dev)
+        return _both(python, node) if python and node else python or node
+
+    def from_sources(self, plan: LayerPlan, sources: PackageSources, tenant: TenantId) -> LayerPlan:
+        parts = (plan.key, "sources", sources.fingerprint, tenant)
+        steps = tuple(with_sources(step, sources) for step in plan.steps)
+        private = npm.with_sources(replace(plan, steps=steps), sources)
+        return replace(private, key=hashlib.sha256("\n".join(parts).encode()).hexdigest())
+
+    def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
+        return self.from_source(plan, tenant) if NO_WHEELS.search("\n".join(output)) else None
+
+    def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
+        if plan.runs_foreign_code or "requirements.txt" not in plan.inputs:
+            return None
+        wheels = self.uv.wheels(plan.key, plan.inputs).steps
+        key = hashlib.sha256(f"{plan.key} from source for tenant {tenant}".encode()).hexdigest()
+        source = self.uv.foreign(key, plan.inputs)
+        # npm first: nothing that runs later sees files that a Python source build left in the layer.
+        return replace(source, steps=(*(step for step in plan.steps if step not in wheels), *source.steps))
+
+    def explain(self, output: Sequence[str]) -> str:
+        npm_failed = any(NPM_LINE.match(line) for line in output)
+        return self.npm.explain(output) if npm_failed else self.uv.explain(output)
+
+
+def _both(python: LayerPlan, node: LayerPlan) -> LayerPlan:
+    """Merge two plans. Steps without foreign code come first, so that none finds foreign files in the layer."""
+    plans = sorted((python, node), key=lambda plan: (plan.runs_foreign_code, plan.may_run_code))
+    return LayerPlan(
+        key=hashlib.sha256(f"{python.key} and {node.key}".encode()).hexdigest(),
+        inputs={**python.inputs, **node.inputs},
+        steps=tuple(step for plan in plans for step in plan.steps),
+        runs_foreign_code=any(plan.runs_foreign_code for plan in plans),
+        may_run_code=any(plan.may_run_code for plan in plans),
+    )

@@ -1,1 +1,0 @@
-"""Values and rules of builderd: pure, without I/O and without a clock."""

@@ -1,0 +1,190 @@
+"""Resources of one service on this machine, wired together: uids and subnet, store, network, sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from uv import find_uv_bin
+
+from builderd.core.errors import EngineUnavailable
+from builderd.engine.inventory import SEARCH_PATH
+from builderd.engine.oci.network.allocations import Addresses, Allocation, Allocations, Slots, parse_routes
+from builderd.engine.oci.network.host_files import FOLDER, write_host_files
+from builderd.engine.oci.network.network import Egress, Network
+from builderd.engine.oci.runtime.cgroups import Cgroups
+from builderd.engine.oci.runtime.execute import end_left_over
+from builderd.engine.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
+from builderd.engine.oci.runtime.launching import Launcher
+from builderd.engine.oci.runtime.listening import ListeningPorts
+from builderd.engine.oci.runtime.logs import Logs
+from builderd.engine.oci.runtime.proc_files import ProcFiles
+from builderd.engine.oci.runtime.records import Heartbeat, Records
+from builderd.engine.oci.runtime.run import RunContext
+from builderd.engine.oci.runtime.runner import Runner, Tools
+from builderd.engine.oci.runtime.runs import Runs
+from builderd.engine.oci.runtime.runtime_commands import CONMON, Runtime
+from builderd.engine.oci.runtime.seccomp import PROFILE, make_seccomp
+from builderd.engine.oci.storage.base import Base, ensure_base
+from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.files import Files
+from builderd.engine.oci.storage.layers import Layers
+from builderd.engine.oci.storage.store import Store
+from builderd.engine.port import EngineOptions, Progress
+from builderd.linux.processes import boot_id
+from builderd.linux.threads import run_to_completion
+
+RUN_DIR = Path("/run/builderd")
+
+
+class Machine:
+    """Resources of one service. ``base``, ``layers`` and ``tools`` exist once it is open. Needs root."""
+
+    base: Base
+    layers: Layers
+    tools: Tools
+
+    def __init__(self, settings: EngineOptions) -> None:
+        if os.geteuid():
+            raise EngineUnavailable(
+                "Sandboxes need root, for namespaces, mounts and the firewall: run builderd as root."
+            )
+        self.settings = settings
+        self.allocations = Allocations()
+        self.allocation = self._claim()
+        self.run_dir = RUN_DIR / self.allocation.id
+        self.addresses = Addresses(self.allocation.network)
+        self.runtimes = find_runtimes(self.run_dir / "state")
+        self.store = Store(settings.data_dir, self.run_dir / "store", settings.store, self.allocation.id)
+        self.disks = Disks(self.store)
+        self.files = Files(self.disks)
+        self.launcher = Launcher()
+        self.cgroups = Cgroups(self.allocation.id)
+        egress = Egress(settings.inside_port, settings.allow, settings.deny)
+        self.network = Network(self.allocation.id, self.addresses, egress)
+        context = RunContext(
+            run_dir=self.run_dir,
+            store=self.store.root,
+            seccomp=seccomp(),
+            build_seccomp=seccomp(clones=True),
+            records=Records(settings.data_dir, settings.now, settings.at),
+            launcher=self.launcher,
+            cgroups=self.cgroups,
+            network=self.network,
+            slots=Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
+            runtimes=self.runtimes,
+            heartbeat=Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now),
+        )
+        self.runs = Runs(context)
+        self.logs = Logs(settings.data_dir / "logs", self.runs.runs_now)
+        self.listening_ports = ListeningPorts(self.runs)
+        self.proc_files = ProcFiles(self.cgroups, context.bundle, self.runs.all, self.disks.space_if_there)
+
+    def _claim(self) -> Allocation:
+        self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        routes = parse_routes(Path("/proc/net/route").read_text())
+        return self.allocations.claim(self.settings.data_dir, routes)
+
+    def _grow(self) -> tuple[int, ...]:
+        self.allocation = self.allocations.grow(self.allocation)
+        return self.allocation.blocks
+
+    def lowers(self, layer: Path | None = None) -> tuple[Path, ...]:
+        """Return the lower layers of a sandbox's root, the topmost first: the host's files, the layer, the base."""
+        return (self._host_files, *(() if layer is None else (layer,)), self.base.root)
+
+    @property
+    def _host_files(self) -> Path:
+        return self.store.root / FOLDER
+
+    async def open(self, progress: Progress) -> None:
+        """Create what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``.
+
+        When it fails or is cancelled, ``close`` releases what was opened by then.
+        """
+        await run_to_completion(self._make, progress)
+        await self.runs.open()
+        self.proc_files.start()
+        await asyncio.gather(*(end_left_over(self.runs, record) for record in self.runs.all()))
+        runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
+        self.layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())}, base_id=self.base.id)
+        await run_to_completion(self.layers.open)
+        self.tools = Tools(
+            runner,
+            self.runtimes["standard"],
+            self.lowers(),
+            self.store.root / "tools",
+            self.disks,
+            self.runs.refuse_while_used,
+        )
+        await run_to_completion(self.tools.open)
+        self.store.start_watch()
+
+    def _make(self, progress: Progress) -> None:
+        refuse_without_needs(self.runtimes)
+        for folder in (RUN_DIR, self.run_dir, self.run_dir / "state"):
+            folder.mkdir(mode=0o711, exist_ok=True)
+        progress("opening the store")
+        self.store.open(progress)
+        self.disks.open()
+        self.base = ensure_base(progress)
+        write_host_files(self._host_files, self.base.root, [Path(find_uv_bin())])
+        raise_host_limits()
+        if self.cgroups.counts_sockets:
+            raise_socket_pools(total_memory())
+        progress("opening the network")
+        self.network.open()
+        self.cgroups.open()
+
+    def close(self) -> None:
+        """Release everything for another service; sandboxes continue running. Idempotent."""
+        self.proc_files.close()
+        self.runs.close()
+        self.launcher.close()
+        self.files.close()
+        self.disks.close()
+        self.store.release()
+
+    def give_back(self) -> None:
+        """Remove groups, network, store and allocation from the host once no sandbox runs. Blocks. Idempotent."""
+        self.cgroups.close()
+        self.network.close()
+        self.store.close()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.allocations.release(self.allocation.id)
+
+
+def find_runtimes(state: Path) -> dict[str, Runtime]:
+    """Return the installed runtimes by name, and by the isolation that uses them: ``standard``, ``strong``."""
+    found = {
+        name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := find_program(name))
+    }
+    standard, strong = found.get("crun") or found.get("runc"), found.get("runsc")
+    uses = {"standard": standard, "strong": strong}
+    return found | {isolation: runtime for isolation, runtime in uses.items() if runtime}
+
+
+def find_program(name: str) -> str | None:
+    return shutil.which(name, path=SEARCH_PATH)
+
+
+def seccomp(*, clones: bool = False) -> Mapping[str, object]:
+    """Return the seccomp profile of sandboxes. Raises ``EngineUnavailable`` when the containers' profile is missing."""
+    try:
+        return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine(), clones=clones)
+    except FileNotFoundError as error:
+        raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
+
+
+def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
+    """Raise ``EngineUnavailable`` with the package to install when a program is missing."""
+    if "standard" not in runtimes:
+        raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
+    for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
+        if not find_program(program):
+            raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")

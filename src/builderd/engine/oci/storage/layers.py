@@ -1,0 +1,443 @@
+"""Layers: installed dependencies, made once a key, in sandboxes that reach the new layer and little else.
+
+A build has a folder of its own: ``layer``, the subvolume that becomes the layer; ``input``, the plan's files; and
+``cache``, an empty one for steps that may run foreign code. Each is a mount of its own in the sandbox, so
+that nothing in one can be linked to from another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import shutil
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from builderd.core.errors import BuilderdError, MachineFault, NotFound, helper_died
+from builderd.core.ids import TenantId
+from builderd.core.resources import GB
+from builderd.dependencies.model import (
+    APP,
+    BUILD_RESOURCES,
+    CACHE,
+    INPUT,
+    LAYER,
+    NODE_MODULES,
+    AppBuild,
+    BuildOutcome,
+    BuildStep,
+    Cache,
+    LayerPlan,
+    StoredLayers,
+)
+from builderd.engine.oci.storage.app_builds import (
+    FOLDER,
+    BuildRefused,
+    FinishedBuild,
+    has_own_packages,
+    keep_result,
+    layer_error,
+    measure,
+    place_files,
+)
+from builderd.engine.oci.storage.backing import total_bytes
+from builderd.engine.oci.storage.layer_store import LayerCache, LayerStore
+from builderd.engine.oci.storage.store import (
+    Store,
+    full_store_named,
+    little_room,
+    names_quota,
+    over_layer_limit,
+    over_tenant_limit,
+    store_full,
+)
+from builderd.engine.oci.storage.subvolumes import create_subvolume, snapshot
+from builderd.linux.threads import run_to_completion
+
+Progress = Callable[[str], None]
+
+#: Owner of a layer's files: root on the disk, and root inside.
+LAYER_UID = 0
+MAX_LAYER, MIN_LAYER, MAX_CACHE = 10 * GB, GB // 4, 10 * GB
+#: Share of a small store that the cache or a layer may take; a layer takes a share of the free space at most.
+SHARE = 0.25
+
+#: Exit status of a program that was ended by SIGKILL, as tini has it.
+KILLED = 137
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """Limits of one build sandbox: vCPU, bytes of memory, processes."""
+
+    cpu: float = BUILD_RESOURCES.cpu
+    memory: int = BUILD_RESOURCES.memory_bytes
+    processes: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Folder of a build, and the limit of each of its subvolumes in bytes.
+
+    ``shared``: the shared cache, for builds with a step that writes to it. ``tenant``: who builds it, if it is known;
+    ``tenant_limit``: the bytes that the tenant has left for it, of ``tenant_quota`` for all layers. ``app``: the
+    version that is built, and ``below`` the layer with its dependencies.
+    """
+
+    folder: Path
+    size: int
+    shared: Path | None = None
+    tenant: TenantId | None = None
+    tenant_limit: int | None = None
+    tenant_quota: int | None = None
+    app: AppBuild | None = None
+    below: Path | None = None
+
+    @property
+    def layer(self) -> Path:
+        return self.folder / "layer"
+
+    @property
+    def input(self) -> Path:
+        return self.folder / "input"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+
+class Layers:
+    """Layers of a store. ``tools``: programs of the host that builds need, by their path inside."""
+
+    def __init__(
+        self,
+        store: Store,
+        runner: BuildRunner,
+        tools: Mapping[str, Path],
+        limits: BuildLimits | None = None,
+        base_id: str = "",
+    ) -> None:
+        self.base_id = base_id
+        self._store = store
+        self._runner = runner
+        self._tools = tuple(Bind(source, target, read_only=True, owner=None) for target, source in tools.items())
+        self._limits = limits or BuildLimits()
+        self._finished = LayerStore(store)
+        self._cache = LayerCache(store)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def open(self) -> None:
+        """Remove half-made layers after a start, when no build runs."""
+        for folder in self._store.builds.iterdir():
+            self._discard(folder)
+        self._finished.open()
+        self._cache.open(min(MAX_CACHE, int(total_bytes(self._store.root) * SHARE)))
+
+    def has(self, key: str) -> bool:
+        """Return True when the layer exists, and record its use."""
+        return self._finished.take(key) is not None
+
+    async def has_layer(self, key: str) -> bool:
+        return self.has(key)
+
+    def lower(self, key: str) -> Path:
+        """Return the folder to mount below a sandbox's root; it stays as long as the layer."""
+        if (layer := self._finished.take(key)) is None:
+            raise NotFound(f"There is no layer {key}.")
+        return layer
+
+    def finished_build(self, key: str) -> FinishedBuild:
+        """Return the result of a build. Raises ``NotFound``."""
+        return FinishedBuild(key, self.lower(key) / FOLDER)
+
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        """Make the layer, or wait for a running build of it. Raises ``NoCapacity`` when the store is too full."""
+        async with self._lock(plan.key):
+            with full_store_named(self._store):
+                return await self._build_once(plan, progress)
+
+    async def _build_once(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        if self.has(plan.key):
+            return BuildOutcome(0, (), 0.0, reused=True)
+        if plan.app is not None:
+            return await self._build_app(plan, plan.app, progress)
+        caches = {step.cache for step in plan.steps}
+        async with AsyncExitStack() as entered:
+            shared = await entered.enter_async_context(self._cache.in_use()) if Cache.SHARED in caches else None
+            # Foreign code gets an empty cache, and so does a build that finds the shared one full.
+            has_own_cache = Cache.SCRATCH in caches or (Cache.SHARED in caches and shared is None)
+            copies = 2 if has_own_cache else 1
+            build = await entered.enter_async_context(self._new_layer(plan.key, copies, shared, plan))
+            await run_to_completion(self._fill, build, plan, has_own_cache)
+            return await self._make(build, plan.key, plan.steps, progress)
+
+    async def _build_app(self, plan: LayerPlan, app: AppBuild, progress: Progress) -> BuildOutcome:
+        """Run the build command on a copy of the version's files; what it made is the layer."""
+        below = None if app.dependencies is None else self.lower(app.dependencies)
+        async with self._new_layer(plan.key, 2, None, plan) as new:
+            build = replace(new, app=app, below=below)
+            await run_to_completion(self._fill_app, build, app)
+            return await self._make(build, plan.key, plan.steps, progress)
+
+    def _fill_app(self, build: Build, app: AppBuild) -> None:
+        create_subvolume(build.layer)
+        self._store.quota.limit(build.layer, build.size)
+        try:
+            place_files(build.layer, app, LAYER_UID)
+        except OSError as error:
+            if error.errno != errno.EDQUOT:
+                raise
+            raise self._over_limit(build) from error
+        if build.below is not None:
+            # The command may write in there; nothing of that is kept.
+            snapshot(build.below, build.cache)
+            self._store.quota.limit(build.cache, build.size)
+
+    def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
+        """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
+        return self._finished.collect(keep, unused_seconds)
+
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> list[str]:
+        return await run_to_completion(self._finished.collect, (), unused_seconds, keys)
+
+    async def stored_layers(self, keys: Collection[str] | None = None) -> StoredLayers:
+        return await run_to_completion(self._stored, keys)
+
+    def _stored(self, wanted: Collection[str] | None) -> StoredLayers:
+        keys = self._finished.keys() if wanted is None else wanted
+        found = {key: layer for key in keys if (layer := self._finished.describe(key))}
+        return StoredLayers(found, total_bytes(self._store.root))
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    @asynccontextmanager
+    async def _new_layer(
+        self,
+        key: str,
+        copies: int,
+        shared: Path | None,
+        plan: LayerPlan,
+    ) -> AsyncIterator[Build]:
+        """Yield a build's folder, with a claim on its space; both are removed at the end."""
+        name = f"{key[:16]}-{secrets.token_hex(4)}"
+        claim = f"build {name}"
+        size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
+        build = Build(
+            self._store.builds / name,
+            size if plan.limit_bytes is None else min(size, plan.limit_bytes),
+            shared,
+            plan.tenant,
+            plan.limit_bytes,
+            plan.quota_bytes,
+        )
+        try:
+            await run_to_completion(build.folder.mkdir, mode=0o711)
+            yield build
+        finally:
+            self._store.reservations.release(claim)
+            await run_to_completion(self._discard, build.folder)
+
+    def _discard(self, folder: Path) -> None:
+        for name in ("layer", "cache"):
+            self._store.quota.delete(folder / name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _most(self) -> int:
+        return min(MAX_LAYER, int(total_bytes(self._store.root) * SHARE))
+
+    def _fill(self, build: Build, plan: LayerPlan, has_own_cache: bool) -> None:
+        for subvolume in (build.layer, build.cache) if has_own_cache else (build.layer,):
+            create_subvolume(subvolume)
+            self._store.quota.limit(subvolume, build.size)
+        _write_inputs(build.input, plan.inputs)
+
+    async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:
+        begun = time.monotonic()
+        transcript = Transcript(progress)
+        for step in steps:
+            progress(step.title)
+            end = await self._runner.run_build(self._run(build, step), transcript.add)
+            if end.exit_code:
+                await asyncio.to_thread(self._refuse_limit, build, end)
+                if names_quota(transcript.last):
+                    # Any program can print these words, and one may have removed what it had written.
+                    transcript.add(f"note: if a limit ended it, then this: {self._over_limit(build).message}")
+                return _outcome(end, transcript, begun)
+        if error := await asyncio.to_thread(_result_error, build):
+            transcript.add(error)
+            return _outcome(BuildExit(1), transcript, begun)
+        size = await run_to_completion(measure, build.layer)
+        if build.tenant_limit is not None and size > build.tenant_limit:
+            raise over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=build.app is not None, size=size)
+        await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
+        return _outcome(BuildExit(0), transcript, begun)
+
+    def _refuse_limit(self, build: Build, end: BuildExit) -> None:
+        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause.
+
+        Raise ``InstallFailed`` where a limit ended the build: the installer cannot say which.
+        """
+        if end.out_of_memory or end.timed_out:
+            return
+        if end.exit_code == KILLED and build.app is None:
+            raise helper_died("the installer", "was killed")
+        if self._store.is_full():
+            raise store_full(self._store)
+        quota = self._store.quota
+        if build.shared and quota.is_at_limit(build.shared):
+            raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
+        if any(path.exists() and quota.is_at_limit(path) for path in (build.layer, build.cache)):
+            raise self._over_limit(build)
+
+    def _over_limit(self, build: Build) -> BuilderdError:
+        """Return the error of a build that its limit ended: that of its tenant, of any layer, or the store's rest."""
+        most, is_app = self._most(), build.app is not None
+        if build.tenant_limit is not None and build.size == build.tenant_limit:
+            return over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=is_app)
+        if build.size >= most:
+            return over_layer_limit(build.size, is_app=is_app)
+        return little_room(build.size, most, is_app=is_app)
+
+    def _run(self, build: Build, step: BuildStep) -> BuildRun:
+        binds = self._app_binds(build, build.app) if build.app else (*self._binds(build, step.cache), *self._tools)
+        return BuildRun(
+            id=secrets.token_hex(8),
+            argv=step.argv,
+            env={**ENVIRONMENT, **step.env, **step.secrets},
+            cwd=build.app.folder if build.app else INPUT,
+            binds=tuple(binds),
+            layer=build.below,
+            tenant=build.tenant or "" if build.app else "",
+            network=step.network,
+            cpu=self._limits.cpu,
+            memory=self._limits.memory,
+            processes=self._limits.processes,
+            timeout_seconds=step.timeout_seconds,
+        )
+
+    def _app_binds(self, build: Build, app: AppBuild) -> Iterator[Bind]:
+        yield Bind(build.layer / FOLDER, APP, read_only=False, owner=LAYER_UID)
+        packages = build.cache / NODE_MODULES
+        if build.below is not None and packages.is_dir() and not has_own_packages(app):
+            yield Bind(packages, f"{app.folder}/{NODE_MODULES}", read_only=False, owner=LAYER_UID)
+
+    def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
+        yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)
+        yield Bind(build.layer, LAYER, read_only=False, owner=LAYER_UID)
+        source = {Cache.NONE: None, Cache.SHARED: build.shared or build.cache, Cache.SCRATCH: build.cache}[cache]
+        if source is not None:
+            yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
+
+
+def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutcome:
+    return BuildOutcome(
+        exit_code=end.exit_code,
+        output=tuple(transcript.last),
+        seconds=time.monotonic() - begun,
+        out_of_memory=end.out_of_memory,
+        timed_out=end.timed_out,
+    )
+
+
+def _result_error(build: Build) -> str | None:
+    """Return why the layer cannot be kept; of an app's build, remove what it did not make."""
+    if build.app is None:
+        return layer_error(build.layer)
+    try:
+        keep_result(build.layer, build.app.bundle)
+    except BuildRefused as error:
+        return f"error: {error}"
+    return None
+
+
+def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
+    target.mkdir(mode=0o755)
+    for path, content in inputs.items():
+        file = target / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+#: Called with each line that the build prints; must not block.
+Output = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Bind of the host's ``source`` at ``target``.
+
+    ``owner`` is the uid on the disk that is root inside (with the 65535 above it); None binds it as it is.
+    """
+
+    source: Path
+    target: str
+    read_only: bool
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRun:
+    """Parameters of a build sandbox. ``id`` is unique on the host, in hex; ``cpu`` in vCPU, ``memory`` in bytes.
+
+    The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
+    without any capability. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is whose
+    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs.
+    """
+
+    id: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    cwd: str
+    binds: tuple[Bind, ...]
+    network: bool
+    cpu: float
+    memory: int
+    processes: int
+    timeout_seconds: int
+    layer: Path | None = None
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildExit:
+    """Exit of a build. ``exit_code`` is not 0 when it ran out of memory or time."""
+
+    exit_code: int
+    out_of_memory: bool = False
+    timed_out: bool = False
+
+
+class BuildRunner(Protocol):
+    async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
+        """Run it to its end. When this returns, raises or is cancelled, no process of it is left."""
+
+
+#: Last lines of a build kept to explain its failure; lines of progress passed on; characters of a line.
+KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
+
+
+class Transcript:
+    """Output of a build: passed on as progress and kept for its error, both up to a limit."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._count = 0
+        self.last: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def add(self, line: str) -> None:
+        shown = line if len(line) <= LINE_LENGTH else line[:LINE_LENGTH] + "…"
+        self.last.append(shown)
+        self._count += 1
+        if self._count <= TOLD_LINES:
+            self._progress(shown)
+        elif self._count == TOLD_LINES + 1:
+            self._progress("… (what follows is left out here)")

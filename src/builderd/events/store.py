@@ -1,0 +1,260 @@
+"""Events, webhooks and their deliveries in SQL.
+
+A follower asks for ids greater than the last it saw, so an event must never become visible after one with a greater
+id. On SQLite, where one transaction writes at a time, ids become visible in order. On PostgreSQL an id is drawn before
+its transaction commits; therefore each transaction that adds events first takes the tenant's advisory lock and holds
+it until it ends, so that the ids of a tenant's events become visible in order, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+
+from builderd.core.ids import BuilderId, TenantId, WebhookId
+from builderd.database.connection import Kind
+from builderd.database.repository import Repository
+from builderd.database.tables import deliveries, events, webhooks
+from builderd.database.types import omit, row_of
+from builderd.events.model import ALL, Attempt, Delivery, DeliveryStatus, Event, Webhook, WebhookStatus, prefix_of
+from builderd.linux.atomic_files import from_stored
+
+
+@dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Filters of events. ``types`` are patterns of ``domain.events``, none for all; ``until`` is exclusive."""
+
+    builder: BuilderId | None = None
+    types: Sequence[str] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+#: First key of the advisory locks; the second is a hash of the tenant's id. Tenants with equal hashes share a lock.
+LOCK_CLASS = 0x62640001
+
+_LOCK = select(func.pg_advisory_xact_lock(literal(LOCK_CLASS), func.hashtext(bindparam("tenant"))))
+_OF_BUILDER = (
+    select(events)
+    .where(events.c.builder_id == bindparam("builder"), events.c.id > bindparam("after"))
+    .order_by(events.c.id)
+    .limit(bindparam("limit"))
+)
+_ONE = select(events).where(events.c.id == bindparam("event"))
+_LAST_ID = select(func.max(events.c.id)).where(events.c.tenant_id == bindparam("tenant"))
+_OLDEST = select(events.c.id, events.c.time).order_by(events.c.id).limit(bindparam("limit")).subquery()
+_EXPIRE = delete(events).where(
+    events.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=events.c.time.type)))
+)
+
+
+class Events(Repository[Event]):
+    _table, _record = events, Event
+
+    def add(self, value: Event) -> Event:  # type: ignore[override]
+        """Add it; return it with its id."""
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(_LOCK, {"tenant": value.tenant_id})
+        self._written.add(Kind.EVENTS)
+        row = {**omit(row_of(value), "id"), "details": dict(value.details)}
+        (event_id,) = self._connection.execute(insert(events), row).inserted_primary_key or (0,)
+        return replace(value, id=event_id)
+
+    def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
+        """Return events with an id greater than ``after``, oldest first."""
+        return self._all(_OF_BUILDER, builder=builder, after=after, limit=limit)
+
+    def get(self, event_id: int) -> Event | None:
+        return self._first(_ONE, event=event_id)
+
+    def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
+        """Return one page (from 1), newest first, and the total number."""
+        found = _filtered(tenant, query)
+        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+        return self._all(found.order_by(events.c.id.desc()).limit(per_page).offset((page - 1) * per_page)), total
+
+    def following(self, tenant: TenantId, query: EventQuery, *, after: int, limit: int) -> Sequence[Event]:
+        """Return events with an id greater than ``after``, oldest first.
+
+        A tenant's events become visible in the order of their ids: none is added below one that was read.
+        """
+        return self._all(_filtered(tenant, query).where(events.c.id > after).order_by(events.c.id).limit(limit))
+
+    def last_id(self, tenant: TenantId) -> int:
+        """Return the greatest id of the tenant's events, 0 without any."""
+        return self._connection.scalar(_LAST_ID, {"tenant": tenant}) or 0
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` of the oldest that happened before this time; return the number."""
+        return self._change(_EXPIRE, before=before, limit=limit)
+
+
+def _filtered(tenant: TenantId, query: EventQuery) -> Select[Any]:
+    found = select(events)
+    if query.builder is None:
+        found = found.where(events.c.tenant_id == tenant)
+    else:
+        # With the plain column, SQLite would read all events of the tenant by the index of that.
+        found = found.where(events.c.builder_id == query.builder, func.coalesce(events.c.tenant_id, "") == tenant)
+    if query.since is not None:
+        found = found.where(events.c.time >= query.since)
+    if query.until is not None:
+        found = found.where(events.c.time < query.until)
+    if query.types and ALL not in query.types:
+        found = found.where(or_(*(_is_of(pattern) for pattern in query.types)))
+    return found
+
+
+def _is_of(pattern: str) -> ColumnElement[bool]:
+    prefix = prefix_of(pattern)
+    return events.c.type == pattern if prefix is None else events.c.type.startswith(prefix, autoescape=True)
+
+
+_hook, _delivery = webhooks.c, deliveries.c
+_now = bindparam("now", type_=_delivery.due_at.type)
+_is_active = _hook.status == WebhookStatus.ACTIVE
+_waits = _delivery.status == DeliveryStatus.PENDING
+
+_ALL = select(webhooks).order_by(_hook.created_at, _hook.id)
+_ONE_WEBHOOK = select(webhooks).where(_hook.id == bindparam("webhook"))
+_EXPIRED = select(_hook.id).where(_is_active, _hook.expires_at <= _now)
+_BEHIND = select(_hook.id).where(
+    _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
+)
+_DUE = select(_hook.id).where(
+    _is_active,
+    or_(_hook.held_until.is_(None), _hook.held_until <= _now),
+    exists().where(_delivery.webhook_id == _hook.id, _waits, _delivery.due_at <= _now),
+)
+
+_OF_WEBHOOK = select(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_ONE_DELIVERY = select(deliveries).where(_delivery.id == bindparam("delivery"))
+_UPDATE_DELIVERY = update(deliveries).where(_delivery.id == bindparam("delivery"))
+# SKIP LOCKED: another control plane that asks at the same time gets the next delivery.
+_NEXT = (
+    _OF_WEBHOOK.where(_waits, _delivery.due_at <= _now)
+    .order_by(_delivery.due_at, _delivery.event_id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_PENDING = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"), _waits)
+_COUNT = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_PAGE = _OF_WEBHOOK.order_by(_delivery.event_id.desc()).limit(bindparam("limit")).offset(bindparam("offset"))
+_DELETE_DELIVERIES = delete(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_of_disabled = _delivery.webhook_id.in_(select(_hook.id).where(~_is_active))
+_OVER = (
+    select(_delivery.id)
+    .where(~_waits | _of_disabled, _delivery.created_at < bindparam("before", type_=_delivery.created_at.type))
+    .limit(bindparam("limit"))
+)
+_EXPIRE_DELIVERIES = delete(deliveries).where(_delivery.id.in_(_OVER))
+
+
+class Webhooks(Repository[Webhook]):
+    _table, _record, _kind = webhooks, Webhook, Kind.WEBHOOKS
+
+    def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
+        """Return it. ``lock`` makes other writers of this row wait until the unit of work ends.
+
+        Lock it before writing its deliveries, and save only a value that was read with the lock.
+        """
+        statement = _ONE_WEBHOOK.with_for_update(key_share=True) if lock and self._locks else _ONE_WEBHOOK
+        return self._first(statement, webhook=webhook)
+
+    def list(self, tenant: TenantId) -> Sequence[Webhook]:
+        """Return the tenant's webhooks, oldest first."""
+        return self._all(_ALL.where(_hook.tenant_id == bindparam("tenant")), tenant=tenant)
+
+    def all(self) -> Sequence[Webhook]:
+        """Return the webhooks of all tenants."""
+        return self._all(_ALL)
+
+    def save(self, value: Webhook) -> None:
+        """Save it, unless it was deleted."""
+        self._update(value)
+
+    def delete(self, webhook: WebhookId) -> None:
+        """Delete it with its deliveries."""
+        self._change(_DELETE_DELIVERIES, webhook=webhook)
+        self._connection.execute(delete(webhooks).where(_hook.id == bindparam("webhook")), {"webhook": webhook})
+
+    def expired(self, now: datetime) -> Sequence[WebhookId]:
+        """Return the active ones whose token has expired."""
+        return self._connection.scalars(_EXPIRED, {"now": now}).all()
+
+    def with_undelivered_events(self) -> Sequence[WebhookId]:
+        """Return the active ones whose tenant has events after their cursor (``place``)."""
+        return self._connection.scalars(_BEHIND).all()
+
+    def due(self, now: datetime) -> Sequence[WebhookId]:
+        """Return the active ones that are not paused and have due deliveries."""
+        return self._connection.scalars(_DUE, {"now": now}).all()
+
+    def _row(self, value: Webhook) -> dict[str, Any]:
+        return {**row_of(value), "events": list(value.events)}
+
+    def _value(self, row: RowMapping) -> Webhook:
+        return Webhook(**{**row, "events": tuple(row["events"])})
+
+
+class Deliveries(Repository[Delivery]):
+    _table, _record = deliveries, Delivery
+
+    def get(self, delivery: str) -> Delivery | None:
+        return self._first(_ONE_DELIVERY, delivery=delivery)
+
+    def save(self, value: Delivery) -> None:
+        """Save it, unless it was deleted."""
+        self._update(value)
+
+    def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:
+        """Return the oldest due one and make it due at ``until``: of concurrent callers, one gets it."""
+        row = self._connection.execute(_NEXT, {"webhook": webhook, "now": now}).mappings().first()
+        if row is None:
+            return None
+        self._change(_UPDATE_DELIVERY, delivery=row["id"], due_at=until)
+        return self._value(row)
+
+    def pending(self, webhook: WebhookId) -> int:
+        """Return the number of pending ones."""
+        return int(self._connection.execute(_PENDING, {"webhook": webhook}).scalar_one())
+
+    def page(self, webhook: WebhookId, *, page: int, per_page: int) -> tuple[Sequence[Delivery], int]:
+        """Return one page (from 1), newest first, and the total number."""
+        total = self._connection.execute(_COUNT, {"webhook": webhook}).scalar_one()
+        return self._all(_PAGE, webhook=webhook, limit=per_page, offset=(page - 1) * per_page), total
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` finished ones created before this time; return the number.
+
+        Those of a disabled webhook count as finished.
+        """
+        return self._change(_EXPIRE_DELIVERIES, before=before, limit=limit)
+
+    def _row(self, value: Delivery) -> dict[str, Any]:
+        attempts = [{**row_of(attempt), "at": attempt.at.isoformat()} for attempt in value.attempts]
+        return {**row_of(value), "attempts": attempts}
+
+    def _value(self, row: RowMapping) -> Delivery:
+        attempts = [
+            from_stored(Attempt, {**attempt, "at": datetime.fromisoformat(attempt["at"])})
+            for attempt in row["attempts"]
+        ]
+        return Delivery(**{**row, "attempts": tuple(attempts)})

@@ -1,0 +1,190 @@
+"""Usage and spending: sample sandboxes and visits, and check tenants' caps when one will be reached.
+
+One reading takes a few small files a sandbox and one look at the proxy for all; one transaction a minute writes what
+they add up to. What was read since is lost with the service, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import partial
+
+from builderd.application import Application
+from builderd.core.errors import BuilderdError
+from builderd.core.ids import BuilderId, SandboxId, TenantId
+from builderd.core.loops import FaultPoint, every, no_fault
+from builderd.core.members import MemberAway
+from builderd.database.unit_of_work import UnitOfWork
+from builderd.metrics.model import (
+    BUCKET,
+    SPAN,
+    SampleTarget,
+    UsageBucket,
+    UsageSample,
+    merged,
+    start_of,
+    usage_between,
+)
+from builderd.money import caps
+from builderd.money.caps import CapDecision
+from builderd.previews.model import PreviewActivity
+from builderd.sandboxes.model import SandboxUsage
+
+#: Between two readings, and how many of them are written down together, in seconds.
+INTERVAL, FLUSH_INTERVAL = 10.0, 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Sampling:
+    """Sampler of usage and visits: ``run`` continues until cancelled."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._last: dict[SandboxId, UsageSample] = {}
+        self._visited: Mapping[str, PreviewActivity] | None = None
+        self._at: datetime | None = None
+        self._steps: list[UsageBucket] = []
+        self._flushed_at = application.clock.passed()
+
+    async def run(self) -> None:
+        """Sample every ``INTERVAL`` seconds and write the sums every ``FLUSH_INTERVAL``."""
+        await every(INTERVAL, self._sample_and_flush, event="usage sampling", sleep=self._app.clock.sleep)
+
+    async def _sample_and_flush(self) -> None:
+        await self.sample()
+        if self._app.clock.passed() - self._flushed_at >= FLUSH_INTERVAL:
+            await self.flush()
+
+    async def sample(self) -> None:
+        """Take one sample of every sandbox that runs here."""
+        watched = await self._app.store.read(lambda uow: uow.metrics.watched())
+        visited = await self._visits()
+        found: dict[SandboxId, UsageSample] = {}
+        errors: dict[SandboxId, Exception] = {}
+        usages = await self._app.engine.sandboxes.usages([one.sandbox_id for one in watched])
+        for one in watched:
+            used = usages.get(one.sandbox_id)
+            if isinstance(used, Exception):
+                errors[one.sandbox_id] = used
+            elif used is not None and not self._is_known(one, used):
+                found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
+        # The check of members reports one that is away, once.
+        if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:
+            log.warning("usage unavailable builders=%d", len(untold), exc_info=untold[0])
+        # The next reading of one that failed, or was not taken again yet, continues from its last.
+        alive = {*errors, *usages}
+        kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in alive and sandbox not in found}
+        self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
+        self._steps += [
+            UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()
+        ]
+        readings = [one for sandbox, one in self._last.items() if sandbox not in errors]
+        self._app.usage.clear()
+        self._app.usage.update((one.watched.builder_id, one) for one in readings)
+
+    async def _visits(self) -> Mapping[str, PreviewActivity]:
+        try:
+            return await self._app.previews.activity()
+        except BuilderdError:
+            # Visits are unknown while the proxy does not answer.
+            return self._visited or {}
+
+    def _is_known(self, watched: SampleTarget, used: SandboxUsage) -> bool:
+        """Return True if this is the reading that the last sample has: an engine may not have taken another one."""
+        last = self._last.get(watched.sandbox_id)
+        taken_at = self._app.clock.now() - timedelta(seconds=used.age_seconds)
+        return bool(last and used.age_seconds and taken_at <= last.at)
+
+    def _reading(self, watched: SampleTarget, used: SandboxUsage, visited: PreviewActivity | None) -> UsageSample:
+        now, last = self._app.clock.now(), self._last.get(watched.sandbox_id)
+        is_new = self._at is not None and watched.started_at >= self._at
+        since = last.at if last else watched.started_at if is_new else now
+        before = last.used if last else None if is_new else used
+        # Counts from before the first sample are ignored; a host that is new since then is counted from zero.
+        first = visited if self._visited is None else self._visited.get(watched.host)
+        seen = last.visited if last else first
+        seconds = max((now - since).total_seconds(), 0)
+        return UsageSample(watched, now, used, visited, usage_between(used, before, visited, seen, seconds))
+
+    async def flush(self) -> None:
+        """Store the samples; after a failure they are kept for the next call."""
+        steps, now = merged(self._steps), self._app.clock.now()
+        await self._app.store.write(lambda uow: uow.metrics.add(steps))
+        # Cleared only after the write, so that a failed write loses nothing.
+        self._steps.clear()
+        self._flushed_at = self._app.clock.passed()
+        await self._app.store.write(lambda uow: uow.metrics.expire(start_of(now) - SPAN - BUCKET))
+
+
+async def sample(application: Application) -> None:
+    """Sample until cancelled, then store the remaining samples."""
+    sampling = Sampling(application)
+    try:
+        await sampling.run()
+    finally:
+        await asyncio.shield(sampling.flush())
+
+
+#: Time after which another process may repeat a spending check that has not ended.
+LEASE = timedelta(seconds=5)
+
+
+async def check_due(application: Application, fault: FaultPoint = no_fault) -> None:
+    """Check the spending of all tenants that are due.
+
+    A tenant is due when one of its caps, or the warning of it, will be reached. Every change of the ledger and of a
+    cap stores that time with the tenant, so that it survives a restart.
+    """
+    now = application.clock.now()
+    for tenant, seen in await application.store.read(lambda uow: uow.tenants.spending_due(now)):
+        await _check(application, tenant, seen, fault)
+
+
+async def _check(application: Application, tenant: TenantId, seen: datetime, fault: FaultPoint) -> None:
+    now = application.clock.now()
+    lease = now + LEASE
+    # Taken first: what changes from here on makes it due again, and is checked after this.
+    if not await application.store.write(
+        partial(_take, application=application, tenant=tenant, seen=seen, lease=lease)
+    ):
+        return
+    fault("Cap.begun")
+    verdict = await application.store.read(lambda uow: caps.judge(uow, application, tenant, now))
+    await _warn(application, tenant, verdict, now)
+    for builder in verdict.stop:
+        await _stop(application, builder)
+        fault("Cap.done")
+    # Its own answer need not be taken: where it changed meanwhile, the tenant is due as it is.
+    await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_check))
+    fault("Cap.recorded")
+
+
+def _take(uow: UnitOfWork, application: Application, tenant: TenantId, seen: datetime, lease: datetime) -> bool:
+    """Take the check of a tenant; return False if another process has it, or if there is no cap to check."""
+    if not uow.tenants.postpone_spending(tenant, seen, lease):
+        return False
+    if caps.has_any(uow, application, tenant):
+        return True
+    uow.tenants.postpone_spending(tenant, lease, None)
+    return False
+
+
+async def _warn(application: Application, tenant: TenantId, verdict: CapDecision, now: datetime) -> None:
+    if verdict.warn_tenant:
+        await application.store.write(lambda uow: caps.warn_of_tenant(uow, application, tenant, now))
+    for builder in verdict.warn_builders:
+        await application.store.write(
+            partial(caps.warn_of_builder, application=application, builder_id=builder, now=now)
+        )
+
+
+async def _stop(application: Application, builder: BuilderId) -> None:
+    # Judged again: the month may have ended since, and a caller started the builder in the new one.
+    stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, application.clock.now()))
+    if stopped is not None:
+        application.signals.desired_changed(builder)
+        application.signals.change(builder)

@@ -1,0 +1,141 @@
+"""Metrics in SQL: one row per builder and time step, to which readings are added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, RowMapping, bindparam, case, delete, func, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from builderd.core.ids import BuilderId
+from builderd.database.repository import Queries
+from builderd.database.tables import builders, class_times, metrics, sandboxes, tenants
+from builderd.database.types import EpochSeconds, omit, row_of
+from builderd.metrics.model import MAXIMA, Load, SampleTarget, Usage, UsageBucket, response_counts
+from builderd.previews.model import RESPONSE_TIMES, TIMED_CLASSES
+
+_KEY = ("builder_id", "start")
+_WATCHED = (
+    select(
+        builders.c.tenant_id,
+        tenants.c.name.label("tenant"),
+        builders.c.id.label("builder_id"),
+        builders.c.name,
+        builders.c.host,
+        sandboxes.c.id.label("sandbox_id"),
+        sandboxes.c.started_at,
+    )
+    .select_from(sandboxes)
+    .join(builders, builders.c.id == sandboxes.c.builder_id)
+    .join(tenants, tenants.c.id == builders.c.tenant_id)
+    .where(sandboxes.c.end_cause.is_(None), sandboxes.c.started_at.is_not(None), sandboxes.c.trial.is_(False))
+    .order_by(builders.c.id)
+)
+_SINCE, _BEFORE = (bindparam(name, type_=metrics.c.start.type) for name in ("since", "before"))
+_OF_BUILDER = (
+    select(metrics)
+    .where(metrics.c.builder_id == bindparam("builder"), metrics.c.start >= _SINCE)
+    .order_by(metrics.c.start)
+)
+_CLASS_TIMES = select(class_times).where(
+    class_times.c.builder_id == bindparam("builder"),
+    class_times.c.start >= _SINCE,
+)
+# Summed by the database: of a day's rows, a page of builders has thousands.
+_number = (EpochSeconds(metrics.c.start) - bindparam("from", type_=BigInteger)) // bindparam("step", type_=BigInteger)
+_LOADS = (
+    select(
+        metrics.c.builder_id,
+        _number.label("number"),
+        func.sum(metrics.c.seconds).label("seconds"),
+        func.sum(metrics.c.cpu_seconds).label("cpu"),
+        func.sum(metrics.c.memory_byte_seconds).label("memory"),
+    )
+    .where(metrics.c.builder_id.in_(bindparam("builders", expanding=True)), metrics.c.start >= _SINCE)
+    .group_by(metrics.c.builder_id, text("number"))
+    .having(func.sum(metrics.c.seconds) > 0)
+)
+_EXPIRE, _EXPIRE_TIMES = (delete(table).where(table.c.start < _BEFORE) for table in (metrics, class_times))
+
+
+class Metrics(Queries):
+    def watched(self) -> Sequence[SampleTarget]:
+        """Return all tenants' sandboxes that were started and have not ended, without trials."""
+        return [SampleTarget(**row) for row in self._connection.execute(_WATCHED).mappings()]
+
+    def add(self, steps: Sequence[UsageBucket]) -> None:
+        """Add these to the recorded buckets of the same builders and times."""
+        if not steps:
+            return
+        # Sorted by builder, so that concurrent transactions cannot deadlock.
+        ordered, dialect = sorted(steps, key=lambda step: step.builder_id), self._connection.dialect.name
+        self._connection.execute(_UPSERTS[dialect], [_row(step) for step in ordered])
+        if times := [row for step in ordered for row in _time_rows(step)]:
+            self._connection.execute(_TIME_UPSERTS[dialect], times)
+
+    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
+        """Return those that begin at or after this time, oldest first."""
+        values = {"builder": builder, "since": since}
+        rows = self._connection.execute(_OF_BUILDER, values).mappings().all()
+        times: dict[datetime, dict[str, RowMapping]] = {}
+        for row in self._connection.execute(_CLASS_TIMES, values).mappings():
+            times.setdefault(row["start"], {})[row["class"]] = row
+        return [_step(row, times.get(row["start"])) for row in rows]
+
+    def loads(
+        self, builders: Sequence[BuilderId], since: datetime, step: timedelta
+    ) -> Mapping[BuilderId, Mapping[int, Load]]:
+        """Return the averages of these builders in each step from ``since`` on that has samples, by its number."""
+        begin, length = int(since.timestamp()), int(step.total_seconds())
+        values = {"builders": list(builders), "since": since, "from": begin, "step": length}
+        found: dict[BuilderId, dict[int, Load]] = {}
+        for builder, number, seconds, cpu, memory in self._connection.execute(_LOADS, values):
+            found.setdefault(builder, {})[int(number)] = Load(cpu / seconds, memory / seconds)
+        return found
+
+    def expire(self, before: datetime) -> int:
+        """Delete those that began before this time; return the number."""
+        self._change(_EXPIRE_TIMES, before=before)
+        return self._change(_EXPIRE, before=before)
+
+
+def _upsert(insert: Any) -> Any:
+    statement = insert(metrics)
+    new, old = statement.excluded, metrics.c
+    added = {name: old[name] + new[name] for name in old.keys() if name not in (*_KEY, *MAXIMA)}  # noqa: SIM118
+    most = {name: case((old[name] > new[name], old[name]), else_=new[name]) for name in MAXIMA}
+    return statement.on_conflict_do_update(index_elements=_KEY, set_={**added, **most})
+
+
+def _time_upsert(insert: Any) -> Any:
+    statement = insert(class_times)
+    added = {name: class_times.c[name] + statement.excluded[name] for name in RESPONSE_TIMES}
+    return statement.on_conflict_do_update(index_elements=(*_KEY, "class"), set_=added)
+
+
+_UPSERTS = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+_TIME_UPSERTS = {"sqlite": _time_upsert(sqlite.insert), "postgresql": _time_upsert(postgresql.insert)}
+
+
+def _row(step: UsageBucket) -> dict[str, Any]:
+    return {"builder_id": step.builder_id, "start": step.start, **omit(row_of(step.usage), "class_times")}
+
+
+def _time_rows(step: UsageBucket) -> Iterator[dict[str, Any]]:
+    """Yield a row for each class of statuses with responses in this step."""
+    for cls in TIMED_CLASSES:
+        counts = response_counts(step.usage, cls)
+        if any(counts):
+            key = {"builder_id": step.builder_id, "start": step.start, "class": cls}
+            yield {**key, **dict(zip(RESPONSE_TIMES, counts, strict=True))}
+
+
+def _step(row: RowMapping, times: Mapping[str, RowMapping] | None) -> UsageBucket:
+    values = dict(row)
+    builder_id, start = (values.pop(name) for name in _KEY)
+    counts = (
+        [times[cls][name] if cls in times else 0 for cls in TIMED_CLASSES for name in RESPONSE_TIMES] if times else ()
+    )
+    return UsageBucket(builder_id, start, Usage(**values, class_times=tuple(counts)))

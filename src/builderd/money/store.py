@@ -1,0 +1,422 @@
+"""The ledger in SQL, with its sums by month and day."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Double,
+    RowMapping,
+    Select,
+    bindparam,
+    case,
+    cast,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
+
+from builderd.core.ids import BuilderId, TenantId
+from builderd.database.repository import Repository, batches, damage_named, read_each
+from builderd.database.tables import OPEN, ledger, ledger_months, tenant_months
+from builderd.database.types import EpochSeconds, Microseconds, omit, row_of
+from builderd.money.model import (
+    DAY,
+    SECONDS_PER_HOUR,
+    Billing,
+    Segment,
+    Sum,
+    days_between,
+    month_of,
+    months_between,
+    next_month,
+    total,
+)
+
+_at = bindparam("at", type_=ledger.c.ended_at.type)
+
+_SELECT = select(ledger).order_by(ledger.c.started_at, ledger.c.id)
+_OF_BUILDER = _SELECT.where(ledger.c.builder_id == bindparam("builder"))
+_OF_BUILDERS = _SELECT.where(ledger.c.builder_id.in_(bindparam("builders", expanding=True)))
+_CURRENT = _OF_BUILDER.where(ledger.c.ended_at.is_(None))
+_of_tenant = ledger.c.tenant_id == bindparam("tenant")
+_OPEN_OF_BUILDERS = _OF_BUILDERS.where(ledger.c.ended_at.is_(None))
+_MONTH = select(ledger_months).where(
+    ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("month")
+)
+_MONTHS_OF_BUILDERS = select(ledger_months).where(ledger_months.c.builder_id.in_(bindparam("builders", expanding=True)))
+_of_month = ledger_months.c.month == bindparam("month")
+_MONTH_OF_BUILDERS = _MONTHS_OF_BUILDERS.where(_of_month)
+_CLOSED_OF_TENANT = select(tenant_months).where(tenant_months.c.tenant_id == bindparam("tenant"))
+_CLOSED_OF_TENANT_IN_MONTH = _CLOSED_OF_TENANT.where(tenant_months.c.month == bindparam("month"))
+_CLOSED_OF_TENANT_BETWEEN = _CLOSED_OF_TENANT.where(
+    tenant_months.c.month >= bindparam("first"), tenant_months.c.month < bindparam("until")
+)
+_begins_before = ledger.c.started_at < bindparam("until", type_=_at.type)
+_ends_after = or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type))
+_since, _until, _now = (bindparam(name, type_=_at.type) for name in ("since", "until", "now"))
+
+
+def _within(column: ColumnElement[datetime], bound: ColumnElement[datetime], *, later: bool) -> ColumnElement[datetime]:
+    return case((column < bound if later else column > bound, bound), else_=column)
+
+
+# A segment that begins after the span counts as nothing, as it does in ``Segment.seconds``.
+_begin = _within(ledger.c.started_at, _since, later=True)
+_end = _within(func.coalesce(ledger.c.ended_at, _now), _until, later=False)
+_is_inside = _end > _begin
+_seconds = func.sum(case((_is_inside, EpochSeconds(_end) - EpochSeconds(_begin)), else_=0))
+_microseconds = func.sum(case((_is_inside, Microseconds(_end) - Microseconds(_begin)), else_=0))
+# One row for each state and rate, of which there are few: the sums of them are exact.
+_TIMES_OF_TENANT_IN = (
+    select(ledger.c.billing, ledger.c.hourly_rate, _seconds.label("seconds"), _microseconds.label("microseconds"))
+    .where(_of_tenant, _begins_before, _ends_after)
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
+# Only what the index of open segments has: when each began, not before the one time nor after the other.
+_began = _within(_within(ledger.c.started_at, _since, later=True), _now, later=False)
+
+
+_OPEN_TIMES_OF_TENANT = (
+    select(
+        ledger.c.billing,
+        ledger.c.hourly_rate,
+        func.count().label("number"),
+        func.sum(EpochSeconds(_began)).label("seconds"),
+        func.sum(Microseconds(_began)).label("microseconds"),
+    )
+    .where(_of_tenant, text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
+_OPEN_RATES_OF_TENANT = (
+    select(ledger.c.billing, ledger.c.hourly_rate, func.count().label("number"))
+    .where(_of_tenant, text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate)
+)
+# The order of a month's costs, in floating point numbers: closed months are sums already, open segments few.
+_closed_costs = select(ledger_months.c.builder_id, cast(ledger_months.c.paid, Double).label("paid")).where(
+    ledger_months.c.tenant_id == bindparam("tenant"), ledger_months.c.month == bindparam("since", type_=_at.type)
+)
+# Not as a condition, with which SQLite would read the index of all segments by their start.
+_open_seconds = case(
+    (ledger.c.started_at < _now, bindparam("end", type_=BigInteger) - EpochSeconds(_began) + 1), else_=0
+)
+_open_costs = select(ledger.c.builder_id, (_open_seconds * cast(ledger.c.hourly_rate, Double)).label("paid")).where(
+    _of_tenant, text(OPEN)
+)
+_costs = union_all(_closed_costs, _open_costs).subquery()
+_cost = func.sum(_costs.c.paid)
+_DEAREST = (
+    select(_costs.c.builder_id, func.count().over().label("number"))
+    .group_by(_costs.c.builder_id)
+    .having(_cost > 0)
+    .order_by(_cost.desc(), _costs.c.builder_id)
+    .limit(bindparam("limit"))
+)
+_REACHING = select(_costs.c.builder_id).group_by(_costs.c.builder_id).having(_cost >= bindparam("paid", type_=Double))
+#: Far more than the error of a month's sum in floating point numbers, of which the exact sums are made afterwards.
+ROUNDING = 1e-9
+SECOND = timedelta(seconds=1)
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Before and after all segments.
+EVER, NEVER = UNIX_EPOCH, datetime(9999, 1, 1, tzinfo=UTC)
+_LATER = _SELECT.where(or_(ledger.c.started_at > _since, ledger.c.ended_at > _since))
+_SET_SPAN = (
+    update(ledger)
+    .where(ledger.c.id == bindparam("segment"))
+    .values(started_at=bindparam("from", type_=_at.type), ended_at=bindparam("to", type_=_at.type))
+)
+_ADD_MONTH = insert(ledger_months)
+_SET_MONTH = update(ledger_months).where(
+    ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("of_month")
+)
+_LOCKED_MONTH_OF_TENANT = _CLOSED_OF_TENANT_IN_MONTH.with_for_update()
+_ADD_TENANT_MONTH = insert(tenant_months)
+_SET_TENANT_MONTH = update(tenant_months).where(
+    tenant_months.c.tenant_id == bindparam("tenant"), tenant_months.c.month == bindparam("of_month")
+)
+_CLOSE = (
+    update(ledger)
+    .where(ledger.c.builder_id == bindparam("builder"), ledger.c.ended_at.is_(None))
+    .values(ended_at=case((ledger.c.started_at > _at, ledger.c.started_at), else_=_at))
+)
+
+
+class Ledger(Repository[Segment]):
+    _table = ledger
+
+    def open(self, segment: Segment) -> None:
+        """Open a segment; the builder must have none open."""
+        self.add(segment)
+        if segment.end is not None:
+            self._count(segment, segment.end)
+
+    def close(self, builder: BuilderId, at: datetime) -> None:
+        """Close the open segment, if any, never before its start."""
+        current = self.current(builder)
+        if current is not None:
+            self._connection.execute(_CLOSE, {"builder": builder, "at": at})
+            self._count(current, max(at, current.start))
+
+    def end_at(self, now: datetime) -> None:
+        """End all segments that end after ``now``, and begin those that go on no later. Not in the port."""
+        for row in self._connection.execute(_LATER, {"since": now}).mappings().all():
+            segment = self._value(row)
+            if segment.end is not None:
+                self._discount(segment, max(segment.start, now), segment.end)
+            values = {"segment": row["id"], "from": min(segment.start, now), "to": segment.end and now}
+            self._connection.execute(_SET_SPAN, values)
+
+    def _count(self, segment: Segment, end: datetime) -> None:
+        """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
+        for month, since, until in months_between(segment.start, end):
+            self._add(segment, month, total([segment], end, since, until), _days(segment, since, until))
+
+    def _discount(self, segment: Segment, since: datetime, until: datetime) -> None:
+        """Subtract the part from ``since`` to ``until`` from the months it was added to: exact, reads no others."""
+        for month, start, end in months_between(since, until):
+            days = {day: -spent for day, spent in _days(segment, start, end).items()}
+            self._add(segment, month, -total([segment], until, start, end), days)
+
+    def _add(self, segment: Segment, month: datetime, more: Sum, days: Days) -> None:
+        self._add_to_tenant(segment.tenant_id, month, more, days)
+        key = {"builder": segment.builder_id, "month": month}
+        row = self._connection.execute(_MONTH, key).mappings().first()
+        if row is None:
+            values = {"builder_id": segment.builder_id, "month": month, "tenant_id": segment.tenant_id}
+            self._connection.execute(_ADD_MONTH, {**values, "running": more.running, "paid": more.paid})
+            return
+        found = _sum(row) + more
+        values = {"builder": segment.builder_id, "of_month": month, "running": found.running, "paid": found.paid}
+        self._change(_SET_MONTH, **values)
+
+    def _add_to_tenant(self, tenant: TenantId, month: datetime, more: Sum, days: Days) -> None:
+        """Add to the tenant's month, whose row other transactions of the tenant wait for until this one ends."""
+        row = self._connection.execute(_LOCKED_MONTH_OF_TENANT, {"tenant": tenant, "month": month}).mappings().first()
+        if row is None:
+            values = {"tenant_id": tenant, "month": month, "running": more.running, "paid": more.paid}
+            self._connection.execute(_ADD_TENANT_MONTH, {**values, "days": stored_days(days)})
+            return
+        found, key = _sum(row) + more, {"tenant": tenant, "of_month": month}
+        values = {"running": found.running, "paid": found.paid, "days": stored_days(days, row["days"])}
+        self._change(_SET_TENANT_MONTH, **key, **values)
+
+    def current(self, builder: BuilderId) -> Segment | None:
+        with damage_named(builder):
+            return self._first(_CURRENT, builder=builder)
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
+        return self._all(_OF_BUILDER, builder=builder)
+
+    def of_builders(
+        self, builders: Sequence[BuilderId], since: datetime | None = None, until: datetime | None = None
+    ) -> Mapping[BuilderId, Sequence[Segment]]:
+        """Return whole segments that overlap [since, until), by builder; builders without one are left out."""
+        bounds = [bound for bound, at in ((_ends_after, since), (_begins_before, until)) if at is not None]
+        statement, span = _OF_BUILDERS.where(*bounds), {"since": since, "until": until}
+        found: dict[BuilderId, list[Segment]] = {}
+        for some in batches(builders):
+            for segment in self._segments(statement, {"builders": some, **span}):
+                found.setdefault(segment.builder_id, []).append(segment)
+        return found
+
+    def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
+        """Return the sums of all time up to now; builders without a segment are left out. O(months) for each."""
+        return self._sums(_MONTHS_OF_BUILDERS, builders, now)
+
+    def month_of_builders(
+        self, builders: Sequence[BuilderId], now: datetime, month: datetime | None = None
+    ) -> Mapping[BuilderId, Sum]:
+        """Return the sums of a month up to now, for those of these builders that are billed in it.
+
+        Without ``month``, its start, it is the current one.
+        """
+        month = month or month_of(now)
+        return self._sums(_MONTH_OF_BUILDERS, builders, min(now, next_month(month)), month)
+
+    def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
+        """Return the hourly rates of the open segments of these builders."""
+        opened = (one for some in batches(builders) for one in self._segments(_OPEN_OF_BUILDERS, {"builders": some}))
+        return {one.builder_id: one.hourly_rate for one in opened}
+
+    def month_of_tenant(self, tenant: TenantId, now: datetime, month: datetime | None = None) -> Sum:
+        """Return the sum of a month up to now: of the current one without ``month``, its start."""
+        month = month or month_of(now)
+        closed = self._connection.execute(_CLOSED_OF_TENANT_IN_MONTH, {"tenant": tenant, "month": month}).mappings()
+        return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, min(now, next_month(month)), month)
+
+    def total_of_tenant(
+        self, tenant: TenantId, now: datetime, since: datetime | None = None, until: datetime | None = None
+    ) -> Sum:
+        """Return the sum inside [since, until), of all time without either, up to now."""
+        if since is None and until is None:
+            closed = self._connection.execute(_CLOSED_OF_TENANT, {"tenant": tenant}).mappings()
+            return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, EVER)
+        values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
+        rows = self._connection.execute(_TIMES_OF_TENANT_IN, values)
+        times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
+        return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
+
+    def days_of_tenant(
+        self, tenant: TenantId, now: datetime, since: datetime, until: datetime
+    ) -> Mapping[datetime, Sum]:
+        """Return the sums up to now of days in [since, until), both midnights in UTC, by their starts.
+
+        A day without any is left out. The cost grows with the months, and with open segments.
+        """
+        months = {"tenant": tenant, "first": month_of(since), "until": until}
+        found: dict[datetime, Sum] = {}
+        for row in self._connection.execute(_CLOSED_OF_TENANT_BETWEEN, months).mappings():
+            found.update(days_of(row["days"], row["month"]))
+        for day, spent in open_days(self._connection, tenant, since, min(now, until)).items():
+            found[day] = found.get(day, Sum()) + spent
+        return {day: found[day] for day in sorted(found) if since <= day < until}
+
+    def _open_of_tenant(self, tenant: TenantId, now: datetime, since: datetime) -> Sum:
+        """Return the sum of open segments from their beginnings, but not before ``since``, to ``now``."""
+        until = _exact_seconds(now)
+        rows = self._connection.execute(_OPEN_TIMES_OF_TENANT, {"tenant": tenant, "now": now, "since": since})
+        times = ((row, row.number * until - _exact(row.seconds, row.microseconds)) for row in rows)
+        return sum((_sum_of_time(row.billing, row.hourly_rate, time) for row, time in times), Sum())
+
+    def rates_of_tenant(self, tenant: TenantId) -> Mapping[Billing, tuple[int, Decimal]]:
+        """Return the number of open segments and the sum of their hourly rates, by billing state."""
+        found: dict[Billing, tuple[int, Decimal]] = {}
+        for row in self._connection.execute(_OPEN_RATES_OF_TENANT, {"tenant": tenant}):
+            number, rate = found.get(row.billing, (0, Decimal(0)))
+            found[row.billing] = (number + row.number, rate + row.hourly_rate * row.number)
+        return found
+
+    def dearest(self, tenant: TenantId, now: datetime, month: datetime, limit: int) -> tuple[Sequence[BuilderId], int]:
+        """Return the builders that cost most in a month up to now, and how many of them cost anything."""
+        end = min(now, next_month(month))
+        values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "limit": limit}
+        rows = self._connection.execute(_DEAREST, values).all()
+        return [row.builder_id for row in rows], rows[0].number if rows else 0
+
+    def reaching(self, tenant: TenantId, now: datetime, money: Decimal) -> Sequence[BuilderId]:
+        """Return a tenant's builders that cost so much this month if their open segments last to its end.
+
+        Includes deleted ones, and perhaps some that stay just below: sums are made in floating point numbers.
+        """
+        month, end = month_of(now), next_month(now)
+        paid = float(money * SECONDS_PER_HOUR) * (1 - ROUNDING)
+        values = {"tenant": tenant, "since": month, "now": end, "end": (end - UNIX_EPOCH) // SECOND, "paid": paid}
+        return self._connection.scalars(_REACHING, values).all()
+
+    def _sums(
+        self, months: Select[Any], builders: Sequence[BuilderId], end: datetime, month: datetime | None = None
+    ) -> Mapping[BuilderId, Sum]:
+        """Return the sums of these months, and of the open segments from the start of ``month`` up to ``end``."""
+        found: defaultdict[BuilderId, Sum] = defaultdict(Sum)
+        for some in batches(builders):
+            for row in self._connection.execute(months, {"builders": some, "month": month}).mappings():
+                found[row["builder_id"]] += _sum(row)
+            for segment in self._segments(_OPEN_OF_BUILDERS, {"builders": some}):
+                found[segment.builder_id] += total([segment], end, month)
+        return dict(found)
+
+    def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
+        return read_each(self._connection, statement, values, lambda row: self._value(row._mapping), "builder_id")
+
+    def _row(self, value: Segment) -> dict[str, Any]:
+        return {**omit(row_of(value), "start", "end"), "started_at": value.start, "ended_at": value.end}
+
+    def _value(self, row: RowMapping) -> Segment:
+        return Segment(**omit(dict(row), "id", "started_at", "ended_at"), start=row["started_at"], end=row["ended_at"])
+
+
+def _days(segment: Segment, since: datetime, until: datetime) -> Days:
+    """Return the sums of a segment's part within one month by day of the month."""
+    return {day.day: total([segment], until, start, end) for day, start, end in days_between(since, until)}
+
+
+def _sum(row: RowMapping) -> Sum:
+    return Sum(row["running"], row["paid"])
+
+
+def _exact(seconds: int, microseconds: int) -> Decimal:
+    return Decimal(int(seconds)) + Decimal(int(microseconds)) / 1_000_000
+
+
+def _sum_of_time(billing: Billing, rate: Decimal, seconds: Decimal) -> Sum:
+    return Sum(seconds if billing is Billing.RUNNING else Decimal(0), seconds * rate)
+
+
+#: Sums of the days of one month, by day of the month.
+Days = Mapping[int, Sum]
+
+SECONDS = 24 * 3600
+
+_since_day, _day_end = (bindparam(name, type_=ledger.c.started_at.type) for name in ("since", "end"))
+# When each open segment began, not before the first day nor after the end: few groups, whatever their number.
+_day_began = case(
+    (ledger.c.started_at < _since_day, _since_day),
+    (ledger.c.started_at > _day_end, _day_end),
+    else_=ledger.c.started_at,
+)
+_day = EpochSeconds(_day_began) // literal(SECONDS, BigInteger, literal_execute=True)
+_OPEN_BY_DAY = (
+    select(
+        ledger.c.billing,
+        ledger.c.hourly_rate,
+        _day.label("day"),
+        func.count().label("number"),
+        func.sum(EpochSeconds(_day_began)).label("seconds"),
+        func.sum(Microseconds(_day_began)).label("microseconds"),
+    )
+    .where(ledger.c.tenant_id == bindparam("tenant"), text(OPEN))
+    .group_by(ledger.c.billing, ledger.c.hourly_rate, _day)
+)
+
+
+def stored_days(more: Days, before: str = "{}") -> str:
+    """Return the days of a month as they are stored, with these sums added."""
+    days = _read(before)
+    for day, spent in more.items():
+        days[day] = days.get(day, Sum()) + spent
+    return json.dumps({str(day): [str(days[day].running), str(days[day].paid)] for day in sorted(days)})
+
+
+def days_of(stored: str, month: datetime) -> Mapping[datetime, Sum]:
+    """Return the stored sums by the starts of their days."""
+    return {month.replace(day=day): spent for day, spent in _read(stored).items()}
+
+
+def _read(stored: str) -> dict[int, Sum]:
+    return {int(day): Sum(*map(Decimal, sums)) for day, sums in json.loads(stored).items()}
+
+
+def open_days(connection: Connection, tenant: TenantId, since: datetime, end: datetime) -> Mapping[datetime, Sum]:
+    """Return the sums of the tenant's open segments by the starts of days, from ``since`` up to ``end``."""
+    found: dict[datetime, Sum] = {}
+    if since >= end:
+        return found
+    spans = [(day, _exact_seconds(until)) for day, _, until in days_between(since, end)]
+    for row in connection.execute(_OPEN_BY_DAY, {"tenant": tenant, "since": since, "end": end}):
+        began = _exact(row.seconds, row.microseconds)
+        first = UNIX_EPOCH + int(row.day) * DAY
+        for day, until in spans:
+            if day >= first:
+                start = began if day == first else row.number * _exact_seconds(day)
+                seconds = row.number * until - start
+                found[day] = found.get(day, Sum()) + _sum_of_time(row.billing, row.hourly_rate, seconds)
+    return found
+
+
+def _exact_seconds(at: datetime) -> Decimal:
+    """Return the seconds from 1970 to a time."""
+    return _exact((at - UNIX_EPOCH) // SECOND, at.microsecond)

@@ -1,1 +1,0 @@
-"""Ports: small protocols for everything that builderd needs from the outside."""

@@ -1,1 +1,0 @@
-"""Claim, observation, transitions and results, shared by the loop, the stages and the jobs."""

@@ -1,1 +1,0 @@
-"""Background jobs with a clock of their own."""

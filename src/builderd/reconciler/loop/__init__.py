@@ -1,1 +1,0 @@
-"""The reconciler's loop: one worker a builder, its actions, and the sweep."""

@@ -1,1 +1,0 @@
-"""Stages of a deployment: install, start, listen, trial, cutover."""

@@ -1,0 +1,159 @@
+"""Reviews and QA reports in SQL: each report as JSON under its key, and the findings that people accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import RowMapping, bindparam, delete, exists, insert, select, tuple_, update
+
+from builderd.builders.model import Status
+from builderd.core.ids import BuilderId, TenantId
+from builderd.database.connection import Kind
+from builderd.database.repository import Queries, Repository
+from builderd.database.tables import acceptances, builders, qa_reports, qa_screenshots, reviews, versions
+from builderd.database.types import UNSTORABLE, omit, row_of
+from builderd.linux.atomic_files import from_stored
+from builderd.qa.model import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
+from builderd.review.model import Acceptance, Finding, Report, Severity
+
+_ONE = select(reviews).where(reviews.c.tenant_id == bindparam("tenant"), reviews.c.key == bindparam("which"))
+_UPDATE = update(reviews).where(reviews.c.tenant_id == bindparam("tenant"), reviews.c.key == bindparam("which"))
+_IN_USE = exists().where(
+    versions.c.review_key == reviews.c.key,
+    builders.c.id == versions.c.builder_id,
+    builders.c.tenant_id == reviews.c.tenant_id,
+    builders.c.status != Status.DELETED,
+)
+_UNUSED = select(reviews.c.tenant_id, reviews.c.key).where(reviews.c.reviewed_at < bindparam("before"), ~_IN_USE)
+
+_ACCEPTED = (
+    select(acceptances).where(acceptances.c.builder_id == bindparam("builder")).order_by(acceptances.c.accepted_at)
+)
+_DELETE_ACCEPTANCES = delete(acceptances).where(acceptances.c.builder_id == bindparam("builder"))
+
+
+class Reviews(Queries):
+    def get(self, tenant: TenantId, key: str) -> Report | None:
+        """Return the report with this ``Report.key``."""
+        row = self._connection.execute(_ONE, {"tenant": tenant, "which": key}).mappings().first()
+        if row is None:
+            return None
+        document = row["report"]
+        findings = tuple(
+            replace(from_stored(Finding, finding), severity=Severity(finding["severity"]))
+            for finding in document["findings"]
+        )
+        return from_stored(Report, {**document, "findings": findings, "reviewed_at": row["reviewed_at"]})
+
+    def put(self, tenant: TenantId, report: Report) -> None:
+        """Add or replace it by its key. A character that cannot be stored becomes U+FFFD."""
+        findings = [_storable(row_of(finding)) for finding in report.findings]
+        document = {**omit(row_of(report), "reviewed_at"), "findings": findings}
+        document |= {"scanners": dict(report.scanners), "left_out": dict(report.left_out)}
+        row = {"reviewed_at": report.reviewed_at, "report": document}
+        key = {"tenant": tenant, "which": report.key}
+        if self._change(_UPDATE, **key, **row) == 0:
+            self._connection.execute(insert(reviews), {"tenant_id": tenant, "key": report.key, **row})
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` from before this time that no undeleted builder's version has; return the number."""
+        unused = [tuple(row) for row in self._connection.execute(_UNUSED.limit(limit), {"before": before})]
+        if unused:
+            self._connection.execute(delete(reviews).where(tuple_(reviews.c.tenant_id, reviews.c.key).in_(unused)))
+        return len(unused)
+
+
+class Acceptances(Repository[Acceptance]):
+    _table, _record, _key = acceptances, Acceptance, ("builder_id", "fingerprint")
+
+    def save(self, value: Acceptance) -> None:
+        """Add it, or replace the finding's earlier one. The builder must be locked."""
+        if not self._update(value):
+            self.add(value)
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Acceptance]:
+        """Return the builder's acceptances, oldest first, expired ones included."""
+        return self._all(_ACCEPTED, builder=builder)
+
+    def delete(self, builder: BuilderId) -> None:
+        """Delete all acceptances of the builder."""
+        self._change(_DELETE_ACCEPTANCES, builder=builder)
+
+
+_OPEN = (ReportStatus.WAITING, ReportStatus.RUNNING)
+
+_ONE_REPORT = select(qa_reports).where(
+    qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.version == bindparam("number")
+)
+_UNFINISHED = (
+    select(qa_reports)
+    .where(qa_reports.c.status.in_(_OPEN) | qa_reports.c.copy_disk.is_not(None))
+    .order_by(qa_reports.c.requested_at, qa_reports.c.builder_id, qa_reports.c.version)
+)
+_PICTURES = qa_screenshots.c.builder_id == bindparam("builder"), qa_screenshots.c.version == bindparam("number")
+_DELETE_ALL_PICTURES = delete(qa_screenshots).where(qa_screenshots.c.builder_id == bindparam("builder"))
+_DELETE = delete(qa_reports).where(qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.copy_disk.is_(None))
+_PICTURE = select(qa_screenshots).where(*_PICTURES, qa_screenshots.c.name == bindparam("picture"))
+
+
+class QaReports(Repository[QaReport]):
+    _table, _record, _key = qa_reports, QaReport, ("builder_id", "version")
+
+    def get(self, builder: BuilderId, version: int) -> QaReport | None:
+        return self._first(_ONE_REPORT, builder=builder, number=version)
+
+    def save(self, value: QaReport) -> None:
+        """Add or replace it; the builder must be locked."""
+        if value.is_open:
+            self._written.add(Kind.REPORTS)
+        if not self._update(value):
+            self.add(value)
+
+    def unfinished(self) -> Sequence[QaReport]:
+        """Return those that are not finished or whose disk copy may still exist, the oldest request first."""
+        return self._all(_UNFINISHED)
+
+    def put_screenshots(self, builder: BuilderId, version: int, screenshots: Sequence[Screenshot]) -> None:
+        """Replace the screenshots of a version."""
+        self._change(delete(qa_screenshots).where(*_PICTURES), builder=builder, number=version)
+        if screenshots:
+            rows = [{"builder_id": builder, "version": version, **row_of(picture)} for picture in screenshots]
+            self._connection.execute(insert(qa_screenshots), rows)
+
+    def screenshot(self, builder: BuilderId, version: int, name: str) -> Screenshot | None:
+        row = self._connection.execute(_PICTURE, {"builder": builder, "number": version, "picture": name}).first()
+        return Screenshot(row.name, row.width, row.height, row.png) if row else None
+
+    def delete(self, builder: BuilderId) -> None:
+        """Delete the builder's reports and screenshots, except reports whose disk copy may still exist."""
+        self._change(_DELETE_ALL_PICTURES, builder=builder)
+        self._connection.execute(_DELETE, {"builder": builder})
+
+    def _row(self, value: QaReport) -> dict[str, Any]:
+        row = row_of(value)
+        for name in ("gate", "checks"):
+            row[name] = [_storable(row_of(check)) for check in row[name]]
+        return {**row, "screenshots": list(value.screenshots)}
+
+    def _value(self, row: RowMapping) -> QaReport:
+        values = {**row, "screenshots": tuple(row["screenshots"])}
+        for name in ("gate", "checks"):
+            values[name] = tuple(_check(document) for document in row[name])
+        return QaReport(**values)
+
+
+def _storable(document: Any) -> Any:
+    """Return a document whose texts have U+FFFD for characters that cannot be stored."""
+    if isinstance(document, dict):
+        return {name: _storable(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_storable(value) for value in document]
+    return UNSTORABLE.sub("\ufffd", document) if isinstance(document, str) else document
+
+
+def _check(document: Mapping[str, Any]) -> Check:
+    name, outcome = CheckName(document["name"]), Outcome(document["outcome"])
+    return from_stored(Check, {**document, "name": name, "outcome": outcome, "findings": tuple(document["findings"])})

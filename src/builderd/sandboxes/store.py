@@ -1,0 +1,196 @@
+"""Sandboxes, logs of builds, and builds in progress in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Integer, RowMapping, bindparam, case, delete, func, insert, select, update
+
+from builderd.core.ids import BuilderId, SandboxId
+from builderd.database.repository import Queries, Repository, damage_named, read_each
+from builderd.database.tables import build_logs, builders, open_builds, sandboxes
+from builderd.database.types import row_of
+from builderd.money.model import OpenBuild
+from builderd.sandboxes.model import LogLine, Sandbox, SandboxEnd
+
+_BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
+_BUILDER_OF = select(sandboxes.c.builder_id).where(sandboxes.c.id == bindparam("id"))
+_OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
+_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
+_OPEN_OF_ALL = select(sandboxes).where(
+    sandboxes.c.builder_id.in_(bindparam("builders", expanding=True)),
+    sandboxes.c.end_cause.is_(None),
+    sandboxes.c.trial.is_(False),
+)
+# Generations and attempts count up, so they order sandboxes even when they began in the same instant.
+_OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.generation, sandboxes.c.attempt)
+_OF_GENERATION = _OLDEST_FIRST.where(sandboxes.c.generation == bindparam("generation"))
+_OPEN_OR_OF_GENERATION = _OLDEST_FIRST.where(
+    (sandboxes.c.generation == bindparam("generation")) | sandboxes.c.end_cause.is_(None)
+)
+
+_OVER = (
+    select(sandboxes.c.id)
+    .join(builders, builders.c.id == sandboxes.c.builder_id)
+    .where(
+        sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type),
+        sandboxes.c.generation != builders.c.generation,
+    )
+    .limit(bindparam("limit"))
+)
+_LATEST = func.max(sandboxes.c.attempt)
+_LISTENED = func.max(case((sandboxes.c.listening_at.is_not(None), sandboxes.c.attempt), else_=0))
+_attempts = sandboxes.alias()
+# Attempts count from 1, so only a run with a later one can have so many: its key alone finds the few there are.
+_MANY = (
+    select(_attempts.c.builder_id, _attempts.c.generation)
+    .where(_attempts.c.attempt > bindparam("keep", type_=Integer))
+    .distinct()
+    .subquery()
+)
+_LONG = (
+    select(sandboxes.c.builder_id, sandboxes.c.generation, _LATEST.label("latest"), _LISTENED.label("listened"))
+    .join(_MANY, (_MANY.c.builder_id == sandboxes.c.builder_id) & (_MANY.c.generation == sandboxes.c.generation))
+    .group_by(sandboxes.c.builder_id, sandboxes.c.generation)
+    .having(func.count() > bindparam("keep", type_=Integer))
+    .subquery()
+)
+_EARLY = (
+    select(sandboxes.c.id)
+    .join(_LONG, (_LONG.c.builder_id == sandboxes.c.builder_id) & (_LONG.c.generation == sandboxes.c.generation))
+    .where(
+        sandboxes.c.end_cause.is_not(None),
+        sandboxes.c.attempt <= _LONG.c.latest - bindparam("keep", type_=Integer),
+        sandboxes.c.attempt != _LONG.c.listened,
+    )
+    .limit(bindparam("limit"))
+)
+_THIN = delete(sandboxes).where(sandboxes.c.id.in_(_EARLY))
+_EXPIRE = delete(sandboxes).where(sandboxes.c.id.in_(_OVER))
+
+
+class Sandboxes(Repository[Sandbox]):
+    _table, _record = sandboxes, Sandbox
+
+    def get(self, sandbox: SandboxId) -> Sandbox | None:
+        with damage_named(lambda: str(self._connection.scalar(_BUILDER_OF, {"id": sandbox}))):
+            return self._first(_BY_ID, id=sandbox)
+
+    def open_of(self, builder: BuilderId) -> Sandbox | None:
+        """Return the one that has not ended, at most one, without trials."""
+        with damage_named(builder):
+            return self._first(_OPEN, builder=builder)
+
+    def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
+        """Return those of these builders that have not ended, without trials."""
+        values = {"builders": builders}
+        return read_each(self._connection, _OPEN_OF_ALL, values, lambda row: self._value(row._mapping), "builder_id")
+
+    def list(self, builder: BuilderId) -> Sequence[Sandbox]:
+        """Return all sandboxes, oldest first."""
+        with damage_named(builder):
+            return self._all(_OLDEST_FIRST, builder=builder)
+
+    def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        """Return those of one generation, oldest first."""
+        with damage_named(builder):
+            return self._all(_OF_GENERATION, builder=builder, generation=generation)
+
+    def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
+        """Return those of one generation and those of others that have not ended, trials included."""
+        with damage_named(builder):
+            return self._all(_OPEN_OR_OF_GENERATION, builder=builder, generation=generation)
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` that ended before this time, none of the present generation; return the number."""
+        return self._change(_EXPIRE, before=before, limit=limit)
+
+    def delete_oldest(self, keep: int, limit: int) -> int:
+        """Delete up to ``limit`` ended ones of each generation that has more than ``keep``; return the number.
+
+        The latest ``keep`` of it stay, and the last one that listened."""
+        return self._change(_THIN, keep=keep, limit=limit)
+
+    def _row(self, value: Sandbox) -> dict[str, Any]:
+        row, end = row_of(value), value.end
+        del row["end"]
+        return {
+            **row,
+            "end_cause": end.cause if end else None,
+            "end_exit_code": end.exit_code if end else None,
+            "end_at": end.at if end else None,
+        }
+
+    def _value(self, row: RowMapping) -> Sandbox:
+        values = dict(row)
+        cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
+        generation = values.pop("run")  # a selected column comes by its name, not by its key
+        return Sandbox(**values, generation=generation, end=SandboxEnd(cause, exit_code, at) if cause else None)
+
+
+_of_builder = build_logs.c.builder_id == bindparam("builder")
+
+_FOLLOWING = (
+    select(build_logs)
+    .where(_of_builder, build_logs.c.id > bindparam("after"))
+    .order_by(build_logs.c.id)
+    .limit(bindparam("limit"))
+)
+_NEWEST_FIRST = select(build_logs).where(_of_builder).order_by(build_logs.c.id.desc())
+_LAST_ID = select(func.max(build_logs.c.id)).where(_of_builder)
+_OLDEST = select(build_logs.c.id, build_logs.c.time).order_by(build_logs.c.id).limit(bindparam("limit")).subquery()
+_EXPIRE_LOGS = delete(build_logs).where(
+    build_logs.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=build_logs.c.time.type)))
+)
+
+
+class BuildLogs(Queries):
+    def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None:
+        if lines:
+            rows = [{"builder_id": builder, "version": version, **row_of(line)} for line in lines]
+            self._connection.execute(insert(build_logs), rows)
+
+    def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
+        """Return the id before the last ``count`` lines (None: all) since ``since``, and the number of them."""
+        last = _NEWEST_FIRST if since is None else _NEWEST_FIRST.where(build_logs.c.time >= since)
+        ids = last.with_only_columns(build_logs.c.id).limit(count).subquery()
+        values = {"builder": builder}
+        first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
+        if found == 0:
+            return self._connection.scalar(_LAST_ID, values) or 0, 0
+        return first - 1, found
+
+    def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
+        """Return (id, version, line), oldest first, up to ``limit`` with an id greater than ``after``."""
+        rows = self._connection.execute(_FOLLOWING, {"builder": builder, "after": after, "limit": limit})
+        return [(row.id, row.version, LogLine(row.time, row.stream, row.text)) for row in rows]
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` of the oldest lines from before this time; return the number."""
+        return self._change(_EXPIRE_LOGS, before=before, limit=limit)
+
+    def delete(self, builder: BuilderId) -> None:
+        self._change(delete(build_logs).where(_of_builder), builder=builder)
+
+
+_by_id = open_builds.c.id == bindparam("build")
+
+_ALL = select(open_builds).order_by(open_builds.c.started_at, open_builds.c.id)
+_SEEN = update(open_builds).where(_by_id).values(seen_at=bindparam("at", type_=open_builds.c.seen_at.type))
+
+
+class OpenBuilds(Repository[OpenBuild]):
+    _table, _record = open_builds, OpenBuild
+
+    def seen(self, build: str, at: datetime) -> None:
+        """Record that it still runs; do nothing once it is removed."""
+        self._change(_SEEN, build=build, at=at)
+
+    def all(self) -> Sequence[OpenBuild]:
+        return self._all(_ALL)
+
+    def remove(self, build: str) -> bool:
+        """Remove it; return False if it was removed before."""
+        return self._change(delete(open_builds).where(_by_id), build=build) == 1

@@ -1,0 +1,98 @@
+"""Pages about the API: Swagger UI from the package's own files, and what language models read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from builderd.agents import guide
+from builderd.server.answers import PREFIX
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>builderd: the API</title>
+<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<link rel="icon" href="/docs/assets/favicon.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/assets/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+
+#: The page is dark where the reader's other pages are.
+START = """\
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();
+SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null});
+"""
+
+#: Swagger UI sets styles in elements and draws its icons from data; all else comes from here.
+POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+
+
+def install(app: FastAPI) -> None:
+    """Serve the page at ``/docs``."""
+
+    async def page() -> Response:
+        return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+
+    async def start() -> Response:
+        return Response(START, media_type="text/javascript")
+
+    app.add_api_route("/docs", page, include_in_schema=False)
+    app.add_api_route("/docs/start.js", start, include_in_schema=False)
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]))
+
+
+#: Bytes of each page: what a model reads without a thought.
+MAX_BYTES = 8_192
+MARKDOWN = "text/markdown; charset=utf-8"
+
+
+def install_agent_pages(app: FastAPI) -> None:
+    """Serve the pages, without a token: they hold nothing of a tenant."""
+
+    async def agent_ready() -> Response:
+        return PlainTextResponse(guide(), media_type=MARKDOWN)
+
+    async def llms() -> Response:
+        return PlainTextResponse(index(app.openapi()), media_type="text/plain; charset=utf-8")
+
+    app.add_api_route("/agent-ready.md", agent_ready, include_in_schema=False)
+    app.add_api_route("/llms.txt", llms, include_in_schema=False)
+
+
+def index(document: Mapping[str, Any]) -> str:
+    """Return the service's llms.txt (https://llmstxt.org): where to read on, and all calls of the OpenAPI document."""
+    head, _, _ = guide().partition("\n## ")
+    links = (
+        "- [Guide](/agent-ready.md): what an app must do, how to deploy it by curl, answers and errors\n"
+        "- [OpenAPI](/openapi.json): every field, limit and answer\n"
+        "- [MCP](/mcp): these calls as tools, by POST with the same token\n"
+    )
+    calls = "\n".join(_calls(document))
+    return f"{head.strip()}\n\n## Read on\n\n{links}\n## Calls\n\nBelow {PREFIX}, with a token:\n\n{calls}\n"
+
+
+def _calls(document: Mapping[str, Any]) -> Iterator[str]:
+    for path, methods in document["paths"].items():
+        for method, call in methods.items():
+            if path.startswith(PREFIX):
+                yield f"- {method.upper()} {path.removeprefix(PREFIX)}: {_sentence(call.get('description', ''))}"
+
+
+def _sentence(text: str) -> str:
+    """Return the first sentence, on one line."""
+    return " ".join(text.split("\n\n", 1)[0].split()).partition(". ")[0].rstrip(".")

@@ -1,0 +1,174 @@
+"""Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketState
+
+from builderd.core.errors import BuilderdError, StoreUnavailable
+from builderd.engine.port import Process
+from builderd.executions.model import Window
+from builderd.server.answers import failure
+from builderd.server.preferences import EVENT_STREAM
+
+#: Proxies and load balancers close what has been silent for a minute or less.
+HEARTBEAT_SECONDS = 15.0
+#: Seconds after which an unread answer is closed: it holds memory, or keeps its builder awake.
+STALL_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+#: Returns whether the listener may still receive the stream.
+Permission = Callable[[], Awaitable[bool]]
+
+
+async def _always() -> bool:
+    return True
+
+
+class ResourceStream(StreamingResponse):
+    """An answer in pieces, from resources that are released when it was sent, or the client left or stopped reading."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        content: AsyncIterator[bytes | str],
+        status: int,
+        headers: dict[str, str],
+        kind: str,
+    ) -> None:
+        super().__init__(content, status, headers, kind)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+
+        async with self._stack:
+            try:
+                await super().__call__(scope, receive, send_soon)
+            except (TimeoutError, ClientDisconnect):
+                log.info("answer broken off: the client stopped reading")
+
+
+def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None) -> bytes:
+    """Return one encoded event; ``data`` is an object or JSON text."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return format_sse_event(event=name, data_str=text, id=event_id)
+
+
+def stream(
+    events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, permitted: Permission = _always
+) -> StreamingResponse:
+    """Return a response that sends the events as they come, with heartbeats between them.
+
+    It ends with the generator, when the client leaves, or within ``HEARTBEAT_SECONDS`` of losing permission.
+    """
+    # nginx, for one, would buffer the events instead of passing them on.
+    unbuffered = {"X-Accel-Buffering": "no", **(headers or {})}
+    return StreamingResponse(_with_heartbeats(events, permitted), media_type=EVENT_STREAM, headers=unbuffered)
+
+
+async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission) -> AsyncGenerator[bytes]:
+    beat = time.monotonic() + HEARTBEAT_SECONDS
+    pending = asyncio.ensure_future(_next(events))
+    try:
+        # Sends the head of the answer at once, also when the first event takes a while.
+        yield KEEPALIVE_COMMENT
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=max(0, beat - time.monotonic()))
+            # Checked by the clock, since a busy stream never reaches the timeout.
+            if time.monotonic() >= beat:
+                if not await permitted():
+                    return
+                beat = time.monotonic() + HEARTBEAT_SECONDS
+            if not done:
+                yield KEEPALIVE_COMMENT
+                continue
+            piece = pending.result()
+            if piece is None:
+                return
+            yield piece
+            pending = asyncio.ensure_future(_next(events))
+    finally:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        await events.aclose()
+
+
+async def _next(events: AsyncGenerator[bytes]) -> bytes | None:
+    return await anext(events, None)
+
+
+#: Seconds between checks that the client may still use the terminal.
+GUARD_SECONDS = 15.0
+#: Close codes of RFC 6455, 7.4.1.
+NORMAL, POLICY = 1000, 1008
+
+
+async def relay(
+    websocket: WebSocket,
+    process: Process,
+    window_of: Callable[[str], Window | None],
+    check: Callable[[], Awaitable[object]],
+) -> None:
+    """Relay until the process ends, the client disconnects, or ``check`` raises anything but ``StoreUnavailable``.
+
+    ``window_of`` returns the window size in a text message, None for one to ignore.
+    """
+    tasks = [
+        asyncio.ensure_future(_show(websocket, process)),
+        asyncio.ensure_future(_take(websocket, process, window_of)),
+        asyncio.ensure_future(_guard(check)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _show(websocket: WebSocket, process: Process) -> None:
+    while piece := await process.read():
+        await websocket.send_bytes(piece)
+    await websocket.send_json({"type": "exit", "exit_code": await process.wait()})
+    await websocket.close(NORMAL)
+
+
+async def _take(websocket: WebSocket, process: Process, window_of: Callable[[str], Window | None]) -> None:
+    while (message := await websocket.receive())["type"] != "websocket.disconnect":
+        if (typed := message.get("bytes")) is not None:
+            await process.write(typed)
+        elif (window := window_of(message.get("text") or "")) is not None:
+            process.resize(window)
+
+
+async def _guard(check: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await asyncio.sleep(GUARD_SECONDS)
+        # An unavailable database does not mean that the client lost its access: the next check asks again.
+        with suppress(StoreUnavailable):
+            await check()
+
+
+async def refuse(websocket: WebSocket, error: BuilderdError) -> None:
+    """Answer in the envelope before the connection is accepted; close it afterwards."""
+    if websocket.application_state is WebSocketState.CONNECTING:
+        await websocket.send_denial_response(failure(error).response())
+    elif websocket.application_state is WebSocketState.CONNECTED:
+        await websocket.close(POLICY, error.code)

@@ -1,1 +1,0 @@
-"""Use cases of builderd, one file for each noun."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ from builderd.events.model import Event
 from builderd.money.model import Billing, Segment
 from builderd.previews.model import Route, RouteState
 from builderd.qa import inspection
+from builderd.qa.job import Reporting
 from builderd.reconciler import reconciler as reconciling
 from builderd.reconciler.reconciler import Reconciler
 from builderd.reconciler.steps import start as starting
@@ -307,14 +308,15 @@ class World:
     @asynccontextmanager
     async def reconciling(self, fault: FaultPoint = no_fault) -> AsyncIterator[Reconciler]:
         """The reconciler works until the block ends."""
-        reconciler = Reconciler(self.application, fault)
-        task = asyncio.create_task(reconciler.run())
+        reporting = Reporting(self.application, fault)
+        reconciler = Reconciler(self.application, fault, reporting.request_report)
+        tasks = [asyncio.create_task(work) for work in (reconciler.run(), reporting.run())]
         try:
             yield reconciler
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def another(self, store: Store | None = None) -> World:
         """Another control plane on the same database and the same fakes, as after a restart of the service."""

@@ -25,9 +25,11 @@ from tests.stores import MEMORY, memory_store, open_store
 from builderd.application import Application
 from builderd.backups.job import BackupSchedule
 from builderd.core.ids import secret_hash
+from builderd.core.loops import no_fault
 from builderd.database.tables import metadata
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.linux.clock import SystemClock
+from builderd.qa.job import Reporting
 from builderd.reconciler.reconciler import Reconciler
 from builderd.server.app import create_app
 from builderd.server.limits import ConnectionLimits, Limiter
@@ -105,10 +107,10 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         await service.engine.prepare(lambda _: None)
         await service.previews.start()
         operations = service.app.state.operations
-        working = [
-            asyncio.create_task(work)
-            for work in (Reconciler(service.application).run(), BackupSchedule(service.application).run())
-        ]
+        reporting = Reporting(service.application, no_fault)
+        reconciler = Reconciler(service.application, on_settled=reporting.request_report)
+        jobs = (reconciler.run(), reporting.run(), BackupSchedule(service.application).run())
+        working = [asyncio.create_task(work) for work in jobs]
         try:
             yield service
         finally:

@@ -1,0 +1,1 @@
+"""Backups of disks, restores, drills that verify them, and the backup repository."""

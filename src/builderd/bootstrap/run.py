@@ -30,6 +30,7 @@ from builderd.linux.clock import SystemClock
 from builderd.mcp.http import McpEndpoint
 from builderd.metrics.job import sample
 from builderd.previews import service as preview_links
+from builderd.qa.job import Reporting
 from builderd.reconciler.reconciler import Reconciler
 from builderd.server.app import create_app, metrics_app
 from builderd.server.limits import REMOTE_SANDBOX_API, SANDBOX_API, Limiter
@@ -131,7 +132,9 @@ async def _run_workers(app: Application, owned: OwnedStore, settings: Settings, 
     async with asyncio.TaskGroup() as group:
         group.create_task(app.previews.supervise())
         group.create_task(_warm_up(app))
-        group.create_task(Reconciler(app, fault).run())
+        reporting = Reporting(app, fault)
+        group.create_task(reporting.run())
+        group.create_task(Reconciler(app, fault, reporting.request_report).run())
         group.create_task(Idleness(app).watch())
         group.create_task(idle.watch(app))
         group.create_task(WebhookJob(app).run())

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.application import Application
 from builderd.backups.model import Backup, BackupStatus
-from builderd.builders import candidates, outcomes
+from builderd.builders import candidates, outcomes, uses
 from builderd.builders.model import Builder, Cause, Desired, JobType, Status, StopKind, Visibility, auto_stop_error
 from builderd.builders.store import BuilderQuery
 from builderd.core.errors import (
@@ -24,7 +24,6 @@ from builderd.core.ids import BuilderId, DiskId, TenantId, TokenId, is_id, new_i
 from builderd.core.resources import allocation_of
 from builderd.credentials import service as credentials
 from builderd.database.unit_of_work import UnitOfWork
-from builderd.idle import service as wake
 from builderd.money import admission
 from builderd.money import service as spending
 from builderd.money.model import Cost, Sum
@@ -193,7 +192,7 @@ def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id:
     """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.RUNNING:
-        return wake.request_wake(uow, application, builder, wake.User(caller.actor, f"started by {caller.actor}"), now)
+        return uses.request_wake(uow, application, builder, uses.User(caller.actor, f"started by {caller.actor}"), now)
     return want_run(uow, application, builder, caller, "started", now)
 
 

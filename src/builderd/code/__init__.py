@@ -1,0 +1,1 @@
+"""Code of apps: bundles, uploads, and what in it starts a project."""

@@ -1,0 +1,1 @@
+"""What every noun shares: errors, ids, addresses, resources, the clock, periodic loops."""

@@ -1,0 +1,1 @@
+"""Credentials of tenants, with secret encryption by the vault."""

@@ -1,0 +1,1 @@
+"""Dependencies of apps: layers as the build cache, and their installers (pip, npm)."""

@@ -1,0 +1,1 @@
+"""Own domains of builders: claims, checks of DNS, certificates and their renewal."""

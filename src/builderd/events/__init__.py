@@ -1,0 +1,1 @@
+"""Events of builders: recorded, listed, followed and expired."""

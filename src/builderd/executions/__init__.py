@@ -1,0 +1,1 @@
+"""Commands, terminals and SSH in a running builder."""

@@ -13,6 +13,7 @@ from builderd.application import Application
 from builderd.builders import service as builders
 from builderd.builders.model import Builder
 from builderd.builders.service import Caller
+from builderd.builders.uses import User
 from builderd.code.model import folder_of
 from builderd.core.ids import SandboxId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
@@ -20,7 +21,6 @@ from builderd.dependencies.hints import start_hint
 from builderd.engine.port import Process, Sandboxes
 from builderd.executions.model import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.idle import service as wake
-from builderd.idle.service import User
 from builderd.sandboxes.model import ExecResult, Sandbox
 from builderd.versions.model import Version
 

@@ -10,13 +10,13 @@ from builderd.builders import outcomes
 from builderd.builders import service as builders
 from builderd.builders.model import Builder, Desired, JobType
 from builderd.builders.service import Caller
+from builderd.builders.uses import User
 from builderd.core.errors import Conflict, InvalidState, Unauthenticated
 from builderd.core.ids import new_id, new_secret, secret_hash
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import Event
 from builderd.executions.model import MAX_GRANTS, Grant
 from builderd.idle import service as wake
-from builderd.idle.service import User
 from builderd.sandboxes.model import Sandbox
 from builderd.tokens import service as tokens
 

@@ -1,0 +1,1 @@
+"""Live files on the disk of a builder."""

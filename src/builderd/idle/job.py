@@ -23,12 +23,13 @@ from builderd.builders.model import (
     idle_action,
     stop_reason,
 )
+from builderd.builders.uses import used
 from builderd.core.ids import BuilderId, SandboxId
 from builderd.core.loops import every
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM
 from builderd.idle import service as wake
-from builderd.idle.service import is_recorded, used
+from builderd.idle.service import is_recorded
 from builderd.previews.model import PreviewActivity
 from builderd.sandboxes.model import SandboxUsage
 

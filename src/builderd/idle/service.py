@@ -6,58 +6,23 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.application import Application
-from builderd.builders import candidates, outcomes
-from builderd.builders.model import MAX_LEASES, Builder, Cause, Desired, Lease, LeaseId, Status, StopKind
+from builderd.builders import candidates, outcomes, uses
+from builderd.builders.model import MAX_LEASES, Builder, Desired, Lease, LeaseId, Status, StopKind
+from builderd.builders.uses import STILL_IN_USE, User, request_wake
 from builderd.core.errors import InvalidState, NoCapacity, NotFound, QuotaExceeded
 from builderd.core.ids import BuilderId, SandboxId, new_id
 from builderd.database.unit_of_work import UnitOfWork
-from builderd.events.model import SYSTEM
-from builderd.money import admission, caps
+from builderd.money import caps
 from builderd.sandboxes.model import Sandbox, SandboxState
-
-#: The actor of a wake by a request to the preview.
-VISITOR = "visitor"
 
 #: ``Retry-After`` for callers that came while the builder was starting, in seconds.
 RETRY_AFTER = 5
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """User of a builder: the actor as events name it, and the reason (``woken by …``)."""
-
-    actor: str = VISITOR
-    reason: str = "woken by a visitor"
-
-
-STILL_IN_USE = User(SYSTEM, "woken since a command or a session in it goes on")
-
-
-def request_wake(uow: UnitOfWork, application: Application, builder: Builder, user: User, now: datetime) -> Builder:
-    """Record the use, and wake the locked builder if it sleeps. Concurrent uses cause one wake.
-
-    Raises ``QuotaExceeded`` and ``NoCapacity`` for a stopped builder that cannot start.
-    """
-    # One save: a visitor's request may be blocked on this transaction.
-    if builder.wakes:
-        admission.admit_run(uow, application, builder, now)
-        wanted = replace(touched(builder, now), desired=Desired.RUNNING, asleep_since=None)
-        if builder.status is not Status.RUNNING:  # not the old run, which is stopped, but a new one
-            wanted = replace(wanted, generation=builder.generation + 1, exit_code=None, failure_code=None)
-    elif builder.asleep_since is not None and builder.desired is Desired.RUNNING:
-        wanted = replace(touched(builder, now), asleep_since=None)
-    else:
-        return used(uow, builder, now)
-    wanted = replace(wanted, cause=Cause(user.actor, user.reason), updated_at=now)
-    uow.builders.save(wanted)
-    uow.builders.make_due(wanted.id, now)
-    return wanted
 
 
 async def visited(application: Application, host: str) -> None:
@@ -132,7 +97,7 @@ async def keep_awake(application: Application, sandbox: SandboxId) -> AsyncItera
             return None
         now = application.clock.now()
         if builder.asleep_since is None or builder.desired is not Desired.RUNNING:
-            used(uow, builder, now)
+            uses.used(uow, builder, now)
             return None
         return request_wake(uow, application, builder, STILL_IN_USE, now).id
 
@@ -196,30 +161,6 @@ NOTES_PER_FREEZE = 3
 Note = Callable[[UnitOfWork], BuilderId | None]
 
 
-def touch(uow: UnitOfWork, builder_id: BuilderId, at: datetime) -> Builder | None:
-    """Record a use of the builder at this time; return it, None when it is gone. ``services.wake`` does the waking.
-
-    Call this repeatedly while a use lasts, such as an open session.
-    """
-    builder = uow.builders.get(builder_id, lock=True)
-    return None if builder is None else used(uow, builder, at)
-
-
-def used(uow: UnitOfWork, builder: Builder, at: datetime) -> Builder:
-    """Record a use of a locked builder at this time; return the builder with it. Wakes nothing."""
-    later = touched(builder, at)
-    if later is not builder:
-        uow.builders.save(later)
-    return later
-
-
-def touched(builder: Builder, at: datetime) -> Builder:
-    """Return the builder with ``last_active_at`` moved forward to this time, never back. The caller saves it."""
-    if builder.last_active_at is not None and builder.last_active_at >= at:
-        return builder
-    return replace(builder, last_active_at=at)
-
-
 def is_recorded(application: Application, builder: Builder, at: datetime) -> bool:
     """Return True if a use was recorded so lately before ``at`` that one at that time need not be."""
     within = min(NOTICED, timedelta(seconds=_interval(application)))
@@ -231,10 +172,10 @@ async def track_use(application: Application, builder: Builder) -> AsyncIterator
     """Record a use of the builder's files while the block lasts. A sleeping builder stays asleep."""
     now = application.clock.now()
     if not is_recorded(application, builder, now):
-        await application.store.write(lambda uow: touch(uow, builder.id, now))
+        await application.store.write(lambda uow: uses.touch(uow, builder.id, now))
 
     def note(uow: UnitOfWork) -> None:
-        touch(uow, builder.id, application.clock.now())
+        uses.touch(uow, builder.id, application.clock.now())
 
     async with record_use_repeatedly(application, note):
         yield
@@ -309,7 +250,7 @@ def end_lease(uow: UnitOfWork, builder: Builder, actor: str, lease_id: str, now:
     """End the lease now, and record a use until now. Raises ``NotFound``, also when it had ended before."""
     lease = _lease(uow, builder, lease_id, now)
     uow.leases.delete(lease.id)
-    used(uow, builder, now)
+    uses.used(uow, builder, now)
     ended = replace(lease, expires_at=now)
     _record_event(uow, builder, "lease.ended", actor, ended, now)
     return ended

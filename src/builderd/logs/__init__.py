@@ -1,0 +1,1 @@
+"""Logs of builders: of their runs and builds."""

@@ -1,0 +1,1 @@
+"""Metrics of builders: sampled usage and visits."""

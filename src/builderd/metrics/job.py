@@ -10,14 +10,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from functools import partial
 
 from builderd.application import Application
 from builderd.core.errors import BuilderdError
-from builderd.core.ids import BuilderId, SandboxId, TenantId
-from builderd.core.loops import FaultPoint, every, no_fault
+from builderd.core.ids import SandboxId
+from builderd.core.loops import every
 from builderd.core.members import MemberAway
-from builderd.database.unit_of_work import UnitOfWork
 from builderd.metrics.model import (
     BUCKET,
     SPAN,
@@ -28,8 +26,6 @@ from builderd.metrics.model import (
     start_of,
     usage_between,
 )
-from builderd.money import caps
-from builderd.money.caps import CapDecision
 from builderd.previews.model import PreviewActivity
 from builderd.sandboxes.model import SandboxUsage
 
@@ -127,64 +123,3 @@ async def sample(application: Application) -> None:
         await sampling.run()
     finally:
         await asyncio.shield(sampling.flush())
-
-
-#: Time after which another process may repeat a spending check that has not ended.
-LEASE = timedelta(seconds=5)
-
-
-async def check_due(application: Application, fault: FaultPoint = no_fault) -> None:
-    """Check the spending of all tenants that are due.
-
-    A tenant is due when one of its caps, or the warning of it, will be reached. Every change of the ledger and of a
-    cap stores that time with the tenant, so that it survives a restart.
-    """
-    now = application.clock.now()
-    for tenant, seen in await application.store.read(lambda uow: uow.tenants.spending_due(now)):
-        await _check(application, tenant, seen, fault)
-
-
-async def _check(application: Application, tenant: TenantId, seen: datetime, fault: FaultPoint) -> None:
-    now = application.clock.now()
-    lease = now + LEASE
-    # Taken first: what changes from here on makes it due again, and is checked after this.
-    if not await application.store.write(
-        partial(_take, application=application, tenant=tenant, seen=seen, lease=lease)
-    ):
-        return
-    fault("Cap.begun")
-    verdict = await application.store.read(lambda uow: caps.judge(uow, application, tenant, now))
-    await _warn(application, tenant, verdict, now)
-    for builder in verdict.stop:
-        await _stop(application, builder)
-        fault("Cap.done")
-    # Its own answer need not be taken: where it changed meanwhile, the tenant is due as it is.
-    await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_check))
-    fault("Cap.recorded")
-
-
-def _take(uow: UnitOfWork, application: Application, tenant: TenantId, seen: datetime, lease: datetime) -> bool:
-    """Take the check of a tenant; return False if another process has it, or if there is no cap to check."""
-    if not uow.tenants.postpone_spending(tenant, seen, lease):
-        return False
-    if caps.has_any(uow, application, tenant):
-        return True
-    uow.tenants.postpone_spending(tenant, lease, None)
-    return False
-
-
-async def _warn(application: Application, tenant: TenantId, verdict: CapDecision, now: datetime) -> None:
-    if verdict.warn_tenant:
-        await application.store.write(lambda uow: caps.warn_of_tenant(uow, application, tenant, now))
-    for builder in verdict.warn_builders:
-        await application.store.write(
-            partial(caps.warn_of_builder, application=application, builder_id=builder, now=now)
-        )
-
-
-async def _stop(application: Application, builder: BuilderId) -> None:
-    # Judged again: the month may have ended since, and a caller started the builder in the new one.
-    stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, application.clock.now()))
-    if stopped is not None:
-        application.signals.desired_changed(builder)
-        application.signals.change(builder)

@@ -1,0 +1,1 @@
+"""Prices, the ledger of what builders cost, quotas and spending caps."""

@@ -1,0 +1,1 @@
+"""Previews: routes of visitors to running builders, preview links, the proxy."""

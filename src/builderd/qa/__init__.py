@@ -1,0 +1,1 @@
+"""The QA gate of a new version, and the reports that follow it."""

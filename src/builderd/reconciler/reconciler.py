@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -19,10 +19,9 @@ from builderd.core.errors import RecordDamaged, StoreUnavailable
 from builderd.core.ids import BuilderId, SandboxId
 from builderd.core.loops import FaultPoint, every, no_fault
 from builderd.database.unit_of_work import UnitOfWork
-from builderd.metrics import job as sampling
+from builderd.money.job import check_due
 from builderd.previews import service as preview_links
 from builderd.previews.model import RESTING_STATES
-from builderd.qa.job import Reporting
 from builderd.reconciler.members import Evacuation, LostMembers
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.steps.install import close_cut_builds
@@ -47,9 +46,14 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Reconciler loop: ``run`` continues until cancelled; then the workers release their claims."""
+    """Reconciler loop: ``run`` continues until cancelled; then the workers release their claims.
 
-    def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
+    ``on_settled`` is called after each outcome of a builder.
+    """
+
+    def __init__(
+        self, application: Application, fault: FaultPoint = no_fault, on_settled: Callable[[], object] = bool
+    ) -> None:
         self._app = application
         limit = asyncio.Semaphore(MAX_CONCURRENT_STEPS)
         self._context = WorkerContext(Steps(application), fault, self._settled, limit)
@@ -58,7 +62,7 @@ class Reconciler:
         #: When builders are looked at again whose worker failed: without the store neither a claim nor a due time of
         #: theirs may be stored.
         self._retry_at: dict[BuilderId, datetime] = {}
-        self._reporting = Reporting(application, fault)
+        self._on_settled = on_settled
         self._members = LostMembers(application)
         self._evacuation = Evacuation(application)
 
@@ -70,13 +74,12 @@ class Reconciler:
             await self._sweep()
         except Exception:
             log.warning("sweep failed, retrying in 300 s", exc_info=True)
-        check_spending = partial(sampling.check_due, self._app, self._context.fault)
+        check_spending = partial(check_due, self._app, self._context.fault)
         helpers = [
             asyncio.create_task(work)
             for work in (
                 every(RETRY_INTERVAL, self._watch_exits, event="exit watcher"),
                 every(SWEEP_INTERVAL, self._sweep, event="sweep", wait_first=True),
-                self._reporting.run(),
                 every(LINKS_INTERVAL, partial(preview_links.sync, self._app), event="preview links"),
                 every(POLL_INTERVAL, check_spending, event="spending check"),
                 every(MEMBERS_INTERVAL, self._members.check, event="check of members"),
@@ -141,7 +144,7 @@ class Reconciler:
                 self._app.signals.desired_changed(builder_id)
 
     def _settled(self, item: WorkItem) -> None:
-        self._reporting.request_report()
+        self._on_settled()
 
     async def _sweep(self) -> None:
         await sweep(self._app, self._workers)

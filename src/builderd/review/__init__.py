@@ -1,0 +1,1 @@
+"""Review of code before it runs: scanners, verdicts, acceptances."""

@@ -1,0 +1,1 @@
+"""Sessions of people, and what ends with a revoked token."""

@@ -1,0 +1,1 @@
+"""Tenants, their API tokens and limits, and sign-in by OpenID Connect."""

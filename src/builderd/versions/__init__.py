@@ -1,0 +1,1 @@
+"""Versions of a builder: deployments, rollback, differences between two."""

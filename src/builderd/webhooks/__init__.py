@@ -1,0 +1,1 @@
+"""Webhooks: subscriptions, delivery and webhook retry."""

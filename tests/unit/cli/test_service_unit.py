@@ -15,8 +15,7 @@ from click.testing import CliRunner
 
 from builderd.bootstrap import machine
 from builderd.bootstrap.data_directory import lock
-from builderd.cli import machine as service
-from builderd.cli import service_unit
+from builderd.cli import service, service_unit
 from builderd.cli.group import builderd
 from builderd.cli.group import builderd as main
 from builderd.cli.machine import usage_lines

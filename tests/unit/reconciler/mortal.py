@@ -11,6 +11,7 @@ from tests.application import World
 
 from builderd.core.loops import no_fault
 from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.qa.job import Reporting
 from builderd.reconciler.reconciler import Reconciler
 
 T = TypeVar("T")
@@ -54,7 +55,9 @@ class Life:
         self._point = point
         self._left = nth
         self.world = world.another(self._store)
-        self.reconciler = Reconciler(self.world.application, self.fault if point else no_fault)
+        fault = self.fault if point else no_fault
+        self.reporting = Reporting(self.world.application, fault)
+        self.reconciler = Reconciler(self.world.application, fault, self.reporting.request_report)
 
     def fault(self, point: str) -> None:
         if point != self._point or self.is_over:
@@ -78,9 +81,10 @@ class Life:
 async def living(world: World, point: str = "", nth: int = 1) -> AsyncIterator[Life]:
     """A service lives until the block ends, or until it comes to the point for the ``nth`` time."""
     life = Life(world, point, nth)
-    task = asyncio.create_task(life.reconciler.run())
+    tasks = [asyncio.create_task(work) for work in (life.reconciler.run(), life.reporting.run())]
     try:
         yield life
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

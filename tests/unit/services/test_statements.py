@@ -19,7 +19,7 @@ from builderd.builders.store import BuilderQuery
 from builderd.core.ids import SandboxId
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.metrics import service as metrics
-from builderd.money import caps
+from builderd.money import caps, job
 from builderd.money import service as spending
 from builderd.money.model import Billing, Segment, month_of
 from builderd.previews import service as preview_links
@@ -74,7 +74,7 @@ def dearest(uow: UnitOfWork, world: World) -> object:
 
 
 def judge(uow: UnitOfWork, world: World) -> object:
-    return caps.judge(uow, world.application, world.caller.tenant_id, world.clock.now())
+    return job.judge(uow, world.application, world.caller.tenant_id, world.clock.now())
 
 
 def check(uow: UnitOfWork, world: World) -> None:

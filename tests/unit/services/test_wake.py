@@ -11,9 +11,10 @@ import pytest
 from tests.application import PATIENCE, World, fake_world
 from tests.fakes.sandboxes import Behaviour
 
-from builderd.builders import outcomes
+from builderd.builders import outcomes, uses
 from builderd.builders import service as builders
 from builderd.builders.model import MAX_LEASES, Builder, Cause, Desired, Status, StopKind
+from builderd.builders.uses import User
 from builderd.core.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.core.ids import BuilderId, new_id
 from builderd.core.resources import Limit
@@ -22,7 +23,6 @@ from builderd.events.model import SYSTEM
 from builderd.executions import service as executions
 from builderd.executions.service import Command, MemoryQuota
 from builderd.idle import service as wake
-from builderd.idle.service import User
 from builderd.previews.model import RouteState
 from builderd.sandboxes.model import EndCause, Sandbox
 from builderd.tokens.limits import TenantLimit
@@ -194,7 +194,7 @@ async def test_there_is_nothing_to_wake_where_nothing_is(world: World) -> None:
     await wake.visited(world.application, "nobody-00000000.localhost")
     with pytest.raises(NotFound):
         await wake.awake(world.application, BuilderId(new_id()))
-    assert await world.application.store.write(lambda uow: wake.touch(uow, BuilderId(new_id()), now(world))) is None
+    assert await world.application.store.write(lambda uow: uses.touch(uow, BuilderId(new_id()), now(world))) is None
 
 
 async def test_a_use_is_never_forgotten_for_an_earlier_one(world: World) -> None:
@@ -204,7 +204,7 @@ async def test_a_use_is_never_forgotten_for_an_earlier_one(world: World) -> None
     world.clock.move(10)
     later = now(world)
     for at in (later, first):
-        await world.application.store.write(partial(wake.touch, builder_id=builder.id, at=at))
+        await world.application.store.write(partial(uses.touch, builder_id=builder.id, at=at))
     assert (await world.builder(builder)).last_active_at == later
 
 

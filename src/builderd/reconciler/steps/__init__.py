@@ -1,0 +1,1 @@
+"""Steps of the reconciler, a file for each."""

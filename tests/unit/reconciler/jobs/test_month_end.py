@@ -17,8 +17,7 @@ from builderd.builders import service as builders
 from builderd.builders.model import Builder, Desired, Status
 from builderd.core.ids import BuilderId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
-from builderd.metrics import job as sampling
-from builderd.money import caps
+from builderd.money import job
 from builderd.money.model import OpenBuild, cents, month_of, next_month
 from builderd.reconciler.steps.install import close_cut_builds
 
@@ -74,23 +73,23 @@ async def test_segment_that_ends_with_the_month_is_not_in_the_next(world: World)
 async def test_cap_that_was_judged_in_the_old_month_stops_nothing_in_the_new(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = caps.judge
+    judge = job.judge
     crossed: list[Sequence[BuilderId]] = []
 
-    def judge_late(uow: UnitOfWork, application: Application, tenant: TenantId, now: datetime) -> caps.CapDecision:
+    def judge_late(uow: UnitOfWork, application: Application, tenant: TenantId, now: datetime) -> job.CapDecision:
         verdict = judge(uow, application, tenant, now)
         if verdict.stop and not crossed:
             crossed.append(verdict.stop)
             world.clock.move(until_month_end(world).total_seconds())
         return verdict
 
-    monkeypatch.setattr(caps, "judge", judge_late)
+    monkeypatch.setattr(job, "judge", judge_late)
     async with world.reconciling():
         builder = await created_before_the_end(world, HOUR)
         world.clock.move(3000)
         await cap(world, Decimal("0.10"))
         await world.until(lambda: crossed)
-        await sampling.check_due(world.application)
+        await job.check_due(world.application)
         now = await world.builder(builder)
         assert (crossed, now.desired, now.status) == ([[builder.id]], Desired.RUNNING, Status.RUNNING)
         world.clock.move(float(Decimal("0.10") / RATE * 3600) + 1)

@@ -18,8 +18,7 @@ from builderd.core.errors import QuotaExceeded
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM, Event
 from builderd.events.store import EventQuery
-from builderd.metrics import job as sampling
-from builderd.money import caps
+from builderd.money import caps, job
 from builderd.money.model import SECONDS_PER_HOUR, next_month
 from builderd.previews.model import RouteState
 from builderd.reconciler.worker import LEASE
@@ -91,7 +90,7 @@ async def test_a_tenants_builders_are_warned_of_and_then_stopped_at_the_cap(worl
 
 async def _is_planned(world: World) -> bool:
     """Return True if it was observed, and waits for a time to come."""
-    now, later = world.clock.now() + sampling.LEASE, world.clock.now() + timedelta(days=60)
+    now, later = world.clock.now() + job.LEASE, world.clock.now() + timedelta(days=60)
     soon = await world.read(lambda uow: uow.tenants.spending_due(now))
     return not soon and bool(await world.read(lambda uow: uow.tenants.spending_due(later)))
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 CYCLES = int(os.environ.get("BUILDERD_SOAK_CYCLES", "1000"))
 #: Calls that a mixed cycle makes, and most bytes by which the service may grow with each: some 500 were measured over
 #: 4,500 calls behind 1,500, and fewer later. Most are pages of the database, until the page cache of each of SQLite's
-#: connections is full (2 MB); of the builders themselves nothing is kept (tests/unit/api/test_kept.py).
+#: connections is full (2 MB); of the builders themselves nothing is kept (tests/unit/server/test_kept.py).
 CALLS_PER_CYCLE, KEPT_BYTES = 25, 1000
 
 

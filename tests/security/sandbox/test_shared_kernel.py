@@ -226,7 +226,7 @@ def test_socket_buffers_count_against_memory_limit(attacker: Attacker, arena: Li
     arena.call("POST", f"/builders/{attacker.data['uuid']}/stop")
 
 
-# The access list of Incus: tests/unit/adapters/engines/incus/test_network.py.
+# The access list of Incus: tests/unit/engine/incus/test_network.py.
 @pytest.mark.parametrize("incus", ["oci"], indirect=True)
 def test_firewall_denies_the_webhook_networks_except_documentation(arena: LiveService) -> None:
     instance = known_instance(arena.data_dir)

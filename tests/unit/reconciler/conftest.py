@@ -1,21 +1,12 @@
-"""The application on fakes."""
+"""Fixtures of the reconciler's tests."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-from tests.application import World, fake_world, hurry
 
 from builderd.reconciler import worker
-
-
-@pytest.fixture
-async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    hurry(monkeypatch.setattr)
-    async with fake_world() as made:
-        yield made
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World
-from tests.unit.reconciler.loop.test_worker import pass_time
+from tests.unit.reconciler.test_worker import pass_time
 
 from builderd.builders import service as builders
 from builderd.builders.model import Builder, Status

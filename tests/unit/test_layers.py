@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: A folder, in which a new module imports, or a module, which imports as well; what it imports; the contract against it.
+#: A folder, in which a new module imports, or a module, which imports; what it imports; the contract against it.
 VIOLATIONS = [
     ("core", "builderd.linux", "Folders point down"),
     ("sandboxing", "builderd.tokens", "Folders point down"),

@@ -1,1 +1,1 @@
-"""What every noun shares: errors, ids, addresses, resources, the clock, periodic loops."""
+"""Errors, ids, addresses, resources, the clock and periodic loops: all that the nouns share."""

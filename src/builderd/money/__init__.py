@@ -1,1 +1,1 @@
-"""Prices, the ledger of what builders cost, quotas and spending caps."""
+"""Prices, the ledger of costs, quotas and spending caps."""

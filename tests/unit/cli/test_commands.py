@@ -55,7 +55,7 @@ def test_importing_the_package_imports_nothing_costly() -> None:
 
 def test_commands_of_clusters_and_set_up_import_no_server() -> None:
     # On an emulated machine the server's packages cost three minutes, with each command.
-    for name in ("cluster", "service"):
+    for name in ("cluster", "machine"):
         assert not modules_after(f"import builderd.cli.{name}").intersection(("fastapi", "uvicorn", "builderd.server"))
 
 

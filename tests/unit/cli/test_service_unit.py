@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from builderd.bootstrap import machine
 from builderd.bootstrap.data_directory import lock
-from builderd.cli import service, service_unit
+from builderd.cli import machine as commands
+from builderd.cli import service_unit
 from builderd.cli.group import builderd
 from builderd.cli.group import builderd as main
 from builderd.cli.machine import usage_lines
@@ -243,7 +244,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(machine, "build_base", build)
     script = tmp_path / "packages.sh"
-    monkeypatch.setattr(service, "PACKAGES", script)
+    monkeypatch.setattr(commands, "PACKAGES", script)
 
     def invoke(*words: str, code: int = 0) -> tuple[int, str]:
         script.write_text(f"echo $# $@ >{tmp_path}/arguments; exit {code}\n")

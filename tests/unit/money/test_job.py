@@ -52,9 +52,9 @@ async def warnings(world: World, builder: Builder | None = None) -> Sequence[Eve
     if builder is None:
         tenant = world.caller.tenant_id
         return await world.read(
-            lambda uow: uow.events.following(tenant, EventQuery(types=[caps.WARNING]), after=0, limit=100)
+            lambda uow: uow.events.following(tenant, EventQuery(types=[job.WARNING]), after=0, limit=100)
         )
-    return [event for event in await world.events(builder) if event.type == caps.WARNING]
+    return [event for event in await world.events(builder) if event.type == job.WARNING]
 
 
 async def due(world: World) -> None:

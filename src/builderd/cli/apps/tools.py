@@ -55,7 +55,7 @@ def doctor(session: Session, of_client: bool, data_dir: Path | None, config: Pat
     # By name: it needs the packages of the service, which this command does not.
     from builderd.cli.group import load, prepare_machine  # noqa: PLC0415
 
-    local = load("doctor", "service").doctor
+    local = load("doctor", "machine").doctor
     prepare_machine()
     click.get_current_context().invoke(local, data_dir=data_dir, config=config)
 

@@ -21,8 +21,8 @@ from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSet
 LATER = (
     *("acme", "alembic", "asyncssh", "cryptography", "dns", "fastapi", "httpx", "jinja2", "josepy", "mcp", "nacl"),
     *("playwright", "prometheus_client", "psycopg", "re2", "requests", "sqlalchemy", "yaml", "yara", "zstandard"),
-    *("builderd.engine", "builderd.database", "builderd.server.app", "builderd.builders.api"),
-    *("builderd.client", "builderd.mcp", "builderd.reconciler", "builderd.ssh", "builderd.web"),
+    *("builderd.engine.oci", "builderd.database", "builderd.server.app", "builderd.builders.api"),
+    *("builderd.client", "builderd.mcp", "builderd.reconciler.worker", "builderd.ssh", "builderd.web"),
 )
 #: Runs ``serve`` with another rest of the service, which asks over the network how things are before it is there.
 PROGRAM = """

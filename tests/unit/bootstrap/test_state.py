@@ -367,7 +367,7 @@ import os, signal, sys
 from pathlib import Path
 from builderd.linux import atomic_files
 from builderd.bootstrap import state
-from builderd.engine.states import folder
+from builderd.engine import states as folder
 from builderd.database import copies
 from builderd.credentials import vault as sodium
 from builderd.settings import Settings
@@ -422,7 +422,7 @@ KILLED_BACKUP = """
 import os, signal, sys
 from pathlib import Path
 from builderd.bootstrap import state
-from builderd.engine.states import folder
+from builderd.engine import states as folder
 from builderd.settings import Settings
 folder.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 state.back_up(Settings(data_dir=Path(sys.argv[1])), Path(sys.argv[2]), None, print)

@@ -7,12 +7,14 @@ from functools import cache
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined, Template
+from typing import TYPE_CHECKING
 
 from builderd.previews.haproxy import counters, pages, pause
 from builderd.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.previews.model import API
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 DESCRIPTION = "builderd previews"
 #: Parts of all connections (1 in so many): the most of one address, even if the setting allows more, and of the API,
@@ -100,6 +102,9 @@ def _render(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
 
 @cache
 def _compiled(text: str) -> Template:
+    # Imported when it renders: health is answered before.
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)  # noqa: S701 (no HTML)
     environment.filters["quoted"] = quoted
     return environment.from_string(text)

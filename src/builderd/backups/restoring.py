@@ -387,8 +387,7 @@ def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now:
     builder = uow.builders.get(restore.builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
         return
-    version = uow.versions.get(builder.id, builder.to_run[0])
-    assert version is not None, "a builder's versions are always stored"
+    version = uow.versions.require(builder.id, builder.to_run[0])
     words = (
         f"Its disk is gone, and the newest backup of it could not be brought back: {reason} "
         "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."

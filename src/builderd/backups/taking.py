@@ -47,8 +47,7 @@ async def _copy_disk(context: BackupContext, backup: Backup) -> Backup:
         assert builder is not None, "a backup refers to its builder"
         if builder.deleted_at is not None:
             raise NotFound("The builder was deleted before the backup was taken.")
-        version = uow.versions.get(builder.id, builder.version)
-        assert version is not None, "a builder's current version is always stored"
+        version = uow.versions.require(builder.id, builder.version)
         return builder.disk, version
 
     disk, version = await context.app.store.read(load)

@@ -218,7 +218,7 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
     """
     check_gates(identity, body.value)
     retry = retry_of(request, identity.token.tenant_id, body.sha256)
-    first = await first_answer(operations, retry)
+    first = await first_answer(operations.retries, retry)
     if isinstance(first, Answer):
         return in_form(request, first)
     at_once = wants_async(request)

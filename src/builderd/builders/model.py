@@ -315,9 +315,10 @@ def delay_before_restart(ends: Sequence[Sandbox], now: datetime) -> timedelta:
     """
     if is_crash(ends[-1]):
         return restart_delay(len(recent_crashes(ends, now)))
-    if _by_the_machine(ends[-1]):
-        return restart_delay(len([end for end in ends if _by_the_machine(end) and _is_recent(end, now)]) - 1)
-    return timedelta(0)
+    faults = [one for one in ends if one.end is not None and one.end.cause in MACHINE_CAUSES]
+    if ends[-1] not in faults:
+        return timedelta(0)
+    return restart_delay(len([one for one in faults if end_time(one) > now - EXIT_WINDOW]) - 1)
 
 
 def is_crash(sandbox: Sandbox) -> bool:
@@ -328,15 +329,7 @@ def is_crash(sandbox: Sandbox) -> bool:
 
 def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:
     """Return the crashes that count towards ``MAX_EXITS``."""
-    return [one for one in sandboxes if is_crash(one) and _is_recent(one, now)]
-
-
-def _by_the_machine(sandbox: Sandbox) -> bool:
-    return sandbox.end is not None and sandbox.end.cause in MACHINE_CAUSES
-
-
-def _is_recent(sandbox: Sandbox, now: datetime) -> bool:
-    return end_time(sandbox) > now - EXIT_WINDOW
+    return [one for one in sandboxes if is_crash(one) and end_time(one) > now - EXIT_WINDOW]
 
 
 def restart_delay(exits: int) -> timedelta:

@@ -11,7 +11,6 @@ from builderd.builders import service as builders
 from builderd.builders.model import Builder, Desired, JobType, Status
 from builderd.builders.service import BuilderView
 from builderd.core.errors import NotFound
-from builderd.money.model import Cost
 from builderd.qa.model import gate_failure
 from builderd.schemas import builders as wire
 from builderd.schemas.builders import BuilderAnswer
@@ -25,26 +24,21 @@ SHOWN_END = 4
 
 def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
     """Return the builder in the contract's shape; its service token in full only ``with_token``."""
-    builder = view.builder
+    builder, token = view.builder, view.builder.service_token
     return wire.Builder.of(
         builder,
         uuid=builder.id,
         preview_url=view.preview_url,
-        service_token=shown_token(builder.service_token, in_full=with_token),
+        service_token=token if with_token else f"…{token[-SHOWN_END:]}",
         **shown_settings(view.version.settings, wire.Builder),
         needs_restart=view.needs_restart,
         review_passed=view.review_passed,
         qa_passed=view.version.qa_passed,
-        cost=present_cost(view.cost),
+        cost=wire.Cost.of(view.cost),
         last_backup_at=view.last_good_backup.created_at if view.last_good_backup else None,
         last_backup_error=_error(view.last_backup),
         member=builder.location,
     )
-
-
-def shown_token(service_token: str, *, in_full: bool) -> str:
-    """Return the service token, or its end alone."""
-    return service_token if in_full else f"…{service_token[-SHOWN_END:]}"
 
 
 def _error(backup: Backup | None) -> str | None:
@@ -52,16 +46,6 @@ def _error(backup: Backup | None) -> str | None:
     if backup is None or backup.is_open:
         return None
     return (backup.error if backup.status is BackupStatus.FAILED else backup.fault) or None
-
-
-def present_cost(cost: Cost) -> wire.Cost:
-    """Return the amounts as JSON numbers."""
-    return wire.Cost.of(cost)
-
-
-async def read_builder(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:
-    """Return the builder as it is stored now, in the contract's shape."""
-    return present_builder(await read_view(application, builder), with_token=with_token)
 
 
 async def read_view(application: Application, builder: Builder) -> builders.BuilderView:
@@ -77,7 +61,7 @@ def location(builder: Builder) -> dict[str, str]:
 
 async def accepted(application: Application, builder: Builder, doing: str) -> Answer:
     """Return 202 at once: the work continues in the background, and the builder shows its progress."""
-    data = await read_builder(application, builder, with_token=True)
+    data = present_builder(await read_view(application, builder), with_token=True)
     message = f"{builder.name} is being {doing}: GET {location(builder)['Location']} tells how far it is."
     return success(BuilderAnswer(message=message, data=data), 202, {**location(builder), **APPLIED})
 
@@ -90,7 +74,8 @@ async def started(
     Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
-        view = await builders.wait_for_view(application, builder)
+        view = await builders.view_when_settled(application, builder)
+        await outcomes.raise_failure(application, view.builder, builder.generation)
     except outcomes.FAILED as error:
         return failure(error)
     if view.builder.desired is Desired.DELETED:

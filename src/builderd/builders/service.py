@@ -377,17 +377,10 @@ def _record(uow: UnitOfWork, builder: Builder, kind: str, now: datetime, **detai
 Command = Callable[[UnitOfWork, Application, Caller, str, datetime], Builder]
 
 
-async def wait_for_view(application: Application, wanted: Builder) -> BuilderView:
+async def view_when_settled(application: Application, wanted: Builder) -> BuilderView:
     """Wait until the present generation of a builder that was just changed has an outcome; return its view.
 
-    Raises what ``outcomes.wait`` raises.
+    Raises what ``WaitLimit`` raises, and nothing of a generation that failed.
     """
-    view = await view_when_settled(application, wanted)
-    await outcomes.raise_failure(application, view.builder, wanted.generation)
-    return view
-
-
-async def view_when_settled(application: Application, wanted: Builder) -> BuilderView:
-    """Wait as ``wait_for_view`` does; return the view, also if the generation failed."""
     settled = await outcomes.wait_until_settled(application, wanted.id, wanted.generation)
     return await application.store.read(lambda uow: view(uow, application, settled, application.clock.now()))

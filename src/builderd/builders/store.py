@@ -41,7 +41,7 @@ from builderd.core.ids import BuilderId, DiskId, TenantId
 from builderd.core.resources import Allocation
 from builderd.database.repository import UNDECODABLE, Transaction, batches, damage_named, read_each
 from builderd.database.tables import ACTIVE, CAPPED, LIVE, builders, ledger, sandboxes, versions
-from builderd.database.types import ExactDecimal, UtcDateTime, changes, omit, row_of
+from builderd.database.types import ExactDecimal, UtcDateTime, omit, row_of
 from builderd.previews.model import RoutedBuilder
 from builderd.versions.model import VersionStatus
 
@@ -393,8 +393,11 @@ class Builders(Claims):
             "of_made": builder.disk_is_made,
         }
         # Only the columns that changed, and those that are computed: all of them take longer than the rest of a save.
-        row, known = omit(_row(builder), "id"), self._known.get(builder.id)
-        self._change(_UPDATE, **key, **(row if known is None else changes(_row(known), row)))
+        row = omit(_row(builder), "id")
+        if (known := self._known.get(builder.id)) is not None:
+            before = _row(known)
+            row = {name: value for name, value in row.items() if value != before[name]}
+        self._change(_UPDATE, **key, **row)
         self._known[builder.id] = builder
 
     def _one(self, statement: Select[Any], values: Mapping[str, Any], *, lock: bool = False) -> Builder | None:

@@ -160,29 +160,22 @@ def read_sources(values: Mapping[str, str], versions: Sequence[str]) -> PackageS
     """
     if not VARIABLES & values.keys():
         return None
+    given = [(DEFAULT_NAME, INDEX, values[INDEX])] if INDEX in values else []
+    extras = values.get(EXTRA_INDEX, "").split()
+    given += [(f"{EXTRA_NAME}{number}", EXTRA_INDEX, url) for number, url in enumerate(extras, 1)]
+    indexes: dict[str, str] = {}
     secrets: dict[str, str] = {}
-    indexes = dict(_indexes(values, secrets))
+    for name, variable, url in given:
+        indexes[name], user, password = _bare(variable, url)
+        prefix = f"UV_INDEX_{name.upper().replace('-', '_')}"
+        secrets |= {f"{prefix}_USERNAME": user} if user else {}
+        secrets |= {f"{prefix}_PASSWORD": password} if password else {}
     index = indexes.pop(DEFAULT_NAME, None)
     registry = _bare(REGISTRY, values[REGISTRY])[0] if REGISTRY in values else None
     if NPM_TOKEN in values:
         secrets[NPM_TOKEN] = values[NPM_TOKEN]
     digest = hashlib.sha256(repr((index, sorted(indexes.items()), registry, sorted(versions))).encode()).hexdigest()
     return PackageSources(index, indexes, registry, NPM_TOKEN in values, digest, secrets)
-
-
-def _indexes(values: Mapping[str, str], secrets: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield name and address of each Python index, and put its user and password among the secrets."""
-    given = [(DEFAULT_NAME, INDEX, values[INDEX])] if INDEX in values else []
-    extras = values.get(EXTRA_INDEX, "").split()
-    given += [(f"{EXTRA_NAME}{number}", EXTRA_INDEX, url) for number, url in enumerate(extras, 1)]
-    for name, variable, url in given:
-        address, user, password = _bare(variable, url)
-        prefix = f"UV_INDEX_{name.upper().replace('-', '_')}"
-        if user:
-            secrets[f"{prefix}_USERNAME"] = user
-        if password:
-            secrets[f"{prefix}_PASSWORD"] = password
-        yield name, address
 
 
 def _bare(variable: str, url: str) -> tuple[str, str, str]:

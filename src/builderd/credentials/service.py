@@ -62,11 +62,17 @@ def put(
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, name: str) -> CredentialView:
-    """Return the credential. Raises ``NotFound`` alike for a foreign, unknown or malformed name."""
+    """Return the credential. Raises ``NotFound`` as ``find`` does."""
+    credential = find(uow, tenant_id, name)
+    return CredentialView(credential, _uses(uow, credential))
+
+
+def find(uow: UnitOfWork, tenant_id: TenantId, name: str) -> Credential:
+    """Return the credential alone. Raises ``NotFound`` alike for a foreign, unknown or malformed name."""
     credential = None if name_error(name) else uow.credentials.get(tenant_id, name)
     if credential is None:
         raise NotFound(f"There is no credential named {name!r}: list yours with GET /api/v1/credentials.")
-    return CredentialView(credential, _uses(uow, credential))
+    return credential
 
 
 def list_all(uow: UnitOfWork, tenant_id: TenantId) -> Sequence[CredentialView]:
@@ -95,11 +101,8 @@ def missing(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str]) -> dict[
 
 def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence[str]) -> Opened:
     """Return the values of these credentials. Raises ``NotFound`` for a deleted one, and the vault's errors."""
-    return {
-        name: unpack(vault.open(view.credential.sealed, view.credential.associated_data))
-        for name in names
-        for view in [get(uow, tenant_id, name)]
-    }
+    found = [find(uow, tenant_id, name) for name in names]
+    return {one.name: unpack(vault.open(one.sealed, one.associated_data)) for one in found}
 
 
 def package_sources(
@@ -110,7 +113,7 @@ def package_sources(
     Raises ``NotFound`` for a deleted one, ``InstallFailed`` for a value that names none, and the vault's errors.
     """
     opened = open_all(uow, vault, tenant_id, names)
-    versions = [f"{name} {get(uow, tenant_id, name).credential.updated_at.isoformat()}" for name in names]
+    versions = [f"{name} {find(uow, tenant_id, name).updated_at.isoformat()}" for name in names]
     try:
         sources = read_sources(as_env(opened), versions)
     except ValueError as error:
@@ -133,12 +136,6 @@ def as_env(secrets: Opened) -> dict[str, str]:
 def as_files(secrets: Opened) -> dict[str, str]:
     """Return ``<credential>/<variable>`` → value."""
     return {f"{name}/{variable}": value for name, values in secrets.items() for variable, value in values.items()}
-
-
-def used(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str], by: BuilderId, at: datetime) -> None:
-    """Record that a builder started with these credentials."""
-    for name in names:
-        uow.credentials.touch(tenant_id, name, at, by)
 
 
 def stale_among(uow: UnitOfWork, found: Sequence[tuple[Builder, Version]]) -> Collection[BuilderId]:

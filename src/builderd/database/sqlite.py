@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,6 @@ def open_sqlite(url: URL) -> Database:
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
-    describe = outage_reason if path is None else _DiskCheck(path).outage_reason
     return Database(
         writing=writing,
         reading=reading.execution_options(read_only=True),
@@ -49,15 +48,15 @@ def open_sqlite(url: URL) -> Database:
         readers=0 if path is None else READERS,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        outage_reason=describe,
-        find_damage=list if path is None else partial(_find_damage, path, describe),
+        outage_reason=outage_reason,
+        find_damage=list if path is None else partial(_find_damage, path),
     )
 
 
-#: Remedy of a damaged file.
+#: Remedy of a damaged file, which SQLite reports of a disk that gives no bytes as well.
 RESTORE = (
-    "look at its disk (dmesg, smartctl), stop the service, move the database away, and bring back a backup of the "
-    "service's state (builderd restore)"
+    "look at its disk (dmesg, smartctl). If that is sound, stop the service, move the database away, and bring back a "
+    "backup of the service's state (builderd restore)"
 )
 #: Fault of the file and its remedy, by result code (https://www.sqlite.org/rescode.html).
 _OUTAGES = {
@@ -66,7 +65,6 @@ _OUTAGES = {
     sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk (dmesg, df -h)",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: look at its folder, its disk (df -h) and the limit of open files",
     sqlite3.SQLITE_NOMEM: "cannot be used: the machine is out of memory",
-    # So is a file whose disk gives no bytes.
     sqlite3.SQLITE_CORRUPT: f"is damaged: {RESTORE}",
     sqlite3.SQLITE_NOTADB: f"is damaged: {RESTORE}",
 }
@@ -83,38 +81,7 @@ def outage_reason(error: Exception) -> str | None:
     return _OUTAGES.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
 
 
-class _DiskCheck:
-    """Tells a disk that cannot be read from a damaged file, since SQLite reports both as damage; once a minute."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._readable, self._until = True, 0.0
-
-    def outage_reason(self, error: Exception) -> str | None:
-        """Describe the fault as ``outage_reason``; that of the disk where it gives no bytes."""
-        reason = outage_reason(error)
-        if reason != _OUTAGES[sqlite3.SQLITE_CORRUPT]:
-            return reason
-        if time.monotonic() >= self._until:
-            self._readable, self._until = _is_readable(self._path), time.monotonic() + 60
-        return reason if self._readable else _OUTAGES[sqlite3.SQLITE_IOERR]
-
-
-def _is_readable(path: Path) -> bool:
-    """Return False where the disk refuses the database's bytes, True where it gave all or was not done in 5 seconds.
-
-    Another program reads them: closing a descriptor of the file here would drop SQLite's locks.
-    """
-    files = [file for file in (path, Path(f"{path}-wal")) if file.exists()]
-    process = subprocess.Popen(["cat", *files], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        return process.wait(5) == 0
-    except subprocess.TimeoutExpired:
-        process.kill()  # not awaited: the kernel may not let go of it
-        return True
-
-
-def _find_damage(path: Path, describe: Callable[[Exception], str | None]) -> Sequence[str] | None:
+def _find_damage(path: Path) -> Sequence[str] | None:
     """Return what ``PRAGMA quick_check`` finds, with the remedy; None when it did not end in ``CHECK_SECONDS``."""
     if not path.exists():
         return []
@@ -127,7 +94,7 @@ def _find_damage(path: Path, describe: Callable[[Exception], str | None]) -> Seq
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_BUSY):
             log.info("database check not finished seconds=%g", CHECK_SECONDS)
             return None
-        reason = describe(error)
+        reason = outage_reason(error)
         return [f"it {reason}"] if reason else []
     if found == ["ok"]:
         return []
@@ -179,23 +146,19 @@ def _set_up(connection: sqlite3.Connection, _: Any) -> None:
 
 def _use_wal(connection: sqlite3.Connection, _: Any) -> None:
     deadline = time.monotonic() + BUSY_TIMEOUT
-    while not _switch_to_wal(connection):
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Another connection blocks the switch, for which SQLite's busy timeout does not wait.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
         if time.monotonic() > deadline:
             raise TimeoutError("another process keeps the database from being switched to WAL mode: end it")
         time.sleep(0.01)
     # The log is synced before a transaction counts as committed: a power cut loses nothing that was answered.
     connection.execute("PRAGMA synchronous = FULL")
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> bool:
-    """Return False while another connection blocks the switch, for which SQLite's busy timeout does not wait."""
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    return True
 
 
 def _begin(connection: Connection) -> None:

@@ -109,11 +109,6 @@ def omit(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in key}
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a row that another value has now."""
-    return {name: value for name, value in after.items() if value != before[name]}
-
-
 class EpochSeconds(FunctionElement[int]):
     """Whole seconds from 1970 to a time."""
 

@@ -7,9 +7,8 @@ it looks like one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 from builderd.code.entrypoints import PACKAGE, read_manifest
 from builderd.code.model import Bundle, make_bundle
@@ -39,7 +38,7 @@ def pin_notes(bundle: Bundle) -> list[str]:
         file = bundle.file(path)
         words = file.head(200).decode(errors="replace").split() if file is not None else []
         pins[path] = words[0] if words else ""
-    engines = _manifest(bundle).get("engines")
+    engines = (read_manifest(bundle.file(PACKAGE)) or {}).get("engines")
     wanted = engines.get("node") if isinstance(engines, dict) else None
     if isinstance(wanted, str) and wanted.isprintable():
         pins["package.json (engines)"] = wanted.strip()[:100]
@@ -55,10 +54,6 @@ def pin_notes(bundle: Bundle) -> list[str]:
         if (exact and int(exact[1]) != NODE) or (least and int(least[1]) > NODE):
             notes.append(f"{path} asks for Node.js {pin}, but Node.js {NODE} runs here. {NODE_CURE}")
     return notes
-
-
-def _manifest(bundle: Bundle) -> Mapping[str, Any]:
-    return read_manifest(bundle.file(PACKAGE)) or {}
 
 
 #: As Astro, Nuxt, Angular and npm (``engine-strict``) put it.
@@ -286,7 +281,7 @@ def _add_python(name: str, bundle: Bundle) -> str:
 
 def _is_development(package: str, bundle: Bundle) -> bool:
     """Return True if ``package.json`` names the package among devDependencies alone."""
-    manifest = _manifest(bundle)
+    manifest = read_manifest(bundle.file(PACKAGE)) or {}
     development, needed = manifest.get("devDependencies"), manifest.get("dependencies")
     is_needed = isinstance(needed, dict) and package in needed
     return isinstance(development, dict) and package in development and not is_needed

@@ -156,15 +156,14 @@ def gate_failure(gate: Sequence[Check]) -> str:
 
 def in_order(checks: Sequence[Check]) -> tuple[Check, ...]:
     """Return the checks in display order, each cut to the stored size."""
-    return tuple(sorted((_cut(check) for check in checks), key=lambda check: ORDER[check.name]))
-
-
-def _cut(check: Check) -> Check:
-    left_out = len(check.findings) - MAX_FINDINGS
-    kept = tuple(shorten(finding, MAX_FINDING) for finding in check.findings[:MAX_FINDINGS])
-    if left_out > 0:
-        kept = (*kept, f"… and {left_out} more")
-    return replace(check, seconds=round(check.seconds, 3), findings=kept)
+    found = []
+    for check in sorted(checks, key=lambda check: ORDER[check.name]):
+        left_out = len(check.findings) - MAX_FINDINGS
+        kept = tuple(shorten(finding, MAX_FINDING) for finding in check.findings[:MAX_FINDINGS])
+        if left_out > 0:
+            kept = (*kept, f"… and {left_out} more")
+        found.append(replace(check, seconds=round(check.seconds, 3), findings=kept))
+    return tuple(found)
 
 
 def shorten(text: str, limit: int) -> str:

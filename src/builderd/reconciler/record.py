@@ -21,7 +21,6 @@ from builderd.builders.model import (
 )
 from builderd.core.errors import QaFailed
 from builderd.core.ids import BuilderId, DiskId, new_id
-from builderd.credentials import service as credentials
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.dependencies.model import MadeLayer
 from builderd.events.model import SYSTEM, Event
@@ -180,7 +179,8 @@ def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, 
     started = replace(sandbox, ip=report.ip, started_at=at)
     uow.sandboxes.save(started)
     spending.bill(uow, prices, builder, version.settings.resources, Billing.RUNNING, at)
-    credentials.used(uow, builder.tenant_id, version.settings.credentials, builder.id, at)
+    for credential in version.settings.credentials:
+        uow.credentials.touch(builder.tenant_id, credential, at, builder.id)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
     candidates.record(uow, builder, "sandbox.started", SYSTEM, "started", at, **details)
     return started

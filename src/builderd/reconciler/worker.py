@@ -274,8 +274,7 @@ class Worker:
         reason = shown.message if isinstance(shown, BuilderdError) else "The service failed at it; its log says why."
 
         def record(transition: Transition) -> None:
-            version = transition.uow.versions.get(self._id, number)
-            assert version is not None, "a builder's versions are always stored"
+            version = transition.uow.versions.require(self._id, number)
             if transitions.still_wanted(transition.builder, looked_at, version):
                 transitions.failed(transition, version, code=code, reason=reason)
 

@@ -70,8 +70,7 @@ async def report_of(
 def record(uow: UnitOfWork, builder: Builder, number: int, report: Report, by: str, now: datetime) -> Verdict:
     """Store the report of the version, and the verdict unless its review was skipped."""
     uow.reviews.put(builder.tenant_id, report)
-    version = uow.versions.get(builder.id, number)
-    assert version is not None, "a version that was reviewed is stored"
+    version = uow.versions.require(builder.id, number)
     verdict = _judge(uow, builder, replace(version, review_key=report.key), report, now)
     kind = "review.passed" if verdict.passed else "review.failed"
     reason = f"the review of version {number} {'passed' if verdict.passed else 'found what must not run'}"
@@ -99,8 +98,7 @@ def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime, nu
     for version in uow.versions.list(builder.id):  # newest first
         is_wanted = version.number <= builder.version if number is None else version.number == number
         if is_wanted and (report := _report(uow, builder, version)) is not None:
-            current = uow.versions.get(builder.id, builder.version)
-            assert current is not None, "a builder's current version is always stored"
+            current = uow.versions.require(builder.id, builder.version)
             verdict = judge(report, uow.acceptances.of_builder(builder.id), now)
             # A failed version was never the builder's code, so its review is not outdated.
             outdated = version.number <= current.number and report.content_hash != _content_of(current)
@@ -124,9 +122,7 @@ async def again(application: Application, caller: Caller, builder_id: str) -> Re
 
     def load(uow: UnitOfWork) -> Version:
         builder = builders.get(uow, caller.tenant_id, builder_id)
-        version = uow.versions.get(builder.id, builder.version)
-        assert version is not None, "a builder's current version is always stored"
-        return version
+        return uow.versions.require(builder.id, builder.version)
 
     version = await application.store.read(load)
     report, _ = await report_of(application, caller.tenant_id, version, afresh=True)

@@ -98,16 +98,12 @@ def failure(error: BuilderdError, request_id: str | None = None) -> Answer:
         data["review"] = review_of(*error.found, version=data["version"]).model_dump(mode="json")
     message = error.message if request_id is None else f"{error.message} (request id {request_id})"
     body = Failure(code=error.code, message=message, errors=errors, data=data or None)
-    return Answer(STATUS[error.code], body.model_dump(mode="json"), _headers(error))
-
-
-def _headers(error: BuilderdError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.code == "unauthenticated":
         headers["WWW-Authenticate"] = 'Bearer realm="builderd"'
-    return headers
+    return Answer(STATUS[error.code], body.model_dump(mode="json"), headers)
 
 
 #: The id of the request that is being answered; empty outside of one.

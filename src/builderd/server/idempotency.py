@@ -78,7 +78,9 @@ class Retries:
         Unless there is an answer, the key is in progress from here on until ``release``. Raises ``Conflict`` when it
         is in progress already, or was used for another request.
         """
-        self._begin(retry)
+        if (retry.tenant_id, retry.key) in self._in_progress:
+            raise _in_flight()
+        self._in_progress.add((retry.tenant_id, retry.key))
         try:
             first = await self._look(retry)
         except BaseException:
@@ -97,11 +99,6 @@ class Retries:
         if record.status is None:
             return Begun(record.builder_id, record.version) if record.builder_id else None
         return KeptAnswer(record.status, record.body or {}, record.headers or {})
-
-    def _begin(self, retry: Retry) -> None:
-        if (retry.tenant_id, retry.key) in self._in_progress:
-            raise _in_flight()
-        self._in_progress.add((retry.tenant_id, retry.key))
 
     def release(self, retry: Retry | None) -> None:
         """Release the key: this process no longer works on its answer."""

@@ -17,8 +17,7 @@ from builderd.core.errors import ValidationFailed
 from builderd.core.ids import TenantId
 from builderd.server.answers import Answer
 from builderd.server.auth import Identity, operations_of
-from builderd.server.idempotency import Begun, KeptAnswer, Retry
-from builderd.server.operations import Operations
+from builderd.server.idempotency import Begun, KeptAnswer, Retries, Retry
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -104,12 +103,12 @@ def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry |
     return Retry(tenant_id, key, hashlib.sha256(text.encode()).hexdigest())
 
 
-async def first_answer(operations: Operations, retry: Retry | None) -> Answer | Begun | None:
+async def first_answer(retries: Retries, retry: Retry | None) -> Answer | Begun | None:
     """Return the first call's answer, or what it began if it got none; None when this is the first call.
 
     Raises ``Conflict`` as ``Retries.first`` does.
     """
-    first = await operations.retries.first(retry) if retry else None
+    first = await retries.first(retry) if retry else None
     if isinstance(first, KeptAnswer):
         return Answer(first.status, first.body, {**first.headers, **REPLAYED})
     return first

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from builderd.application import Application
 from builderd.builders.model import Builder
-from builderd.builders.presenters import read_builder
+from builderd.builders.presenters import present_builder, read_view
 from builderd.core.errors import NotFound, Unauthenticated
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.idle import api as leases
@@ -71,7 +71,7 @@ Own = Annotated[Builder, Depends(named)]
 
 async def get_own_builder(application: TheApplication, own: Own) -> Response:
     """The builder itself."""
-    data = await read_builder(application, own, with_token=True)
+    data = present_builder(await read_view(application, own), with_token=True)
     return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
 
 

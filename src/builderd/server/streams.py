@@ -33,10 +33,6 @@ log = logging.getLogger(__name__)
 Permission = Callable[[], Awaitable[bool]]
 
 
-async def _always() -> bool:
-    return True
-
-
 class ResourceStream(StreamingResponse):
     """An answer in pieces, from resources that are released when it was sent, or the client left or stopped reading."""
 
@@ -70,7 +66,7 @@ def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None)
 
 
 def stream(
-    events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, permitted: Permission = _always
+    events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, permitted: Permission | None = None
 ) -> StreamingResponse:
     """Return a response that sends the events as they come, with heartbeats between them.
 
@@ -81,9 +77,9 @@ def stream(
     return StreamingResponse(_with_heartbeats(events, permitted), media_type=EVENT_STREAM, headers=unbuffered)
 
 
-async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission) -> AsyncGenerator[bytes]:
+async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission | None) -> AsyncGenerator[bytes]:
     beat = time.monotonic() + HEARTBEAT_SECONDS
-    pending = asyncio.ensure_future(_next(events))
+    pending = asyncio.ensure_future(anext(events, None))
     try:
         # Sends the head of the answer at once, also when the first event takes a while.
         yield KEEPALIVE_COMMENT
@@ -91,7 +87,7 @@ async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission)
             done, _ = await asyncio.wait({pending}, timeout=max(0, beat - time.monotonic()))
             # Checked by the clock, since a busy stream never reaches the timeout.
             if time.monotonic() >= beat:
-                if not await permitted():
+                if permitted is not None and not await permitted():
                     return
                 beat = time.monotonic() + HEARTBEAT_SECONDS
             if not done:
@@ -101,15 +97,11 @@ async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission)
             if piece is None:
                 return
             yield piece
-            pending = asyncio.ensure_future(_next(events))
+            pending = asyncio.ensure_future(anext(events, None))
     finally:
         pending.cancel()
         await asyncio.gather(pending, return_exceptions=True)
         await events.aclose()
-
-
-async def _next(events: AsyncGenerator[bytes]) -> bytes | None:
-    return await anext(events, None)
 
 
 #: Seconds between checks that the client may still use the terminal.

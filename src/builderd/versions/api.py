@@ -296,7 +296,7 @@ async def _answered(
 ) -> Response:
     """Deploy, unless a call with the same retry key did; answer at once, at the end, or stage by stage."""
     retry = retry_of(request, identity.token.tenant_id, body_sha256)
-    first = await first_answer(operations, retry)
+    first = await first_answer(operations.retries, retry)
     if isinstance(first, Answer):
         return in_form(request, first)
     application, at_once = operations.application, wants_async(request)

@@ -184,5 +184,5 @@ async def test_outcome_recorded_before_the_wait_began_is_answered_at_once(
             pytest.fail("its outcome is there")
 
         monkeypatch.setattr(world.application.signals, "wait", wait)
-        view = await builders.wait_for_view(world.application, wanted)
+        view = await builders.view_when_settled(world.application, wanted)
     assert view.builder.status is Status.RUNNING

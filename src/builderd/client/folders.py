@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
+
+from builderd.code.model import hash_of_digests
 
 #: Left out in any case: version control, installed dependencies, which the service installs itself.
 ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__"})
@@ -83,11 +84,7 @@ class Folder:
     @cached_property
     def bundle(self) -> str:
         """The sha256 of all paths, modes and contents, as ``Version.bundle`` of the service has it."""
-        digest = hashlib.sha256(b"builderd bundle 1\n")
-        for path, (executable, sha256) in sorted(self.digests.items()):
-            name = os.fsencode(path)
-            digest.update((b"x" if executable else b"-") + len(name).to_bytes(4, "big") + name + bytes.fromhex(sha256))
-        return digest.hexdigest()
+        return hash_of_digests((path, bit, bytes.fromhex(sha256)) for path, (bit, sha256) in self.digests.items())
 
     def changed_since(self, known: Mapping[str, Digest]) -> Folder:
         """Return the files that are new or differ from those of earlier code."""

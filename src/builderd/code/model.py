@@ -145,7 +145,7 @@ def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
     """Return the bundle hash from (path, executable, sha256) of each file."""
     digest = hashlib.sha256(b"builderd bundle 1\n")
     for path, executable, sha256 in sorted(files):
-        name = path.encode()
+        name = path.encode(errors="surrogateescape")
         mode = b"x" if executable else b"-"
         digest.update(mode + len(name).to_bytes(4, "big") + name + sha256)
     return digest.hexdigest()

@@ -70,12 +70,14 @@ class McpEndpoint:
         async with self._starting:
             if self._manager is None:
                 module = await asyncio.to_thread(import_module, "builderd.mcp.server")
+                security = import_module("mcp.server.transport_security")
                 server = module.make_server(self._connect)
                 server.streamable_http_app(
                     stateless_http=True,
                     max_request_body_size=MAX_BODY_BYTES,
                     # A browser's page elsewhere has no token, and the host's name is the operator's choice.
-                    transport_security=module.no_host_check(),
+                    # Without these settings the library accepts only loopback's names.
+                    transport_security=security.TransportSecuritySettings(enable_dns_rebinding_protection=False),
                 )
                 self._manager = server.session_manager
                 started = asyncio.Event()
@@ -166,7 +168,7 @@ class InProcess(httpx2.AsyncBaseTransport):
         except asyncio.CancelledError:
             exchange.leave()
             raise
-        return httpx2.Response(start["status"], headers=start.get("headers", []), stream=_Body(exchange))
+        return httpx2.Response(start["status"], headers=start.get("headers", []), stream=exchange)
 
     def _scope(self, request: httpx2.Request) -> Mapping[str, Any]:
         return {
@@ -194,8 +196,8 @@ def _pause_of(response: httpx2.Response) -> float | None:
     return float(after) if float(after) <= PAUSE_SECONDS else None
 
 
-class _Exchange:
-    """One request and its answer."""
+class _Exchange(httpx2.AsyncByteStream):
+    """One request and its answer, whose body is read from it as it arrives."""
 
     def __init__(self, body: bytes) -> None:
         self.start: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -224,10 +226,12 @@ class _Exchange:
         while not self._pieces.empty():
             self._pieces.get_nowait()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the answer's body as it arrives."""
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         while (piece := await self._pieces.get()) is not None:
             yield piece
+
+    async def aclose(self) -> None:
+        self.leave()
 
     async def _receive(self) -> Message:
         if self._request is not None:
@@ -242,15 +246,3 @@ class _Exchange:
                 self.start.set_result(message)
         elif message.get("body") and not self._left.is_set():
             await self._pieces.put(bytes(message["body"]))
-
-
-class _Body(httpx2.AsyncByteStream):
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for piece in self._exchange.pieces():
-            yield piece
-
-    async def aclose(self) -> None:
-        self._exchange.leave()

@@ -171,7 +171,7 @@ class CommandResult(BaseModel):
 
 
 class SshAccess(BaseModel):
-    """Way in by SSH. The command holds a token made for this call, which ends at ``expires_at``."""
+    """Way in by SSH. The command contains a token made for this call, which ends at ``expires_at``."""
 
     command: str
     expires_at: str
@@ -257,39 +257,24 @@ def failed(failure: Failure) -> CallToolResult:
 def deployment_of(state: models.BuilderState) -> Deployment:
     """Return a builder without its service token and the values of its variables."""
     quotes = state.status == FAILED or "\n" in state.status_reason
-    return Deployment(
-        name=state.name,
-        uuid=state.uuid,
-        status=state.status,
-        status_reason=mark(state.status_reason, "status") if quotes else state.status_reason,
-        url=state.preview_url,
-        version=state.version,
-        job_type=state.job_type,
-        entrypoint=state.entrypoint,
-        port=state.port,
-        variables=sorted({**state.env_file_values, **state.env}),
-        credentials=list(state.credentials),
-        visibility=state.visibility,
-        auto_stop_minutes=state.auto_stop_interval,
-        review_passed=state.review_passed,
-        qa_passed=state.qa_passed,
-        exit_code=state.exit_code,
-        cost=state.cost.cost,
-        currency=state.cost.currency,
-    )
+    other = {
+        "status_reason": mark(state.status_reason, "status") if quotes else state.status_reason,
+        "url": state.preview_url,
+        "variables": sorted({**state.env_file_values, **state.env}),
+        "auto_stop_minutes": state.auto_stop_interval,
+        "cost": state.cost.cost,
+        "currency": state.cost.currency,
+    }
+    return Deployment.model_validate({**dict(state), **other})
 
 
 def review_of(review: models.Review) -> Review:
     """Return a review, with the quoted lines of code in one marked text."""
     quoted = "\n".join(f"{one.path}:{one.line}: {one.text}" for one in review.findings if one.text)
-    return Review(
-        version=review.version,
-        passed=review.passed,
-        outdated=review.outdated,
-        # Without the lines of code that they quote.
-        findings=[Finding.model_validate({**dict(one), "accepted": bool(one.accepted)}) for one in review.findings],
-        lines=mark(quoted, "code") if quoted else "",
-    )
+    # Without the lines of code that they quote.
+    findings = [Finding.model_validate({**dict(one), "accepted": bool(one.accepted)}) for one in review.findings]
+    lines = mark(quoted, "code") if quoted else ""
+    return Review.model_validate({**dict(review), "findings": findings, "lines": lines})
 
 
 def report_of(qa: models.Qa) -> QaReport:

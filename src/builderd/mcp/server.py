@@ -6,7 +6,6 @@ from typing import Any
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import TextContent
 
 from builderd import __version__
@@ -39,11 +38,6 @@ def make_server(connect: Connect) -> MCPServer[Any]:
     add_resources(server, connect)
     add_prompts(server)
     return server
-
-
-def no_host_check() -> TransportSecuritySettings:
-    """Return settings that accept any ``Host``: without them the library accepts only loopback's names."""
-    return TransportSecuritySettings(enable_dns_rebinding_protection=False)
 
 
 def add_prompts(server: MCPServer[Any]) -> None:

@@ -66,11 +66,14 @@ class _Agent:
         if not line.strip():
             return
         try:
-            message = parse(line)
-        except Malformed as error:
-            write(protocol_error(None, error.code, str(error)))
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            write(protocol_error(None, PARSE_ERROR, f"The line is not valid JSON: {error}"))
             return
-        if is_request(message):
+        if not isinstance(message, dict):
+            said = "A line must be one JSON-RPC object: send batches message by message."
+            write(protocol_error(None, INVALID_REQUEST, said))
+        elif isinstance(message.get("method"), str) and message.get("id") is not None:
             key = id_key(message["id"])
             task = asyncio.create_task(self._bridge.forward(message))
             self._calls[key] = task
@@ -300,34 +303,10 @@ ENCODED = re.compile(r"=\?base64\?.*\?=")
 AGENT_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
-class Malformed(ValueError):
-    """A line is no message; ``code`` is that of JSON-RPC."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-def parse(line: bytes) -> Message:
-    """Return the message of a line. Raises ``Malformed``."""
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(PARSE_ERROR, f"The line is not valid JSON: {error}") from error
-    if not isinstance(message, dict):
-        raise Malformed(INVALID_REQUEST, "A line must be one JSON-RPC object: send batches message by message.")
-    return message
-
-
 def params_of(message: Message) -> Message:
     """Return the parameters of a message, an object."""
     params = message.get("params")
     return params if isinstance(params, dict) else {}
-
-
-def is_request(message: Message) -> bool:
-    """Return whether a message wants an answer: it has a method and an id."""
-    return isinstance(message.get("method"), str) and message.get("id") is not None
 
 
 def id_key(value: Any) -> str:

@@ -123,10 +123,10 @@ class Readiness(View):
     engine: Part
     previews: Part
     vault: Part = Part(ready=True, message="an earlier service does not say")
-    #: The certificate of ``public_url`` that the service gets by itself. It holds up nothing: the API answers on
+    #: The certificate of ``public_url`` that the service gets by itself. It delays nothing: the API answers on
     #: ``host`` and ``port`` meanwhile.
     public_url: Part = Part(ready=True, message="an earlier service does not say")
-    #: The machine's clock was set while the service ran, or rows may lie in the future. It holds up nothing.
+    #: The machine's clock was set while the service ran, or rows may lie in the future. It delays nothing.
     clock: Part = Part(ready=True, message="an earlier service does not say")
     role: Role = "working"
     worker: str | None = None

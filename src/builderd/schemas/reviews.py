@@ -84,13 +84,8 @@ class NewAcceptance(Shape):
 
 def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, *, outdated: bool = False) -> Review:
     """Convert a report and its verdict to the response."""
-    findings = [Finding.of(one, accepted=_accepted(one, verdict)) for one in report.findings]
+    findings = [Finding.of(one, accepted=verdict.accepted.get(one.fingerprint)) for one in report.findings]
     return Review.of(report, version=version, passed=verdict.passed, outdated=outdated, findings=findings)
-
-
-def _accepted(finding: domain.Finding, verdict: domain.Verdict) -> Acceptance | None:
-    accepted = verdict.accepted.get(finding.fingerprint)
-    return Acceptance.of(accepted) if accepted else None
 
 
 # SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/)

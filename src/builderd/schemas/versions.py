@@ -200,7 +200,7 @@ class VersionDiff(View):
     settings: list[SettingDifference]
 
 
-#: Fields of the shapes that hold the code.
+#: Fields of the shapes with the code.
 CODE = frozenset({"files", "source", "stored"})
 
 

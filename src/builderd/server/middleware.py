@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -49,12 +49,20 @@ MAX_LOGGED_PATH = 200
 _SECRET = re.compile(r"^(/sign-in/once/).+")
 
 
-class RequestLog:
-    """ASGI middleware, outermost: nothing that goes wrong further in gets past it unanswered."""
+#: Makes the response to an unexpected error.
+ErrorPage = Callable[[Request, Exception], Awaitable[Response]]
 
-    def __init__(self, app: ASGIApp, meter: Meter) -> None:
+
+class RequestLog:
+    """ASGI middleware, outermost: nothing that goes wrong further in gets past it unanswered.
+
+    ``page`` makes the response to an unexpected error of a request; by default it is in JSON.
+    """
+
+    def __init__(self, app: ASGIApp, meter: Meter, page: ErrorPage | None = None) -> None:
         self._app = app
         self._meter = meter
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -93,7 +101,9 @@ class RequestLog:
                 await stopping().response()(scope, receive, stamp)
         except Exception as error:
             logger.exception("request failed: unexpected error")
-            if status == CLIENT_LEFT:
+            if status == CLIENT_LEFT and self._page is not None and scope["type"] == "http":
+                await (await self._page(Request(scope, receive), error))(scope, receive, stamp)
+            elif status == CLIENT_LEFT:
                 await unexpected(error, request_id.get()).response()(scope, receive, stamp)
         finally:
             self._record(scope, status, time.perf_counter() - start)

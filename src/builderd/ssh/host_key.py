@@ -16,19 +16,14 @@ KIND = "ssh-ed25519"
 def load(path: Path) -> asyncssh.SSHKey:
     """Read the key from a file, or generate it there. Raises ``EngineUnavailable`` when it cannot be read."""
     if not path.exists():
-        _make(path)
+        key = asyncssh.generate_private_key(KIND, comment="builderd")
+        atomic_files.replace(path, key.export_private_key(), durable=True)
     try:
         return asyncssh.read_private_key(path)
     except (OSError, asyncssh.KeyImportError) as error:
         raise EngineUnavailable(
             f"The SSH host key {path} cannot be read: {error}. Restore it from a backup, or remove it for a new one."
         ) from None
-
-
-def _make(path: Path) -> None:
-    atomic_files.replace(
-        path, asyncssh.generate_private_key(KIND, comment="builderd").export_private_key(), durable=True
-    )
 
 
 def gateway(key: asyncssh.SSHKey, host: str, port: int) -> Gateway:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
-from uvicorn.protocols.utils import ClientDisconnected
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from builderd.core.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed, machine_fault
 from builderd.events import service as events
 from builderd.events.store import EventQuery
 from builderd.server.answers import STATUS, failure
 from builderd.server.meter import Meter
-from builderd.server.middleware import HeadAsGet, HeadSent, RequestLog
+from builderd.server.middleware import HeadAsGet, RequestLog
 from builderd.server.operations import Operations
 from builderd.server.streams import event, stream
 from builderd.web.pages import account, builder, builders, deploying, files, logs, settings, sign_in, versions
 from builderd.web.policy import PATH, Assets, Policy, check_origin
+from builderd.web.shown import SENTENCES
 from builderd.web.visits import ROUTES, Renderer, Visit, page, route, visit_of
 
 #: Importing a file of pages adds them to ``ROUTES``.
@@ -38,13 +36,8 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
     assets = Assets()
     app = Starlette(
         routes=[Route(f"{PATH}/{{hash}}/{{name}}", assets.answer, methods=["GET"]), *ROUTES],
-        # In this order: the log sees the answer as it leaves, and the policy is on errors as well.
-        middleware=[
-            Middleware(RequestLog, meter=meter),
-            Middleware(Policy),
-            Middleware(HeadAsGet),
-            Middleware(UnexpectedErrors),
-        ],
+        # In this order: the policy is on what the log answers as well.
+        middleware=[Middleware(Policy), Middleware(RequestLog, meter=meter, page=unexpected), Middleware(HeadAsGet)],
         exception_handlers={BuilderdError: coded, HTTPException: routing},
     )
     app.state.application = application
@@ -100,53 +93,12 @@ def _first(path: str) -> str:
     return path.strip("/").partition("/")[0]
 
 
-logger = logging.getLogger(__name__)
-
-#: Headings of errors, by their code.
-TITLES = {
-    "not_found": "Not found",
-    "forbidden": "Not allowed",
-    "unauthenticated": "Signed out",
-    "rate_limited": "Too many requests",
-    "validation_error": "This cannot be taken",
-    "too_large": "Too large",
-    BuilderdError.code: "Something went wrong",
-}
-#: Ends of a connection, and of an answer that has its head alone: no failures.
-ENDS = (ClientDisconnect, ClientDisconnected, WebSocketDisconnect, HeadSent)
-
-
-class UnexpectedErrors:
-    """ASGI middleware, innermost: an exception that nobody expected is logged and answered with a page.
-
-    One after the head of an answer, and one while the page is made, pass on: the request log answers these.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def watch(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        except ENDS:
-            raise
-        except Exception as error:
-            if begun or scope["type"] != "http":
-                raise
-            logger.exception("page failed: unexpected error")
-            shown = machine_fault(error) or BuilderdError(
-                "The service failed at this page. Try again; if it fails again, its log has the cause under the "
-                "request id."
-            )
-            response = await _shown(Request(scope, receive), shown, STATUS.get(shown.code, 500), [])
-            await response(scope, receive, send)
+async def unexpected(request: Request, error: Exception) -> Response:
+    """Answer an error that nobody expected; the request log has it."""
+    shown = machine_fault(error) or BuilderdError(
+        "The service failed at this page. Try again; if it fails again, its log has the cause under the request id."
+    )
+    return await _shown(request, shown, STATUS.get(shown.code, 500), [])
 
 
 async def coded(request: Request, error: Exception) -> Response:
@@ -179,11 +131,12 @@ async def _shown(
         return failure(error, request.state.request_id if status >= 500 else None).response()
     renderer: Renderer = request.app.state.renderer
     machine = status >= 500
+    otherwise = "The machine could not do it" if machine else "This cannot be done now"
     response = await renderer.plain(
         request,
         "error.html",
         {
-            "title": TITLES.get(error.code, "The machine could not do it" if machine else "This cannot be done now"),
+            "title": SENTENCES["titles"].get(error.code, otherwise),
             "kind": "bad" if machine else "warn",
             "icon": "octagon-x" if machine else "triangle-alert",
             "error": error.message,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from math import ceil, floor, log10
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -116,46 +118,10 @@ def plural(count: int, noun: str) -> str:
 _SHOWN = (money, rate, size, duration, ago, iso, clock, day, sentence, host, path, number, plural)
 FILTERS: Mapping[str, Callable[..., Any]] = {one.__name__: one for one in _SHOWN}
 
-#: Sentences that a page says once after a change. A URL names one by its key: no text from a URL is ever shown.
-MESSAGES: Mapping[str, str] = {
-    "started": "It is being started.",
-    "restarted": "It is being restarted. Visitors wait for about 2 s.",
-    "stopped": "It is being stopped. Its files and settings stay.",
-    "deleted": "It is being deleted.",
-    "saved": "Saved.",
-    "deployed": "The new version is being deployed; the old one serves on until it is up.",
-    "rolled-back": "The old version is being deployed again, as a new version.",
-    "accepted": "The finding is accepted. Start the builder, or deploy the same code again.",
-    "backup": "The backup is being taken.",
-    "restore": "The backup is being restored. What the builder has now is backed up first.",
-    "restore-as": "A new builder is being made of the backup.",
-    "backup-removed": "The backup is removed.",
-    "qa": "The app is judged anew; the report comes in some seconds.",
-    "webhook-deleted": "The webhook is gone.",
-    "credential-saved": "The credential is stored. Builders that use it have it from their next start on.",
-    "credential-deleted": "The credential is gone.",
-    "session-ended": "The session has ended.",
-    "renewed": "The service token is new; the old one has ended.",
-    "written": "The file is written.",
-    "file-deleted": "The file is deleted.",
-}
-
-
-STAGES = {
-    "review": "Review",
-    "install": "Install",
-    "build": "Build",
-    "release": "Release",
-    "start": "Start",
-    "qa": "QA",
-}
-#: Texts for types whose events have no reason of their own, or one that says less.
-TEXTS = {
-    "sandbox.started": "Its sandbox was started",
-    "sandbox.frozen": "Frozen: nobody used it",
-    "sandbox.thawed": "Woken",
-    "webhook.created": "A webhook was made",
-}
+#: Sentences of the pages, by subject and key.
+SENTENCES: Mapping[str, Mapping[str, str]] = tomllib.loads(Path(__file__).with_name("texts.toml").read_text())
+#: What a page says once after a change, and names of the stages of a deployment.
+MESSAGES, STAGES = SENTENCES["messages"], SENTENCES["stages"]
 
 
 def event_text(event: Event) -> str:
@@ -170,7 +136,11 @@ def event_text(event: Event) -> str:
         return f"{name} {'passed' if details.get('ok') else 'failed'}{took}"
     if event.type == "builder.status" and "to" in details:
         return f"Is {details['to']} now: {event.reason}" if event.reason else f"Is {details['to']} now"
-    text = event.reason.split("\n")[0] or TEXTS.get(event.type) or event.type.replace(".", " ").replace("_", " ")
+    text = (
+        event.reason.split("\n")[0]
+        or SENTENCES["events"].get(event.type)
+        or event.type.replace(".", " ").replace("_", " ")
+    )
     return sentence(text).removesuffix(".")
 
 
@@ -187,11 +157,7 @@ class State:
 
 def state_of(builder: Builder, limits: Limits) -> State:
     """Return the builder's state in words for people."""
-    return state_in_words(_life(builder), limits)
-
-
-def _life(builder: Builder) -> BuilderLife:
-    return BuilderLife(
+    life = BuilderLife(
         name=builder.name,
         desired=builder.desired,
         status=builder.status,
@@ -205,6 +171,7 @@ def _life(builder: Builder) -> BuilderLife:
         generation=builder.generation,
         observed_generation=builder.observed_generation,
     )
+    return state_in_words(life, limits)
 
 
 def state_in_words(life: BuilderLife, limits: Limits) -> State:

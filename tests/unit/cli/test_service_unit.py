@@ -18,7 +18,6 @@ from builderd.bootstrap.data_directory import lock
 from builderd.cli import machine as commands
 from builderd.cli import service_unit
 from builderd.cli.group import builderd
-from builderd.cli.group import builderd as main
 from builderd.cli.machine import usage_lines
 from builderd.cli.service_unit import install_service, quote, render
 from builderd.core.ids import BuilderId, DiskId
@@ -159,7 +158,7 @@ def systemd(
 @pytest.mark.usefixtures("environment")
 def test_failed_start_of_the_unit_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     systemd(tmp_path, monkeypatch, before="inactive", restarted=1)
-    result = CliRunner().invoke(main, ["install-service", "--data-dir", str(tmp_path / "new"), "--now"])
+    result = CliRunner().invoke(builderd, ["install-service", "--data-dir", str(tmp_path / "new"), "--now"])
     assert result.exit_code == 1
     assert "builderd does not start" in result.output
     assert "Cannot listen on 127.0.0.1:8080" in result.output
@@ -173,11 +172,11 @@ def test_unit_is_not_started_beside_another_service_of_the_directory(
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     with lock(data_dir):
-        result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
+        result = CliRunner().invoke(builderd, ["install-service", "--data-dir", str(data_dir), "--now"])
     assert result.exit_code == 1
     assert f"A service is already running on {data_dir}: stop it first." in result.output
     assert "restart builderd.service" not in asked()
-    result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
+    result = CliRunner().invoke(builderd, ["install-service", "--data-dir", str(data_dir), "--now"])
     assert result.exit_code == 0, result.output
     assert "restart builderd.service" in asked()
 
@@ -213,21 +212,21 @@ def test_missing_console_script_is_reported(tmp_path: Path, monkeypatch: pytest.
 def test_a_started_unit_prints_a_link_for_the_only_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     systemd(tmp_path, monkeypatch)
     install = ["install-service", "--data-dir", str(tmp_path / "data"), "--now", "--port", "8123"]
-    without = CliRunner().invoke(main, install)
+    without = CliRunner().invoke(builderd, install)
     assert "builderd token link --tenant" in without.output
 
     def token(tenant: str) -> None:
         words = ["token", "create", "--data-dir", str(tmp_path / "data"), "--tenant", tenant]
-        assert CliRunner().invoke(main, words).exit_code == 0
+        assert CliRunner().invoke(builderd, words).exit_code == 0
 
     token("acme")
-    result = CliRunner().invoke(main, install)
+    result = CliRunner().invoke(builderd, install)
     assert result.exit_code == 0, result.output
     assert "as tenant 'acme'" in result.output
     assert result.output.splitlines()[-1].startswith("http://127.0.0.1:8123/sign-in/once/bdl_")
 
     token("other")
-    assert "/sign-in/once/" not in CliRunner().invoke(main, install).output
+    assert "/sign-in/once/" not in CliRunner().invoke(builderd, install).output
 
 
 Run = Callable[..., tuple[int, str]]

@@ -11,7 +11,6 @@ import httpx2
 import pytest
 
 from builderd.mcp import stdio
-from builderd.mcp import stdio as module
 from builderd.mcp.stdio import Bridge
 
 URL = "http://service"
@@ -113,8 +112,8 @@ def failure_of(message: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "wait_before", lambda *_: 0.0)
-    monkeypatch.setattr(module, "RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(stdio, "wait_before", lambda *_: 0.0)
+    monkeypatch.setattr(stdio, "RESTART_SECONDS", 0.0)
 
 
 async def test_a_request_of_2026_repeats_its_fields_in_headers() -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from builderd.builders.model import NAME
 from builderd.cli.apps.lifecycle import show_stage
-from builderd.cli.apps.project import FILE, JOB, NAME, KnownCode, Pending, Project, State, file_schema, fingerprint
+from builderd.cli.apps.project import FILE, JOB, KnownCode, Pending, Project, State, file_schema, fingerprint
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command, shown
 from builderd.cli.group import printable
 from builderd.client.detection import Start, detect, roots_with_a_start
@@ -34,6 +35,7 @@ from builderd.client.errors import (
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine
 from builderd.client.retries import ended_by_machine, new_key
+from builderd.schemas.builders import NewBuilder
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -227,9 +229,8 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
     second builder.
     """
     project = Project.load(directory)
-    options = project.options
-    if flags["env_file"] is not None:
-        options["env_file"] = flags["env_file"]
+    given = {name: value for name, value in flags.items() if value not in (None, False)}
+    options = project.options | {name: value for name, value in given.items() if name in NewBuilder.model_fields}
     folder = _folder(project, options)
     if flags["only_list"]:
         sent = [{"path": file.path, "size": file.size} for file in folder.files]
@@ -238,11 +239,9 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
         lines += [f"{'left out':>9}  {one.path}  ({one.rule})" for one in folder.left_out]
         session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
         return
-    options |= {one: flags[one] for one in ("build", "release", "root") if flags[one] is not None}
     start = _start(session, project, _below(folder, options.get("root")), entrypoint, flags["yes"])
     if start.entrypoint:
         options["entrypoint"] = start.entrypoint
-    options |= {gate: True for gate in ("skip_review", "skip_qa") if flags[gate]}
     chosen = name or project.name or project.default_name()
     if not NAME.fullmatch(chosen):
         raise click.UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.session import Columns, Session, command, pairs
+from builderd.versions.model import parse
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
     from builderd.client.models import Stage, VersionDiff
-
-VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
 @command("ps")
@@ -235,23 +233,10 @@ def unset(session: Session, name: str, variables: Sequence[str]) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def import_(session: Session, name: str, file: Path) -> None:
     """Set those of a file with lines NAME=VALUE, as .env files have them."""
-    found = dict(_variables(file))
-    _change_env(session, name, lambda now: {**now, **found})
-
-
-def _variables(file: Path) -> list[tuple[str, str]]:
-    found = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        match = VARIABLE.fullmatch(text)
-        if match is None:
-            raise click.UsageError(f"{file}, line {number} is not NAME=VALUE")
-        value = match[2]
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        found.append((match[1], value[1:-1] if quoted else value))
-    return found
+    found = parse(file.read_text())
+    if found.errors:
+        raise click.UsageError("\n".join(f"{file}, {error}" for error in found.errors))
+    _change_env(session, name, lambda now: {**now, **found.values})
 
 
 def _change_env(session: Session, name: str, change: Callable[[dict[str, str]], dict[str, str]]) -> None:

@@ -24,7 +24,6 @@ STATE = Path(folders.STATE) / "state.json"
 JOB = Path(folders.STATE) / "job.json"
 #: Paths and digests of the code that was sent last, so that the next deployment sends what has changed.
 SENT = Path(folders.STATE) / "sent.json"
-NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 #: Fields of a new builder that are no settings of ``builder.toml``: its code, and what one call alone has.
 NOT_IN_FILE = {"files", "source", "skip_review", "skip_qa", "stdin"}

@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -35,11 +38,6 @@ if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
     from builderd.client._sync.client import Builderd
     from builderd.client.retries import Retry
-import re
-import textwrap
-from collections.abc import Mapping
-from operator import attrgetter
-from typing import TextIO
 
 #: Seconds; shorter waits before a call is sent again are not reported.
 LEAST_REPORTED_WAIT = 2.0

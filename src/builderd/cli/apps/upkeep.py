@@ -12,12 +12,7 @@ from builderd.cli.apps.session import Columns, Session, command
 from builderd.cli.group import TimeParam
 
 if TYPE_CHECKING:
-    from builderd.client.models import Metrics
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from builderd.client.models import Domain
-
+    from builderd.client.models import Domain, Metrics
 
 CLASSES = {"ok": "2xx", "redirected": "3xx", "refused": "4xx", "failed": "5xx"}
 BARS = "▁▂▃▄▅▆▇█"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial, reduce
 from typing import Any, TypeVar
 
@@ -111,7 +111,11 @@ async def show_overview(visit: Visit) -> Response:
         (name, visit.application.prices.hourly_rate(resources, billing))
         for name, billing in (("awake", Billing.RUNNING), ("frozen", Billing.FROZEN), ("stopped", Billing.STOPPED))
     ]
-    projected = _projected(found["cap"], visit.now)
+    cap = found["cap"]
+    begin = visit.now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    passed = (visit.now - begin) / (cap.resets_at - begin)
+    # What the month will have cost at its pace so far.
+    projected = float(cap.spent) / passed if passed > 0 else float(cap.spent)
     gauges = _gauges(visit, frame)
     return await builder_page(
         visit, "overview.html", "", frame, **found, rates=rates, gauges=gauges, projected=projected
@@ -171,13 +175,6 @@ def _gauges(visit: Visit, frame: BuilderFrame) -> Sequence[dict[str, Any]]:
         ("Disk", f"{disk / gb:.2f} of {limits.disk:g} GB", share(disk, limits.disk_bytes)),
     )
     return [{"name": name, "text": text, "share": part, "high": part >= 80} for name, text, part in rows]
-
-
-def _projected(cap: caps.CapView, now: datetime) -> float:
-    """Return what the month will have cost at its pace so far."""
-    begin = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    passed = (now - begin) / (cap.resets_at - begin)
-    return float(cap.spent) / passed if passed > 0 else float(cap.spent)
 
 
 @page("/builders/{name}/do/{command}", post=True, scope=Scope.WRITE)

@@ -161,29 +161,24 @@ async def show_deploy(visit: Visit) -> Response:
     )
 
 
+#: Fields of the API that the form has under their names: texts, left out where they are empty, and boxes.
+PLAIN = ("entrypoint", "build", "release", "root", "env_file", "isolation")
+FLAGS = ("require_qa", "skip_review", "skip_qa", "install_scripts")
+RESOURCES = ("cpu", "memory", "disk")
 #: Text fields with what they contain at first.
 TEXTS: Mapping[str, str] = {
-    "name": "",
-    "entrypoint": "",
-    "build": "",
-    "env_file": "",
-    "release": "",
-    "root": "",
+    **dict.fromkeys(("name", *PLAIN), ""),
+    **dict(zip(RESOURCES, ("1", "1", "3"), strict=True)),
     "port": "8000",
-    "cpu": "1",
-    "memory": "1",
-    "disk": "3",
     "job_type": JobType.ALWAYS_ON,
     "minutes": "15",
     "hours": "0",
-    "isolation": "",
     "protocol": "http",
 }
 #: Boxes that are ticked or not; none is at first.
-BOXES = ("private", "public", "sleeps", "require_qa", "skip_review", "skip_qa", "install_scripts")
+BOXES = ("private", "public", "sleeps", *FLAGS)
 #: Kinds that listen on a port, have visitors and may sleep.
 LISTENING = (JobType.ALWAYS_ON, JobType.SANDBOX)
-RESOURCES = ("cpu", "memory", "disk")
 
 
 def values_of(form: Form) -> dict[str, Any]:
@@ -211,7 +206,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
         "env": {name.strip(): value for name, value in values["env"]},
         "credentials": values["credentials"],
         "backup_interval_hours": number(values["hours"] or "0"),
-        **{name: values[name] for name in ("require_qa", "skip_review", "skip_qa", "install_scripts")},
+        **{name: values[name] for name in FLAGS},
     }
     if files or kind != JobType.SANDBOX:
         asked["files"] = {path.strip(): content.replace("\r\n", "\n") for path, content in files}
@@ -224,10 +219,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
         asked["protocol"] = values["protocol"]
         asked["visibility"] = "private" if is_private else "public"
         asked["auto_stop_interval"] = number(values["minutes"]) if values["sleeps"] else 0
-    for name in ("entrypoint", "build", "release", "root", "env_file", "isolation"):
-        if values[name].strip():
-            asked[name] = values[name].strip()
-    return asked
+    return asked | {name: values[name].strip() for name in PLAIN if values[name].strip()}
 
 
 def number(text: str) -> float | int | str:

@@ -23,7 +23,7 @@ from builderd.versions import service as deployments
 from builderd.versions.model import Version, VersionStatus
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
-from builderd.web.shown import STAGES
+from builderd.web.shown import SENTENCES, STAGES
 from builderd.web.visits import Visit, number_in, page, see_other, text_of
 
 #: Events of a builder among which those of one version are looked for.
@@ -118,21 +118,9 @@ async def show_version(visit: Visit) -> Response:
         lines=lines,
         failed_stage=next((one.name for one in stages if one.kind == "fail"), ""),
         for_agent=_for_agent(version, lines) if state == "failed" else "",
-        next_step=NEXT.get(version.failure_code or "", "") if state == "failed" else "",
+        next_step=SENTENCES["next_steps"].get(version.failure_code or "", "") if state == "failed" else "",
         total=sum(one.seconds or 0 for one in stages),
     )
-
-
-#: The next step after a failure, by its code.
-NEXT = {
-    "review_failed": "Open the review: accept what is right as it is, or deploy code without it.",
-    "install_failed": "Look at the installer's last lines below, mend the list of dependencies, and send it again.",
-    "build_failed": "Look at the build's last lines below, correct the code or the build command, and send it again.",
-    "release_failed": "Look at its last lines below, correct the code or the release command, and send it again.",
-    "start_failed": "Look at its last lines below. It must listen on 0.0.0.0, at the port in the variable PORT.",
-    "qa_failed": "Open QA: it names the question that was not answered well.",
-    "no_capacity": "The machine has no room now. Try again later, or with fewer resources.",
-}
 
 
 def _state(frame: BuilderFrame, version: Version) -> str:
@@ -236,15 +224,6 @@ async def _form(
     )
 
 
-#: What each stage does, while nothing better is known of it.
-NOTES = {
-    "review": "Reads the code before any of it runs.",
-    "install": "Installs its dependencies, or takes the layer of an app with the same ones.",
-    "build": "Runs the build command, or takes what it made of the same files before.",
-    "release": "Runs the release command once, on the disk of the new version.",
-    "start": "Starts the app and waits until it listens.",
-    "qa": "Asks whether it answers and stays up. The report with screenshots follows later.",
-}
 #: Least share of the chart that a stage is drawn with.
 LEAST = 0.8
 
@@ -283,7 +262,7 @@ def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Seque
         return round(x, 1), round(max(LEAST, min(100 - x, 100 * (end - start).total_seconds() / whole)), 1)
 
     def stage(name: str, started: datetime | None, end: datetime | None, ended: Event | None) -> Stage:
-        text, note = STAGES[name], NOTES[name]
+        text, note = STAGES[name], SENTENCES["stage_notes"][name]
         if started is None and ((name == "review" and settings.skip_review) or (name == "qa" and settings.skip_qa)):
             return Stage(text, "skip", "minus", "Left out.")
         if ended is None and is_over:

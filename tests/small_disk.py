@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,15 @@ def cut_power(disk: Path) -> None:
 
 
 def restore_power(disk: Path) -> None:
-    """Mount it again with what lies on its device. No process may have a file of it open."""
+    """Mount it again with what lies on its device. No process may have a file of it open.
+
+    A sandbox that another test makes meanwhile keeps a copy of the mount until its own root is there, and with it the
+    file system as it was shut down.
+    """
     subprocess.run(["umount", disk], check=True)
+    until = time.monotonic() + 30
+    while subprocess.check_output(["losetup", "-j", disk.parent / "disk.img"]) and time.monotonic() < until:
+        time.sleep(0.05)
     subprocess.run(["mount", "-o", "loop", disk.parent / "disk.img", disk], check=True)
     subprocess.run(["mount", "--make-private", disk], check=True)
 

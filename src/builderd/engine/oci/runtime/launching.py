@@ -18,7 +18,7 @@ from builderd.core.errors import EngineUnavailable
 from builderd.engine.oci.runtime.launcher import MAX_PACKET
 
 _COMMAND = (sys.executable, "-s", "-S", "-m", "builderd.engine.oci.runtime.launcher")
-_SOURCE = str(Path(__file__).parents[5])
+_SOURCE = str(Path(__file__).parents[4])
 _BUFFER = 1 << 20
 
 

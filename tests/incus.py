@@ -34,7 +34,7 @@ _MADE = count()
 
 @dataclass(frozen=True, slots=True)
 class IncusCluster:
-    """A running cluster: its name, and the folder that holds all of it."""
+    """A running cluster: its name, and the folder of all of it."""
 
     name: str
     folder: Path

@@ -48,9 +48,9 @@ ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
 """
 
 
-def until(holds: Callable[[], Any]) -> None:
+def until(is_true: Callable[[], Any]) -> None:
     deadline = time.monotonic() + MOST_SECONDS
-    while not holds():
+    while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.5)
 

@@ -1,4 +1,4 @@
-"""The previews that are held to the contract."""
+"""The previews that the contract is tested on."""
 
 from __future__ import annotations
 

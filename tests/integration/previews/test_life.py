@@ -177,13 +177,6 @@ def test_down_leaves_nothing(make_proxy: Make, app: App) -> None:
         proxy.visitor.get("a.localhost")
 
 
-def test_down_ends_a_proxy_that_no_service_has_adopted(make_proxy: Make) -> None:
-    proxy = make_proxy().start()
-    master = master_of(proxy)
-    proxy.run(proxy.service().down())
-    assert not alive(master)
-
-
 def test_two_services_do_not_disturb_each_other(make_proxy: Make, app: App, neighbour: App) -> None:
     one, other = make_proxy().start(), make_proxy().start()
     host = one.open(app)
@@ -206,20 +199,6 @@ def test_too_long_socket_path_is_reported(make_proxy: Make) -> None:
     proxy.previews = proxy.service()
     with pytest.raises(EngineUnavailable, match="shorter data directory"):
         proxy.start()
-
-
-@pytest.mark.parametrize("name", ["a b", "a;b", "a\\b", "a#b", "a%[src]b", "ä", "(a", "a|b"])
-def test_a_data_directory_may_have_any_name(make_proxy: Make, app: App, name: str) -> None:
-    proxy = make_proxy()
-    proxy.directory = proxy.directory / name
-    proxy.previews = proxy.service()
-    proxy.start()
-    host = proxy.open(app)
-    proxy.put(route_to(app, host=host))
-    assert proxy.visitor.get(host).status == 200
-    assert proxy.visitor.browse(proxy.closed(RouteState.STOPPED)).status == 503
-    proxy.run(proxy.previews.remove(host))
-    assert proxy.visitor.get(host).status == 404
 
 
 @pytest.mark.parametrize("name", ['a"b', "a'b", "a$HOME", "a,b", "a)b", "a\nb"])

@@ -13,7 +13,6 @@ from tests.integration.previews.waking_service import (
     PATIENCE,
     Service,
     change,
-    fetch,
     serving,
     visit,
 )
@@ -220,17 +219,6 @@ async def test_browser_gets_a_page_without_the_service(service: Service) -> None
     assert '<meta http-equiv="refresh" content="5">' in page.text, "it asks again by itself"
 
 
-async def test_requests_that_a_broken_release_leaves_are_answered(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(monkeypatch, "core.msleep(WAVE_PAUSE)", 'error("broken")')
-    async with serving() as service:
-        host = await service.asleep()
-        many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(10)]
-        await service.paused(10)
-        await service.wake(host, app)
-        async with asyncio.timeout(PATIENCE):
-            assert sorted(await asyncio.gather(*many)) == [200] * 4 + [503] * 6
-
-
 # Attacks
 
 
@@ -272,18 +260,3 @@ async def test_wake_socket_is_private(service: Service) -> None:
     folder = service.place / "p"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "empty" / "wake.sock").stat().st_mode & 0o077 == 0
-
-
-async def test_malformed_wake_messages_are_ignored(service: Service, app: App) -> None:
-    path = service.place / "p" / "empty" / "wake.sock"
-    for words in (b"", b"\n", b"\xff\xfe\n", b"x" * 100_000, b"no line"):
-        _, writer = await asyncio.open_unix_connection(path)
-        with contextlib.suppress(ConnectionError):
-            writer.write(words)
-            await writer.drain()
-        writer.close()
-    host = await service.asleep()
-    waiting = asyncio.create_task(visit(service.visitor.get, host))
-    await service.knocked(host)
-    await service.wake(host, app)
-    assert (await waiting).status == 200

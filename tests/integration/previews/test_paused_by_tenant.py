@@ -11,16 +11,14 @@ from dataclasses import replace
 import pytest
 from tests.integration.previews.waking_service import PATIENCE, Service, change, fetch
 from tests.previews.proxy import TOKEN, App, new_host, route_to
-from tests.previews.visitor import BROWSER
 
 from builderd.core.ids import TenantId, new_id, secret_hash
-from builderd.previews.haproxy import pause
 from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
 
 #: Connections of the proxy; half of them may be taken by paused requests, and half of these by one tenant's.
-CONNECTIONS, MOST, SHARE = 80, 40, 20
+CONNECTIONS, SHARE = 80, 20
 APPS, VISITS = 40, 3
 #: Requests of a crowd, and how often two crowds are released at once.
 CROWD, ROUNDS = 150, 3
@@ -133,21 +131,6 @@ async def test_counts_are_right_after_crowds_are_released_at_once(monkeypatch: p
         visits = visit(service, [await asleep(service, TenantId(new_id()))] * (CROWD * 3))
         await answered(visits, CROWD)
         assert rejected(visits) == CROWD, "alone, a tenant finds half of the places"
-        await cancel(visits)
-
-
-async def test_overdue_requests_that_are_released_meanwhile_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = 'let_go(request, pause.answered and "" or "unheard|")'
-    change(monkeypatch, line, f"{line} core.msleep(600000)")
-    monkeypatch.setattr(pause, "MAX_PAGE_PAUSE", 1)
-    async with limited() as service:
-        host = await asleep(service, TenantId(new_id()))
-        browsers = visit(service, [host] * 10, BROWSER)
-        await answered(browsers, 1)
-        await service.previews.reject_visitors(host)
-        await answered(browsers, 10)
-        visits = await flood(service, TenantId(new_id()))
-        assert rejected(visits) == APPS * VISITS - SHARE
         await cancel(visits)
 
 

@@ -20,7 +20,6 @@ from tests.previews.proxy import TOKEN, App, Proxy, eventually
 from builderd.core.errors import EngineUnavailable
 from builderd.previews.haproxy import domain_table
 from builderd.previews.haproxy.domain_table import watch_certificate
-from builderd.previews.haproxy.runtime_api import CommandRefused, replace_certificate
 
 pytestmark = pytest.mark.haproxy
 
@@ -53,14 +52,6 @@ def test_both_versions_of_http_reach_the_app(tls: Proxy, app: App, version: str)
     assert headers["host"] == f"{host}:{tls.options.port}"
     assert headers["x-forwarded-proto"] == "https"
     assert headers["x-forwarded-for"] == "127.0.0.1"
-
-
-def test_http2_is_what_a_browser_gets(tls: Proxy, app: App) -> None:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    with context.wrap_socket(tls.visitor.dial(), server_hostname=tls.open(app)) as connection:
-        assert connection.selected_alpn_protocol() == "h2"
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
@@ -126,15 +117,6 @@ def test_broken_certificate_is_logged_once_and_the_old_kept(
             assert str(pem) in caplog.text
     finally:
         pem.write_text(good)
-
-
-def test_a_key_of_another_certificate_is_refused(tls: Proxy, pem: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.pem"
-    write_certificate(other, "other")
-    mixed = other.with_suffix(".key").read_text() + pem.with_suffix(".crt").read_text()
-    with pytest.raises(CommandRefused):
-        tls.run(replace_certificate(tls.directory / "admin.sock", pem, mixed))
-    assert organisation(tls) != "other"
 
 
 def test_without_a_certificate_it_does_not_start_and_says_why(tmp_path: Path) -> None:

@@ -104,13 +104,6 @@ async def test_server_error_is_reported(server: Failing) -> None:
     assert failed.wait is None
 
 
-async def test_a_bad_nonce_is_tried_again(server: Failing) -> None:
-    refused: list[tuple[int, dict[str, str], Any]] = [(400, {}, problem("badNonce"))]
-    failed = await failure(server, *refused, (403, {}, problem("unauthorized", "banned")))
-    assert "banned" in failed.reason
-    assert server.asked == 2
-
-
 @pytest.mark.parametrize(("header", "wait"), [("7200", timedelta(hours=2)), ("", timedelta(hours=1))])
 async def test_a_rate_limit_is_respected(server: Failing, header: str, wait: timedelta) -> None:
     sent = {"Retry-After": header} if header else {}
@@ -134,17 +127,6 @@ async def test_missing_answer_is_reported() -> None:
         await made.issue(made.new_account_key(), "shop.example.com", publish)
     assert await made.identities() == frozenset()
     assert await made.suggested_renewal("no certificate") is None
-
-
-async def test_a_slow_authority_is_given_up(server: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authority, "REQUEST_TIMEOUT", 0.05)
-    release = threading.Event()
-    monkeypatch.setattr(Handler, "do_GET", lambda self: release.wait(10))
-    try:
-        failed = await failure(server)
-    finally:
-        release.set()
-    assert "does not answer" in failed.reason
 
 
 async def test_the_names_for_caa_records_are_those_of_the_directory(server: Failing) -> None:

@@ -2,79 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from builderd.core.errors import BuilderdError, EngineUnavailable, InvalidState, NoCapacity, ValidationFailed
-from builderd.engine.incus.client import (
-    IncusClient,
-    IncusConflict,
-    IncusError,
-    IncusNotFound,
-    IncusOptions,
-    PoolFull,
-    error_of,
-)
+from builderd.engine.incus.client import IncusClient, IncusConflict, IncusError, IncusNotFound, PoolFull, error_of
 from builderd.engine.incus.image import ASKING, NO_FOLDER, READY
 from builderd.engine.incus.process import ExecSession, IncusProcess
 from builderd.executions.model import ProcessSpec
-
-Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def client_of(folder: Path, answer: Answer) -> AsyncIterator[tuple[IncusClient, list[bytes]]]:
-    """Yield a client of a server that answers so, and the heads of the requests that it got."""
-    heads: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
-        with suppress(ConnectionError):
-            await answer(writer)
-        writer.close()
-
-    path = folder / "incus.sock"
-    async with await asyncio.start_unix_server(serve, path):
-        client = IncusClient(IncusOptions(socket=path))
-        try:
-            yield client, heads
-        finally:
-            await client.close()
-
-
-def text(status: str, content: bytes) -> Answer:
-    async def answer(writer: asyncio.StreamWriter) -> None:
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-        await writer.drain()
-
-    return answer
-
-
-async def test_text_is_asked_of_a_member_without_compression(tmp_path: Path) -> None:
-    async with client_of(tmp_path, text("200 OK", b"# EOF\n")) as (client, heads):
-        assert await client.text("/metrics", target="node2") == b"# EOF\n"
-    assert heads[0].startswith(b"GET /1.0/metrics?project=builderd&target=node2 HTTP/1.1\r\n")
-    assert b"accept-encoding: identity\r\n" in heads[0].lower()
-
-
-async def test_error_in_place_of_text_is_raised(tmp_path: Path) -> None:
-    body = b'{"type": "error", "error": "Member not found", "error_code": 404}'
-    async with client_of(tmp_path, text("404 Not Found", body)) as (client, _):
-        with pytest.raises(IncusNotFound, match="Member not found"):
-            await client.text("/metrics")
-
-
-async def test_text_is_not_asked_for_while_the_cluster_answers_nothing(tmp_path: Path) -> None:
-    async with client_of(tmp_path, text("200 OK", b"")) as (client, heads):
-        client.unavailable_reason = lambda: "no quorum"
-        with pytest.raises(EngineUnavailable, match="no quorum"):
-            await client.text("/metrics")
-        assert heads == []
 
 
 @pytest.mark.parametrize(
@@ -98,20 +34,9 @@ def test_kind_of_each_answer(status: int, text: str, kind: type[BuilderdError]) 
     assert text in error.message
 
 
-def test_cluster_without_a_quorum_says_when_to_try_again() -> None:
-    error = error_of(503, "no available cowsql leader server found", "GET /instances")
-    assert error.retry_after
-    assert "incus cluster list" in error.message
-
-
 def test_full_pool_is_named_without_paths_of_its_member() -> None:
     error = error_of(500, "write /var/lib/incus/backup.yaml: no space left on device", "GET /operations/1/wait")
     assert "storage pool of Incus is full (no space left on device)" in error.message
-
-
-@pytest.mark.parametrize("text", ["write: no space left on device", "unable to create: Disk quota exceeded"])
-def test_full_pool_and_full_root_say_when_to_try_again(text: str) -> None:
-    assert error_of(500, text, "POST /instances").retry_after
 
 
 REPORT = READY + b"17\n"

@@ -80,15 +80,6 @@ async def test_list_that_is_as_wanted_is_not_changed() -> None:
     assert lists.puts == 2
 
 
-async def test_service_starts_and_is_taken_over_while_a_member_is_evacuated() -> None:
-    lists = Lists()
-    await ensure(cluster_on(lists))
-    lists.evacuated = ["node1"]
-    for own in ("node1", "node2"):
-        await ensure(cluster_on(lists, own))
-    assert lists.puts == 1
-
-
 async def test_rule_of_the_operator_that_cannot_be_set_is_an_error_in_words() -> None:
     lists = Lists()
     await ensure(cluster_on(lists))
@@ -135,15 +126,6 @@ async def test_time_of_absence_counts_from_the_first_look_without_the_member() -
     assert abs(second - first) < timedelta(seconds=1)
     cluster.online["node2"] = True
     assert await away_since() is None
-
-
-async def test_unknown_member_is_asked_for() -> None:
-    cluster = ScriptedCluster(node1=True)
-    members = Members(cluster)  # type: ignore[arg-type]
-    await members.look()
-    cluster.online["node2"] = True
-    assert await members.address("node2") == "10.0.0.2"
-    assert await members.address("node9") == ""
 
 
 async def test_work_without_a_disk_goes_elsewhere_while_the_own_member_starts_nothing() -> None:
@@ -203,15 +185,6 @@ async def test_each_change_is_prepared_until_that_succeeds() -> None:
         assert calls.empty()
 
 
-async def test_restored_member_is_prepared_again() -> None:
-    cluster = ScriptedCluster(node1=True, node2=True)
-    cluster.leaving = {"node2"}
-    async with watched(cluster) as (members, calls):
-        assert members.leaving_names() == {"node2"}
-        cluster.leaving = set()
-        await calls.get()
-
-
 async def test_single_look_that_fails_refuses_nothing_and_a_second_one_does() -> None:
     cluster = ScriptedCluster(node1=True)
     reasons: list[str] = []
@@ -229,16 +202,6 @@ async def test_single_look_that_fails_refuses_nothing_and_a_second_one_does() ->
         cluster.errors = [EngineUnavailable("no quorum")] * 2
         await looks(cluster, 5)
     assert reasons.count("no quorum") == 1
-
-
-async def test_refusal_ends_although_a_look_failed_in_a_way_that_nobody_expected() -> None:
-    cluster = ScriptedCluster(node1=True)
-    async with watched(cluster) as (members, _):
-        cluster.errors = [EngineUnavailable("no quorum"), KeyError("status"), KeyError("status")]
-        while "KeyError('status')" not in members.unavailable_reason:
-            await asyncio.sleep(0)
-        while members.unavailable_reason:
-            await asyncio.sleep(0.001)
 
 
 SPACE = {"total": 10, "used": 5}
@@ -289,11 +252,3 @@ async def test_evacuation_that_is_not_waited_for_names_the_disks_that_are_left(a
     with pytest.raises(InvalidState, match=r"1 disks are left on node1 \(disk-1\)"):
         await administration.evacuate("node1", shown.append, 0)
     assert shown == [["disk-1"]]
-
-
-def test_invitation_without_a_token_is_an_error_in_words(
-    administration: Administration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(administration, "_incus", lambda *_: "\n")
-    with pytest.raises(EngineUnavailable, match="printed no token"):
-        administration.invite("node3")

@@ -170,7 +170,7 @@ def stopped_app() -> ScriptedIncus:
     return incus
 
 
-async def test_recorded_change_holds_where_its_copy_has_no_space() -> None:
+async def test_recorded_change_counts_where_its_copy_has_no_space() -> None:
     incus = stopped_app()
     instances = machine_on(incus).instances
     incus.after = refuse(incus, COPY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -16,17 +15,14 @@ from tests.unit.engine.incus.scripted_incus import ScriptedIncus, machine_on
 from builderd.core.errors import EngineUnavailable, NoCapacity
 from builderd.core.ids import DiskId
 from builderd.core.resources import Capacity
-from builderd.engine.incus import cluster as module
 from builderd.engine.incus import disks, network
-from builderd.engine.incus.client import IncusClient, IncusError, IncusOptions, error_of
+from builderd.engine.incus.client import IncusClient, IncusError, IncusOptions
 from builderd.engine.incus.cluster import Cluster, Member
 from builderd.engine.incus.disks import Disks, Files
-from builderd.engine.incus.engine import IncusEngine, Machine
-from builderd.engine.port import Readiness
+from builderd.engine.incus.engine import Machine
 from builderd.files.model import Condition
 
 NODE2 = Member("node2", "10.0.0.2", online=True)
-KEY = "a" * 64
 ROUTED = {"ip": "10.99.0.20", "builder": "b"}
 
 
@@ -65,16 +61,6 @@ async def test_only_what_an_earlier_service_left_on_members_that_answer_is_remov
     assert set(incus.volumes) == {"new-elsewhere", "disk-1"}
 
 
-async def test_apps_get_a_whole_url_also_where_the_services_member_has_no_ipv4_address(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    machine = machine_on(ScriptedIncus())
-    url_on = machine.sandboxes._url_on
-    assert await url_on("node2") == "http://10.0.0.1:1"
-    machine.members._seen = {"node1": Member("node1", "", online=True)}
-    assert await url_on("node2") == await url_on("node1")
-
-
 async def test_route_of_an_app_that_starts_meanwhile_stays(ip: list[str]) -> None:
     incus = ScriptedIncus()
     machine = machine_on(incus)
@@ -109,74 +95,6 @@ async def test_calls_are_refused_at_once_but_those_that_tell_of_an_end(tmp_path:
                 await client.get(path)
     finally:
         await client.close()
-
-
-async def test_engine_is_not_ready_from_a_failed_look_at_the_members_to_one_that_succeeds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    options: Any = None
-    engine = IncusEngine(options, IncusOptions())
-    machine = machine_on(ScriptedIncus())
-    engine._machine, engine._readiness = machine, Readiness(True, "ready")
-    cluster, members = machine.cluster, machine.members
-    await members.look()
-    answer = cluster.members
-    looks = 0
-
-    async def fail() -> Any:
-        nonlocal looks
-        looks += 1
-        raise error_of(503, "no available cowsql leader server found", "GET /cluster/members")
-
-    async def arrive() -> None:
-        pass
-
-    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
-    assert engine.readiness().ready
-    monkeypatch.setattr(cluster, "members", fail)
-    members.watch(arrive)
-    try:
-        async with asyncio.timeout(10):
-            while engine.readiness().ready:
-                await asyncio.sleep(0.001)
-            assert "quorum" in engine.readiness().message
-            assert engine.readiness().engine_unreachable
-            assert "quorum" in machine.client.unavailable_reason()
-            monkeypatch.setattr(cluster, "members", answer)
-            while not engine.readiness().ready:
-                await asyncio.sleep(0.001)
-    finally:
-        await members.close()
-    assert looks
-    assert machine.client.unavailable_reason() == ""
-
-
-async def test_sandboxes_that_cannot_be_stopped_keep_no_other_from_its_end() -> None:
-    options: Any = None
-    engine, incus = IncusEngine(options, IncusOptions()), ScriptedIncus()
-    incus.has_instance("build-left")
-    engine._machine = machine = machine_on(incus)
-    stopped, running, most = set[str](), 0, 0
-
-    async def stop(sandbox: str, grace_seconds: float) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0)
-        running -= 1
-        if sandbox == "1":
-            raise KeyError("size")
-        stopped.add(sandbox)
-
-    async def found() -> Any:
-        return [SimpleNamespace(id=str(number), alive=number > 0) for number in range(40)]
-
-    machine.sandboxes.stop, machine.sandboxes.list_sandboxes = stop, found  # type: ignore[method-assign, assignment]
-    with pytest.raises(EngineUnavailable, match=r"^1 of 39 sandboxes .* builderd down again.*KeyError"):
-        await engine.down()
-    assert stopped == {str(number) for number in range(2, 40)}
-    assert most == 16
-    assert "build-left" not in incus.instances
 
 
 ONE = DiskId("one")

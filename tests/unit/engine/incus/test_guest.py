@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from builderd.core.errors import ValidationFailed
-from builderd.engine.incus.image import DROP_SECONDS, DROPPED, PROGRAMS, exec_argv, order, root_argv, specified
+from builderd.engine.incus.image import DROP_SECONDS, DROPPED, PROGRAMS, order, specified
 from builderd.engine.incus.instance import Instance, Volume, denied_calls, document, mirror
 
 QUOTED = 'it\'s "quoted" $HOME `id`\nsecond line'
@@ -78,20 +78,6 @@ def test_order_passes_values_as_they_are(tmp_path: Path) -> None:
     assert sorted(app.stdout.decode().split("\0")[:-1]) == sorted(f"{name}={value}" for name, value in env.items())
 
 
-def test_order_without_variables_begins_with_none(tmp_path: Path) -> None:
-    text = order(("true",), {}, {}, {}, 1_000_000).decode().replace("/run/builderd", str(tmp_path))
-    subprocess.run(["/bin/sh", "-c", "run() { :; }\n" + text.replace(": >/log/ordered\n", "")], check=True)
-    assert begin(tmp_path, "app", "/usr/bin/env", kept=(tmp_path / "environment").read_bytes()).stdout == b""
-
-
-def test_command_gets_the_apps_variables_and_its_own(tmp_path: Path) -> None:
-    wanted = specified(("/bin/sh", "-c", 'printf "%s|" "$A" "$B" "$PWD"; cat'), {"B": QUOTED}, "/usr")
-    done = begin(tmp_path, "command", "", kept=b"A=app\0B=app\0", stdin=wanted + b"input")
-    asked, _, rest = done.stdout.partition(b"\x06")
-    assert asked == b"\x05"
-    assert rest.partition(b"\n")[2].decode() == f"app|{QUOTED}|/usr|input"
-
-
 @pytest.mark.parametrize(
     ("wanted", "output", "code"),
     [
@@ -135,20 +121,6 @@ def test_no_secret_file_leads_elsewhere(name: str) -> None:
         order(("true",), {}, {}, {name: "secret"}, 1_000_000)
 
 
-def test_entry_runs_an_order_once() -> None:
-    assert PROGRAMS["entry"].index("/log/ordered") < PROGRAMS["entry"].index("mkfifo")
-    assert "no-new-privs" in PROGRAMS["entry"]
-    assert "--bounding-set=-all" in PROGRAMS["entry"]
-
-
-def test_commands_run_as_the_app_and_builds_without_capabilities() -> None:
-    assert exec_argv(joined=True) == ["/opt/builderd/run", "1000", "1", "-all"]
-    assert root_argv() == ["/opt/builderd/run", "0", "1", "-all"]
-    assert root_argv(user=1000, kept="+dac_read_search")[3] == "-all,+dac_read_search"
-    assert '--bounding-set="$kept"' in PROGRAMS["run"]
-    assert "--no-new-privs" in PROGRAMS["run"]
-
-
 def make(**changes: object) -> dict[str, dict[str, str]]:
     values: dict[str, object] = {
         "name": "s-1",
@@ -168,14 +140,6 @@ def test_only_the_service_starts_an_instance() -> None:
     assert "lxc.init.cmd = /usr/bin/tini -s -- /opt/builderd/entry" in config["raw.lxc"]
 
 
-def test_instance_has_its_own_ids_and_limits_and_no_privileges() -> None:
-    config = make()["config"]
-    assert config["security.idmap.isolated"] == "true"
-    assert config["security.privileged"] == config["security.nesting"] == config["security.guestapi"] == "false"
-    assert (config["limits.cpu.allowance"], config["limits.memory"]) == ("50ms/100ms", str(1 << 28))
-    assert (config["limits.processes"], config["limits.memory.swap"]) == ("512", "false")
-
-
 def test_end_calls_incus_alone_and_not_the_wait_of_lxcfs(tmp_path: Path) -> None:
     *_, cleared, hook = make()["config"]["raw.lxc"].splitlines()
     assert cleared == "lxc.hook.post-stop ="
@@ -189,15 +153,6 @@ def test_end_calls_incus_alone_and_not_the_wait_of_lxcfs(tmp_path: Path) -> None
 
 def test_app_is_killed_for_the_memory_of_the_member_before_the_members_own_processes() -> None:
     assert "lxc.proc.oom_score_adj = 500" in make()["config"]["raw.lxc"].splitlines()
-
-
-def test_network_interface_keeps_its_address_and_reaches_no_neighbour() -> None:
-    body = make(network="apps", address="10.99.1.2", gateway="10.99.0.1")
-    nic = body["devices"]["eth0"]
-    assert nic["ipv4.address"] == "10.99.1.2"  # type: ignore[index]
-    for option in ("security.mac_filtering", "security.ipv4_filtering", "security.port_isolation"):
-        assert nic[option] == "true"  # type: ignore[index]
-    assert "lxc.net.0.ipv4.gateway = 10.99.0.1" in body["config"]["raw.lxc"]
 
 
 def test_instance_without_egress_has_no_way_out() -> None:
@@ -234,23 +189,16 @@ def answer(call: str, *arguments: int) -> int | None:
     """Return the error with which the policy answers the call; None if it lets it pass."""
     for line in denied_calls().splitlines():
         name, _, error, *conditions = line.split()
-        if name == call and all(holds(condition, arguments) for condition in conditions):
+        if name == call and all(is_met(condition, arguments) for condition in conditions):
             return int(error)
     return None
 
 
-def holds(condition: str, arguments: tuple[int, ...]) -> bool:
+def is_met(condition: str, arguments: tuple[int, ...]) -> bool:
     parsed = re.fullmatch(r"\[(\d),(\w+),SCMP_CMP_(GT|MASKED_EQ)(?:,(\w+))?\]", condition)
     assert parsed, condition
     argument, value = arguments[int(parsed[1])], int(parsed[2], 0)
     return argument > value if parsed[3] == "GT" else argument & int(parsed[4], 0) == value
-
-
-@pytest.mark.parametrize(
-    "name", ["mount", "unshare", "setns", "ptrace", "bpf", "keyctl", "io_uring_setup", "userfaultfd", "seccomp"]
-)
-def test_dangerous_call_is_denied(name: str) -> None:
-    assert answer(name, 0, 0, 0) is not None
 
 
 @pytest.mark.parametrize("upper", [0, FAR])
@@ -261,13 +209,6 @@ def test_clone_into_a_namespace_is_denied(flag: int, upper: int) -> None:
 
 
 @pytest.mark.parametrize("upper", [0, FAR])
-@pytest.mark.parametrize("family", [3, 9, 17, 30, 38, 40, 44])
-def test_unusual_family_is_denied(family: int, upper: int) -> None:
-    assert answer("socket", upper | family, 2, 0) == 1
-    assert answer("socketpair", upper | family, 2, 0) == 1
-
-
-@pytest.mark.parametrize("upper", [0, FAR])
 @pytest.mark.parametrize("family", [2, 10])
 @pytest.mark.parametrize(
     ("kind", "protocol"), [(1, 262), (2, 136), (1, 132), (5, 132), (5, 0), (6, 33), (6, 0), (2, 115)]
@@ -275,12 +216,6 @@ def test_unusual_family_is_denied(family: int, upper: int) -> None:
 def test_rare_protocol_of_the_internet_is_unknown(family: int, kind: int, protocol: int, upper: int) -> None:
     assert answer("socket", family, kind, upper | protocol) in (93, 1)
     assert answer("socket", upper | family, upper | kind, protocol) == 93
-
-
-@pytest.mark.parametrize(("kind", "protocol"), [(1, 0), (1, 6), (2, 0), (2, 17), (2, 1), (2, 58), (1 | 0o2000000, 0)])
-def test_common_internet_socket_is_open(kind: int, protocol: int) -> None:
-    assert answer("socket", 2, kind, protocol) is None
-    assert answer("socket", 10, kind, protocol) is None
 
 
 def test_raw_sockets_are_denied_and_local_ones_open() -> None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import resource
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.previews.haproxy import domain_table, pages, pause, runtime_api
+from builderd.previews.haproxy import pages, pause
 from builderd.previews.haproxy.config import Host, render
 from builderd.previews.haproxy.options import ProxyFiles, ProxyOptions, Timeouts
 from builderd.previews.haproxy.pages import Page
-from builderd.previews.haproxy.process import command, explain, host
-from builderd.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.previews.haproxy.process import explain, host
 from builderd.previews.model import RouteState
 
 HERE = Host(max_connections=1000)
@@ -51,12 +48,6 @@ def test_haproxy_takes_a_certificate(tmp_path: Path) -> None:
     write_certificate(pem, "test")
     assert_taken(ProxyOptions(certificate=pem), tmp_path, HERE)
     assert_taken(replace(PROXIED, certificate=pem), tmp_path, HERE)
-
-
-@pytest.mark.haproxy
-@pytest.mark.root
-def test_haproxy_takes_a_user(tmp_path: Path) -> None:
-    assert_taken(PLAIN, tmp_path, Host(1000, user="nobody"))
 
 
 def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
@@ -100,62 +91,11 @@ def test_an_address_of_the_api_that_is_none_is_refused(url: str) -> None:
         ProxyOptions(api_url=url)
 
 
-@pytest.mark.parametrize("fault", [ProxyGone("away"), CommandRefused("no certificate")])
-async def test_certificate_failure_is_retried_and_logged_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
-) -> None:
-    (tmp_path / "c.pem").write_text("certificate")
-    tried: list[str] = []
-    taken = asyncio.Event()
-
-    async def replace(socket: Path, file: Path, pem: str) -> None:
-        tried.append(pem)
-        if len(tried) < 3:
-            raise fault
-        taken.set()
-
-    monkeypatch.setattr(runtime_api, "replace_certificate", replace)
-    monkeypatch.setattr(domain_table, "CERTIFICATE_INTERVAL", 0)
-    watch = asyncio.create_task(domain_table.watch_certificate(tmp_path / "c.pem", tmp_path / "admin.sock"))
-    await asyncio.wait_for(taken.wait(), 10)
-    await asyncio.sleep(0.01)
-    watch.cancel()
-    assert tried == ["certificate"] * 3
-    assert caplog.text.count("certificate rejected") == isinstance(fault, CommandRefused)
-
-
 def filled(text: str) -> str:
     """Fill in a log format as HAProxy does."""
     text = text.replace(pages.HOST, "a.localhost").replace(pages.LOGS, " Logs.")
     assert not re.search(r"%(?!%)", text.replace("%%", ""))
     return text.replace("%%", "%")
-
-
-@pytest.mark.parametrize("page", pages.ALL, ids=lambda page: page.name)
-def test_the_html_is_whole_and_fetches_nothing(page: Page) -> None:
-    text = filled(pages.html(page))
-    tags = Tags(text)
-    assert tags.open == []
-    assert not re.search(r"<script|<link|<img|src=|href=|url\(|@import|//", text)
-    assert "prefers-color-scheme: dark" in text
-    assert page.title in text
-    assert ("a.localhost" in text) is page.names_host
-
-
-class Tags(HTMLParser):
-    """The tags that are not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 @pytest.mark.parametrize("page", pages.ALL, ids=lambda page: page.name)
@@ -179,12 +119,6 @@ def test_markup_in_a_text_stays_text() -> None:
 def test_every_state_without_an_app_has_a_page() -> None:
     states = {state.value for state in RouteState} - {RouteState.OPEN.value}
     assert {page.name for page in pages.NOT_OPEN} == states | {"unheard", "full"}
-
-
-def test_haproxy_runs_as_master_and_worker_in_the_background() -> None:
-    argv = command("/usr/sbin/haproxy", ProxyFiles(Path("/d")))
-    assert argv[1:3] == ("-W", "-D")
-    assert "/d/master.sock,mode,600" in argv
 
 
 @pytest.mark.parametrize(

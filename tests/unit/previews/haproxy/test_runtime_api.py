@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -38,13 +37,6 @@ async def proxy(answer: Callable[[str], str]) -> AsyncIterator[tuple[Path, list[
         path = Path(directory) / "admin.sock"
         async with await asyncio.start_unix_server(serve, path):
             yield path, got
-
-
-async def test_missing_key_is_added() -> None:
-    answers = {"set": "entry not found.\n\n", "add": "\n"}
-    async with proxy(lambda command: answers[command.split()[0]]) as (admin, got):
-        await runtime_api.set_entry(admin, TABLE, "a.localhost", "v")
-    assert got == [f"set map {WORD} a.localhost v\n", f"add map {WORD} a.localhost v\n"]
 
 
 @pytest.mark.parametrize("answer", ["Unknown map identifier. Please use #<id> or <file>.\n", "Out of memory error.\n"])
@@ -96,17 +88,6 @@ async def test_closed_connection_means_no_proxy() -> None:
             await runtime_api.ask(admin, "show info")
 
 
-async def test_hanging_proxy_means_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_api, "ANSWER_TIMEOUT", 0.05)
-    with TemporaryDirectory(prefix="previews-") as directory:
-        path = Path(directory) / "admin.sock"
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen()
-            with pytest.raises(ProxyGone, match="no answer in time"):
-                await runtime_api.ask(path, "show info")
-
-
 ANSWER = """\
 # table: activity, type: string, size:102400, used:2
 0x7f0c4b77e428: key=app.localhost use=0 exp=604795000 shard=0 conn_cur=0 http_req_cnt=17 \
@@ -132,14 +113,6 @@ BUSY = PreviewActivity(6, 502, 932, open_connections=2, failures=0, idle_seconds
 
 def test_the_table_is_read() -> None:
     assert parse(ANSWER) == {"app.localhost": APP, "busy.localhost": BUSY}
-
-
-def test_empty_table_has_no_activity() -> None:
-    assert parse("# table: activity, type: string, size:102400, used:0\n") == {}
-
-
-def test_malformed_table_has_no_activity() -> None:
-    assert parse("Can't find the target PID matching the prefix '@!17'\n") == {}
 
 
 OPEN = Route("a.localhost", RouteState.OPEN, Address("10.0.0.1", 8000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -104,11 +103,6 @@ async def test_model_findings_hold_until_accepted(script: Script, adviser: Langu
     assert "It sends the environment away" in finding.message
 
 
-async def test_with_nothing_to_say_it_holds_nothing(adviser: LanguageModelAdviser) -> None:
-    made = await report(adviser)
-    assert (made.findings, made.scanners["language model"]) == ((), "a-model")
-
-
 FAILURES = {
     "an error": ({"status": 500}, "answered 500"),
     "a redirect": ({"status": 302}, "answered 302"),
@@ -137,13 +131,6 @@ async def test_failures_of_the_adviser_hold(
     assert why in finding.message
     assert not judge(made, (), NOW).passed
     assert not made.is_complete  # so that it is asked again the next time
-
-
-async def test_an_endpoint_that_is_not_there_holds() -> None:
-    adviser = LanguageModelAdviser("http://127.0.0.1:1/v1", "a-model")
-    (finding,) = (await report(adviser)).findings
-    assert (finding.rule, finding.severity) == ("LLM-failed", Severity.HOLD)
-    await adviser.close()
 
 
 async def test_model_cannot_remove_other_findings(script: Script, adviser: LanguageModelAdviser) -> None:
@@ -187,11 +174,3 @@ def test_no_secret_is_shown_by_it() -> None:
     (hit,) = prompt.hits(said([{"path": "app.py", "line": 1, "reason": f"The key {secret} is in it"}]), bundle)
     assert secret not in hit.text + hit.message
     assert hit.text == "key = 's3cr…'"
-
-
-async def test_adviser_is_closed_with_its_gate(adviser: LanguageModelAdviser) -> None:
-    gate = Gate(FakeScanner(), POLICY, adviser)
-    await gate.close()
-    async with asyncio.timeout(5):
-        scan = await adviser.scan(BUNDLE, LIMITS)
-    assert scan.failure

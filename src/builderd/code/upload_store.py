@@ -7,9 +7,8 @@ import errno
 import fcntl
 import hashlib
 import os
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -127,11 +126,6 @@ def too_large(limit: int) -> TooLarge:
     return TooLarge(f"The upload is too large: the limit is {limit} bytes.")
 
 
-#: A chunk of more than ``FREE_BYTES`` costs the database much more than the client if less than one byte in
-#: ``MOST_FACTOR`` is new: each upload stores one such in ``PACE_SECONDS``, and waits otherwise.
-FREE_BYTES, MOST_FACTOR, PACE_SECONDS = 1 << 12, 16, 1.0
-
-
 class SharedUploads:
     """Implements ``ports.files.Uploads``. The database has what another service goes on with.
 
@@ -144,7 +138,6 @@ class SharedUploads:
         folder: Path,
         most_bytes: int = 1 << 50,
         share: float = 1.0,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """``most_bytes``: what all uploads in the database may take; it does not tell what is free on its machine.
 
@@ -159,10 +152,7 @@ class SharedUploads:
         self._turn = asyncio.Lock()
         #: Stored bytes by tenant; None: to be read.
         self._taken: Counter[TenantId | None] | None = None
-        self._sleep = sleep
         self._locks: WeakValueDictionary[UploadId, asyncio.Lock] = WeakValueDictionary()
-        #: When each upload may store the next chunk that has little new, by ``time.monotonic``.
-        self._paces: dict[UploadId, float] = {}
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
         async with self._alone(upload):
@@ -212,11 +202,6 @@ class SharedUploads:
         end = tail.number * CHUNK_BYTES + len(chunk)
         if end == tail.stored:
             return
-        if len(chunk) > FREE_BYTES and (end - tail.stored) * MOST_FACTOR < len(chunk):
-            seconds = self._paces.get(upload, 0.0) - time.monotonic()
-            if seconds > 0:
-                await self._sleep(seconds)
-            self._paces[upload] = time.monotonic() + PACE_SECONDS
         await self._put_last(upload, tail.tenant_id, tail.number, chunk)
         tail.stored = end
 
@@ -291,11 +276,9 @@ class SharedUploads:
             yield content or b""
 
     async def delete(self, upload: UploadId) -> None:
-        async with self._alone(upload):
-            async with self._turn:
-                self._taken = None
-                await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
-            self._paces.pop(upload, None)
+        async with self._alone(upload), self._turn:
+            self._taken = None
+            await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
 
     async def ids(self) -> Collection[UploadId]:
         return await self._store.read(lambda uow: uow.stored_uploads.ids())

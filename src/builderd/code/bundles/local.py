@@ -1,8 +1,8 @@
 """Bundles in a local folder: one tar file each, named by its hash.
 
-A file gets its name only once it is synced to the disk, so a crash leaves all of it or nothing. Every read checks the
-hash: a damaged file counts as missing, and storing the bundle again repairs it. A large bundle is not loaded into
-memory, and its hash is checked once for each state of the file.
+A file gets its name only once it is synced to the disk, so a crash leaves all of it or nothing. The hash is checked
+once for each state of the file: a damaged one counts as missing, and storing the bundle again repairs it. Contents are
+read from the file when they are needed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from builderd.code.bundles.tars import Tar, pack, state_of, unpack_large, whole_files
+from builderd.code.bundles.tars import Tar, pack, read_files, state_of
 from builderd.code.bundles.unpack import most_bytes
 from builderd.code.model import (
     Alteration,
     ArchiveLimits,
     Bundle,
-    BundleFile,
     altered,
     bundle_hash,
     check_result,
@@ -42,8 +41,6 @@ log = logging.getLogger(__name__)
 
 #: How the operator makes room.
 REMEDY = "Its operator can free space where the data directory is (df -h, builderd doctor)."
-#: Larger bundles are not kept in memory.
-LARGE_BYTES = 1_000_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -59,7 +56,7 @@ class LocalBundles:
         self._promised: dict[int, int] = {}
         self._lock = asyncio.Lock()
         self.pins = Pins()
-        #: Large files whose hash was checked: ``Tar.state`` by hash.
+        #: Files whose hash was checked: ``Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
 
     def exclusive(self) -> asyncio.Lock:
@@ -103,7 +100,7 @@ class LocalBundles:
     def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
         """Store the unpacked tar under its name, after checking that its hash is the reported one."""
         content = Tar(os.dup(descriptor))
-        files = unpack_large(content)
+        files = read_files(content)
         if files is None or bundle_hash(files) != name:
             raise RuntimeError("the unpacked archive does not have the reported hash")
         self._publish(name, descriptor, folder)
@@ -163,7 +160,7 @@ class LocalBundles:
         return bundle
 
     def _replace(self, name: str, descriptor: int, folder: int) -> Bundle:
-        files = unpack_large(Tar(os.dup(descriptor)))
+        files = read_files(Tar(os.dup(descriptor)))
         if files is None or bundle_hash(files) != name:
             raise KeyError(name)
         self._path(name).unlink(missing_ok=True)
@@ -239,18 +236,12 @@ class LocalBundles:
             content = Tar(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise KeyError(name) from None
-        files = self._large(name, content) if content.size > LARGE_BYTES else whole_files(name, content)
-        if files is None:
+        files = read_files(content)
+        if files is None or (self._whole.get(name) != content.state and bundle_hash(files) != name):
             log.error("bundle damaged on disk, deploy its version again bundle=%s", name)
             raise KeyError(name)
+        self._whole[name] = content.state
         return Bundle(name, files)
-
-    def _large(self, name: str, content: Tar) -> tuple[BundleFile, ...] | None:
-        files, state = unpack_large(content), content.state
-        if files is None or (self._whole.get(name) != state and bundle_hash(files) != name):
-            return None
-        self._whole[name] = state
-        return files
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.tar"

@@ -1,4 +1,4 @@
-"""Bundles as tar files: packed with the hash of the written bytes, and read whole or by parts of an open file."""
+"""Bundles as tar files: packed with the hash of the written bytes, and read by parts of an open file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from builderd.code.model import BundleFile, bundle_hash, hash_of_digests
+from builderd.code.model import BundleFile, hash_of_digests
 
 
 def state_of(status: os.stat_result) -> tuple[int, int, int]:
@@ -22,9 +22,7 @@ class Tar:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        status = os.fstat(descriptor)
-        self.size = status.st_size
-        self.state = state_of(status)
+        self.state = state_of(os.fstat(descriptor))
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -89,36 +87,26 @@ class Reader(io.RawIOBase):
         return bool(self._rest) or any(self._chunks)
 
 
-def whole_files(name: str, content: Tar) -> tuple[BundleFile, ...] | None:
-    """Read the files into memory; return None if the tar is damaged or has another hash."""
-    packed = os.pread(content.descriptor, content.size, 0)
-    files = _members(io.BytesIO(packed), lambda start, size: packed[start : start + size])
-    return files if files is not None and bundle_hash(files) == name else None
-
-
-def unpack_large(content: Tar) -> tuple[BundleFile, ...] | None:
+def read_files(content: Tar) -> tuple[BundleFile, ...] | None:
     """Return the files, whose bytes are read from the open tar when they are needed; None if it is damaged.
 
     Their hash is not checked.
     """
-    with os.fdopen(os.dup(content.descriptor), "rb") as file:
-        return _members(file, lambda start, size: _Stored(content, start, size))
-
-
-def _members(file: BinaryIO, source: Callable[[int, int], bytes | _Stored]) -> tuple[BundleFile, ...] | None:
     try:
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            files = list(_files(tar, source))
+        with os.fdopen(os.dup(content.descriptor), "rb") as file:
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                files = list(_files(tar, content))
     except (tarfile.TarError, EOFError, ValueError):
         return None
     return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _files(tar: tarfile.TarFile, source: Callable[[int, int], bytes | _Stored]) -> Iterator[BundleFile]:
+def _files(tar: tarfile.TarFile, content: Tar) -> Iterator[BundleFile]:
     while (member := tar.next()) is not None:
         if not member.isreg():
             raise ValueError(member.name)
-        yield BundleFile(member.name, source(member.offset_data, member.size), executable=bool(member.mode & 0o100))
+        source = _Stored(content, member.offset_data, member.size)
+        yield BundleFile(member.name, source, executable=bool(member.mode & 0o100))
         # tarfile keeps a list of all members otherwise.
         tar.members.clear()  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from builderd.core.errors import InstallFailed, NotFound
+from builderd.core.errors import BuilderdError, NotFound
 from builderd.core.ids import TenantId
 from builderd.core.members import MemberAway
 from builderd.core.resources import GB
@@ -38,7 +38,7 @@ from builderd.engine.incus.helper import PREFIX as HELPER
 from builderd.engine.incus.instance import LAYER_BINDS, LAYER_PATH, Instance, Volume
 from builderd.engine.incus.instances import Instances, Volumes, own_of, users_of
 from builderd.engine.oci.storage.layers import Transcript
-from builderd.engine.oci.storage.store import over_layer_limit, over_tenant_limit
+from builderd.engine.oci.storage.store import layer_too_large
 from builderd.engine.port import Progress, ToolExit
 
 MAX_LAYER, MAX_CACHE = 10 * GB, 10 * GB
@@ -300,7 +300,6 @@ def _outcome(end: ToolExit, transcript: Transcript, begun: float) -> BuildOutcom
     )
 
 
-def _over_limit(plan: LayerPlan, size: int | None = None) -> InstallFailed:
-    if plan.limit_bytes is None:
-        return over_layer_limit(MAX_LAYER, is_app=plan.app is not None)
-    return over_tenant_limit(plan.limit_bytes, plan.quota_bytes, is_app=plan.app is not None, size=size)
+def _over_limit(plan: LayerPlan, size: int | None = None) -> BuilderdError:
+    room, limit, is_app = plan.limit_bytes or MAX_LAYER, plan.limit_bytes, plan.app is not None
+    return layer_too_large(room, MAX_LAYER, limit, plan.quota_bytes, is_app=is_app, size=size)

@@ -73,18 +73,9 @@ async def test_only_the_service_reads_it(folder: Path, file: Path) -> None:
     assert file.stat().st_mode & 0o077 == 0
 
 
-async def test_code_of_over_a_megabyte_is_not_loaded_into_memory(folder: Path) -> None:
-    large = make_bundle([BundleFile("a", b"x" * 1_100_000)])
-    await LocalBundles(folder).put(large)
-    stored = await LocalBundles(folder).get(large.hash)
-    assert not isinstance(stored.files[0].source, bytes)
-    assert stored == large
-
-
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Treat every bundle as a large one; return the hash of each bundle that is hashed from its files."""
-    monkeypatch.setattr(local, "LARGE_BYTES", 0)
+    """Return the hash of each bundle that is hashed from its files."""
     hashes: list[str] = []
 
     def counted(files: tuple[BundleFile, ...]) -> str:
@@ -102,9 +93,7 @@ async def changed(bundles: LocalBundles) -> Bundle:
     return await bundles.alter(BUNDLE.hash, CHANGED, ArchiveLimits())
 
 
-async def test_large_code_that_is_stored_already_is_not_hashed_again(
-    folder: Path, file: Path, hashed: list[str]
-) -> None:
+async def test_code_that_is_stored_already_is_not_hashed_again(folder: Path, file: Path, hashed: list[str]) -> None:
     bundles = LocalBundles(folder)
     made = await changed(bundles)
     hashed.clear()
@@ -115,9 +104,7 @@ async def test_large_code_that_is_stored_already_is_not_hashed_again(
     assert hashed == []
 
 
-async def test_large_code_that_was_damaged_is_not_taken_for_checked(
-    folder: Path, file: Path, hashed: list[str]
-) -> None:
+async def test_code_that_was_damaged_is_not_taken_for_checked(folder: Path, file: Path, hashed: list[str]) -> None:
     bundles = LocalBundles(folder)
     made = await changed(bundles)
     flip(folder / f"{made.hash}.tar", 512)

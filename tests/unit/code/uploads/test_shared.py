@@ -178,27 +178,6 @@ async def test_one_of_several_tenants_leaves_space_for_the_others(store: Store, 
     assert await one.write(modest, 0, pieces(bytes(20)), LIMIT) == 20
 
 
-async def test_requests_with_a_byte_each_are_paced(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 16)
-    waits: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
-    one = SharedUploads(store, tmp_path / "one", sleep=sleep)
-    size = await one.write(ONE, 0, pieces(bytes(60_000), 1 << 14), 1 << 20)
-    assert waits == [], "all of it is new"
-    for start in (size, size + 1, size):
-        await one.write(ONE, start, pieces(b"x"), 1 << 20)
-    # The second stores it once, the third, which cuts, also before its byte.
-    assert len(waits) == 3
-    assert max(waits) <= module.PACE_SECONDS
-    await one.write(ONE, size + 1, pieces(bytes(5_000), 1 << 14), 1 << 20)
-    assert len(waits) == 3
-
-
 async def test_bytes_that_the_database_did_not_take_do_not_count(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

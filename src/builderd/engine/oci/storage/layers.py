@@ -52,10 +52,8 @@ from builderd.engine.oci.storage.layer_store import LayerCache, LayerStore
 from builderd.engine.oci.storage.store import (
     Store,
     full_store_named,
-    little_room,
+    layer_too_large,
     names_quota,
-    over_layer_limit,
-    over_tenant_limit,
     store_full,
 )
 from builderd.engine.oci.storage.subvolumes import create_subvolume, snapshot
@@ -195,7 +193,7 @@ class Layers:
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
-            raise self._over_limit(build) from error
+            raise self._too_large(build) from error
         if build.below is not None:
             # The command may write in there; nothing of that is kept.
             snapshot(build.below, build.cache)
@@ -270,14 +268,14 @@ class Layers:
                 await asyncio.to_thread(self._refuse_limit, build, end)
                 if names_quota(transcript.last):
                     # Any program can print these words, and one may have removed what it had written.
-                    transcript.add(f"note: if a limit ended it, then this: {self._over_limit(build).message}")
+                    transcript.add(f"note: if a limit ended it, then this: {self._too_large(build).message}")
                 return _outcome(end, transcript, begun)
         if error := await asyncio.to_thread(_result_error, build):
             transcript.add(error)
             return _outcome(BuildExit(1), transcript, begun)
         size = await run_to_completion(measure, build.layer)
         if build.tenant_limit is not None and size > build.tenant_limit:
-            raise over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=build.app is not None, size=size)
+            raise self._too_large(replace(build, size=build.tenant_limit), size)
         await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
         return _outcome(BuildExit(0), transcript, begun)
 
@@ -296,16 +294,12 @@ class Layers:
         if build.shared and quota.is_at_limit(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
         if any(path.exists() and quota.is_at_limit(path) for path in (build.layer, build.cache)):
-            raise self._over_limit(build)
+            raise self._too_large(build)
 
-    def _over_limit(self, build: Build) -> BuilderdError:
-        """Return the error of a build that its limit ended: that of its tenant, of any layer, or the store's rest."""
-        most, is_app = self._most(), build.app is not None
-        if build.tenant_limit is not None and build.size == build.tenant_limit:
-            return over_tenant_limit(build.tenant_limit, build.tenant_quota, is_app=is_app)
-        if build.size >= most:
-            return over_layer_limit(build.size, is_app=is_app)
-        return little_room(build.size, most, is_app=is_app)
+    def _too_large(self, build: Build, size: int | None = None) -> BuilderdError:
+        return layer_too_large(
+            build.size, self._most(), build.tenant_limit, build.tenant_quota, is_app=build.app is not None, size=size
+        )
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:
         binds = self._app_binds(build, build.app) if build.app else (*self._binds(build, step.cache), *self._tools)

@@ -332,39 +332,35 @@ def is_damaged(filled: Path) -> bool:
 _QUOTA_WORDS = ("disk quota exceeded", "edquot")
 
 
-def over_tenant_limit(left: int, whole: int | None, *, is_app: bool, size: int | None = None) -> InstallFailed:
-    """Return the error of a layer that its tenant has no room for. ``size`` is None if it was stopped at the limit."""
-    subject = ("This build makes", "Have it make less") if is_app else ("These dependencies take", "Leave out packages")
-    takes = f"more than {_gb(left)}" if size is None else _gb(size)
-    of_all = "" if whole is None else f" of {_gb(whole)}"
-    return InstallFailed(
-        f"{subject[0]} {takes}, and {_gb(left)} is left of your limit for layers{of_all}. {subject[1]}, or delete "
-        "builders that you no longer need (their layers go with them); the operator sets the limit (tenant.layers)."
-    )
+def layer_too_large(
+    room: int, most: int, limit: int | None, quota: int | None, *, is_app: bool, size: int | None = None
+) -> BuilderdError:
+    """Return the error of a layer over its tenant's ``quota``, larger than any may be, or than the store has room for.
 
-
-def over_layer_limit(most: int, *, is_app: bool) -> InstallFailed:
-    """Return the error of a layer that is larger than any layer may be here."""
-    subject, cure = (
-        ("This build makes", "have it make less, or write what is large at run time onto the disk")
-        if is_app
-        else (
-            "These dependencies take",
-            "leave out what the app does not need (of torch, the wheels for the CPU alone)",
+    ``room``: bytes that it had; ``limit``: those that its tenant had left for it, if that is limited; ``most``: those
+    that any layer may have. ``size`` is None if it was stopped at the limit.
+    """
+    takes = f"{'This build makes' if is_app else 'These dependencies take'} "
+    takes += f"more than {_gb(room)}" if size is None else _gb(size)
+    if room == limit:
+        of_all = "" if quota is None else f" of {_gb(quota)}"
+        return InstallFailed(
+            f"{takes}, and {_gb(room)} is left of your limit for layers{of_all}. "
+            f"{'Have it make less' if is_app else 'Leave out packages'}, or delete builders that you no longer need "
+            "(their layers go with them); the operator sets the limit (tenant.layers)."
         )
+    if room < most:
+        return NoCapacity(
+            f"{takes}, which is all that the machine's store has for it now (a layer may have {_gb(most)}). {_CURE}",
+            retry_after=60,
+        )
+    cure = (
+        "have it make less, or write what is large at run time onto the disk"
+        if is_app
+        else "leave out what the app does not need (of torch, the wheels for the CPU alone)"
     )
     return InstallFailed(
-        f"{subject} more than {_gb(most)}, the most that a layer may have here (a quarter of the store, at most 10 "
-        f"GB): {cure}."
-    )
-
-
-def little_room(size: int, most: int, *, is_app: bool) -> NoCapacity:
-    """Return the error of a layer that the store has no room for now, though it is no larger than layers may be."""
-    subject = "this build, which makes" if is_app else "these dependencies, which take"
-    return NoCapacity(
-        f"The machine's store has only {_gb(size)} for {subject} more (a layer may have {_gb(most)}). {_CURE}",
-        retry_after=60,
+        f"{takes}, the most that a layer may have here (a quarter of the store, at most 10 GB): {cure}."
     )
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.contract.engine import apps
@@ -41,17 +39,6 @@ from builderd.versions.model import Isolation
 pytestmark = pytest.mark.root
 
 KINDS = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
-#: A daemon as the books have it: two forks, a session of its own, no terminal, an empty environment.
-DAEMON = """python3 - <<'END'
-import os, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        os.execve("/bin/sleep", ["sleep", "31337"], {})
-    os._exit(0)
-os.wait()
-time.sleep(%s)
-END"""
 COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
 
 
@@ -110,13 +97,6 @@ async def test_uv_and_python_are_programs_of_every_sandbox(engine: OciEngine, sa
     assert said.output.split()[-2:] == ["2", "/home/app/made/bin/python"]
 
 
-async def test_daemon_of_a_finished_command_keeps_running(engine: OciEngine, sandbox: SandboxId) -> None:
-    begun = time.monotonic()
-    assert (await run(engine, sandbox, DAEMON % 0)).exit_code == 0
-    assert time.monotonic() - begun < ENGINE_TIMEOUT / 2, "nobody waits for the daemon, though it keeps the output open"
-    assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "1\n"
-
-
 async def test_under_gvisor_a_command_past_its_time_is_killed_with_its_children(
     engine: OciEngine, strong_sandbox: SandboxId
 ) -> None:
@@ -158,25 +138,6 @@ async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_op
     async with engine.sandboxes.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
         away = bundle.rename(bundle.with_name(f"{strong_sandbox}-away"))
     away.rename(bundle)
-    assert pipes() <= before
-
-
-async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
-    engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launcher, bundle = engine._here.launcher, engine._here.runs.bundle(strong_sandbox)
-    begin = launcher.run
-
-    async def run_and_lose(*words: Any, **options: Any) -> Any:
-        ended = await begin(*words, **options)
-        for document in bundle.glob("*.kill.json"):
-            document.unlink()
-        return ended
-
-    monkeypatch.setattr(launcher, "run", run_and_lose)
-    before = pipes()
-    async with engine.sandboxes.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
-        pass
     assert pipes() <= before
 
 

@@ -40,34 +40,8 @@ from builderd.versions.model import Isolation
 pytestmark = pytest.mark.root
 
 
-#: Makes processes until it may make no more, tells how many, and takes them along.
-FORKS = """
-import os, signal
-made = []
-try:
-    while pid := os.fork():
-        made.append(pid)
-    signal.pause()
-except OSError:
-    print(len(made))
-    for pid in made:
-        os.kill(pid, signal.SIGKILL)
-"""
-
-
 async def inside(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
     return (await execute(engine, sandbox, command, ENGINE_TIMEOUT, 100_000)).output
-
-
-async def test_app_has_no_privileges(engine: OciEngine) -> None:
-    spec = await make_spec(engine, apps.SILENT)
-    await engine.sandboxes.start(spec)
-    status = await inside(engine, spec.id, "cat /proc/1/status /proc/self/status")
-    fields = [line.split(":\t", 1) for line in status.splitlines() if ":\t" in line]
-    assert {value for name, value in fields if name.startswith("Cap")} == {"0" * 16}
-    assert {value for name, value in fields if name == "NoNewPrivs"} == {"1"}
-    assert {value for name, value in fields if name == "Seccomp"} == {"2"}
-    assert {value for name, value in fields if name == "Uid"} == {"1000\t1000\t1000\t1000"}
 
 
 async def test_app_uid_is_unused_on_the_host(engine: OciEngine, settings: EngineOptions) -> None:
@@ -184,7 +158,7 @@ async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: 
     assert seen.split() == ["ran", "kept", "app", "app", "kept", "more"]
 
 
-async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) -> None:
+async def test_the_limit_of_cpu_bites(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT, resources=Resources(cpu=0.25, memory=0.5, disk=1))
     await engine.sandboxes.start(spec)
     burnt = await inside(
@@ -193,10 +167,6 @@ async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) ->
     minutes, seconds = burnt.split()[0].rstrip("s").split("m")
     assert int(minutes) == 0
     assert float(seconds) < 0.6, "a quarter of a CPU, with room for the clock's grain"
-    assert int(await inside(engine, spec.id, f"python3 -c '{FORKS}'")) < 512
-    hog = await execute(engine, spec.id, "python3 -c 'b = bytearray(1 << 30)'", ENGINE_TIMEOUT, 1000)
-    assert hog.exit_code == 137
-    assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
 async def test_a_full_disk_is_the_app_s_own_trouble(engine: OciEngine) -> None:
@@ -264,14 +234,6 @@ async def test_kill_for_the_memory_of_the_host_is_not_taken_for_the_own_limit(
     assert (report.end.cause, report.out_of_memory) == (EndCause.HOST_OUT_OF_MEMORY, False)
     await engine.sandboxes.stop(spec.id, 0)
     assert await engine.sandboxes.report(spec.id) == report
-
-
-async def test_kill_at_the_own_limit_ends_the_sandbox_as_out_of_memory(engine: OciEngine) -> None:
-    spec = await make_spec(engine, App(HUNGRY, apps.SILENT.behaviour))
-    await engine.sandboxes.start(spec)
-    report = await until_state(engine, spec.id, SandboxState.EXITED)
-    assert report.end
-    assert (report.end.cause, report.out_of_memory) == (EndCause.OUT_OF_MEMORY, True)
 
 
 async def test_build_killed_for_the_memory_of_the_host_is_no_failed_build(

@@ -97,34 +97,12 @@ def test_creating_it_again_keeps_what_is_on_it(disks: Disks) -> None:
     assert (disks.app(ONE) / "data").read_text() == "kept"
 
 
-def test_disk_stops_at_its_limit(disks: Disks) -> None:
-    disks.create(ONE, 20 * MB)
-    taken = fill(disks.app(ONE) / "data", 40 * MB)
-    assert 10 * MB < taken <= 20 * MB
-    assert disks.usage(ONE) <= 20 * MB
-
-
 def test_a_new_limit_is_in_force_at_once(disks: Disks) -> None:
     disks.create(ONE, 10 * MB)
     disks.create(ONE, 30 * MB)
     assert fill(disks.app(ONE) / "data", 25 * MB) > 10 * MB
     disks.create(ONE, 10 * MB)
     assert fill(disks.app(ONE) / "more", 5 * MB) == 0
-
-
-def test_a_full_disk_takes_as_much_again_as_is_deleted(disks: Disks) -> None:
-    disks.create(ONE, 20 * MB)
-    data = disks.app(ONE) / "data"
-    fill(data, 40 * MB)
-    data.unlink()
-    assert fill(data, 10 * MB) == 10 * MB
-
-
-def test_full_disk_does_not_affect_neighbours(disks: Disks) -> None:
-    disks.create(ONE, 10 * MB)
-    disks.create(TWO, 10 * MB)
-    fill(disks.app(ONE) / "data", 20 * MB)
-    assert fill(disks.app(TWO) / "data", 5 * MB) == 5 * MB
 
 
 def test_scratch_is_new_each_time_and_has_a_limit_of_its_own(disks: Disks) -> None:
@@ -158,21 +136,6 @@ def test_scratch_that_goes_with_its_disk_keeps_no_other_from_being_collected(
     assert list(store.scratch.iterdir()) == []
 
 
-def test_the_root_of_an_app_whose_disk_is_full_can_be_written_to(disks: Disks, tmp_path: Path) -> None:
-    disks.create(ONE, 20 * MB)
-    disks.scratch(ONE)
-    fill(disks.app(ONE) / "data", 40 * MB)
-    scratch = disks.scratch(ONE)
-    merged = tmp_path / "merged"
-    merged.mkdir()
-    options = f"lowerdir=/etc,upperdir={scratch}/upper,workdir={scratch}/work"
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
-    try:
-        assert fill(merged / "data", 5 * MB) == 5 * MB
-    finally:
-        subprocess.run(["umount", merged], check=True)
-
-
 def test_scratch_of_a_hostile_shape_goes_in_one_step(disks: Disks) -> None:
     disks.create(ONE, 100 * MB)
     inside = os.open(disks.scratch(ONE) / "upper", os.O_RDONLY)
@@ -183,16 +146,6 @@ def test_scratch_of_a_hostile_shape_goes_in_one_step(disks: Disks) -> None:
         inside = deeper
     os.close(inside)
     assert list((disks.scratch(ONE) / "upper").iterdir()) == []
-
-
-def test_a_subvolume_that_an_app_makes_in_its_disk_is_under_the_disks_limit(disks: Disks) -> None:
-    disks.create(ONE, 20 * MB)
-    nested = disks.app(ONE) / "free-space"
-    create_subvolume(nested)
-    create_subvolume(nested / "deeper")
-    taken = fill(nested / "deeper/data", 40 * MB)
-    assert 10 * MB < taken <= 20 * MB
-    assert fill(nested / "data", 40 * MB) + taken <= 20 * MB
 
 
 def test_an_app_itself_can_make_such_a_subvolume_and_gains_nothing(disks: Disks) -> None:

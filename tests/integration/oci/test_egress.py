@@ -193,18 +193,6 @@ async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, polic
         sh("curl", "--silent", "--fail", "--max-time", "10", f"http://{ip}:{PORT}/")
 
 
-async def test_flows_of_a_removed_sandbox_do_not_count_for_the_next(world: None, policy: EngineOptions) -> None:
-    async with prepared(policy) as engine:
-        attacker, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
-        left = await engine.sandboxes.start(attacker)
-        assert (await execute(engine, attacker.id, FLOOD, ENGINE_TIMEOUT, 1000)).exit_code == 0
-        await engine.sandboxes.stop(attacker.id, 0)
-        await engine.sandboxes.remove(attacker.id)
-        await until_next(engine, left.ip)
-        assert (await engine.sandboxes.start(heir)).ip == left.ip
-        assert await reached(engine, heir.id, (INTERNET, 80)) == {INTERNET}
-
-
 #: Binds to the link and asks for no gateway, if told so.
 CALLS_ALL = """python3 - <<'END'
 import socket

@@ -70,13 +70,6 @@ def test_store_is_unreadable_for_other_users(tmp_path: Path) -> None:
         assert store.root.stat().st_mode & 0o077 == 0
 
 
-def test_store_content_survives_a_restart(tmp_path: Path) -> None:
-    with open_store(tmp_path) as store:
-        (store.root / "kept").write_text("yes")
-    with open_store(tmp_path) as store:
-        assert (store.root / "kept").read_text() == "yes"
-
-
 def test_a_mount_that_outlived_its_service_is_adopted(tmp_path: Path) -> None:
     killed = new_store(tmp_path)
     killed.open(quiet)

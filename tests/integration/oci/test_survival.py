@@ -104,21 +104,6 @@ async def test_an_end_while_no_service_runs_is_found(settings: EngineOptions) ->
             assert await log_text(next_engine, spec.id) == ["last words"]
 
 
-async def test_death_of_app_and_shim_is_reported(engine: OciEngine, settings: EngineOptions) -> None:
-    spec = await make_spec(engine, apps.SILENT)
-    await engine.sandboxes.start(spec)
-    exits = engine.sandboxes.exits()
-    told = asyncio.ensure_future(anext(exits))
-    await asyncio.sleep(0)
-    record = json.loads(record_file(settings, spec.id).read_text())
-    for name in ("shim", "process"):
-        subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
-    assert await asyncio.wait_for(told, ENGINE_TIMEOUT) == spec.id
-    report = await until_state(engine, spec.id, SandboxState.EXITED)
-    assert report.end
-    assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
-
-
 async def test_nothing_is_running_after_a_reboot(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
@@ -139,24 +124,6 @@ async def test_nothing_is_running_after_a_reboot(settings: EngineOptions) -> Non
             assert report.end.at.timestamp() == pytest.approx(last_beat, abs=1e-3)
             await next_engine.sandboxes.remove(spec.id)
             assert (await next_engine.sandboxes.start(spec)).state is SandboxState.RUNNING
-
-
-async def test_removing_leftovers_of_an_earlier_boot_frees_no_slot_in_use(settings: EngineOptions) -> None:
-    async with prepared(settings) as engine:
-        old = await make_spec(engine, apps.SILENT)
-        await engine.sandboxes.start(old)
-        await engine.sandboxes.stop(old.id, 0)
-        await engine.close()
-        record = json.loads(record_file(settings, old.id).read_text())
-        record_file(settings, old.id).write_text(json.dumps({**record, "boot": "another"}))
-        async with prepared(settings) as next_engine:
-            next_engine._here.runs._slots._last = record["slot"] - 1
-            first, second = await make_spec(next_engine, apps.SILENT), await make_spec(next_engine, apps.SILENT)
-            report = await next_engine.sandboxes.start(first)
-            assert report.ip == record["ip"]
-            await next_engine.sandboxes.remove(old.id)
-            next_engine._here.runs._slots._last = record["slot"] - 1  # all others were used since
-            assert (await next_engine.sandboxes.start(second)).ip != report.ip
 
 
 async def test_another_process_with_the_number_is_not_the_app(settings: EngineOptions) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from builderd.engine.oci.runtime import records as heartbeat
 from builderd.engine.oci.runtime.records import Exit, Heartbeat, Record, Records, make_end, make_report, moment
 from builderd.linux.processes import Process
 from builderd.sandboxes.model import EndCause, SandboxState
@@ -99,11 +97,6 @@ def test_sandbox_that_was_not_started_is_incomplete() -> None:
     assert (report.state, report.ip, report.started_at) == (SandboxState.PARTIAL, None, None)
 
 
-def test_a_running_one_has_an_address() -> None:
-    report = make_report(RECORD, running=True, exit_=None, oom=None, boot="now")
-    assert (report.state, report.ip, report.end) == (SandboxState.RUNNING, "10.64.8.5", None)
-
-
 def test_a_frozen_one_has_its_address_still() -> None:
     record = replace(RECORD, frozen_at=1001.0, thawed_at=1000.5)
     report = make_report(record, running=True, frozen=True, exit_=None, oom=None, boot="now")
@@ -184,24 +177,3 @@ def test_the_last_beat_is_found_by_the_next_service(tmp_path: Path) -> None:
 def test_damaged_heartbeat_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "heartbeat").write_text(text)
     assert Heartbeat(tmp_path / "heartbeat", "boot", float).last() is None
-
-
-async def test_heartbeat_runs_only_while_sandboxes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL", 0.001)
-    beats: list[float] = []
-    busy = True
-
-    def now() -> float:
-        beats.append(1.0)
-        return 1.0
-
-    beating = Heartbeat(tmp_path / "heartbeat", "boot", now)
-    beating.start(lambda: busy)
-    while len(beats) < 3:
-        await asyncio.sleep(0.001)
-    busy = False
-    await asyncio.sleep(0.02)
-    seen = len(beats)
-    await asyncio.sleep(0.02)
-    assert len(beats) == seen
-    beating.stop()

@@ -96,28 +96,6 @@ def test_a_folder_refilled_without_end_gets_one_slice_a_round(tmp_path: Path, mo
     work.close()
 
 
-def test_a_folder_added_often_gets_one_slice_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    often, other = fill(tmp_path / "often", 1), fill(tmp_path / "other", 1)
-    names = {path.stat().st_ino: path.name for path in (often, other)}
-    slices, go_on = list[str](), threading.Event()
-
-    def clear_and_note(inside: int, is_over: Callable[[], bool]) -> bool:
-        slices.append(names[os.fstat(inside).st_ino])
-        go_on.wait(10)
-        return clear(inside, is_over)
-
-    monkeypatch.setattr(disks, "clear", clear_and_note)
-    work = BackgroundDelete()
-    work.add(often)
-    assert until(lambda: slices)
-    for path in (often, often, often, other, often):
-        work.add(path)
-    go_on.set()
-    assert until(lambda: len(slices) == 3)
-    work.close()
-    assert slices == ["often", "often", "other"], "again, for what came after the first slice began"
-
-
 def test_closing_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = fill(tmp_path / "one", 3), fill(tmp_path / "two", 3)
     begun = threading.Event()

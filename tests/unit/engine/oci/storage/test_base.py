@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,8 @@ from builderd.core.errors import EngineUnavailable
 from builderd.dependencies import model as layers
 from builderd.engine.oci.storage.base import (
     DEFAULT_SOURCES,
-    FINISH,
     MOUNT_FILES,
     MOUNT_FOLDERS,
-    Base,
     Recipe,
     base_id,
     build_argv,
@@ -97,21 +94,6 @@ def test_unused_base_is_removed_after_a_new_one(home: Path) -> None:
     os.utime(old, (0, 0))
     made = ensure_base(print, home).root.parent
     assert sorted((home / "bases").iterdir()) == sorted([used, made])
-
-
-def test_concurrent_callers_share_one_build(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLEEP", "0.3")
-    found: list[Base] = []
-    lines: list[str] = []
-    askers = [threading.Thread(target=lambda: found.append(ensure_base(lines.append, home))) for _ in range(4)]
-    for asker in askers:
-        asker.start()
-    for asker in askers:
-        asker.join()
-    assert len(found) == 4
-    assert len({base.id for base in found}) == 1
-    assert runs(home) == 1
-    assert "base: waiting for another process that makes it" in lines
 
 
 def test_failed_base_build_shows_the_tools_output(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +201,6 @@ def test_root_has_all_mount_points_of_a_build() -> None:
     for path in (layers.INPUT, layers.LAYER, layers.CACHE):
         assert path.lstrip("/") in MOUNT_FOLDERS
     assert "usr/local/bin/uv" in MOUNT_FILES
-
-
-def test_the_finishing_touch_leaves_the_build_tools_configuration_alone() -> None:
-    assert "tmp" not in FINISH
 
 
 def test_the_command_names_target_and_sources_last() -> None:

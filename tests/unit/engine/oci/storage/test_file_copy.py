@@ -53,11 +53,6 @@ def test_files_and_folders_are_made(app: Path) -> None:
     assert sorted(path.name for path in app.rglob("*")) == ["a", "b", "c.txt", "d.txt", "main.py"]
 
 
-def test_an_executable_can_be_executed(app: Path) -> None:
-    put(bundle("run.sh", executable=True), app)
-    assert (app / "run.sh").stat().st_mode & 0o777 == 0o755
-
-
 def test_placing_again_replaces_files_and_leaves_others_alone(app: Path) -> None:
     put(bundle("main.py"), app)
     (app / "main.py").write_text("changed by the app")
@@ -87,13 +82,6 @@ def test_no_kind_of_link_leads_anywhere(app: Path, outside: Path, target: str) -
     (app / "a").symlink_to(target)
     put(bundle("a/b/file"), app)
     assert (app / "a/b/file").read_bytes() == NEW
-    assert untouched(outside)
-
-
-def test_a_link_further_down_is_replaced_too(app: Path, outside: Path) -> None:
-    (app / "a").mkdir()
-    (app / "a/b").symlink_to(outside, target_is_directory=True)
-    put(bundle("a/b/file"), app)
     assert untouched(outside)
 
 

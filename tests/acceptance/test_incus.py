@@ -11,7 +11,7 @@ from tests.acceptance.live_service import TINY_APP, LiveService, body
 from tests.acceptance.test_memory_pressure import CAP_SYS_RESOURCE, has_capability
 from tests.incus import IncusCluster, running_cluster
 
-from builderd.engine.oci.runtime.bundle import OOM_SCORE
+from builderd.engine.oci.runtime.creation import OOM_SCORE
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from builderd.engine.oci.network.nft import FIRST_PORT, SHARE_PORTS, Policy, add_to_shares, make_rules, share_ports
+from builderd.engine.oci.network.network import FIRST_PORT, SHARE_PORTS, Policy, add_to_shares, make_rules, share_ports
 
 pytestmark = pytest.mark.root
 

@@ -30,7 +30,7 @@ from builderd.core.errors import EngineUnavailable
 from builderd.core.ids import SandboxId, new_sandbox_id
 from builderd.core.resources import Resources
 from builderd.engine.oci.engine.engine import OciEngine
-from builderd.engine.oci.runtime import proc_files
+from builderd.engine.oci.runtime import creation
 from builderd.engine.oci.storage.layers import BuildRun
 from builderd.engine.port import EngineOptions
 from builderd.linux.syscalls import check, libc
@@ -288,7 +288,7 @@ async def test_programs_inside_are_shown_the_limits(tmp_path: Path, kind: type[O
 
 
 async def test_the_limits_of_the_disk_and_its_use_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
+    monkeypatch.setattr(creation, "INTERVAL", 0.05)
     settings = settings_in(tmp_path)
     try:
         async with prepared(settings) as engine:
@@ -309,7 +309,7 @@ async def test_the_limits_of_the_disk_and_its_use_are_shown(tmp_path: Path, monk
 async def test_the_files_outlive_the_service_and_the_next_one_updates_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proc_files, "INTERVAL", 0.05)
+    monkeypatch.setattr(creation, "INTERVAL", 0.05)
     settings = settings_in(tmp_path)
     try:
         async with prepared(settings) as engine:

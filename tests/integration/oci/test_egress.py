@@ -18,7 +18,7 @@ from tests.outside import outside
 
 from builderd.core.ids import SandboxId
 from builderd.engine.oci.engine.engine import OciEngine
-from builderd.engine.oci.network.nft import FLOWS
+from builderd.engine.oci.network.network import FLOWS
 from builderd.engine.port import EngineOptions
 from builderd.versions.model import Isolation
 

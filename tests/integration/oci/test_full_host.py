@@ -16,7 +16,7 @@ from tests.small_disk import small_disk
 
 from builderd.core.errors import EngineUnavailable
 from builderd.core.ids import DiskId
-from builderd.engine.oci.engine.preflight import check_store
+from builderd.engine.oci.provider import check_store
 from builderd.engine.oci.storage import backing, space_reservations
 from builderd.engine.oci.storage.disks import Disks
 from builderd.engine.oci.storage.space_reservations import StorageDevice

@@ -10,7 +10,7 @@ from tests.contract.engine import apps
 from tests.engines import make_spec
 
 from builderd.dependencies.model import LAYER, BuildStep, Cache, LayerPlan
-from builderd.engine.oci.engine import inventory
+from builderd.engine.oci import provider
 from builderd.engine.oci.engine.engine import OciEngine
 from builderd.engine.port import EngineOptions
 
@@ -28,7 +28,7 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     await engine.sandboxes.start(spec)
     # The kernel counts what it has written out.
     await asyncio.to_thread(engine._here.store.deferred_sync.sync)
-    found = inventory.read_inventory(settings.data_dir)
+    found = provider.read_inventory(settings.data_dir)
     assert found is not None
     (layer,) = [one for one in found.layers if one.key == key]
     assert layer.seen
@@ -40,10 +40,10 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     assert 0 < found.free_bytes <= found.total_bytes
     await engine.sandboxes.stop(spec.id, 0)
     await engine.sandboxes.remove(spec.id)
-    after = inventory.read_inventory(settings.data_dir)
+    after = provider.read_inventory(settings.data_dir)
     assert after is not None
     assert [one.seen for one in after.layers if one.key == key] == [False]
 
 
 def test_a_directory_that_no_service_ran_in_holds_nothing(settings: EngineOptions) -> None:
-    assert inventory.read_inventory(settings.data_dir / "elsewhere") is None
+    assert provider.read_inventory(settings.data_dir / "elsewhere") is None

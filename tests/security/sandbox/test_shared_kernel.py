@@ -23,8 +23,8 @@ from tests.security.sandbox.conftest import Attacker, network_of, on_incus
 
 from builderd.core.addresses import NOT_FOR_SANDBOXES
 from builderd.engine.oci.network.allocations import bridge_name, known_instance
-from builderd.engine.oci.network.nft import table_name
-from builderd.engine.oci.runtime.bundle import MASKED
+from builderd.engine.oci.network.network import table_name
+from builderd.engine.oci.runtime.creation import MASKED
 
 pytestmark = pytest.mark.root
 

@@ -28,8 +28,7 @@ from builderd.core.errors import EngineUnavailable
 from builderd.dependencies.model import APP
 from builderd.engine.inventory import SEARCH_PATH
 from builderd.engine.oci.network.host_files import CA_BUNDLE, HOME
-from builderd.engine.oci.runtime.bundle import OOM_SCORE
-from builderd.engine.oci.runtime.creation import relative_secret
+from builderd.engine.oci.runtime.creation import OOM_SCORE, relative_secret
 from builderd.engine.oci.storage.base import APP_UID, HOST_HOME, Base, ensure_base
 from builderd.engine.port import Progress
 from builderd.sandboxes.model import SECRETS_FOLDER

@@ -11,7 +11,7 @@ from builderd.core.errors import ValidationFailed
 from builderd.dependencies.model import APP, NODE_MODULES, app_folder
 from builderd.engine.incus.image import INIT
 from builderd.engine.incus.network import mac
-from builderd.engine.oci.runtime.bundle import MASKED, OOM_SCORE
+from builderd.engine.oci.runtime.creation import MASKED, OOM_SCORE
 from builderd.engine.oci.storage.base import APP_UID
 
 #: Prefix of the service's own keys, which Incus keeps and does not read.

@@ -18,17 +18,16 @@ from builderd.engine.oci.network.allocations import Addresses, Allocation, Alloc
 from builderd.engine.oci.network.host_files import FOLDER, write_host_files
 from builderd.engine.oci.network.network import Egress, Network
 from builderd.engine.oci.runtime.cgroups import Cgroups
+from builderd.engine.oci.runtime.creation import ProcFiles
 from builderd.engine.oci.runtime.execute import end_left_over
 from builderd.engine.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
-from builderd.engine.oci.runtime.launching import Launcher
+from builderd.engine.oci.runtime.launching import CONMON, Launcher, Runtime
 from builderd.engine.oci.runtime.listening import ListeningPorts
 from builderd.engine.oci.runtime.logs import Logs
-from builderd.engine.oci.runtime.proc_files import ProcFiles
 from builderd.engine.oci.runtime.records import Heartbeat, Records
 from builderd.engine.oci.runtime.run import RunContext
 from builderd.engine.oci.runtime.runner import Runner, Tools
 from builderd.engine.oci.runtime.runs import Runs
-from builderd.engine.oci.runtime.runtime_commands import CONMON, Runtime
 from builderd.engine.oci.runtime.seccomp import PROFILE, make_seccomp
 from builderd.engine.oci.storage.base import Base, ensure_base
 from builderd.engine.oci.storage.disks import Disks

@@ -9,9 +9,9 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
+from builderd.engine.oci.runtime.launching import Runtime, RuntimeCommands
 from builderd.engine.oci.runtime.records import Record
 from builderd.engine.oci.runtime.run import RunContext
-from builderd.engine.oci.runtime.runtime_commands import Runtime, RuntimeCommands
 from builderd.linux.processes import Process, boot_id
 
 log = logging.getLogger(__name__)

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from builderd.core.errors import EngineUnavailable, InvalidState, ValidationFailed
-from builderd.engine.oci.runtime import runtime_commands
-from builderd.engine.oci.runtime.bundle import OOM_SCORE, make_process
+from builderd.engine.oci.runtime import launching
 from builderd.engine.oci.runtime.cgroups import INNER
-from builderd.engine.oci.runtime.launching import Ended, Program
+from builderd.engine.oci.runtime.creation import OOM_SCORE, make_process
+from builderd.engine.oci.runtime.launching import Ended, Program, runtime_mounts
 from builderd.engine.oci.runtime.records import Record
 from builderd.engine.oci.runtime.runs import Runs
-from builderd.engine.oci.runtime.runtime_commands import runtime_mounts
 from builderd.engine.oci.runtime.streams import (
     Console,
     Ends,
@@ -138,7 +137,7 @@ class Execution:
         self._errors = None if ends.errors is None else Outlet(ends.errors, self._ended)
 
     def _run(self, descriptors: dict[int, int], console: Path | None = None) -> None:
-        argv = runtime_commands.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
+        argv = launching.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
         # A runtime that copies between two terminals gets SIGWINCH from the kernel.
         terminal = self._spec.window is not None and console is None
         mounts = runtime_mounts(self._runtime)
@@ -340,7 +339,7 @@ async def kill_marked(runs: Runs, record: Record, name: str) -> bool:
     pid_file = document.with_suffix(".pid")
     runtime = runs.commands.runtime(record)
     try:
-        killer = runtime_commands.execute(runtime, record.id, document, pid_file)
+        killer = launching.execute(runtime, record.id, document, pid_file)
         program = Program(killer, COMMAND_ENV, mounts=runtime_mounts(runtime), name=document.stem)
         return (await asyncio.wait_for(runs.launcher.run(program), _KILLER_SECONDS)).status == 0
     except TimeoutError:

@@ -14,9 +14,8 @@ from builderd.engine.oci.network.allocations import Slots
 from builderd.engine.oci.network.host_files import CA_BUNDLE, HOME
 from builderd.engine.oci.network.network import Network
 from builderd.engine.oci.runtime.cgroups import Cgroups
-from builderd.engine.oci.runtime.launching import Launcher
+from builderd.engine.oci.runtime.launching import Launcher, Runtime
 from builderd.engine.oci.runtime.records import Heartbeat, Records
-from builderd.engine.oci.runtime.runtime_commands import Runtime
 from builderd.engine.oci.storage.base import APP_UID
 from builderd.engine.oci.storage.disks import DISK_UID
 from builderd.engine.oci.storage.layers import Bind

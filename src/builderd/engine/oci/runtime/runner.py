@@ -19,11 +19,11 @@ from pathlib import Path
 from builderd.core.errors import EngineUnavailable
 from builderd.core.resources import GB
 from builderd.engine.oci.network.host_files import CA_BUNDLE
+from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.logs import MAX_LINE, lines_of
 from builderd.engine.oci.runtime.records import Record, oom_cause
 from builderd.engine.oci.runtime.run import INIT, Root, Run
 from builderd.engine.oci.runtime.runs import Runs
-from builderd.engine.oci.runtime.runtime_commands import Runtime
 from builderd.engine.oci.storage.base import APP_UID
 from builderd.engine.oci.storage.disks import APP_OWNER, DISK_UID, Disks
 from builderd.engine.oci.storage.layers import Bind, BuildExit, BuildRun, Output

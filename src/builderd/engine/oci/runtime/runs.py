@@ -16,9 +16,9 @@ from builderd.core.errors import EngineUnavailable, InvalidState
 from builderd.engine.oci.runtime.creation import Creation
 from builderd.engine.oci.runtime.ending import SHIM_SECONDS, Ending, Exits
 from builderd.engine.oci.runtime.host_limits import NetlinkWatch
+from builderd.engine.oci.runtime.launching import RuntimeCommands
 from builderd.engine.oci.runtime.records import Record
 from builderd.engine.oci.runtime.run import Run, RunContext
-from builderd.engine.oci.runtime.runtime_commands import RuntimeCommands
 from builderd.linux.processes import Process, boot_id, find_process, is_alive
 from builderd.linux.threads import run_to_completion
 

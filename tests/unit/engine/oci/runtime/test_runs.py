@@ -27,10 +27,10 @@ from builderd.engine.oci.network.allocations import Addresses, Slots
 from builderd.engine.oci.runtime import ending as exits_module
 from builderd.engine.oci.runtime.cgroups import Cgroups
 from builderd.engine.oci.runtime.ending import Exits
+from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.records import Heartbeat, Record, Records
 from builderd.engine.oci.runtime.run import Root, Run, RunContext
 from builderd.engine.oci.runtime.runs import Runs
-from builderd.engine.oci.runtime.runtime_commands import Runtime
 from builderd.engine.port import EngineOptions
 from builderd.linux.processes import Process, boot_id, find_process
 from builderd.sandboxes.model import SandboxState

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from builderd.engine.oci.runtime import listening
+from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.listening import ListeningPorts, parse_listening
 from builderd.engine.oci.runtime.records import Record
-from builderd.engine.oci.runtime.runtime_commands import Runtime
 from builderd.engine.oci.runtime.streams import Console, Outlet
 from builderd.executions.model import Window
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response, WebSocket
 from starlette.datastructures import QueryParams
@@ -15,11 +15,11 @@ from starlette.datastructures import QueryParams
 from builderd.application import Application
 from builderd.builders.api import Uuid
 from builderd.builders.model import Builder
-from builderd.core.errors import BadRequest, BuilderdError, EngineUnavailable, ValidationFailed
+from builderd.core.errors import BuilderdError, EngineUnavailable, ValidationFailed
 from builderd.core.ids import TenantId
 from builderd.executions import service as executions
 from builderd.executions import ssh
-from builderd.executions.model import LOGIN_SHELL, MAX_WINDOW, Grant, ProcessSpec, Window, shell
+from builderd.executions.model import LOGIN_SHELL, Grant, ProcessSpec, shell
 from builderd.sandboxes.model import ExecResult, command_error
 from builderd.schemas.builder_parts import Execution, NewExecution, NewSshGrant, SshEnded, SshGrant
 from builderd.schemas.shape import Success
@@ -28,7 +28,7 @@ from builderd.server.answers import PREFIX, failure, success
 from builderd.server.auth import Identity, TheApplication, Writer, identity_of, operations_of
 from builderd.server.bodies import Received, json_body, optional_json_body
 from builderd.server.limits import Turns
-from builderd.server.streams import ResourceStream, event, refuse, relay, stream
+from builderd.server.streams import ResourceStream, event, refuse, relay, stream, window_of
 from builderd.tokens import service as tokens
 from builderd.tokens.model import Scope
 
@@ -137,7 +137,7 @@ async def open_terminal(websocket: WebSocket, uuid: str) -> None:
             offered = websocket.scope["subprotocols"]
             await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
             log.info("terminal opened builder=%s token=%s", uuid.lower(), identity.token.id)
-            await relay(websocket, process, _window, partial(_check_token, application, websocket))
+            await relay(websocket, process, partial(_check_token, application, websocket))
     except BuilderdError as error:
         await refuse(websocket, error)
 
@@ -154,28 +154,7 @@ def _spec(query: QueryParams) -> ProcessSpec:
     command = query.get("command")
     if command is not None and (why := command_error(command)):
         raise ValidationFailed({"command": [why]})
-    window = Window(_size("columns", query.get("columns", "80")), _size("rows", query.get("rows", "24")))
-    return ProcessSpec(LOGIN_SHELL if command is None else shell(command), window=window)
-
-
-def _size(name: str, value: Any) -> int:
-    text = str(value)
-    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) <= MAX_WINDOW):
-        raise ValidationFailed({name: [f"must be from 1 to {MAX_WINDOW}"]})
-    return int(text)
-
-
-def _window(text: str) -> Window:
-    """Return the window size in a text message. Raises ``BadRequest`` or ``ValidationFailed``."""
-    try:
-        asked = json.loads(text)
-        if asked["type"] == "resize":
-            return Window(_size("columns", asked["columns"]), _size("rows", asked["rows"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise BadRequest(
-        'A text message must be {"type": "resize", "columns": …, "rows": …}; send what is typed as binary.'
-    )
+    return ProcessSpec(LOGIN_SHELL if command is None else shell(command), window=window_of(query))
 
 
 async def _check_token(application: Application, websocket: WebSocket) -> None:

@@ -7,7 +7,6 @@ import stat
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import Field
@@ -25,7 +24,7 @@ from builderd.server.answers import PREFIX, failure, success
 from builderd.server.auth import Reader, TheApplication, TheOperations, Writer
 from builderd.server.bodies import announced_length, pieces
 from builderd.server.pages import Listing, listed, page_of
-from builderd.server.streams import ResourceStream
+from builderd.server.streams import ResourceStream, attachment, readable
 from builderd.tokens.limits import releasing
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.FILES])
@@ -127,7 +126,7 @@ async def read_file(
             answer = failure(error).response()
             answer.headers["Content-Range"] = f"bytes */{file.entry.size}"
             return answer
-        headers = {**tagged, "Content-Length": str(part.length), "Content-Disposition": _attachment(file.entry.name)}
+        headers = {**tagged, "Content-Length": str(part.length), "Content-Disposition": attachment(file.entry.name)}
         if not part.whole:
             headers["Content-Range"] = part.content_range
         status = 200 if part.whole else 206
@@ -223,27 +222,18 @@ async def download_archive(operations: TheOperations, identity: Reader, uuid: Uu
         stack.enter_context(operations.archives.acquire(identity.token.tenant_id))
         context = files.archive(operations.application, identity.token.tenant_id, uuid.lower())
         packed = await stack.enter_async_context(context)
-        headers = {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}
+        headers = {"Content-Disposition": attachment(f"{uuid.lower()}.tar.zst")}
         return ResourceStream(stack.pop_all(), packed, 200, headers, ARCHIVE)
-
-
-def _attachment(name: str) -> str:
-    """Return a ``Content-Disposition`` (RFC 6266): a browser saves the untrusted file, and never shows it."""
-    return f"attachment; filename*=UTF-8''{quote(_readable(name), safe='')}"
-
-
-def _readable(name: str) -> str:
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _present(entry: domain.FileEntry) -> FileEntry:
     return FileEntry(
-        name=_readable(entry.name),
+        name=readable(entry.name),
         type=entry.kind,
         size=entry.size,
         mode=f"{stat.S_IMODE(entry.mode):04o}",
         mtime=entry.modified_at,
-        target=None if entry.target is None else _readable(entry.target),
+        target=None if entry.target is None else readable(entry.target),
     )
 
 

@@ -9,16 +9,18 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any
+from urllib.parse import quote
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
-from builderd.core.errors import BuilderdError, StoreUnavailable
+from builderd.core.errors import BadRequest, BuilderdError, StoreUnavailable, ValidationFailed
 from builderd.engine.port import Process
-from builderd.executions.model import Window
+from builderd.executions.model import MAX_WINDOW, Window
 from builderd.server.answers import failure
 from builderd.server.preferences import EVENT_STREAM
 
@@ -110,19 +112,25 @@ GUARD_SECONDS = 15.0
 NORMAL, POLICY = 1000, 1008
 
 
+def attachment(name: str) -> str:
+    """Return a ``Content-Disposition`` (RFC 6266): a browser saves the untrusted file, and never shows it."""
+    return f"attachment; filename*=UTF-8''{quote(readable(name), safe='')}"
+
+
+def readable(name: str) -> str:
+    """Return a name in a folder as text: bytes that are not UTF-8 are U+FFFD."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 async def relay(
     websocket: WebSocket,
     process: Process,
-    window_of: Callable[[str], Window | None],
     check: Callable[[], Awaitable[object]],
 ) -> None:
-    """Relay until the process ends, the client disconnects, or ``check`` raises anything but ``StoreUnavailable``.
-
-    ``window_of`` returns the window size in a text message, None for one to ignore.
-    """
+    """Relay until the process ends, the client disconnects, or ``check`` raises anything but ``StoreUnavailable``."""
     tasks = [
         asyncio.ensure_future(_show(websocket, process)),
-        asyncio.ensure_future(_take(websocket, process, window_of)),
+        asyncio.ensure_future(_take(websocket, process)),
         asyncio.ensure_future(_guard(check)),
     ]
     try:
@@ -142,12 +150,37 @@ async def _show(websocket: WebSocket, process: Process) -> None:
     await websocket.close(NORMAL)
 
 
-async def _take(websocket: WebSocket, process: Process, window_of: Callable[[str], Window | None]) -> None:
+async def _take(websocket: WebSocket, process: Process) -> None:
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
         if (typed := message.get("bytes")) is not None:
             await process.write(typed)
-        elif (window := window_of(message.get("text") or "")) is not None:
-            process.resize(window)
+        else:
+            process.resize(_window(message.get("text") or ""))
+
+
+def window_of(query: QueryParams) -> Window:
+    """Return the size of a new terminal. Raises ``ValidationFailed``."""
+    return Window(_size("columns", query.get("columns", "80")), _size("rows", query.get("rows", "24")))
+
+
+def _size(name: str, value: Any) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) <= MAX_WINDOW):
+        raise ValidationFailed({name: [f"must be from 1 to {MAX_WINDOW}"]})
+    return int(text)
+
+
+def _window(text: str) -> Window:
+    """Return the window size in a text message. Raises ``BadRequest`` or ``ValidationFailed``."""
+    try:
+        asked = json.loads(text)
+        if asked["type"] == "resize":
+            return Window(_size("columns", asked["columns"]), _size("rows", asked["rows"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise BadRequest(
+        'A text message must be {"type": "resize", "columns": …, "rows": …}; send what is typed as binary.'
+    )
 
 
 async def _guard(check: Callable[[], Awaitable[object]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -159,9 +158,3 @@ async def test_a_session_that_ends_takes_its_terminal_along(pages: Pages, termin
     await echoed(terminal)
     await pages.browser.post("/sign-out")
     assert await code(terminal) == streams.POLICY
-
-
-@pytest.mark.parametrize("text", ["", "hello", "[]", "7", "[" * 20_000, json.dumps({"columns": 0, "rows": 1})])
-async def test_a_message_that_makes_no_sense_is_ignored(terminal: ClientConnection, text: str) -> None:
-    await terminal.send(text)
-    await echoed(terminal)

@@ -5,7 +5,6 @@ No file is ever sent in a form that a browser shows: text stands escaped in a fo
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -19,11 +18,11 @@ from builderd.application import Application
 from builderd.builders.service import Caller
 from builderd.core.errors import BuilderdError, NotFound, PreconditionFailed, Unauthenticated
 from builderd.executions import service as executions
-from builderd.executions.model import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window
+from builderd.executions.model import LOGIN_SHELL, ProcessSpec
 from builderd.files import service as files
 from builderd.files.model import UNCONDITIONAL, Condition, FileKind, FilePage
 from builderd.server.bodies import announced_length, pieces
-from builderd.server.streams import ResourceStream, refuse, relay
+from builderd.server.streams import ResourceStream, attachment, refuse, relay, window_of
 from builderd.sessions import service as sessions
 from builderd.tokens.model import Scope, Session
 from builderd.web.pages.builder import builder_page, frame_of
@@ -149,7 +148,7 @@ async def download_file(visit: Visit) -> Response:
     async with AsyncExitStack() as stack:
         stack.enter_context(visit.operations.file_reads.acquire(visit.token.tenant_id))
         file = await stack.enter_async_context(files.opened(visit.application, visit.token.tenant_id, builder.id, path))
-        headers = {"Content-Length": str(file.entry.size), "Content-Disposition": _attachment(file.entry.name)}
+        headers = {"Content-Length": str(file.entry.size), "Content-Disposition": attachment(file.entry.name)}
         return ResourceStream(stack.pop_all(), file.read(0, file.entry.size), 200, headers, "application/octet-stream")
 
 
@@ -160,13 +159,8 @@ async def download_all(visit: Visit) -> Response:
     async with AsyncExitStack() as stack:
         stack.enter_context(visit.operations.archives.acquire(visit.token.tenant_id))
         packed = await stack.enter_async_context(files.archive(visit.application, visit.token.tenant_id, builder.id))
-        headers = {"Content-Disposition": _attachment(f"{builder.name}.tar.zst")}
+        headers = {"Content-Disposition": attachment(f"{builder.name}.tar.zst")}
         return ResourceStream(stack.pop_all(), packed, 200, headers, "application/zstd")
-
-
-def _attachment(name: str) -> str:
-    readable = name.encode("utf-8", "replace").decode()
-    return f"attachment; filename*=UTF-8''{quote(readable, safe='')}"
 
 
 log = logging.getLogger(__name__)
@@ -193,30 +187,14 @@ async def open_terminal(websocket: WebSocket) -> None:
         builder = await application.store.read(lambda uow: uow.builders.by_name(token.tenant_id, name))
         if builder is None:
             raise NotFound(f"You have no builder named {name!r}.")
-        spec = ProcessSpec(LOGIN_SHELL, window=_window(dict(websocket.query_params)) or Window(80, 24))
+        spec = ProcessSpec(LOGIN_SHELL, window=window_of(websocket.query_params))
         caller = Caller.of(token)
         async with executions.session(application, caller, builder.id, spec) as process:
             await websocket.accept()
             log.info("terminal opened builder=%s session=%s", builder.id, session.id)
-            await relay(websocket, process, _window_of, partial(_check, application, session))
+            await relay(websocket, process, partial(_check, application, session))
     except BuilderdError as error:
         await refuse(websocket, error)
-
-
-def _window_of(text: str) -> Window | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return _window(found) if isinstance(found, dict) else None
-
-
-def _window(asked: dict[str, object]) -> Window | None:
-    """Return the size in a message or query, None for one that is none."""
-    sizes = [str(asked.get(name, "")) for name in ("columns", "rows")]
-    if not all(text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) <= MAX_WINDOW for text in sizes):
-        return None
-    return Window(int(sizes[0]), int(sizes[1]))
 
 
 async def _check(application: Application, session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Node layers as they are really made: by npm, in real sandboxes, of packages whose scripts attack what they reach."""
+"""Layers of Node packages and of requirements from git, as they are really made."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _MODULES = (
     "engine/incus/helper_program.py",
     "engine/oci/__init__.py",
     "engine/oci/storage/__init__.py",
-    *(f"engine/oci/storage/{name}.py" for name in ("tree", "app_builds", "file_copy", "subvolumes")),
+    *(f"engine/oci/storage/{name}.py" for name in ("tree", "app_builds", "subvolumes")),
 )
 _FOLDER = "/opt/builderd/program"
 _PROGRAM = "builderd.engine.incus.helper_program"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from builderd.code.model import Bundle, BundleFile, path_error
 from builderd.dependencies.model import NODE_MODULES, AppBuild
-from builderd.engine.oci.storage.file_copy import copy_files, write_files
 from builderd.engine.oci.storage.subvolumes import ROOT_INODE
+from builderd.engine.oci.storage.tree import copy_files, write_files
 from builderd.linux import atomic_files
 from builderd.linux.atomic_files import read_if_there
 

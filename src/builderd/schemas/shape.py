@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import (
@@ -163,33 +165,8 @@ def _explain(detail: ErrorDetails) -> str:
     return known.format(**detail.get("ctx", {})) if known else detail["msg"]
 
 
-#: Messages of the API for pydantic's error types (the types are listed at https://errors.pydantic.dev).
-WHY = {
-    "missing": "is required",
-    "string_type": "must be text",
-    "string_unicode": "must be valid Unicode text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must be at most {max_length} characters long",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number of common size",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "list_type": "must be an array",
-    "enum": "must be {expected}",
-    "literal_error": "must be {expected}",
-    "greater_than_equal": "must be {ge} or more",
-    "less_than_equal": "must be {le} or less",
-    "too_long": "must have at most {max_length} entries",
-    "datetime_type": "must be a time such as 2026-01-31T12:00:00Z",
-    "datetime_parsing": "must be a time such as 2026-01-31T12:00:00Z",
-    "datetime_from_date_parsing": "must be a time such as 2026-01-31T12:00:00Z",
-}
+#: Messages of the API for pydantic's error types.
+WHY: dict[str, str] = tomllib.loads(Path(__file__).with_name("reasons.toml").read_text())
 
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)

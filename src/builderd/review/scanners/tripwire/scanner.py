@@ -42,8 +42,6 @@ START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 MAX_ANSWER = 16 << 20
 MAX_SCANS = 4
 _SIGXCPU, _SIGKILL = 24, 9
-#: A scan whose process is killed is begun again so many times.
-RETRIES = 1
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +96,8 @@ class TripwireScanner:
 
     def _warm(self) -> socket.socket:
         with self._starting:
+            if self._worker is not None and self._worker.poll() is not None:
+                self._close()
             if self._control is None:
                 self._control = self._start()
             return self._control
@@ -108,19 +108,12 @@ class TripwireScanner:
             read = select_files(bundle.files, limits, run).read
             content = pack_sources(bundle, read)
             limits = limits.for_size(sum(file.size for file, _ in read))
-            for retries_left in reversed(range(1 + RETRIES)):
-                try:
-                    return read_answer(self._ask(content, limits), bundle, versions)
-                except Died as error:
-                    if not retries_left:
-                        raise
-                    log.warning("review scanner died, retrying error=%s", error)
+            return read_answer(self._ask(content, limits), bundle, versions)
         except Broken as error:
             return Scan((), {}, (), versions, failure=str(error))
         except (Died, Late, OSError) as error:
             log.warning("review scanner failed error=%s", error)
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
-        raise AssertionError("unreachable")
 
     def _ask(self, content: bytes, limits: ReviewLimits) -> bytes:
         """Return the worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
@@ -188,15 +181,17 @@ class TripwireScanner:
     def _end(self, failed: socket.socket | None = None) -> None:
         """End the worker; with ``failed`` only while that is its socket, since another scan may have replaced it."""
         with self._starting:
-            control, worker = self._control, self._worker
-            if failed is not None and control is not failed:
-                return
-            self._control = self._worker = None
-            if control is not None:
-                control.close()
-            if worker is not None:
-                worker.kill()
-                worker.wait()
+            if failed is None or self._control is failed:
+                self._close()
+
+    def _close(self) -> None:
+        control, worker = self._control, self._worker
+        self._control = self._worker = None
+        if control is not None:
+            control.close()
+        if worker is not None:
+            worker.kill()
+            worker.wait()
 
 
 def pack_sources(bundle: Bundle, read: Sequence[tuple[BundleFile, Kind]]) -> bytes:

@@ -8,6 +8,7 @@ each request that comes through its socket, and each fork runs ``builderd.cli.gr
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import json
@@ -23,8 +24,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-#: What `builderd serve` and `builderd down` import.
-MODULES = ("builderd.cli.group", "builderd.cli.serve", "builderd.cli.machine")
+#: What `builderd serve` and `builderd down` import, at once and later.
+MODULES = (
+    "builderd.cli.group",
+    "builderd.cli.serve",
+    "builderd.cli.machine",
+    "builderd.bootstrap.run",
+    "builderd.engine.oci.engine.engine",
+)
 #: Bytes of a number in the status pipe, and of the longest request.
 NUMBER, REQUEST = 8, 1 << 16
 
@@ -95,7 +102,8 @@ def _forking_process() -> socket.socket:
 
 def _serve(requests: socket.socket) -> None:
     """Fork for each request until the tests have closed the socket; returns in each forked command too."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Waited for, so that what a service used is part of the process's own time, which tests/times.py reads.
+    signal.signal(signal.SIGCHLD, _reap)
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, REQUEST, 2)
         if not request:
@@ -105,6 +113,12 @@ def _serve(requests: socket.socket) -> None:
             return _watch(json.loads(request), *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _reap(*_: object) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _watch(request: Mapping[str, Any], output: int, report: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from tests.acceptance import forked
 from tests.acceptance.forked import ForkedProcess
 from tests.patience import patience
@@ -112,18 +112,20 @@ class LiveService:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/readyz", timeout=patience(5), **PLAIN).status_code == 200:
                     return
-            time.sleep(0.02)
+            time.sleep(0.1)
         raise AssertionError(f"the service is not ready: {self.log_tail()}")
 
     def log_tail(self) -> str:
         return self.log_file.read_text(errors="replace")[-4000:]
 
     def make_token(self, tenant: str, *words: str) -> str:
-        """Create a token by the command line, in this process: a start of Python takes a second."""
-        argv = ["token", "create", "--tenant", tenant, *words, "--data-dir", str(self.data_dir)]
-        done = CliRunner().invoke(builderd, argv, env=self.environment(), catch_exceptions=False)
+        return self.invoke("token", "create", "--tenant", tenant, *words).stdout.splitlines()[-1]
+
+    def invoke(self, *words: str) -> Result:
+        """Run a command of builderd in this process, since a start of Python takes seconds."""
+        done = CliRunner().invoke(builderd, self.words(*words), env=self.environment(), catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        return done.stdout.splitlines()[-1]
+        return done
 
     @property
     def is_up(self) -> bool:
@@ -182,7 +184,7 @@ class LiveService:
             data = self.builder(uuid)
             if data["status"] in wanted:
                 return data
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise AssertionError(f"still {json.dumps(data)}")
 
     def wait_served(self, data: Mapping[str, Any]) -> None:
@@ -190,13 +192,13 @@ class LiveService:
         deadline = time.monotonic() + PATIENCE
         while self.visit(data).status_code != 200:
             assert time.monotonic() < deadline, "the app does not answer"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def wait_gone(self, uuid: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while self.call("GET", f"/builders/{uuid}").status_code != 404:
             assert time.monotonic() < deadline, "the builder is still there"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     @contextlib.contextmanager
     def deployed(

@@ -123,7 +123,7 @@ def first_process(service: LiveService, uuid: str) -> str:
 
 
 class Visitor:
-    """Visits a preview as fast as it can in a thread of its own, and counts what was not a 200."""
+    """Visits a preview again and again in a thread of its own, and counts what was not a 200."""
 
     def __init__(self, service: LiveService, data: Mapping[str, Any]) -> None:
         self.answers = 0
@@ -140,7 +140,7 @@ class Visitor:
         self._thread.join(60)
 
     def _visit(self, service: LiveService, data: Mapping[str, Any]) -> None:
-        while not self._over.is_set():
+        while not self._over.wait(0.01):
             try:
                 status = service.visit(data).status_code
             except httpx.TransportError as error:

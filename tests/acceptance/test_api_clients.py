@@ -15,7 +15,7 @@ from tests.acceptance.live_service import PATIENCE, LiveService, body
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
 
-@pytest.mark.parametrize("moment", ["StartSandbox.done", "CheckApp.done"])
+@pytest.mark.parametrize("moment", ["StartSandbox.done", pytest.param("CheckApp.done", marks=pytest.mark.slow)])
 def test_retry_after_a_crash_returns_the_first_calls_builder(service: LiveService, moment: str) -> None:
     request: dict[str, Any] = {"json": body("retried"), "headers": {"Idempotency-Key": f"the only one, {moment}"}}
     service.terminate()

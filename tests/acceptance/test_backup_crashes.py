@@ -18,16 +18,11 @@ from tests.acceptance.live_service import PATIENCE, LiveService
 from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
 
-pytestmark = [pytest.mark.root, pytest.mark.engines]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.engines]
 
 TAKING = [f"{step}.{moment}" for step in ("CopyDisk", "SaveCopy") for moment in ("begun", "done", "recorded")]
 RESTORING = ["FillDisk.begun", "FillDisk.done", "FillDisk.recorded", "HandOver.begun", "HandOver.recorded"]
 RECOVERING = ["RecoverDisk.begun", "RecoverDisk.recorded", *RESTORING]
-
-
-def often(faults: list[str], *chosen: str) -> list[Any]:
-    """The chosen ones are tried in every run, the others in the soak."""
-    return [pytest.param(fault, marks=[] if fault in chosen else [pytest.mark.slow]) for fault in faults]
 
 
 @pytest.fixture
@@ -89,7 +84,7 @@ def _killed_at(service: LiveService, fault: str, ask: Callable[[], object]) -> N
     service.start()
 
 
-@pytest.mark.parametrize("fault", often(TAKING, "SaveCopy.done"))
+@pytest.mark.parametrize("fault", TAKING)
 def test_interrupted_backup_is_finished_after_restart(
     engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
@@ -106,7 +101,7 @@ def test_interrupted_backup_is_finished_after_restart(
     assert _note(crashing, builder) == "before"
 
 
-@pytest.mark.parametrize("fault", often(RESTORING))
+@pytest.mark.parametrize("fault", RESTORING)
 def test_interrupted_restore_is_finished_after_restart(
     engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
@@ -123,7 +118,7 @@ def test_interrupted_restore_is_finished_after_restart(
     assert _note(crashing, builder) == "after"
 
 
-@pytest.mark.parametrize("fault", often(RECOVERING))
+@pytest.mark.parametrize("fault", RECOVERING)
 def test_interrupted_recovery_is_finished_after_restart(
     engine: OwnEngine | OnIncus, crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.acceptance.live_service import PATIENCE, LiveService
+from tests.acceptance.live_service import PATIENCE, LiveService, live_service
 from tests.acceptance.load import calm
 from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
-from tests.backends import PASSWORD, RestServer
+from tests.backends import PASSWORD, RestServer, rest_server
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
@@ -113,10 +113,10 @@ def _events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[st
     return [one["reason"] for one in found if one["type"] == kind]
 
 
-def _only_disk(engine: OwnEngine | OnIncus, service: LiveService) -> str:
+def _only_disk(engine: OwnEngine | OnIncus, service: LiveService, others: set[str]) -> str:
     """Wait until the builder has one disk: the copy for a backup is deleted after the backup is reported."""
     deadline = time.monotonic() + PATIENCE
-    while len(disks := engine.disks(service)) != 1:
+    while len(disks := engine.disks(service) - others) != 1:
         assert time.monotonic() < deadline, f"not one disk: {disks}"
         time.sleep(0.1)
     return disks.pop()
@@ -125,27 +125,27 @@ def _only_disk(engine: OwnEngine | OnIncus, service: LiveService) -> str:
 def _keep_state(service: LiveService, target: Path) -> None:
     secret = target.parent / "passphrase"
     secret.write_text(PASSPHRASE)
-    _command(service, "backup", str(target), "--passphrase-file", str(secret))
+    service.invoke("backup", str(target), "--passphrase-file", str(secret))
 
 
 def _bring_state_back(service: LiveService, source: Path) -> None:
-    _command(service, "restore", str(source), "--passphrase-file", str(source.parent / "passphrase"))
-
-
-def _command(service: LiveService, *words: str) -> None:
-    done = subprocess.run(
-        service.command(*words), env=service.environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    service.invoke("restore", str(source), "--passphrase-file", str(source.parent / "passphrase"))
 
 
 # A disk
 
 
+@pytest.fixture(scope="module")
+def own_with_repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with rest_server(tmp_path_factory.mktemp("r")) as server:
+        with live_service(tmp_path_factory.mktemp("b") / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as running:
+            yield running
+
+
 @pytest.fixture
 def with_repository(engine: OwnEngine | OnIncus, request: pytest.FixtureRequest) -> LiveService:
-    """A service that makes backups; on Incus the one that tests share."""
-    shared: LiveService = request.getfixturevalue("incus_service" if engine.is_incus else "backed_up")
+    """A service that makes backups, which tests share."""
+    shared: LiveService = request.getfixturevalue("incus_service" if engine.is_incus else "own_with_repository")
     return shared
 
 
@@ -164,8 +164,10 @@ def test_backup_of_a_running_app_is_restored(with_repository: LiveService) -> No
     service.call("DELETE", f"/builders/{data['uuid']}?purge=true")
 
 
-def test_lost_disk_is_restored_from_the_newest_backup(engine: OwnEngine | OnIncus, backed_up: LiveService) -> None:
-    service = backed_up
+def test_lost_disk_is_restored_from_the_newest_backup(
+    engine: OwnEngine | OnIncus, with_repository: LiveService
+) -> None:
+    service, others = with_repository, engine.disks(with_repository)
     data = service.create("writer", WRITER)
     note = _written(service, data)
     run(service, data["uuid"], "mkdir ~/.config; echo of the home > ~/.config/note")
@@ -173,7 +175,7 @@ def test_lost_disk_is_restored_from_the_newest_backup(engine: OwnEngine | OnIncu
     _back_up(service, data)
     _written(service, data, "later")
     assert service.call("POST", f"/builders/{data['uuid']}/stop").status_code == 200
-    engine.destroy(service, _only_disk(engine, service))
+    engine.destroy(service, _only_disk(engine, service, others))
 
     started = service.call("POST", f"/builders/{data['uuid']}/start")
     assert started.status_code == 200, started.text
@@ -183,7 +185,8 @@ def test_lost_disk_is_restored_from_the_newest_backup(engine: OwnEngine | OnIncu
     assert run(service, data["uuid"], "test -e later")[0] == 1, "it was written after the backup"
     assert "its disk was gone: the backup of" in service.builder(data["uuid"])["status_reason"]
     assert len(_events(service, data, "disk.lost")) == 1
-    _only_disk(engine, service)
+    _only_disk(engine, service, others)
+    service.call("DELETE", f"/builders/{data['uuid']}?purge=true")
 
 
 @pytest.mark.slow
@@ -306,13 +309,13 @@ def test_lost_host_network_is_created_again_at_start(backed_up: LiveService) -> 
 # What a visitor notices
 
 
-def test_backup_pauses_the_app_only_briefly(engine: OwnEngine | OnIncus, backed_up: LiveService) -> None:
+def test_backup_pauses_the_app_only_briefly(engine: OwnEngine | OnIncus, with_repository: LiveService) -> None:
     """The goal is 200 ms; here the machine may be busy with other tests, so the test allows more.
 
     What the same app takes at the same time without a backup is the machine's, not the backup's.
     """
-    service = backed_up
-    data, other = service.create("writer", WRITER), service.create("other", WRITER)
+    service = with_repository
+    data, other = service.create("paused", WRITER), service.create("other", WRITER)
     _written(service, data)
     with calm(service, other) as usual:
         service.call("POST", f"/builders/{data['uuid']}/backups", headers={"Prefer": "respond-async"})
@@ -325,6 +328,8 @@ def test_backup_pauses_the_app_only_briefly(engine: OwnEngine | OnIncus, backed_
             if backup["status"] == "done":
                 break
             assert time.monotonic() < deadline
+    for one in (data, other):
+        service.call("DELETE", f"/builders/{one['uuid']}?purge=true")
     assert slowest - usual.longest < 1 + engine.freeze_look_seconds
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import subprocess
 import time
 from pathlib import Path
 
@@ -37,11 +36,9 @@ def test_app_gets_credentials_and_no_file_has_them_in_clear_text(service: LiveSe
             assert run(service, other["uuid"], "env; cat /run/credentials/*/*")[1].count(CANARY) == 0
         service.call("POST", f"/builders/{uuid}/restart")
 
-        rotated = subprocess.run(
-            service.command("vault", "rotate"), env=service.environment(), capture_output=True, text=True, check=True
-        )
+        rotated = service.invoke("vault", "rotate").stdout
         # The credential, and the key of each tenant's backups once that is made.
-        assert re.search(r"^[1-9]\d* secrets are sealed with the new key", rotated.stdout, re.MULTILINE), rotated.stdout
+        assert re.search(r"^[1-9]\d* secrets are sealed with the new key", rotated, re.MULTILINE), rotated
         service.call("POST", f"/builders/{uuid}/restart")
         assert run(service, uuid, 'printf %s "$API_KEY"') == (0, CANARY)
 
@@ -101,18 +98,12 @@ def test_no_answer_report_or_backup_contains_a_secret(
         told.append(service.call("DELETE", "/credentials/told"))
         assert told[-1].status_code == 409
         kept = tmp_path / "state"
-        done = subprocess.run(
-            service.command("backup", "--without-keys", str(kept)),
-            env=service.environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        said = service.invoke("backup", "--without-keys", str(kept)).output
         for folder in (service.data_dir, kept):
             assert files_with(canary, folder) == []
         assert engine.disk_files_with(service, canary) == []
     assert not [answer.url for answer in told if canary in answer.text]
-    assert canary not in service.log_file.read_text() + done.stdout + done.stderr
+    assert canary not in service.log_file.read_text() + said
     service.call("DELETE", f"/builders/{failed.json()['data']['uuid']}")
     assert service.call("DELETE", "/credentials/told").status_code == 200
 

@@ -25,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     "change",
     [
         "UPDATE builders SET status = 'levitating' WHERE id = ?",
-        "UPDATE versions SET env = '{' WHERE builder_id = ?",
+        pytest.param("UPDATE versions SET env = '{' WHERE builder_id = ?", marks=pytest.mark.slow),
         pytest.param("UPDATE builders SET spare_disks = '{' WHERE id = ?", marks=pytest.mark.slow),
         pytest.param("UPDATE builders SET updated_at = 'noon' WHERE id = ?", marks=pytest.mark.slow),
         pytest.param("UPDATE sandboxes SET created_at = 'noon' WHERE builder_id = ?", marks=pytest.mark.slow),

@@ -97,7 +97,7 @@ def test_creates_of_much_code_at_once_cost_the_service_little_memory(service: Li
     Path(f"/proc/{service.process.pid}/clear_refs").write_text("5")  # the most from here on; see proc(5)
     before = memory("VmRSS:")
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(create, range(1, 5)))
+        list(pool.map(create, range(1, 3)))
     assert memory("VmHWM:") < before + 60
 
 

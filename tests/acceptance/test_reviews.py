@@ -129,7 +129,7 @@ def test_blocked_redeploy_keeps_the_old_version_serving(service: LiveService, na
 # The scanner's process
 
 
-@pytest.mark.parametrize("how", ["killed", "terminated"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("terminated", marks=pytest.mark.slow)])
 def test_scanner_ends_with_the_service(tmp_path_factory: pytest.TempPathFactory, how: str) -> None:
     with live_service(tmp_path_factory.mktemp("ends") / "data") as running:
         running.create("warm")

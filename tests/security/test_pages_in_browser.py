@@ -262,6 +262,7 @@ async def test_a_region_that_is_refused_for_now_is_asked_for_again() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.slow
 async def test_dialog_that_is_opened_while_its_region_is_asked_for_stays_open() -> None:
     """Expect no late answer to close what the reader has opened; the region is asked for again once that is closed."""
     async with site() as opened:

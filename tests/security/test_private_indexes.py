@@ -50,7 +50,7 @@ async def arguments_watched(word: bytes) -> AsyncIterator[list[bytes]]:
                 with suppress(OSError):
                     line = (process / "cmdline").read_bytes()
                     found.extend([line] if word in line else [])
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     task = asyncio.create_task(watch())
     try:

@@ -97,13 +97,13 @@ def test_release_survives_the_service_and_runs_once(service: LiveService, app: d
         else:
             deadline = time.monotonic() + PATIENCE
             while not processes_with("sleep 1.5") and time.monotonic() < deadline:
-                time.sleep(0.02)
+                time.sleep(0.1)
             service.kill()
         asked.join()
         service.start()
         deadline = time.monotonic() + PATIENCE
         while service.builder(app["uuid"])["version"] == before and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.2)
         service.wait_served(app)
     assert run(service, app["uuid"], "cat runs") == (0, "one\ntwo\nthree\n")
 

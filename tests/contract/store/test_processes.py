@@ -34,7 +34,7 @@ async def test_concurrent_migrations_all_succeed(shared_url: str) -> None:
         await add_builder(store)
 
 
-@pytest.mark.parametrize("acknowledged", [1, 20, 75])
+@pytest.mark.parametrize("acknowledged", [20, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 75))])
 async def test_killed_writer_leaves_only_complete_units_of_work(shared_url: str, acknowledged: int) -> None:
     async with open_store(shared_url) as store:
         await add(store, TENANT)

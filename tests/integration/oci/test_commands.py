@@ -39,6 +39,7 @@ from builderd.versions.model import Isolation
 pytestmark = pytest.mark.root
 
 KINDS = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
+RUNC = pytest.param("runc", marks=pytest.mark.slow)
 COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
 
 
@@ -141,7 +142,7 @@ async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_op
     assert pipes() <= before
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", ["crun", RUNC, "gvisor"])
 async def test_a_command_that_never_begins_is_given_up_and_killed(
     settings: EngineOptions, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +206,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("kind", ["crun", "runc"])
+@pytest.mark.parametrize("kind", ["crun", RUNC])
 async def test_a_command_is_killed_for_memory_before_the_app_is(settings: EngineOptions, kind: str) -> None:
     async with prepared(settings, KINDS[kind]) as engine:
         spec = await make_spec(engine, apps.SILENT)
@@ -216,7 +217,7 @@ async def test_a_command_is_killed_for_memory_before_the_app_is(settings: Engine
         assert (await engine.sandboxes.report(spec.id)).state is SandboxState.RUNNING
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["crun", RUNC, "gvisor"])
 async def test_command_whose_sandbox_is_stopped_ends_as_killed(settings: EngineOptions, kind: str) -> None:
     """The command ends as every process of the sandbox does: the machine is not at fault."""
     async with prepared(settings, KINDS[kind]) as engine:

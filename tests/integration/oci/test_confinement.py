@@ -274,7 +274,7 @@ async def until_used(engine: OciEngine, sandbox: SandboxId, megabytes: int) -> N
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("kind", [OciEngine, RuncEngine, StrongEngine])
+@pytest.mark.parametrize("kind", [OciEngine, pytest.param(RuncEngine, marks=pytest.mark.slow), StrongEngine])
 async def test_programs_inside_are_shown_the_limits(tmp_path: Path, kind: type[OciEngine]) -> None:
     settings = settings_in(tmp_path)
     try:

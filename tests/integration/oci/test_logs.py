@@ -115,7 +115,7 @@ KINDS = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 COUNT = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]133[7-9]'"
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=["crun", pytest.param("runc", marks=pytest.mark.slow), "gvisor"])
 async def each(request: pytest.FixtureRequest, settings: EngineOptions) -> AsyncIterator[OciEngine]:
     async with prepared(settings, KINDS[request.param]) as engine:
         yield engine

@@ -173,7 +173,9 @@ CRASHING_SERVICE = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("method", ["create", "launch_shim", "release"])
+@pytest.mark.parametrize(
+    "method", ["create", *(pytest.param(name, marks=pytest.mark.slow) for name in ("launch_shim", "release"))]
+)
 async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: EngineOptions, method: str) -> None:
     sandbox = SandboxId("c0ffee0000000001")
     died = subprocess.run(

@@ -39,7 +39,7 @@ def test_healthy_app_passes_the_qa_gate(service: LiveService) -> None:
 @pytest.mark.parametrize(
     ("main", "check", "words"),
     [
-        (EXITS_AFTER_ONE, "alive", ["exited with code 3", "out of ideas"]),
+        pytest.param(EXITS_AFTER_ONE, "alive", ["exited with code 3", "out of ideas"], marks=pytest.mark.slow),
         (ANSWERS_500, "answer", ["GET / was answered 500 Internal Server Error", "no such table: guests"]),
     ],
     ids=["exits-after-one-answer", "answers-500"],

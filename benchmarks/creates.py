@@ -151,7 +151,8 @@ def main() -> None:
     rate = result["apps"] / result["seconds"]
     print(
         f"{result['apps']} creates, {result['at_once']} at once, load {result['load']:.1f}: "
-        f"{rate:.1f} apps/s (goal ≥ {GOAL:g}: {'met' if rate >= GOAL else '**not met**'}), p50 {result['p50_ms']} ms\n\n"
+        f"{rate:.1f} apps/s (goal ≥ {GOAL:g}: {'met' if rate >= GOAL else '**not met**'}), "
+        f"p50 {result['p50_ms']} ms\n\n"
         "| CPU of one create | ms |\n|---|---|"
     )
     for name, ms in sorted(result["cpu_ms"].items(), key=lambda item: -item[1]):

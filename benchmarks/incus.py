@@ -91,7 +91,7 @@ def life(clock: Clock, side: Side, name: str) -> None:
             user.call("POST", f"{path}/stop", 200)
         with clock.time(f"{name}: start → 200"):
             user.call("POST", f"{path}/start", 200)
-            user.visit(data)
+            user.wait_served(data)
         with clock.time(f"{name}: delete"):
             user.call("DELETE", path, 200)
 

@@ -124,7 +124,7 @@ class Subject:
         """Return the milliseconds from the start call to the app's first answer; then stop the app."""
         begun = time.perf_counter()
         self._user.call("POST", f"/builders/{self._made['uuid']}/start", 200)
-        self._user.visit(self._made)
+        self._user.wait_served(self._made)
         spent = 1000 * (time.perf_counter() - begun)
         self._user.call("POST", f"/builders/{self._made['uuid']}/stop", 200)
         return spent

@@ -33,11 +33,12 @@ RUN: dict[str, Any] = {
     "mounts": [],
     "cgroups": [],
     "uid": -1,
+    "network": None,
     "terminal": False,
     "oom_score": 0,
     "name": "",
 }
-LINK = {"link": "l", "bridge": "b", "mac": "02", "ip": "10.0.0.2", "gateway": "10.0.0.1", "mtu": 1500}
+LINK = {"folder": "/f", "link": "l", "bridge": "b", "mac": "02", "ip": "10.0.0.2", "gateway": "10.0.0.1", "mtu": 1500}
 BIND = {"kind": "bind", "source": "/a", "target": "/b", "attributes": 0, "owner": None}
 MANY = 2000
 
@@ -93,7 +94,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "an environment that is a list": RUN | {"env": ["A=1"]},
     "a mount on a text with a NUL": RUN | {"mounts": [{"kind": "tmpfs", "target": "/a\0/b"}]},
     "descriptors that did not come": RUN | {"fds": [0, 1, 2]},
-    "a process that is none": {"op": "attach", "pid": 1 << 22, "network": LINK},
+    "a network that the host has not": RUN | {"network": LINK},
     "an owner beyond ids": RUN | {"mounts": [BIND | {"owner": 1 << 60}]},
     "a namespace that maps ids beyond all": RUN | {"uid": (1 << 32) - 2, "mounts": [BIND | {"owner": 5}]},
 }
@@ -168,7 +169,7 @@ def test_without_free_descriptors_each_request_fails_alone(attacked: Attacked) -
             [
                 (RUN | {"fds": [0, 1], "argv": ["/bin/cat"]}, 2),
                 (RUN | {"uid": 700_000, "mounts": [BIND | {"owner": owner} for owner in range(5)]}, 0),
-                ({"op": "attach", "pid": pid, "network": LINK}, 0),
+                (RUN | {"network": LINK}, 0),
             ]
         ):
             attacked.send(request(10 + number, fields), [null] * count)

@@ -113,8 +113,10 @@ class Sandboxes:
         return record if record and self._machine.runs.is_running(record) else None
 
     async def listening(self, sandbox: SandboxId) -> Listening:
-        record = self._running(sandbox)
-        return Listening(await self._machine.listening_ports.of(record) if record else frozenset())
+        record = self._find(sandbox)
+        if record is None or record.started_at is None:
+            return Listening(frozenset())
+        return Listening(await self._machine.listening_ports.of(record))
 
     def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
         return nullcontext(lambda: True)

@@ -64,6 +64,8 @@ class Creation:
         seccomp = self._context.seccomp if run.is_app else self._context.build_seccomp
         cgroup = self._context.cgroups.path(run.id)
         write_json(bundle / "config.json", make_config(run, bundle, cgroup, uid, seccomp, open_files()))
+        for name in NAMESPACES.values():
+            (bundle / name).touch()
         if run.has_own_proc:
             write_first(bundle, run.cpu, run.memory_bytes, run.space)
         return bundle
@@ -83,6 +85,7 @@ class Creation:
             secrets = Bind(bundle / SECRETS, SECRETS_FOLDER, read_only=True, owner=None)
             root = replace(root, binds=(*root.binds, secrets))
         mounts += make_mounts(root, bundle, self._context.store)
+        link = self._context.network.link(record.slot, run.egress)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             program = Program(
@@ -92,6 +95,7 @@ class Creation:
                 mounts=[*mounts, *runtime_mounts(run.runtime)],
                 cgroups=[tasks],
                 uid=self._context.slots.uid(record.slot),
+                network=None if run.host_network else {**link, "folder": str(bundle)},
             )
             ended = await self._context.launcher.run(program, {3: write})
             return first_process(ended, await read_line(read, _CREATE_SECONDS))
@@ -188,6 +192,8 @@ MASKED = tuple(
 OWN_PROC, PROC_FOLDER = ("cpuinfo", "meminfo", "stat"), "proc"
 #: File in that folder with the limits of its disk.
 DISK_FILE = "disk"
+#: Namespaces that the launcher makes for a sandbox, with the file in its bundle at which the runtime finds each.
+NAMESPACES = {"user": "user", "network": "net"}
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -213,7 +219,7 @@ def make_config(
             *(_shared(str(root), path) for path in shared),
             *(_own_file(f"{proc}/{name}", target) for target, name in own_files.items()),
         ],
-        "linux": _linux(run, cgroup, uid, seccomp),
+        "linux": _linux(run, bundle, cgroup, uid, seccomp),
     }
 
 
@@ -264,11 +270,14 @@ def _own_file(source: str, target: str) -> dict[str, Any]:
     return {"destination": target, "type": "bind", "source": source, "options": options}
 
 
-def _linux(run: Run, cgroup: str, uid: int, seccomp: Mapping[str, Any]) -> dict[str, Any]:
+def _linux(run: Run, bundle: Path, cgroup: str, uid: int, seccomp: Mapping[str, Any]) -> dict[str, Any]:
     ids = [{"containerID": 0, "hostID": uid, "size": IDS}]
-    own = ("pid", "ipc", "uts", "mount", "user", "cgroup", *(() if run.host_network else ("network",)))
+    joined = {} if run.host_network else {kind: {"path": str(bundle / name)} for kind, name in NAMESPACES.items()}
+    if run.runtime.is_gvisor:  # it joins no user namespace
+        joined["user"] = {}
+    own = ("pid", "ipc", "uts", "mount", "cgroup", "user", *(() if run.host_network else ("network",)))
     return {
-        "namespaces": [{"type": kind} for kind in own],
+        "namespaces": [{"type": kind, **joined.get(kind, {})} for kind in own],
         "uidMappings": ids,
         "gidMappings": ids,
         "cgroupsPath": cgroup,

@@ -4,9 +4,9 @@ The service has threads, so it must not fork and continue in Python; a fresh int
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
 and answers one JSON request per packet, a failed one with an error:
 
-``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
 ``run``     fork a child that enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
-            executes a program. Answers when that program has ended, with its exit status and what went wrong before it.
+            executes a program. For a sandbox, make its user and network namespaces first, and connect the latter to a
+            bridge meanwhile. Answers when that program has ended, with its exit status and what went wrong before it.
 ``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
@@ -16,7 +16,6 @@ hybrid host (crun refuses to work beside it). It ends with the service; nothing 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import gc
 import json
@@ -34,6 +33,7 @@ from builderd.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    MOUNT_ATTR_RDONLY,
     MS_REC,
     MS_SLAVE,
     bind,
@@ -45,6 +45,7 @@ from builderd.linux.syscalls import (
 )
 
 UNIFIED = "/sys/fs/cgroup/unified"
+CRUN = "/usr/bin/crun"
 #: Exit status of a child that failed before it could execute its program.
 FAILED = 127
 #: Signals that Python ignores; the launcher has the defaults of all others.
@@ -100,9 +101,6 @@ class Server:
 
     def _handle(self, request: Message, descriptors: list[int]) -> None:
         match request["op"]:
-            case "attach":
-                attach(request["pid"], Link(**request["network"]))
-                self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
             case "kill":
@@ -114,10 +112,24 @@ class Server:
         owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
         words, child_words = os.pipe2(os.O_CLOEXEC)
         try:
-            with user_namespaces(request["uid"], owners) as maps:
+            link = Link(**request["network"]) if request["network"] else None
+            with contextlib.ExitStack() as opened:
+                own = fork_into(CLONE_NEWUSER | CLONE_NEWNET, opened) if link else 0
+                maps = opened.enter_context(user_namespaces(request["uid"], owners))
+                namespaces: dict[str, int] = {}
+                if link:
+                    namespaces = {
+                        "user": open_mapped(own, 0, request["uid"], opened),
+                        "net": open_namespace(own, "net", opened),
+                    }
                 if (pid := os.fork()) == 0:
-                    run_child(request, maps, descriptors, child_words)
-            self._watch(request, pid, words)
+                    run_child(request, maps, namespaces, descriptors, child_words)
+                self._watch(request, pid, words)
+                if link:  # while the program begins
+                    try:
+                        connect(link, namespaces["net"])
+                    except OSError as error:
+                        os.write(child_words, describe(error).encode())
         except BaseException:
             os.close(words)
             raise
@@ -165,7 +177,9 @@ def _read_words(descriptor: int) -> str:
         os.close(descriptor)
 
 
-def run_child(request: Message, maps: Mapping[int, int], descriptors: list[int], words: int) -> None:
+def run_child(
+    request: Message, maps: Mapping[int, int], namespaces: Mapping[str, int], descriptors: list[int], words: int
+) -> None:
     """Become the program of a ``run`` request. Never returns."""
     try:
         os.setsid()
@@ -177,6 +191,8 @@ def run_child(request: Message, maps: Mapping[int, int], descriptors: list[int],
         os.chdir(request["cwd"])
         if request["mounts"]:
             unshare(CLONE_NEWNS)
+        for name, descriptor in namespaces.items():
+            bind(f"/proc/self/fd/{descriptor}", f"{request['network']['folder']}/{name}", 0)
         for wanted in request["mounts"]:
             make_mount(wanted, maps)
         place_descriptors(request["fds"], descriptors)
@@ -225,8 +241,12 @@ INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
 
 
 class Link(NamedTuple):
-    """Link of a sandbox as ``Network.link`` describes it; ``mac`` in hexadecimal."""
+    """Link of a sandbox as ``Network.link`` describes it; ``mac`` in hexadecimal.
 
+    The program finds the namespaces at the files ``user`` and ``net`` of ``folder``, which exist.
+    """
+
+    folder: str
     link: str
     bridge: str
     mac: str
@@ -235,29 +255,8 @@ class Link(NamedTuple):
     mtu: int
 
 
-def attach(pid: int, network: Link) -> None:
-    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
-    with contextlib.ExitStack() as opened:
-        inside, home = (_open_network(who, opened) for who in (pid, "self"))  # the first may be gone
-        if os.path.samestat(os.fstat(inside), os.fstat(home)):  # the sandbox has ended
-            raise OSError(errno.ESRCH, "the sandbox has ended, its pid is a process of the host")
-        limits = limit(pid)
-        try:
-            connect(network, home, inside)
-        finally:
-            _, status = os.waitpid(limits, 0)
-    if status:
-        raise OSError(0, "the user namespace cannot be limited (see /proc/sys/user)")
-
-
-def _open_network(process: int | str, opened: contextlib.ExitStack) -> int:
-    descriptor = os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    opened.callback(os.close, descriptor)
-    return descriptor
-
-
-def connect(network: Link, home: int, inside: int) -> None:
-    """Make the link between two network namespaces, this process's own and that of a sandbox."""
+def connect(network: Link, inside: int) -> None:
+    """Give a network namespace one link to the bridge, whose port is isolated from all others."""
     link, mtu, mac = network.link, network.mtu, bytes.fromhex(network.mac).hex(":")
     if link in (name for _, name in socket.if_nameindex()):
         run_ip(f"link delete {link}")
@@ -269,33 +268,13 @@ def connect(network: Link, home: int, inside: int) -> None:
         f"link set {link} up",
         descriptor=inside,
     )
-    setns(inside, CLONE_NEWNET)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        setns(inside, CLONE_NEWNET)
         configure_inside(network.ip, network.gateway)
     finally:
         setns(home, CLONE_NEWNET)
-
-
-def limit(pid: int) -> int:
-    """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
-    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if (child := os.fork()) == 0:
-            _limit(namespace)
-        return child
-    finally:
-        os.close(namespace)
-
-
-def _limit(namespace: int) -> None:
-    """Write the limits and end, in a child."""
-    try:
-        setns(namespace, CLONE_NEWUSER)
-        for name, most in INOTIFY.items():
-            write(f"/proc/sys/user/{name}", str(most))
-        os._exit(0)
-    finally:
-        os._exit(1)
+        os.close(home)
 
 
 def configure_inside(ip: str, gateway: str) -> None:
@@ -327,31 +306,41 @@ def user_namespaces(outside: int, owners: Iterable[int]) -> Iterator[Mapping[int
     Mounts that were made with one keep it alive afterwards.
     """
     with contextlib.ExitStack() as opened:
-        maps: dict[int, int] = {}
-        for owner in dict.fromkeys(owners):
-            maps[owner] = user_namespace(owner, outside)
-            opened.callback(os.close, maps[owner])
-        yield maps
+        children = {owner: fork_into(CLONE_NEWUSER, opened) for owner in dict.fromkeys(owners)}
+        yield {owner: open_mapped(pid, owner, outside, opened) for owner, pid in children.items()}
 
 
-def user_namespace(inside: int, outside: int) -> int:
-    """Return the descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``."""
+def fork_into(flags: int, opened: contextlib.ExitStack) -> int:
+    """Return the pid of a child that stops in new namespaces, or fails, and ends with ``opened``."""
     if (pid := os.fork()) == 0:
         try:
-            unshare(CLONE_NEWUSER)
-            os._exit(0)
+            unshare(flags)
+            if flags & CLONE_NEWNET:  # a sandbox's own, not one of its mounts
+                for name, most in INOTIFY.items():
+                    write(f"/proc/sys/user/{name}", str(most))
+            os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(1)
-    try:
-        # Until it is reaped, /proc shows the namespace of an ended child.
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if ended is None or ended.si_status:
-            raise OSError(0, "no user namespace was made (see user.max_user_namespaces)")
-        for kind in ("uid_map", "gid_map"):
-            write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.waitpid(pid, 0)
+    opened.callback(os.waitpid, pid, 0)
+    opened.callback(os.kill, pid, signal.SIGKILL)
+    return pid
+
+
+def open_mapped(pid: int, inside: int, outside: int, opened: contextlib.ExitStack) -> int:
+    """Return the descriptor of a child's user namespace, which maps 65,536 ids from ``inside`` to ``outside``."""
+    seen = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    if seen is None or seen.si_code != os.CLD_STOPPED:
+        raise OSError(0, "no user namespace was made (see /proc/sys/user)")
+    for kind in ("uid_map", "gid_map"):
+        write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
+    return open_namespace(pid, "user", opened)
+
+
+def open_namespace(pid: int, kind: str, opened: contextlib.ExitStack) -> int:
+    """Return the descriptor of a child's namespace. What joins or mounts it keeps it alive."""
+    descriptor = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def write(path: str, text: str) -> None:
@@ -374,6 +363,9 @@ def main() -> None:
     mount("none", "/", None, MS_REC | MS_SLAVE)
     if os.path.ismount(UNIFIED):
         unmount(UNIFIED)
+    if os.path.exists(CRUN):  # noqa: PTH110
+        # It executes itself again from a read-only mount unless it is on one: no sandbox may write to its file.
+        bind(CRUN, CRUN, MOUNT_ATTR_RDONLY)
     # Its children enter sandboxes, and must not be open to them before they execute their program.
     forbid_tracing()
     gc.freeze()

@@ -36,6 +36,8 @@ class Program:
     """Program that the launcher runs.
 
     ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
+    ``network`` is the link of a sandbox, as ``Network.link`` makes it, and the ``folder`` in the program's mount
+    namespace in which it finds the sandbox's user and network namespace as files.
     ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
     ``oom_score`` is its ``oom_score_adj``, which what it starts inherits: the higher, the earlier it is killed.
     """
@@ -46,6 +48,7 @@ class Program:
     mounts: Sequence[Mapping[str, Any]] = ()
     cgroups: Sequence[str] = ()
     uid: int = -1
+    network: Mapping[str, Any] | None = None
     terminal: bool = False
     oom_score: int = 0
     name: str = ""
@@ -60,10 +63,6 @@ class Launcher:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last = 0
         self._closed = False
-
-    async def attach(self, pid: int, network: Mapping[str, Any]) -> None:
-        """Connect the network namespace of a process; ``network`` as ``Network.link`` makes it."""
-        await self._ask({"op": "attach", "pid": pid, "network": network})
 
     async def run(self, program: Program, descriptors: Mapping[int, int] | None = None) -> Ended:
         """Run a program to its end.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
@@ -73,11 +74,12 @@ def _read_files(process: int) -> str:
 
 
 async def _answers(ip: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(ip, port), _DIAL_SECONDS)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
+    with socket.socket() as dialled:
+        dialled.setblocking(False)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(dialled, (ip, port)), _DIAL_SECONDS)
+        except (OSError, TimeoutError):
+            return False
     return True
 
 

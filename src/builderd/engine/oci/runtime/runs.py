@@ -203,15 +203,15 @@ class Runs:
         """Create the sandbox, up to a first process that waits to execute the program."""
         uid = self._slots.uid(record.slot)
         bundle = self._creation.make_bundle(run, record, uid)
-        pid = await self._creation.launch_shim(run, record, bundle)
+        sharing = asyncio.create_task(self.share_ports([record]))
+        try:
+            pid = await self._creation.launch_shim(run, record, bundle)
+        finally:
+            await sharing
         shim = int((bundle / "conmon.pid").read_text())
         record = self.save(replace(record, process=find_process(pid), shim=find_process(shim)))
         self.cgroups.limit_shim(run.id)
         self.cgroups.limit_sockets(run.id, run.memory_bytes)
-        if not run.host_network:
-            await asyncio.gather(
-                self.launcher.attach(pid, self.network.link(record.slot, run.egress)), self.share_ports([record])
-            )
         return record
 
     async def share_ports(self, records: Iterable[Record]) -> None:

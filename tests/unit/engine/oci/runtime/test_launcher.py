@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from builderd.engine.oci.runtime import launcher as attach_module
 from builderd.engine.oci.runtime import listening
-from builderd.engine.oci.runtime.launcher import Link, Server, attach
+from builderd.engine.oci.runtime.launcher import Server
 from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.listening import ListeningPorts, parse_listening
 from builderd.engine.oci.runtime.records import Record
@@ -41,6 +40,7 @@ RUN: dict[str, Any] = {
     "mounts": [],
     "cgroups": [],
     "uid": 1,
+    "network": None,
     "terminal": False,
     "oom_score": 0,
     "name": "one",
@@ -88,17 +88,6 @@ def test_a_program_that_ends_leaves_its_name_to_the_one_that_took_it() -> None:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def forbid(*_: object) -> int:
-    raise AssertionError("done to the host")
-
-
-def test_a_link_is_made_in_no_network_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("limit", "connect"):
-        monkeypatch.setattr(attach_module, name, forbid)
-    with pytest.raises(OSError, match="a process of the host"):
-        attach(os.getpid(), Link("link", "lo", "02", "10.0.0.2", "10.0.0.1", 1500))
 
 
 def record(text: str, flag: str = "F", stream: str = "stdout") -> bytes:

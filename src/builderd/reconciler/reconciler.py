@@ -52,7 +52,7 @@ class Reconciler:
     """
 
     def __init__(
-        self, application: Application, fault: FaultPoint = no_fault, on_settled: Callable[[], object] = bool
+        self, application: Application, fault: FaultPoint = no_fault, on_settled: Callable[[], None] = lambda: None
     ) -> None:
         self._app = application
         limit = asyncio.Semaphore(MAX_CONCURRENT_STEPS)

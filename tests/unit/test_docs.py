@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from functools import cache
@@ -133,3 +134,39 @@ def test_keepalived_takes_the_example_for_a_cluster(tmp_path: Path) -> None:
     checked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     report = tmp_path / "report"
     assert checked.returncode == 0, checked.stderr + (report.read_text() if report.exists() else "")
+
+
+#: What an engineer new here searches for, and the file that answers, or the folder's own docstring.
+SEARCHES = {
+    "rate limit": "server/rates.py",
+    "health check": "reconciler/steps/start.py",
+    "idle timeout": "idle/__init__.py",
+    "rollback": "versions/__init__.py",
+    "port allocation": "engine/oci/network/allocations.py",
+    "secret encryption": "credentials/__init__.py",
+    "disk quota": "engine/oci/storage/quotas.py",
+    "certificate renewal": "domains/renewal.py",
+    "webhook retry": "webhooks/__init__.py",
+    "log rotation": "engine/oci/runtime/creation.py",
+    "build cache": "dependencies/__init__.py",
+    "placement": "engine/incus/cluster.py",
+}
+
+
+@pytest.mark.parametrize("word", SEARCHES)
+def test_search_for_a_word_of_the_field_finds_its_file_first(word: str) -> None:
+    listed = subprocess.run(
+        ["git", "grep", "-il", word, "--", "*.py"],
+        cwd=ROOT / "src/builderd",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+    assert next(name for name in listed if word in _docstrings(ROOT / "src/builderd" / name)) == SEARCHES[word]
+
+
+def _docstrings(file: Path) -> str:
+    nodes = ast.walk(ast.parse(file.read_text()))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return "\n".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)).lower()

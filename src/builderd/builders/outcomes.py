@@ -159,7 +159,7 @@ async def _failure(application: Application, code: str, reason: str, builder: Bu
 async def deployed(application: Application, builder_id: BuilderId, number: int) -> Builder:
     """Wait until this version has taken over; return the builder. Raises the error of the stage that failed.
 
-    After a failure, the rollback to the previous version is complete. A builder that was deleted is returned too.
+    After a failure, the builder is back at its previous version. A builder that was deleted is returned too.
     """
     limit = WaitLimit(application)
     while True:

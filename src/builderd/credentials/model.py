@@ -77,7 +77,7 @@ MIN_LENGTH = 6
 
 
 class Masker:
-    """Replacement of secret values in texts, JSON documents and bytes."""
+    """Hides secret values in texts, JSON documents and bytes."""
 
     def __init__(self, values: Iterable[str]) -> None:
         forms = sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)

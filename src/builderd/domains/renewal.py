@@ -1,4 +1,4 @@
-"""Custom domains and the service's own: checks, certificate orders and renewal; keeps the proxy to the stored ones.
+"""Custom domains and the service's own: checks, orders, certificate renewal; keeps the proxy to the stored ones.
 
 A step acts on the world first and is recorded second; a service that is killed in between takes the domain up again.
 Each tenant has one domain in work at a time, so that one with many keeps no other waiting.

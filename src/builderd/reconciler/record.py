@@ -460,7 +460,7 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
 def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
     """Reject the candidate, such as after a failed QA gate, and roll back to the version that served before.
 
-    Before the take-over the previous version still serves; after it, a rollback starts it again on its own disk.
+    Before the take-over the previous version still serves; after it, it is started again on its own disk.
     """
     freed = replace(candidates.remove_candidate(uow, builder, prices, now), updated_at=now)
     if builder.handover is not Handover.FORWARD:

@@ -84,12 +84,12 @@ def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
 
 
 async def identify(request: Request, credentials: Credentials) -> Identity:
-    """Return the caller of a valid token, within its rate limit; its last use is recorded now and then."""
+    """Return the caller of a valid token, within its limit of calls; its last use is recorded now and then."""
     return await identity_of(request, secret_of(credentials))
 
 
 async def identity_of(request: HTTPConnection, secret: str) -> Identity:
-    """Return the caller whose valid token has this secret, within its rate limit; its last use is recorded.
+    """Return the caller whose valid token has this secret, within its limit of calls; its last use is recorded.
 
     Raises ``Unauthenticated`` and ``RateLimited``.
     """
@@ -142,7 +142,7 @@ def _keep_within(request: HTTPConnection, status: RateLimitStatus | None) -> Non
 
 
 def rate_headers(status: RateLimitStatus) -> Mapping[str, str]:
-    """Return a rate limit status as headers of an answer.
+    """Return the state of a limit of calls as headers of an answer.
 
     The fields of the IETF draft (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/),
     ``RateLimit-Policy`` and ``RateLimit``, and the three of its earlier revisions, which most clients read.

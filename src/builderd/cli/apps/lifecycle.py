@@ -247,7 +247,7 @@ def _change_env(session: Session, name: str, change: Callable[[dict[str, str]], 
 
 @command("clear-builds [NAME]")
 def clear_builds(session: Session, name: str | None) -> None:
-    """Remove the kept results of a builder's builds; a rollback builds again."""
+    """Remove the kept results of a builder's builds; rolling back builds again."""
     removed = session.builder(name).clear_build_cache()
     session.result(removed, f"{removed.results} results with {removed.bytes} bytes are removed.")
 

@@ -290,7 +290,7 @@ class AsyncBuilder(AsyncCalls):
         await self._send("DELETE", "ssh")
 
     async def clear_build_cache(self) -> RemovedBuilds:
-        """Remove the kept results of its builds; a rollback builds again."""
+        """Remove the kept results of its builds; rolling back builds again."""
         return await self._read(RemovedBuilds, "DELETE", "build-cache")
 
     async def cap(self) -> SpendingCap:

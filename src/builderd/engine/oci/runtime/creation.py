@@ -71,10 +71,10 @@ class Creation:
         return bundle
 
     async def launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
-        """Run the shim; return the pid of the sandbox's first process."""
+        """Run the shim, which also does log rotation; return the pid of the sandbox's first process."""
         kept = self._context.records.folder(run.id)
         argv = launching.shim(run.runtime, run.id, bundle, kept, self._context.records.exits)
-        # Log rotation: conmon begins the file again at this size.
+        # conmon begins the file again at this size.
         argv += ["--log-path", f"k8s-file:{run.log}", "--log-size-max", str(run.log_limit)]
         # Creating a group waits while another process moves: not in the event loop.
         tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)

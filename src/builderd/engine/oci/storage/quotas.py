@@ -1,4 +1,4 @@
-"""Limits of btrfs subvolumes, by simple quotas (Linux 6.7).
+"""Disk quota: limits of btrfs subvolumes, by simple quotas (Linux 6.7).
 
 A limit is set on a group above the subvolume's own: a subvolume made inside of it, which any process may do that can
 write there, joins that group and so falls under the same limit.

@@ -26,9 +26,9 @@ def start_child(url: str, task: str) -> subprocess.Popen[str]:
 
 
 async def test_concurrent_migrations_all_succeed(shared_url: str) -> None:
-    children = [start_child(shared_url, "migrate") for _ in range(4)]
+    children = [start_child(shared_url, "migrate") for _ in range(2)]
     outcomes = await asyncio.gather(*(asyncio.to_thread(child.communicate, "go\n", 60) for child in children))
-    assert [(child.returncode, errors) for child, (_, errors) in zip(children, outcomes, strict=True)] == [(0, "")] * 4
+    assert [(child.returncode, errors) for child, (_, errors) in zip(children, outcomes, strict=True)] == [(0, "")] * 2
     async with open_store(shared_url) as store:
         await add(store, TENANT)
         await add_builder(store)

@@ -25,7 +25,7 @@ from builderd.server.rates import Rates
 LEFT_OUT = [positive_data_acceptance, unsupported_method]
 
 SOAK = settings.get_current_profile_name() == "soak"
-bounded = settings(max_examples=30 if SOAK else 4, suppress_health_check=list(HealthCheck))
+bounded = settings(max_examples=30 if SOAK else 2, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def may_need(path: Path) -> bool:
 @cache
 def may_use_incus(path: Path) -> bool:
     """Return True if the file may hold tests with the marker ``incus`` that script/test runs."""
-    return _has(path, r"\bmark\.engines\b") or _has(path.with_name("conftest.py"), r"\bmark\.incus\b")
+    return _has(path, r"\bmark\.engines\b")
 
 
 @cache

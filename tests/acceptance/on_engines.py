@@ -28,12 +28,11 @@ from tests.acceptance.live_service import PATIENCE, LiveService, live_service
 from tests.backends import RestServer, rest_server
 from tests.incus import IncusCluster, address_of
 
-#: One of each part of the API: deployment, jobs, redeploys under load, sleep and wake, backups, files, SSH, gates.
+#: One of each part of the engine: layers, jobs, redeploys under load, sleep and wake, backups, files, commands.
 EVERY_RUN = frozenset(
     {
         "test_documented_create_call_works",
         "test_finished_job_keeps_its_logs_and_files",
-        "test_job_reads_its_input",
         "test_no_request_fails_during_redeploys_settings_changes_and_rollbacks",
         "test_idle_builder_freezes_and_thaws_for_a_request",
         "test_auto_stopped_builder_starts_for_a_request",
@@ -41,8 +40,6 @@ EVERY_RUN = frozenset(
         "test_files_are_shared_with_the_app",
         "test_files_of_a_stopped_builder_are_read_and_written",
         "test_ssh_command_returns_streams_and_exit_status",
-        "test_blocked_redeploy_keeps_the_old_version_serving",
-        "test_broken_app_fails_the_matching_check",
     }
 )
 

@@ -77,11 +77,11 @@ def napper(idle: LiveService) -> Iterator[dict[str, Any]]:
 
 
 def test_idle_builder_freezes_and_thaws_for_a_request(idle: LiveService, napper: dict[str, Any]) -> None:
-    assert idle.visit(napper).text == "1"
+    assert patient_visit(idle, napper).text == "1"
     until_frozen(idle, napper)
     assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 second"
     assert idle.builder(napper["uuid"])["status"] == "running"
-    assert idle.visit(napper).text == "1"
+    assert patient_visit(idle, napper).text == "1"
     thawed = until_reported(idle, napper, "sandbox.thawed")[0]
     assert (thawed["actor"], thawed["reason"]) == ("visitor", "woken by a visitor")
     until_frozen(idle, napper)
@@ -91,7 +91,7 @@ def test_idle_builder_freezes_and_thaws_for_a_request(idle: LiveService, napper:
 
 def test_auto_stopped_builder_starts_for_a_request(idle: LiveService, napper: dict[str, Any]) -> None:
     assert until_idled(idle, napper)["status_reason"] == "idle for 10 minutes"
-    assert idle.visit(napper).text == "2"
+    assert patient_visit(idle, napper).text == "2"
     assert idle.wait_status(napper["uuid"], "running")["status_reason"] == "woken by a visitor"
 
 

@@ -50,7 +50,7 @@ def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service)
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, "completed"), pytest.param(3, "failed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("code", "status"), [(3, "failed"), pytest.param(0, "completed", marks=pytest.mark.slow)])
 def test_finished_job_keeps_its_logs_and_files(service: LiveService, code: int, status: str) -> None:
     scenarios.job(service, code, status)
 

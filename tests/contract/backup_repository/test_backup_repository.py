@@ -37,46 +37,29 @@ async def _save(
     return backup, await scene.backup_repository.save(repository, SaveRequest(backup, builder, disk, LIMIT), _ignore)
 
 
-async def test_backup_is_restored_to_another_disk(scene: Scene) -> None:
-    repository, shares = _repository(), list[float]()
-    files = {"a.txt": b"one", "b.bin": bytes(range(256)) * 100}
+async def test_each_backup_restores_its_own_state_to_another_disk(scene: Scene) -> None:
+    repository, builder, shares = _repository(), BuilderId(new_id()), list[float]()
+    files = {"a.txt": b"before", "b.bin": bytes(i * i % 251 for i in range(500_000))}
     disk, other = await scene.disk(**files), await scene.disk()
-    saved = await scene.backup_repository.save(
-        repository, SaveRequest(BackupId(new_id()), BuilderId(new_id()), disk, LIMIT), shares.append
-    )
-    assert (saved.files, saved.size_bytes) == (2, 25_603)
-    assert saved.added_bytes > 0
-    restored = await scene.backup_repository.restore(repository, saved.snapshot, other, shares.append)
+
+    async def save() -> SnapshotSummary:
+        request = SaveRequest(BackupId(new_id()), builder, disk, LIMIT)
+        return await scene.backup_repository.save(repository, request, shares.append)
+
+    first = await save()
+    assert (first.files, first.size_bytes) == (2, 500_006)
+    scene.write(disk, "a.txt", b"after")
+    second = await save()
+    assert first.digest != second.digest
+    assert 0 < second.added_bytes < first.added_bytes, "the large file is stored once"
+    restored = await scene.backup_repository.restore(repository, first.snapshot, other, shares.append)
     assert scene.read(other) == files
-    assert (restored.digest, restored.differences) == (saved.digest, ())
-    assert (restored.files, restored.size_bytes) == (saved.files, saved.size_bytes)
+    assert (restored.digest, restored.differences) == (first.digest, ())
+    assert (restored.files, restored.size_bytes) == (first.files, first.size_bytes)
     assert all(0 <= share <= 1 for share in shares)
 
 
-async def test_each_backup_restores_its_own_state(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
-    disk, other = await scene.disk(note=b"before"), await scene.disk()
-    first = await scene.backup_repository.save(
-        repository, SaveRequest(BackupId(new_id()), builder, disk, LIMIT), _ignore
-    )
-    scene.write(disk, "note", b"after")
-    second = await scene.backup_repository.save(
-        repository, SaveRequest(BackupId(new_id()), builder, disk, LIMIT), _ignore
-    )
-    assert first.digest != second.digest
-    await scene.backup_repository.restore(repository, first.snapshot, other, _ignore)
-    assert scene.read(other) == {"note": b"before"}
-
-
-async def test_unchanged_files_are_deduplicated(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
-    content = bytes(i * i % 251 for i in range(500_000))
-    _, first = await _save(scene, repository, builder, big=content)
-    _, second = await _save(scene, repository, builder, big=content)
-    assert second.added_bytes < first.added_bytes
-
-
-async def test_snapshots_are_listed_with_their_builders(scene: Scene) -> None:
+async def test_snapshots_are_listed_until_they_are_forgotten(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     assert await scene.backup_repository.snapshots(repository) == {}
     backup, saved = await _save(scene, repository, builder, note=b"1")
@@ -88,6 +71,22 @@ async def test_snapshots_are_listed_with_their_builders(scene: Scene) -> None:
     assert (kept.summary.snapshot, kept.summary.digest, kept.summary.files, kept.summary.size_bytes) == (
         *(saved.snapshot, saved.digest, saved.files, saved.size_bytes),
     )
+
+    wrong = TenantRepository(repository.tenant_id, b"w" * 32)
+    with pytest.raises(BackupFailed, match="key") as refused:
+        await scene.backup_repository.restore(wrong, saved.snapshot, await scene.disk(), _ignore)
+    assert not isinstance(refused.value, SnapshotDamaged)
+    with pytest.raises(BackupFailed, match="key"):
+        await scene.backup_repository.check(wrong, 100)
+
+    for _ in range(2):
+        await scene.backup_repository.forget(repository, [saved.snapshot])
+    await scene.backup_repository.prune(repository)
+    await scene.backup_repository.check(repository, 100)
+    found = await scene.backup_repository.snapshots(repository)
+    assert {name: one.backup for name, one in found.items()} == {second.snapshot: other}
+    with pytest.raises(SnapshotDamaged):
+        await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), _ignore)
 
 
 async def test_missing_repository_is_an_error(scene: Scene) -> None:
@@ -111,42 +110,16 @@ async def test_missing_repository_without_backups_is_created(scene: Scene) -> No
     assert await scene.backup_repository.snapshots(repository) == {}
 
 
-async def test_forget_removes_a_snapshot_and_is_idempotent(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
-    _, first = await _save(scene, repository, builder, note=b"1")
-    kept, second = await _save(scene, repository, builder, note=b"2")
-    for _ in range(2):
-        await scene.backup_repository.forget(repository, [first.snapshot])
-    await scene.backup_repository.prune(repository)
-    await scene.backup_repository.check(repository, 100)
-    found = await scene.backup_repository.snapshots(repository)
-    assert {name: one.backup for name, one in found.items()} == {second.snapshot: kept}
-    with pytest.raises(SnapshotDamaged):
-        await scene.backup_repository.restore(repository, first.snapshot, await scene.disk(), _ignore)
-
-
 async def test_manifests_of_backups_are_kept_until_dropped(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     assert await scene.backup_repository.manifests() == {}
     _, saved = await _save(scene, repository, builder, note=b"1")
-    await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), _ignore)
     assert await scene.backup_repository.manifests() == {repository.tenant_id: {builder}}
     for _ in range(2):
         await scene.backup_repository.delete_manifest(repository.tenant_id, builder)
     assert not any((await scene.backup_repository.manifests()).values())
     _, again = await _save(scene, repository, builder, note=b"1")
     assert again.digest == saved.digest
-
-
-async def test_wrong_repository_key_is_refused(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
-    _, saved = await _save(scene, repository, builder, note=b"1")
-    wrong = TenantRepository(repository.tenant_id, b"w" * 32)
-    with pytest.raises(BackupFailed, match="key") as refused:
-        await scene.backup_repository.restore(wrong, saved.snapshot, await scene.disk(), _ignore)
-    assert not isinstance(refused.value, SnapshotDamaged)
-    with pytest.raises(BackupFailed, match="key"):
-        await scene.backup_repository.check(wrong, 100)
 
 
 async def test_damage_is_repaired_and_the_next_backup_stores_again_what_is_lost(scene: Scene) -> None:
@@ -169,7 +142,7 @@ async def test_damage_is_repaired_and_the_next_backup_stores_again_what_is_lost(
         await scene.backup_repository.check(repository, 100)
     for _ in range(2):
         await scene.backup_repository.repair(repository)
-        assert set(await scene.backup_repository.check(repository, 100)) == {first, relying}
+    assert set(await scene.backup_repository.check(repository, 100)) == {first, relying}
     with pytest.raises(SnapshotDamaged):
         await scene.backup_repository.restore(repository, first, await scene.disk(), _ignore)
     whole = await save()

@@ -19,31 +19,18 @@ REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 
 
 #: Apps run by crun unless asked otherwise: script/soak runs the contract of the others. Every run has gVisor in
-#: tests/acceptance/test_isolation.
+#: tests/acceptance/test_isolation, and Incus in the acceptance tests of ``EVERY_RUN`` there.
 SELDOM = [pytest.mark.root, pytest.mark.slow]
 MARKS = {"crun": [pytest.mark.root], "runc": SELDOM, "gvisor": SELDOM}
-#: Clusters of one and of three members on which the contract runs; a part of it (``ON_INCUS``) on three in every run,
-#: on the cluster that acceptance tests use.
+#: Clusters of one and of three members on which the contract runs.
 INCUS = ("incus", "incus3")
-#: Each concerns another part of the engine: instances, orders, ends, logs, processes, freezing, disks and files.
-ON_INCUS = {
-    "test_started_app_is_reachable",
-    "test_exit_code_is_reported",
-    "test_exits_yields_ended_sandboxes",
-    "test_stopped_sandbox_is_reported_as_stopped",
-    "test_command_returns_both_streams_and_its_exit_code",
-    "test_process_reads_stdin_until_it_is_closed",
-    "test_frozen_sandbox_pauses_and_continues_after_thaw",
-    "test_bundle_is_written_to_a_disk_and_cloned_with_it",
-}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests on every engine."""
     if "engine" not in metafunc.fixturenames:
         return
-    every_run = [pytest.mark.root] if metafunc.function.__name__ in ON_INCUS else SELDOM
-    marks = {**MARKS, "incus": [*SELDOM, pytest.mark.incus], "incus3": [*every_run, pytest.mark.incus]}
+    marks = {**MARKS, **dict.fromkeys(INCUS, [*SELDOM, pytest.mark.incus])}
     kinds = [pytest.param(name, marks=of) for name, of in marks.items()]
     metafunc.parametrize("engine", ["fake", *kinds], indirect=True)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx
 import pytest
-from tests.acceptance import scenarios
+from tests.acceptance import forked, scenarios
 from tests.acceptance.host_traces import assert_traces, traces
 from tests.acceptance.live_service import LiveService, cold_service
 from tests.acceptance.on_engines import OnIncus, OwnEngine
@@ -68,17 +68,20 @@ def test_two_services_on_one_machine_are_independent(engine: OwnEngine | OnIncus
 
 
 def test_second_service_on_the_data_directory_is_refused(service: LiveService) -> None:
-    words = [*service.command("serve"), "--port", "1", "--preview-port", "2"]
-    done = subprocess.run(words, check=False, env=service.environment(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "already" in done.stderr
+    assert "already" in refused(service, service.words("serve", "--port", "1", "--preview-port", "2"))
 
 
 def test_port_in_use_is_named(service: LiveService, data_dir: Path) -> None:
-    words = [*LiveService(data_dir).command("serve"), "--port", str(service.port), "--preview-port", "2"]
-    done = subprocess.run(words, check=False, env=service.environment(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert str(service.port) in done.stderr
+    words = LiveService(data_dir).words("serve", "--port", str(service.port), "--preview-port", "2")
+    assert str(service.port) in refused(service, words)
+
+
+def refused(service: LiveService, words: list[str]) -> str:
+    """Return what a service says that does not start beside this one."""
+    with TemporaryFile() as said:
+        assert forked.start(words, service.environment(), said.fileno()).wait(60) == 1
+        said.seek(0)
+        return said.read().decode()
 
 
 def test_readiness_is_notified_once_and_not_passed_to_apps(data_dir: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright
 from playwright.async_api import Route as Route_
 from starlette.applications import Starlette
@@ -24,6 +25,8 @@ from builderd.metrics.model import Usage, UsageBucket, start_of
 from builderd.server.meter import Meter
 from builderd.tokens.model import Scope
 from builderd.web.app import Site, create_web
+
+pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
 #: Marks the window when it runs, wherever it is planted.
 MARKUP = "\"'><script>window.planted=1</script><img src=x onerror=window.planted=1><svg onload=window.planted=1>"
@@ -166,75 +169,75 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     raise AssertionError("it did not come about")
 
 
-@pytest.mark.root
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def found() -> AsyncIterator[Opened]:
+    """Return the pages of a service in which all is planted, at the width of a phone."""
+    async with site() as opened:
+        await plant(opened.service)
+        await opened.page.set_viewport_size({"width": 390, "height": 844})
+        yield opened
+
+
 @pytest.mark.parametrize("audited", [False, pytest.param(True, marks=pytest.mark.slow)])
-async def test_pages_show_planted_markup_as_text_and_stay_usable(audited: bool) -> None:
+async def test_pages_show_planted_markup_as_text_and_stay_usable(found: Opened, audited: bool) -> None:
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
-    async with site() as found:
-        await plant(found.service)
-        faults: list[str] = []
-        found.page.on("pageerror", lambda error: faults.append(str(error)))
-        for path in (*TENANT, *(f"/builders/planted{end}" for end in BUILDER)):
-            await found.page.goto(found.url(path))
-            await found.page.wait_for_selector("time[data-clock], time[data-moment], main", state="attached")
-            await found.page.evaluate("document.querySelectorAll('main details').forEach((one) => (one.open = true))")
-            assert await found.page.evaluate("[window.planted, window.broken]") == [None, []], path
-            if not audited:
-                continue
-            await found.page.evaluate(axe)
-            result = await found.page.evaluate("axe.run({resultTypes: ['violations']})")
-            grave = [
-                (one["id"], [node["html"][:150] for node in one["nodes"]][:3])
-                for one in result["violations"]
-                if one["impact"] in GRAVE
-            ]
-            assert not grave, (path, grave)
-        assert not faults
+    faults: list[str] = []
+    found.page.on("pageerror", lambda error: faults.append(str(error)))
+    for path in (*TENANT, *(f"/builders/planted{end}" for end in BUILDER)):
+        await found.page.goto(found.url(path))
+        await found.page.wait_for_selector("time[data-clock], time[data-moment], main", state="attached")
+        await found.page.evaluate("document.querySelectorAll('main details').forEach((one) => (one.open = true))")
+        assert await found.page.evaluate("[window.planted, window.broken]") == [None, []], path
+        assert await found.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is too wide"
+        if not audited:
+            continue
+        await found.page.evaluate(axe)
+        result = await found.page.evaluate("axe.run({resultTypes: ['violations']})")
+        grave = [
+            (one["id"], [node["html"][:150] for node in one["nodes"]][:3])
+            for one in result["violations"]
+            if one["impact"] in GRAVE
+        ]
+        assert not grave, (path, grave)
+    assert not faults
 
 
-@pytest.mark.root
-async def test_downloads_of_hostile_text_open_no_page() -> None:
-    async with site() as found:
-        await plant(found.service)
-        page = found.page
-        await page.goto(found.url("/sessions"))
-        for path in ("/builders/planted/versions/2/patch?from=1", "/spending/csv", "/builders/planted/logs/download"):
-            async with page.expect_download() as started:
-                await page.evaluate("(to) => { location.href = to; }", found.url(path))
-            assert (await (await started.value).failure()) is None, path
-            assert await page.evaluate("[window.planted, window.broken]") == [None, []], path
+async def test_downloads_of_hostile_text_open_no_page(found: Opened) -> None:
+    page = found.page
+    await page.goto(found.url("/sessions"))
+    for path in ("/builders/planted/versions/2/patch?from=1", "/spending/csv", "/builders/planted/logs/download"):
+        async with page.expect_download() as started:
+            await page.evaluate("(to) => { location.href = to; }", found.url(path))
+        assert (await (await started.value).failure()) is None, path
+        assert await page.evaluate("[window.planted, window.broken]") == [None, []], path
 
 
-@pytest.mark.root
-async def test_an_app_on_a_sibling_host_reaches_nothing_with_the_session() -> None:
-    async with site() as found:
-        await plant(found.service)
-        attack = ATTACK.replace("ORIGIN", found.url()).replace("SOCKET", f"ws://localhost:{found.port}")
-        cookie: Any = (await found.context.cookies())[0]
-        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
-        async with sibling(attack) as url:
-            found.network.reach(int(url.strip("/").rpartition(":")[2]))
-            page = await found.context.new_page()
-            await page.goto(url)
+async def test_an_app_on_a_sibling_host_reaches_nothing_with_the_session(found: Opened) -> None:
+    attack = ATTACK.replace("ORIGIN", found.url()).replace("SOCKET", f"ws://localhost:{found.port}")
+    cookie: Any = (await found.context.cookies())[0]
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    async with sibling(attack) as url:
+        found.network.reach(int(url.strip("/").rpartition(":")[2]))
+        page = await found.context.new_page()
+        await page.goto(url)
 
-            async def told() -> bool:
-                return len(await page.evaluate("told")) == 4
+        async def told() -> bool:
+            return len(await page.evaluate("told")) == 4
 
-            await eventually(told)
-            said = dict(one.split(":", 1) for one in await page.evaluate("told"))
-            assert (said["read"], said["socket"], said["cookie"]) == ("refused", "refused", "")
-            frame = await page.evaluate("document.getElementById('i').contentDocument === null")
-            assert frame  # another origin's error page, which nothing can be clicked in
-            framed = next(one for one in page.frames if one is not page.main_frame)
-            assert "Builders" not in await framed.content()
-            await page.evaluate("document.getElementById('f').submit()")
-            await page.wait_for_load_state()
-        builder = await found.service.store.read(lambda uow: uow.builders.get(uow.builders.ids()[0]))
-        assert builder is not None
-        assert builder.desired == "running"
+        await eventually(told)
+        said = dict(one.split(":", 1) for one in await page.evaluate("told"))
+        assert (said["read"], said["socket"], said["cookie"]) == ("refused", "refused", "")
+        frame = await page.evaluate("document.getElementById('i').contentDocument === null")
+        assert frame  # another origin's error page, which nothing can be clicked in
+        framed = next(one for one in page.frames if one is not page.main_frame)
+        assert "Builders" not in await framed.content()
+        await page.evaluate("document.getElementById('f').submit()")
+        await page.wait_for_load_state()
+    builder = await found.service.store.read(lambda uow: uow.builders.get(uow.builders.ids()[0]))
+    assert builder is not None
+    assert builder.desired == "running"
 
 
-@pytest.mark.root
 @pytest.mark.slow
 async def test_a_region_that_is_refused_for_now_is_asked_for_again() -> None:
     """Expect no page to stay as it was when some of 300 open ones are answered 429."""
@@ -261,31 +264,28 @@ async def test_a_region_that_is_refused_for_now_is_asked_for_again() -> None:
         assert len(asked) >= 2
 
 
-@pytest.mark.root
 @pytest.mark.slow
-async def test_dialog_that_is_opened_while_its_region_is_asked_for_stays_open() -> None:
+async def test_dialog_that_is_opened_while_its_region_is_asked_for_stays_open(found: Opened) -> None:
     """Expect no late answer to close what the reader has opened; the region is asked for again once that is closed."""
-    async with site() as opened:
-        await plant(opened.service)
-        page, asked, may_answer = opened.page, asyncio.Semaphore(0), asyncio.Event()
+    page, asked, may_answer = found.page, asyncio.Semaphore(0), asyncio.Event()
 
-        async def answer_late(route: Route_) -> None:
-            asked.release()
-            await may_answer.wait()
-            await route.continue_()
+    async def answer_late(route: Route_) -> None:
+        asked.release()
+        await may_answer.wait()
+        await route.continue_()
 
-        await page.route("**/versions?*part=history*", answer_late)
-        await page.goto(opened.url("/builders/planted/versions?from=1&to=2"))
-        await page.evaluate("builderd.happened(null)")
-        async with asyncio.timeout(30):
-            await asked.acquire()
-        await page.click("button:has-text('Roll back')")
-        await page.wait_for_selector("dialog[open]")
-        async with page.expect_response("**/versions?*part=history*") as answered:
-            may_answer.set()
-        await (await answered.value).finished()
-        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        assert await page.locator("dialog[open]").count() == 1
-        await page.click("dialog[open] button:has-text('Cancel')")
-        async with asyncio.timeout(30):
-            await asked.acquire()
+    await page.route("**/versions?*part=history*", answer_late)
+    await page.goto(found.url("/builders/planted/versions?from=1&to=2"))
+    await page.evaluate("builderd.happened(null)")
+    async with asyncio.timeout(30):
+        await asked.acquire()
+    await page.click("button:has-text('Roll back')")
+    await page.wait_for_selector("dialog[open]")
+    async with page.expect_response("**/versions?*part=history*") as answered:
+        may_answer.set()
+    await (await answered.value).finished()
+    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert await page.locator("dialog[open]").count() == 1
+    await page.click("dialog[open] button:has-text('Cancel')")
+    async with asyncio.timeout(30):
+        await asked.acquire()

@@ -158,7 +158,7 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
         now = traces(tmp_path, here.id)
         before = await settled(tmp_path, here.id, replace(now, links=(bridge_name(here.id),)))
         open_before = await at_rest(engine)
-        for _ in range(3):
+        for _ in range(2):
             await asyncio.gather(cycle(engine), cycle(engine))
             await failed_start(engine)
             await failed_build(engine)
@@ -174,7 +174,7 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
     await OciEngine(settings).down()
 
 
-@pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
+@pytest.mark.parametrize("isolation", [Isolation.STANDARD, pytest.param(Isolation.STRONG, marks=pytest.mark.slow)])
 async def test_nothing_is_left_of_a_start_that_was_broken_off_at_any_moment(
     tmp_path: Path, isolation: Isolation
 ) -> None:

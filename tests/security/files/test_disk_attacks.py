@@ -188,7 +188,7 @@ async def test_folder_swapped_for_a_link_is_not_followed(engine: OciEngine, disk
     done = refused = 0
     async with asyncio.timeout(ENGINE_TIMEOUT):
         # One in fifty finds the folder each of the three times.
-        while done + refused < 300 or not done or not refused:
+        while done + refused < 100 or not done or not refused:
             name = f"swap/new/{done + refused}"
             try:
                 assert await read(engine, disk, "swap/file") == b"harmless\n"

@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests on every engine."""
     if "engine" not in metafunc.fixturenames:
         return
-    marks = {**MARKS, **dict.fromkeys(INCUS, [*SELDOM, pytest.mark.incus])}
+    marks = {**MARKS, **{kind: [*SELDOM, pytest.mark.incus] for kind in INCUS}}
     kinds = [pytest.param(name, marks=of) for name, of in marks.items()]
     metafunc.parametrize("engine", ["fake", *kinds], indirect=True)
 

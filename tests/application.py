@@ -44,8 +44,8 @@ from builderd.qa import inspection
 from builderd.qa.job import Reporting
 from builderd.reconciler import reconciler as reconciling
 from builderd.reconciler.reconciler import Reconciler
-from builderd.reconciler.steps import start as starting
-from builderd.reconciler.steps.start import HealthCheck
+from builderd.reconciler.steps import await_listening
+from builderd.reconciler.steps.await_listening import HealthCheck
 from builderd.sandboxes.model import LogLine, Sandbox
 from builderd.tokens.limits import Limits
 from builderd.tokens.model import Tenant
@@ -73,7 +73,7 @@ def look_once(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.Event().wait()
         return HealthCheck(True, listening, None, 0.0)
 
-    for module in (starting, inspection):
+    for module in (await_listening, inspection):
         monkeypatch.setattr(module, "wait_until_listening", look)
 
 

@@ -139,7 +139,7 @@ def test_keepalived_takes_the_example_for_a_cluster(tmp_path: Path) -> None:
 #: What an engineer new here searches for, and the file that answers, or the folder's own docstring.
 SEARCHES = {
     "rate limit": "server/rates.py",
-    "health check": "reconciler/steps/start.py",
+    "health check": "reconciler/steps/await_listening.py",
     "idle timeout": "idle/__init__.py",
     "rollback": "versions/__init__.py",
     "port allocation": "engine/oci/network/allocations.py",

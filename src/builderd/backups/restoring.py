@@ -37,11 +37,13 @@ from builderd.money.model import Prices
 from builderd.qa import service as qa
 from builderd.qa.model import gate_failure, gate_passed
 from builderd.reconciler import record as transitions
+from builderd.reconciler.builds import Builds
 from builderd.reconciler.failures import exited_early, not_listening
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.record import Transition
-from builderd.reconciler.steps.install import LayerInstalls
-from builderd.reconciler.steps.start import make_spec, wait_until_up
+from builderd.reconciler.steps.await_listening import wait_until_up
+from builderd.reconciler.steps.install import make_layer
+from builderd.reconciler.steps.start import make_spec
 from builderd.sandboxes.model import Sandbox
 from builderd.versions import service as deployments
 from builderd.versions.model import Version
@@ -288,7 +290,7 @@ async def run_drill(context: BackupContext, restore: Restore, builder: Builder, 
     if builder.job_type is JobType.ONE_TIME:
         return None
     app, sandbox_id = context.app, _sandbox_id(restore)
-    layer = (await LayerInstalls(app).install(WorkItem(builder, version))).key
+    layer = (await make_layer(app, Builds(app), WorkItem(builder, version))).key
     app.scratch.add(sandbox_id)
     try:
         await _clear(context, restore)

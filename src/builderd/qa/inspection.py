@@ -39,7 +39,7 @@ from builderd.qa.model import (
 )
 from builderd.qa.port import Target
 from builderd.reconciler.failures import SHOWN_LINES, describe_end, not_listening, quoted
-from builderd.reconciler.steps.start import HealthCheck, wait_until_listening
+from builderd.reconciler.steps.await_listening import HealthCheck, wait_until_listening
 from builderd.sandboxes.model import LogStream, Sandbox, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.versions.model import NO_LAYER, Protocol, Version
 

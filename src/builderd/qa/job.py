@@ -26,7 +26,7 @@ from builderd.linux.processes import children_seconds
 from builderd.money import caps
 from builderd.qa.inspection import Copy, Inspection, remove_disk
 from builderd.qa.model import MAX_ATTEMPTS, QaReport, ReportStatus
-from builderd.reconciler.steps.install import BuildCharges
+from builderd.reconciler.builds import BuildCharges
 from builderd.versions.model import Version
 
 #: Seconds between checks for wanted reports without a request, and after an error.

@@ -22,7 +22,8 @@ from builderd.core.ids import BuilderId, DiskId
 from builderd.core.members import MemberReport
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM, Event
-from builderd.reconciler.record import Transition, disk_moved
+from builderd.reconciler.record import Transition
+from builderd.reconciler.steps.disk import disk_moved
 
 log = logging.getLogger(__name__)
 

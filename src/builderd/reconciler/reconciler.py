@@ -22,11 +22,9 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.money.job import check_due
 from builderd.previews import service as preview_links
 from builderd.previews.model import RESTING_STATES
+from builderd.reconciler.builds import close_cut_builds
 from builderd.reconciler.members import Evacuation, LostMembers
-from builderd.reconciler.observe import WorkItem
-from builderd.reconciler.steps.install import close_cut_builds
-from builderd.reconciler.steps.run import Steps
-from builderd.reconciler.worker import LEASE, MAX_CONCURRENT_STEPS, Worker, WorkerContext
+from builderd.reconciler.worker import LEASE, MAX_CONCURRENT_STEPS, Steps, Worker, WorkerContext
 from builderd.sandboxes.model import Sandbox
 
 #: How long a builder may be due before it is checked, in seconds.
@@ -56,13 +54,12 @@ class Reconciler:
     ) -> None:
         self._app = application
         limit = asyncio.Semaphore(MAX_CONCURRENT_STEPS)
-        self._context = WorkerContext(Steps(application), fault, self._settled, limit)
+        self._context = WorkerContext(Steps(application), fault, on_settled, limit)
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         #: When builders are looked at again whose worker failed: without the store neither a claim nor a due time of
         #: theirs may be stored.
         self._retry_at: dict[BuilderId, datetime] = {}
-        self._on_settled = on_settled
         self._members = LostMembers(application)
         self._evacuation = Evacuation(application)
 
@@ -143,9 +140,6 @@ class Reconciler:
             if worker.again.is_set():
                 self._app.signals.desired_changed(builder_id)
 
-    def _settled(self, item: WorkItem) -> None:
-        self._on_settled()
-
     async def _sweep(self) -> None:
         await sweep(self._app, self._workers)
 
@@ -186,16 +180,8 @@ async def _make_due(application: Application, found: Sequence[BuilderId], now: d
     """Make builders due, so many in one transaction that others never wait long for the store's one writer."""
     for start in range(0, len(found), DUE_BATCH):
         batch = found[start : start + DUE_BATCH]
-        for left in await application.store.write(partial(_make_all_due, builders=batch, now=now)):
-            await application.store.write(partial(_make_one_due, builder=left, now=now))
-
-
-def _make_all_due(uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime) -> Sequence[BuilderId]:
-    return uow.builders.make_all_due(builders, now)
-
-
-def _make_one_due(uow: UnitOfWork, builder: BuilderId, now: datetime) -> None:
-    uow.builders.make_due(builder, now)
+        for left in await application.store.write(lambda uow, batch=batch: uow.builders.make_all_due(batch, now)):  # type: ignore[misc]
+            await application.store.write(lambda uow, left=left: uow.builders.make_due(left, now))  # type: ignore[misc]
 
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:

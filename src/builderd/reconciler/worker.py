@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import cast
 
 from builderd.application import Application
 from builderd.builders.model import Builder, Desired
@@ -26,12 +27,17 @@ from builderd.core.loops import FaultPoint, race
 from builderd.core.members import MemberAway
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.reconciler import record as transitions
+from builderd.reconciler.builds import Builds
 from builderd.reconciler.next_step import (
     Action,
     BuildApp,
+    GiveUp,
     Install,
     Observation,
+    PlanSandbox,
     Review,
+    SetRoute,
+    Settle,
     Step,
     StopSandbox,
     Wait,
@@ -41,7 +47,23 @@ from builderd.reconciler.next_step import (
 )
 from builderd.reconciler.observe import StoredState, WorkItem, observe, read
 from builderd.reconciler.record import ClaimLost, Result, Transition
-from builderd.reconciler.steps.run import Steps
+from builderd.reconciler.steps import (
+    await_listening,
+    build,
+    disk,
+    forget,
+    gate,
+    install,
+    release,
+    rest,
+    review,
+    route,
+    settle,
+    start,
+    stop,
+    trial,
+)
+from builderd.sandboxes.model import Sandbox
 
 #: How long a claim keeps other workers away, and seconds between its renewals: two may fail before it expires.
 LEASE, RENEW_INTERVAL = timedelta(seconds=30), 10.0
@@ -61,6 +83,88 @@ MAX_CONCURRENT_STEPS = 32
 log = logging.getLogger(__name__)
 
 
+class Steps:
+    """Carries out the domain's steps, each by its file in ``steps``, with what they keep in this process."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._builds = Builds(application)
+        #: Removals of ended sandboxes, and watches of judged apps, that go on in the background.
+        self._removals: set[asyncio.Task[None]] = set()
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def perform(  # noqa: C901, PLR0912 -- one branch a step
+        self, item: WorkItem, observation: Observation, step: Step
+    ) -> Result:
+        """Do one step. Raises what the ports raise."""
+        app, report = self._app, observation.report
+        # A step on the sandbox, or on the trial, is chosen only where there is one.
+        sandbox, tried = cast("Sandbox", observation.sandbox), cast("Sandbox", observation.trial)
+        match step:
+            case Review(number):
+                return await review.review(app, item.for_version(number))
+            case Install(number):
+                return await install.install(app, self._builds, item.for_version(number))
+            case BuildApp(number):
+                return await build.build(app, self._builds, item.for_version(number))
+            case Action.CREATE_DISK:
+                return await disk.create_disk(app, item)
+            case Action.MOVE_DISK:
+                return await disk.move_disk(app, item)
+            case Action.RECORD_LOSS:
+                return await disk.record_loss(app, item)
+            case Action.RECOVER_DISK:
+                return disk.recover_disk(app, item)
+            case Action.PUT_BUNDLE:
+                return await disk.put_bundle(app, item)
+            case Action.DROP_DISKS:
+                return await disk.drop_disks(app, item)
+            case PlanSandbox():
+                return start.plan_sandbox(item, step)
+            case Action.START_SANDBOX:
+                return await start.start_sandbox(app, item, sandbox)
+            case Action.AWAIT_LISTENING:
+                return await await_listening.await_listening(app, item, sandbox)
+            case Action.AWAIT_RELEASE:
+                return await release.await_release(app, sandbox)
+            case Action.CHECK_APP:
+                return await gate.check_app(app, self._watches, item, sandbox)
+            case Action.FREEZE:
+                return await rest.freeze(app, item, sandbox, report)
+            case Action.THAW:
+                return await rest.thaw(app, sandbox, report)
+            case StopSandbox():
+                return await stop.stop(app, self._removals, item, sandbox, report, drain=step.drain)
+            case Action.RECORD_END if sandbox.release:
+                return await release.record_release_end(app, item, sandbox, report)
+            case Action.RECORD_END:
+                return stop.record_end(app, item, sandbox, report)
+            case SetRoute(to):
+                return await route.set_route(app, to)
+            case Action.REMOVE_ROUTE:
+                return await route.remove_route(app, item)
+            case Action.PLAN_TRIAL:
+                return trial.plan_trial(item)
+            case Action.TRY_CANDIDATE:
+                return await trial.try_candidate(app, item, tried)
+            case Action.END_TRIAL:
+                return await trial.end_trial(app, tried)
+            case Action.HAND_OVER:
+                return trial.hand_over(item)
+            case Settle(status):
+                return await settle.settle(app, item, observation, status)
+            case GiveUp(too_often):
+                return await settle.give_up(app, item, observation, too_often)
+            case Action.FORGET:
+                return await forget.forget(app, item)
+            case Wait():
+                return Result()
+
+    async def close(self) -> None:
+        """Wait for removals that go on in the background."""
+        await asyncio.gather(*self._removals, return_exceptions=True)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """Shared state of one reconciler's workers. ``failures`` counts failed steps by builder.
@@ -70,8 +174,8 @@ class WorkerContext:
 
     steps: Steps
     fault: FaultPoint
-    #: Called with each builder that is settled: nothing to do for it now.
-    settled: Callable[[WorkItem], None]
+    #: Called when a builder is settled: nothing to do for it now.
+    settled: Callable[[], None]
     step_limit: asyncio.Semaphore
     failures: dict[BuilderId, tuple[Desired, int]] = field(default_factory=dict)
 
@@ -141,7 +245,7 @@ class Worker:
                     if side_step is None:
                         self._context.failures.pop(self._id, None)
                         self._app.stalled.clear(self._id)
-                        self._context.settled(stored.item)
+                        self._context.settled()
                         return until
                     step = side_step
                 self._repeats = self._repeats + 1 if step == self._last else 0

@@ -19,7 +19,7 @@ from builderd.core.ids import BuilderId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.money import job
 from builderd.money.model import OpenBuild, cents, month_of, next_month
-from builderd.reconciler.steps.install import close_cut_builds
+from builderd.reconciler.builds import close_cut_builds
 
 #: What the builder of these tests costs in an hour while it runs.
 RATE = Decimal("0.1965")

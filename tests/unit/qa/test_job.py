@@ -24,7 +24,7 @@ from builderd.qa import service as qa
 from builderd.qa.inspection import DUMMY, FILES, NETWORK
 from builderd.qa.model import Check, CheckName, Outcome, QaReport, ReportStatus
 from builderd.qa.port import Target
-from builderd.reconciler.steps import install
+from builderd.reconciler import builds
 from builderd.sandboxes.model import SandboxSpec
 
 
@@ -356,7 +356,7 @@ async def test_cap_that_is_reached_ends_a_report(world: World, monkeypatch: pyte
 async def test_report_cut_by_a_kill_of_the_service_is_charged_once_as_far_as_it_was_seen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "SEEN_INTERVAL", 0.01)
+    monkeypatch.setattr(builds, "SEEN_INTERVAL", 0.01)
     seen: list[datetime] = []
 
     async def killed(_: Target) -> Sequence[Check]:

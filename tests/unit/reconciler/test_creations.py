@@ -18,7 +18,7 @@ from builderd.dependencies.model import BuildOutcome
 from builderd.events.model import SYSTEM
 from builderd.money.model import Billing
 from builderd.previews.model import Address, RouteState
-from builderd.reconciler.record import REUSED
+from builderd.reconciler.steps.install import REUSED
 from builderd.versions.model import NO_LAYER, Isolation, VersionStatus
 
 SECOND = timedelta(seconds=1)

@@ -22,8 +22,7 @@ from builderd.dependencies.model import BuildOutcome
 from builderd.previews.model import Route, RouteState
 from builderd.reconciler import reconciler as reconciling
 from builderd.reconciler import worker as working
-from builderd.reconciler.steps.run import Steps
-from builderd.reconciler.worker import LEASE
+from builderd.reconciler.worker import LEASE, Steps
 from builderd.sandboxes.model import EndCause
 
 T = TypeVar("T")
@@ -77,7 +76,7 @@ async def test_failures_of_a_start_do_not_count_for_the_stop_that_follows(world:
 
 def context_of(world: World) -> working.WorkerContext:
     limit = asyncio.Semaphore(working.MAX_CONCURRENT_STEPS)
-    return working.WorkerContext(Steps(world.application), no_fault, lambda _: None, limit)
+    return working.WorkerContext(Steps(world.application), no_fault, lambda: None, limit)
 
 
 @pytest.mark.usefixtures("claims_outlast_fake_time")

@@ -1,9 +1,10 @@
-"""Trials and release commands.
-
-A trial starts a candidate on a copy of the disk and without egress, to see whether it starts at all.
+"""Trial and handover: start a candidate on a copy of the disk and without egress, to see whether it starts at all.
 
 A candidate that exits early, or listens only on an unreachable address, is rejected while the old version keeps
 serving. A failure for lack of a network is no verdict: then the candidate takes over and is judged there.
+
+Recorded: the planned trial; its end and what it cost; the handover, or the failed candidate.
+Left when killed: a running trial of a recorded id, which the next try finds and waits for, or removes.
 """
 
 from __future__ import annotations
@@ -12,23 +13,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from builderd.application import Application
-from builderd.core.errors import MachineFault, NotFound, ReleaseFailed, StartFailed
+from builderd.builders.model import Cause, Desired, Handover
+from builderd.core.errors import NotFound, StartFailed
+from builderd.core.ids import DiskId, new_id
 from builderd.executions.service import hint_of
+from builderd.money import service as spending
 from builderd.qa.service import last_lines
 from builderd.reconciler import record as transitions
-from builderd.reconciler.failures import (
-    describe_end,
-    exited_early,
-    listens_elsewhere,
-    not_listening,
-    quoted,
-    wants_network,
-)
+from builderd.reconciler.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.record import Result, Transition
-from builderd.reconciler.steps.start import HealthCheck, make_spec, put_bundle, wait_until_up
+from builderd.reconciler.steps.await_listening import HealthCheck, wait_until_up
+from builderd.reconciler.steps.disk import put_files
+from builderd.reconciler.steps.start import make_spec, new_sandbox
 from builderd.sandboxes.model import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
-from builderd.tokens.limits import BUSY_FACTOR, StartLimit
+from builderd.tokens.limits import BUSY_FACTOR
+from builderd.versions.model import Version
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
@@ -44,83 +44,133 @@ class _Verdict:
     refusal: str | None
 
 
-class Trials:
-    """Try the candidate of ``item``; the builder itself serves on."""
+def plan_trial(item: WorkItem) -> Result:
+    disk = DiskId(new_id())
 
-    def __init__(self, application: Application) -> None:
-        self._app = application
+    def record(transition: Transition) -> None:
+        if transitions.same_candidate(transition.builder, item.builder):
+            trial = new_sandbox(transition.uow, item.for_candidate, disk, transition.now)
+            transition.uow.sandboxes.add(replace(trial, trial=True))
 
-    async def run(self, item: WorkItem, trial: Sandbox) -> Result:
-        """Start the trial or find it started, wait for its outcome, and remove it."""
-        begun = self._app.clock.now()
-        verdict = await self._verdict(item.for_candidate, trial)
-        await self._remove(trial)
-        seconds = (self._app.clock.now() - begun).total_seconds()
+    return Result(record, quiet=True)
 
-        def record(transition: Transition) -> None:
-            self._ended(transition, verdict.trial, verdict.end)
-            if not transitions.same_candidate(transition.builder, item.builder):
-                return
-            candidate = item.for_candidate.version
-            if verdict.refusal is None:
-                transitions.handed_over(transition, candidate)
-                return
-            transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
-            transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
 
-        return Result(record)
+async def try_candidate(app: Application, item: WorkItem, trial: Sandbox) -> Result:
+    """Start the trial or find it started, wait for its outcome, and remove it."""
+    begun = app.clock.now()
+    verdict = await _verdict(app, item.for_candidate, trial)
+    await _remove(app, trial)
+    seconds = (app.clock.now() - begun).total_seconds()
 
-    async def end(self, trial: Sandbox) -> Result:
-        """Remove a trial that is no longer needed; the result records its end."""
-        report = await self._app.engine.sandboxes.report(trial.id)
-        ended = replace(trial, started_at=report.started_at or trial.started_at)
-        await self._remove(trial)
-        end = report.end or _STOPPED
-        return Result(lambda transition: self._ended(transition, ended, end), quiet=True)
+    def record(transition: Transition) -> None:
+        _ended(app, transition, verdict.trial, verdict.end)
+        if not transitions.same_candidate(transition.builder, item.builder):
+            return
+        candidate = item.for_candidate.version
+        if verdict.refusal is None:
+            _handed_over(transition, candidate)
+            return
+        transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
+        transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
 
-    def _ended(self, transition: Transition, trial: Sandbox, end: SandboxEnd) -> None:
-        tried = transition.uow.versions.get(trial.builder_id, trial.version)
-        seconds = self._app.limits.start_seconds(tried.settings) if tried else self._app.limits.start_timeout
-        longest = timedelta(seconds=BUSY_FACTOR * seconds)
-        transitions.trial_ended(transition, trial, end, longest=longest)
+    return Result(record)
 
-    async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:
-        try:
-            started = replace(trial, started_at=await self._started(item, trial))
-        except NotFound as lack:
-            return _Verdict(trial, _STOPPED, lack.message)
-        wait = await wait_until_up(self._app, item, started, self._app.limits.start_seconds(item.version.settings))
-        return await self._judge(item, started, wait)
 
-    async def _started(self, item: WorkItem, trial: Sandbox) -> datetime:
-        report = await self._app.engine.sandboxes.report(trial.id)
-        if not _is_running(report):
-            await self._remove(trial)
-            size = item.version.settings.resources.disk_bytes
-            await self._app.engine.disks.clone_disk(item.builder.disk, trial.disk, size)
-            await put_bundle(self._app, item, trial.disk)
-            report = await self._app.engine.sandboxes.start(await make_spec(self._app, item, trial))
-        return report.started_at or trial.created_at
+async def end_trial(app: Application, trial: Sandbox) -> Result:
+    """Remove a trial that is no longer needed; the result records its end."""
+    report = await app.engine.sandboxes.report(trial.id)
+    ended = replace(trial, started_at=report.started_at or trial.started_at)
+    await _remove(app, trial)
+    end = report.end or _STOPPED
+    return Result(lambda transition: _ended(app, transition, ended, end), quiet=True)
 
-    async def _judge(self, item: WorkItem, trial: Sandbox, wait: HealthCheck) -> _Verdict:
-        settings = item.version.settings
-        if wait.reachable:
-            return _Verdict(replace(trial, listening_at=self._app.clock.now()), _STOPPED, None)
-        lines = await last_lines(self._app, trial.id)
-        if wait.ended is None:
-            is_elsewhere = listens_elsewhere(wait.listening, settings.port)
-            reason = not_listening(wait.listening, settings.port, wait.seconds, lines) if is_elsewhere else None
-            return _Verdict(trial, _STOPPED, reason)
-        end = wait.ended.end or SandboxEnd(EndCause.UNKNOWN, None, None)
-        is_own = end.cause in _OWN_ENDS and not wants_network(lines)
-        port = settings.port if item.builder.job_type.must_listen else None
-        hint = await hint_of(self._app, item.version, lines)
-        return _Verdict(trial, end, exited_early(end, settings.resources, port, lines, hint) if is_own else None)
 
-    async def _remove(self, trial: Sandbox) -> None:
-        await self._app.engine.sandboxes.stop(trial.id, 0)
-        await self._app.engine.sandboxes.remove(trial.id)
-        await self._app.engine.disks.delete_disk(trial.disk)
+def hand_over(item: WorkItem) -> Result:
+    def record(transition: Transition) -> None:
+        if transitions.same_candidate(transition.builder, item.builder):
+            _handed_over(transition, item.for_candidate.version)
+
+    return Result(record)
+
+
+def _handed_over(transition: Transition, candidate: Version) -> None:
+    """A new run, which is the candidate's; its disk has a name before there is one."""
+    builder, begun = transition.builder, transition.builder.candidate
+    assert begun is not None, "the step was chosen because there is one"
+    transition.uow.builders.save(
+        replace(
+            builder,
+            desired=Desired.RUNNING,
+            cause=Cause(candidate.created_by, transitions.deployed_reason(candidate)),
+            generation=builder.generation + 1,
+            handover=Handover.FORWARD,
+            candidate=replace(begun, disk=begun.disk or DiskId(new_id())),
+            asleep_since=None,
+            updated_at=transition.now,
+        )
+    )
+
+
+def _ended(app: Application, transition: Transition, trial: Sandbox, end: SandboxEnd) -> None:
+    tried = transition.uow.versions.get(trial.builder_id, trial.version)
+    seconds = app.limits.start_seconds(tried.settings) if tried else app.limits.start_timeout
+    longest = timedelta(seconds=BUSY_FACTOR * seconds)
+    _trial_ended(transition, trial, end, longest=longest)
+
+
+def _trial_ended(transition: Transition, trial: Sandbox, end: SandboxEnd, *, longest: timedelta) -> None:
+    """Record the end of a trial, and charge the time that it ran, ``longest`` at most."""
+    uow, builder, prices, now = transition.uow, transition.builder, transition.prices, transition.now
+    at = end.at or now
+    uow.sandboxes.save(replace(trial, end=replace(end, at=at)))
+    version = uow.versions.get(builder.id, trial.version)
+    if trial.started_at is not None and version is not None:
+        resources = version.settings.resources
+        # The clock may have been set forward meanwhile.
+        end_billed = min(max(at, trial.started_at), trial.started_at + longest)
+        spending.bill_trial(uow, prices, builder, resources, trial.started_at, end_billed)
+
+
+async def _verdict(app: Application, item: WorkItem, trial: Sandbox) -> _Verdict:
+    try:
+        started = replace(trial, started_at=await _started(app, item, trial))
+    except NotFound as lack:
+        return _Verdict(trial, _STOPPED, lack.message)
+    wait = await wait_until_up(app, item, started, app.limits.start_seconds(item.version.settings))
+    return await _judge(app, item, started, wait)
+
+
+async def _started(app: Application, item: WorkItem, trial: Sandbox) -> datetime:
+    report = await app.engine.sandboxes.report(trial.id)
+    if not _is_running(report):
+        await _remove(app, trial)
+        size = item.version.settings.resources.disk_bytes
+        await app.engine.disks.clone_disk(item.builder.disk, trial.disk, size)
+        await put_files(app, item, trial.disk)
+        report = await app.engine.sandboxes.start(await make_spec(app, item, trial))
+    return report.started_at or trial.created_at
+
+
+async def _judge(app: Application, item: WorkItem, trial: Sandbox, wait: HealthCheck) -> _Verdict:
+    settings = item.version.settings
+    if wait.reachable:
+        return _Verdict(replace(trial, listening_at=app.clock.now()), _STOPPED, None)
+    lines = await last_lines(app, trial.id)
+    if wait.ended is None:
+        is_elsewhere = listens_elsewhere(wait.listening, settings.port)
+        reason = not_listening(wait.listening, settings.port, wait.seconds, lines) if is_elsewhere else None
+        return _Verdict(trial, _STOPPED, reason)
+    end = wait.ended.end or SandboxEnd(EndCause.UNKNOWN, None, None)
+    is_own = end.cause in _OWN_ENDS and not wants_network(lines)
+    port = settings.port if item.builder.job_type.must_listen else None
+    hint = await hint_of(app, item.version, lines)
+    return _Verdict(trial, end, exited_early(end, settings.resources, port, lines, hint) if is_own else None)
+
+
+async def _remove(app: Application, trial: Sandbox) -> None:
+    await app.engine.sandboxes.stop(trial.id, 0)
+    await app.engine.sandboxes.remove(trial.id)
+    await app.engine.disks.delete_disk(trial.disk)
 
 
 def _is_running(report: SandboxReport) -> bool:
@@ -128,89 +178,3 @@ def _is_running(report: SandboxReport) -> bool:
     if report.state is SandboxState.EXITED:
         return report.end is not None and report.end.cause in _OWN_ENDS
     return report.state is SandboxState.RUNNING
-
-
-#: Seconds between two looks: often at first, since many releases are quick and visitors wait.
-FIRST_PAUSE, LAST_PAUSE = 0.005, 0.1
-#: Seconds after which looks are rarer.
-QUICK = 1.0
-
-
-class Releases:
-    """Wait for release commands and judge their ends.
-
-    A release command runs once on the disk of the version that takes over, before its app starts, as a sandbox of the
-    builder's run that is recorded before the engine starts it. A service that is started after a crash finds it by its
-    id and waits for it, or reads its end: the engine never runs one sandbox twice. An end that is unknown, such as
-    after a restart of the machine, fails the deployment instead of running the command again.
-    """
-
-    def __init__(self, application: Application) -> None:
-        self._app = application
-
-    async def wait(self, sandbox: Sandbox) -> Result:
-        """Wait until the command ends; stop it when its time is over. The next look records the end.
-
-        The time counts from its start, also over a restart of the service, and is twice as long beside a busy machine.
-        """
-        sandboxes, clock = self._app.engine.sandboxes, self._app.clock
-        before = (clock.now() - (sandbox.started_at or sandbox.created_at)).total_seconds()
-        limit = StartLimit(self._app.engine, clock, self._app.limits.release_timeout, before)
-        while True:
-            report = await sandboxes.report(sandbox.id)
-            if not report.alive:
-                return Result()
-            if limit.left <= 0:
-                await sandboxes.stop(sandbox.id, 0)
-                return Result()
-            await clock.sleep(FIRST_PAUSE if limit.seconds < QUICK else LAST_PAUSE)
-
-    async def record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
-        """Return the record of an ended release: the version may start, or its deployment has failed."""
-        end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
-        now, begun = self._app.clock.now(), sandbox.started_at or sandbox.created_at
-        seconds = max(0.0, ((end.at or now) - begun).total_seconds())
-        failure = await self._failure(item, sandbox, end, seconds)
-
-        def record(transition: Transition) -> None:
-            uow, builder = transition.uow, transition.builder
-            transitions.sandbox_ended(transition, sandbox, end=end, report=report)
-            # A stop may have given the version of this release up: then its end says nothing of the one to run now.
-            is_its_own = sandbox.version == item.version.number
-            wanted = is_its_own and transitions.still_wanted(builder, item.builder, item.version)
-            if wanted and failure is None:
-                released = uow.versions.require(item.builder.id, item.version.number)
-                uow.versions.save(replace(released, released=True))
-                transitions.stage_finished(transition, "release", seconds=seconds, ok=True)
-                return
-            if wanted and failure is not None:
-                reason = failure.message
-                transitions.stage_finished(transition, "release", seconds=seconds, ok=False, note=reason)
-                transitions.failed(transition, item.version, code=failure.code, reason=reason, exit_code=end.exit_code)
-            transitions.discard_first_disk(transition, sandbox)
-
-        return Result(record, lambda: self._app.engine.sandboxes.remove(sandbox.id))
-
-    async def _failure(
-        self, item: WorkItem, sandbox: Sandbox, end: SandboxEnd, seconds: float
-    ) -> ReleaseFailed | MachineFault | None:
-        """Return why the version must not start, None after a release that succeeded."""
-        if (end.cause, end.exit_code) == (EndCause.EXITED, 0):
-            return None
-        lines, settings = await last_lines(self._app, sandbox.id), item.version.settings
-        command, how = f"The release command ({settings.release})", describe_end(end, settings.resources)
-        # A stop for another reason gives this version up: then its failure is not recorded.
-        if end.cause not in (EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.STOPPED):
-            return MachineFault(
-                f"{command} was cut off ({how}), and is not run again by itself. "
-                f"Look at what it did outside of its disk, then deploy again.{quoted(lines)}"
-            )
-        why = f"did not end within {seconds:.0f} s (limits.release_timeout), and was stopped."
-        if end.cause is EndCause.OUT_OF_MEMORY:
-            why = f"was {how}. Give it more with resources.memory."
-        elif end.cause is EndCause.EXITED:
-            why = f"failed: it {how}."
-        hint = await hint_of(self._app, item.version, lines)
-        more = f"All of its lines: builderd logs {item.builder.name} --stream release."
-        parts = [f"{command} {why}", hint, more, 'To deploy without it: release = "".']
-        return ReleaseFailed(" ".join(part for part in parts if part) + quoted(lines))

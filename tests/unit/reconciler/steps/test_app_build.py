@@ -29,7 +29,7 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.dependencies.model import BuildOutcome, LayerPlan
 from builderd.engine.port import Progress
 from builderd.money.model import OpenBuild
-from builderd.reconciler.steps import install
+from builderd.reconciler import builds
 from builderd.review.model import ReviewFailed
 from builderd.tokens.limits import TenantLimit, TenantLimits
 from builderd.versions import service as deployments
@@ -211,7 +211,7 @@ async def test_builds_are_charged_and_count_for_the_cap(world: World, monkeypatc
 async def test_build_cut_by_a_kill_of_the_service_is_charged_as_far_as_it_was_seen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "SEEN_INTERVAL", 0.01)
+    monkeypatch.setattr(builds, "SEEN_INTERVAL", 0.01)
     seen: list[datetime] = []
 
     async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
@@ -248,7 +248,7 @@ async def test_charge_for_a_cut_build_is_bounded_by_the_time_that_builds_have(wo
     now = world.clock.now()
     cut = OpenBuild("a", builder.tenant_id, builder.id, now, now + timedelta(days=365))
     await world.application.store.write(lambda uow: uow.open_builds.add(cut))
-    await install.close_cut_builds(world.application)
+    await builds.close_cut_builds(world.application)
     [trial] = await world.trials(builder)
     assert trial.seconds(now) == round(world.application.limits.build_timeout)
 
@@ -266,7 +266,7 @@ async def test_fault_of_the_machine_during_a_build_costs_nothing(world: World, f
         raise fault
 
     with pytest.raises(type(fault)):
-        await install.BuildCharges(world.application).charged(builder, build)
+        await builds.BuildCharges(world.application).charged(builder, build)
     assert await world.trials(builder) == []
     world.engine.fail_next("build_layer", NoCapacity("The store is full."))
     async with world.reconciling():
@@ -280,7 +280,7 @@ async def test_fault_of_the_machine_during_a_build_costs_nothing(world: World, f
 async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_hides_no_fault(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(builds, "RETRY_INTERVAL", 0.01)
     builder, write, tried = await world.ask(MAIN), world.application.store.write, 0
 
     async def full(work: Callable[[UnitOfWork], Any]) -> Any:
@@ -295,7 +295,7 @@ async def test_end_of_a_build_that_the_store_did_not_take_is_written_later_and_h
             raise outcome
         return outcome
 
-    charges = install.BuildCharges(world.application)
+    charges = builds.BuildCharges(world.application)
     with pytest.raises(NoCapacity, match="The store is full"):
         await charges.charged(builder, lambda: build(NoCapacity("The store is full.")))
     await world.until(lambda: tried > 2)

@@ -14,7 +14,8 @@ from builderd.code.model import BundleFile
 from builderd.core.errors import StartFailed
 from builderd.core.ids import BuilderId, DiskId, SandboxId
 from builderd.previews.haproxy.pause import MAX_PAUSE
-from builderd.reconciler.steps.start import DRAIN_TIMEOUT, MIN_HANDOVER_SECONDS, drained, grace, time_limit
+from builderd.reconciler.steps.await_listening import MIN_HANDOVER_SECONDS, time_limit
+from builderd.reconciler.steps.route import DRAIN_TIMEOUT, drained, grace
 from builderd.sandboxes.model import Listening, Sandbox
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

@@ -13,7 +13,7 @@ from tests.fakes.sandboxes import Behaviour
 from builderd.builders.model import JobType, Status
 from builderd.core.errors import StartFailed, ValidationFailed
 from builderd.core.ids import SandboxId
-from builderd.reconciler.steps.start import ELSEWHERE_GRACE
+from builderd.reconciler.steps.await_listening import ELSEWHERE_GRACE
 from builderd.sandboxes.model import Listening
 from builderd.tokens.limits import BUSY_FACTOR
 from builderd.versions.model import VersionSettings

@@ -16,12 +16,12 @@ from builderd.credentials import service as credentials
 from builderd.dependencies.model import BuildOutcome, LayerPlan
 from builderd.engine.port import Progress
 from builderd.money import admission
-from builderd.reconciler.steps import install
+from builderd.reconciler import builds
 from builderd.tokens.limits import TenantLimit, TenantLimits
 
 
 async def test_build_log_is_written_during_the_build(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "FLUSH_INTERVAL", 0.001)
+    monkeypatch.setattr(builds, "FLUSH_INTERVAL", 0.001)
     go_on = asyncio.Event()
 
     async def build(_: LayerPlan, progress: Progress) -> BuildOutcome:
@@ -42,7 +42,7 @@ async def test_build_log_is_written_during_the_build(world: World, monkeypatch: 
 
 async def test_a_build_that_prints_without_end_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        for number in range(3 * install.MAX_LINES):
+        for number in range(3 * builds.MAX_LINES):
             progress(f"{number} {'x' * 10_000 if number < 10 else ''}")
         world.engine.known_layers[plan.key] = 1
         return BuildOutcome(0, (), 1)
@@ -51,9 +51,9 @@ async def test_a_build_that_prints_without_end_is_cut(world: World, monkeypatch:
     async with world.reconciling():
         builder = await world.create(MAIN, REQUIREMENTS)
     lines = [line.text for line in await world.build_log(builder)]
-    assert len(lines) == install.MAX_LINES
+    assert len(lines) == builds.MAX_LINES
     assert "left out" in lines[-1]
-    assert max(len(line) for line in lines) == install.MAX_CHARACTERS
+    assert max(len(line) for line in lines) == builds.MAX_CHARACTERS
 
 
 async def test_builds_take_turns_and_one_tenant_does_not_take_them_all(
@@ -73,10 +73,10 @@ async def test_builds_take_turns_and_one_tenant_does_not_take_them_all(
         return BuildOutcome(0, (), 1)
 
     monkeypatch.setattr(world.engine, "build_layer", build)
-    monkeypatch.setattr(install, "MAX_BUILDS", 5)
+    monkeypatch.setattr(builds, "MAX_BUILDS", 5)
     async with world.reconciling():
         greedy = [await ask_for(world, f"greedy{number}") for number in range(6)]
-        await world.until(lambda: len(going) == install.MAX_OF_TENANT)
+        await world.until(lambda: len(going) == builds.MAX_OF_TENANT)
         world.caller = await world.tenant("modest")
         modest = await ask_for(world, "modest")
         await world.until(lambda: "modest" in going.values())

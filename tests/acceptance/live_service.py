@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import httpx
@@ -100,6 +101,16 @@ class LiveService:
         self.wait_ready(may_die=fault is not None)
         if not self.token:
             self.token = self.make_token("acme")
+
+    def refused(self, code: int) -> str:
+        """Start a service that ends with this exit code at once, and return its output."""
+        words = self.words("serve", "--port", str(self.port), "--preview-port", str(self.preview_port))
+        with TemporaryFile() as said:
+            ended = forked.start(words, self.environment(), said.fileno()).wait(PATIENCE)
+            said.seek(0)
+            text = said.read().decode()
+        assert ended == code, text
+        return text
 
     def wait_ready(self, *, may_die: bool = False) -> None:
         assert self.process is not None
@@ -251,6 +262,7 @@ def cold_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
     """Run a service as ``live_service`` does, started by ``python -m builderd``."""
     with running(LiveService(data_dir, settings, cold=True)) as service:
         yield service
+        service.cold = False
 
 
 @contextlib.contextmanager

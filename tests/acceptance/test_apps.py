@@ -177,6 +177,7 @@ def test_static_folder_served_by_python(service: LiveService) -> None:
         assert service.visit(data, "nothing").status_code == 404
 
 
+@pytest.mark.slow
 def test_nicegui_pushes_over_websocket(service: LiveService) -> None:
     with service.deployed("gui", NICEGUI, "python3 main.py") as data:
         page = service.visit(data).text
@@ -230,9 +231,6 @@ def test_package_without_wheel_is_built_from_source(service: LiveService) -> Non
         said = " ".join(build_log(service, data))
         assert "building from source" in said
         assert "docopt==0.6.2" in said
-        with service.deployed("source-again", FROM_SOURCE, "python3 main.py") as again:
-            assert install_stage(service, again) == "reused"
-            assert service.visit(again).text == "7"
 
 
 def test_same_requirements_share_one_layer(service: LiveService) -> None:

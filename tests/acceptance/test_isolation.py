@@ -32,6 +32,7 @@ def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service, **STRONG)
 
 
+@pytest.mark.slow
 def test_job_exit_code_is_recorded(service: LiveService) -> None:
     scenarios.job(service, 3, "failed", **STRONG)
 
@@ -43,7 +44,8 @@ def test_app_with_dependencies_reaches_the_sandbox_api(service: LiveService) -> 
         assert (own["uuid"], own["isolation"]) == (data["uuid"], "strong")
 
 
-@pytest.mark.parametrize("failure", [pytest.param("other-port", marks=pytest.mark.slow), "memory"])
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["other-port", "memory"])
 def test_app_that_does_not_start_reports_the_reason(failure: str, quick_to_give_up: LiveService) -> None:
     scenarios.failure_to_start(quick_to_give_up, failure, **STRONG)
 

@@ -87,7 +87,7 @@ def test_creates_of_much_code_at_once_cost_the_service_little_memory(service: Li
         return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) >> 10
 
     def create(number: int) -> None:
-        content = base64.b64encode(random.Random(number).randbytes(19_000_000)).decode()
+        content = base64.b64encode(random.Random(number).randbytes(12_000_000)).decode()
         files = {"main.py": TINY_APP, "data": {"content": content, "encoding": "base64"}}
         with service.deployed(f"large-{number}", files, "python3 main.py", port=8000) as app:
             assert service.visit(app).text == "hello"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,17 +61,9 @@ def test_records_are_in_postgresql_only(service: LiveService, database: str) -> 
 
 def test_second_service_on_the_database_is_refused(service: LiveService, database: str, tmp_path: Path) -> None:
     second = LiveService(tmp_path / "second", {"BUILDERD_DATABASE_URL": database})
-    done = subprocess.run(
-        [*second.command("serve"), "--port", str(second.port)],
-        env=second.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 4, done.stderr
-    assert str(service.data_dir) in done.stderr
-    assert "--take-over" in done.stderr
+    said = second.refused(4)
+    assert str(service.data_dir) in said
+    assert "--take-over" in said
     assert service.call("GET", "/builders").status_code == 200
 
 

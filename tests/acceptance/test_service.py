@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import httpx
 import pytest
-from tests.acceptance import forked, scenarios
+from tests.acceptance import scenarios
 from tests.acceptance.host_traces import assert_traces, traces
 from tests.acceptance.live_service import LiveService, cold_service
 from tests.acceptance.on_engines import OnIncus, OwnEngine
@@ -68,20 +67,11 @@ def test_two_services_on_one_machine_are_independent(engine: OwnEngine | OnIncus
 
 
 def test_second_service_on_the_data_directory_is_refused(service: LiveService) -> None:
-    assert "already" in refused(service, service.words("serve", "--port", "1", "--preview-port", "2"))
+    assert "already" in LiveService(service.data_dir).refused(1)
 
 
 def test_port_in_use_is_named(service: LiveService, data_dir: Path) -> None:
-    words = LiveService(data_dir).words("serve", "--port", str(service.port), "--preview-port", "2")
-    assert str(service.port) in refused(service, words)
-
-
-def refused(service: LiveService, words: list[str]) -> str:
-    """Return what a service says that does not start beside this one."""
-    with TemporaryFile() as said:
-        assert forked.start(words, service.environment(), said.fileno()).wait(60) == 1
-        said.seek(0)
-        return said.read().decode()
+    assert str(service.port) in LiveService(data_dir, port=service.port).refused(1)
 
 
 def test_readiness_is_notified_once_and_not_passed_to_apps(data_dir: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,19 +50,27 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions
 
 
 @pytest.fixture
-async def scene(settings: EngineOptions, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(settings: EngineOptions) -> AsyncIterator[Scene]:
+    folder = settings.data_dir.with_name("backups")
     async with prepared(settings) as engine:
         yield Scene(
             ResticRepository(
-                lambda: engine.tools, RepositoryLocation(str(tmp_path / "repositories")), tmp_path / "restic", "mine"
+                lambda: engine.tools, RepositoryLocation(str(folder / "repositories")), folder / "restic", "mine"
             ),
             engine,
-            tmp_path,
+            folder,
         )
+
+
+@pytest.fixture(scope="module")
+def shared() -> TenantRepository:
+    """Return a repository that is made once."""
+    return TenantRepository(TenantId(new_id()), b"k" * 32)
 
 
 @pytest.fixture
 def repository() -> TenantRepository:
+    """Return one that a test may damage, lock or fill."""
     return TenantRepository(TenantId(new_id()), b"k" * 32)
 
 
@@ -106,14 +115,14 @@ def _fill_with_traps(root: Path) -> None:
 
 
 async def test_hostile_names_links_and_special_files_are_restored_unchanged(
-    scene: Scene, repository: TenantRepository
+    scene: Scene, shared: TenantRepository
 ) -> None:
     disk = await scene.disk()
     app = scene.app(disk)
     _fill_with_traps(app)
     _own(app)
     (app / "closed").chmod(0)
-    back = await _restored(scene, repository, await _save(scene, repository, disk))
+    back = await _restored(scene, shared, await _save(scene, shared, disk))
     names = {os.fsencode(path.name) for path in back.iterdir()}
     assert names == {os.fsencode(path.name) for path in app.iterdir()} - {b"sock"}
     for name in HOSTILE_NAMES:
@@ -128,33 +137,31 @@ async def test_hostile_names_links_and_special_files_are_restored_unchanged(
     assert not list(back.rglob("pwned"))
 
 
-async def test_link_is_backed_up_without_its_target(scene: Scene, repository: TenantRepository) -> None:
+async def test_link_is_backed_up_without_its_target(scene: Scene, shared: TenantRepository) -> None:
     disk = await scene.disk()
     (scene.app(disk) / "out").symlink_to("/proc/1/environ")
     (scene.app(disk) / "folder").symlink_to("/usr")
-    saved = await _save(scene, repository, disk)
+    saved = await _save(scene, shared, disk)
     assert (saved.files, saved.size_bytes) == (0, 0)
 
 
 @pytest.mark.slow
-async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(
-    scene: Scene, repository: TenantRepository
-) -> None:
+async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(scene: Scene, shared: TenantRepository) -> None:
     disk = await scene.disk()
     hole = scene.app(disk) / "hole"
     with hole.open("wb") as file:
         file.truncate(200_000_000)
     _own(scene.app(disk))
-    back = await _restored(scene, repository, await _save(scene, repository, disk))
+    back = await _restored(scene, shared, await _save(scene, shared, disk))
     assert (back / "hole").stat().st_size == 200_000_000
     assert (back / "hole").stat().st_blocks * 512 < 1_000_000
     with hole.open("wb") as file:
         file.truncate(8 << 50)
     with pytest.raises(BackupFailed, match="hole"):
-        await _save(scene, repository, disk)
+        await _save(scene, shared, disk)
 
 
-async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, repository: TenantRepository) -> None:
+async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, shared: TenantRepository) -> None:
     disk = await scene.disk()
     here = os.open(scene.app(disk), os.O_RDONLY)
     for _ in range(30):
@@ -164,15 +171,15 @@ async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, reposi
         here = deeper
     os.close(here)
     with pytest.raises(BackupFailed, match="cannot be read"):
-        await _save(scene, repository, disk)
+        await _save(scene, shared, disk)
 
 
-async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, repository: TenantRepository) -> None:
-    saved = await _save(scene, repository, await scene.disk(big=os.urandom(20_000_000)))
+async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, shared: TenantRepository) -> None:
+    saved = await _save(scene, shared, await scene.disk(big=os.urandom(8_000_000)))
     small = DiskId(new_id())
     await scene.engine.disks.create_disk(small, 5_000_000)
     with pytest.raises(NoCapacity, match="deploy a version with a larger disk") as told:
-        await scene.backup_repository.restore(repository, saved.snapshot, small, lambda _: None)
+        await scene.backup_repository.restore(shared, saved.snapshot, small, lambda _: None)
     assert told.value.retry_after is None, "waiting makes no disk larger"
     await scene.engine.disks.delete_disk(small)
 
@@ -242,18 +249,20 @@ async def _leave_lock(scene: Scene, repository: TenantRepository, name: str) -> 
 
 async def test_check_and_restore_report_a_damaged_repository(scene: Scene, repository: TenantRepository) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(3_000_000)))
-    scene.damage(saved.snapshot)
+    assert isinstance(scene.backup_repository, ResticRepository)
+    own = scene.backup_repository._context.location.folder(repository.tenant_id)
+    replace(scene, folder=own).damage(saved.snapshot)
     with pytest.raises(BackupFailed):
         await scene.backup_repository.check(repository, 100)
     with pytest.raises(BackupFailed):
         await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), lambda _: None)
 
 
-async def test_backup_that_would_fill_the_host_is_refused(scene: Scene, repository: TenantRepository) -> None:
+async def test_backup_that_would_fill_the_host_is_refused(scene: Scene, shared: TenantRepository) -> None:
     assert isinstance(scene.backup_repository, ResticRepository)
     scene.backup_repository._floor = 1 << 60
     with pytest.raises(NoCapacity, match="free"):
-        await _save(scene, repository, await scene.disk(note=b"1"))
+        await _save(scene, shared, await scene.disk(note=b"1"))
 
 
 MB = 1_000_000

@@ -37,7 +37,7 @@ echo out; echo err >&2; printf 'no end '; sleep 0.3; echo 'of the line'
 head -c 30000 /dev/zero | tr '\0' x; echo
 printf '\377bytes\n'; printf 'last words'
 """
-SECONDS_OF_FLOOD = 5
+SECONDS_OF_FLOOD = 2
 FLOOD = f"""
 echo first
 python3 - <<'END'
@@ -115,7 +115,7 @@ KINDS = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 COUNT = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]133[7-9]'"
 
 
-@pytest.fixture(params=["crun", pytest.param("runc", marks=pytest.mark.slow), "gvisor"])
+@pytest.fixture(params=["crun", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("runc", "gvisor"))])
 async def each(request: pytest.FixtureRequest, settings: EngineOptions) -> AsyncIterator[OciEngine]:
     async with prepared(settings, KINDS[request.param]) as engine:
         yield engine

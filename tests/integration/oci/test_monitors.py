@@ -36,7 +36,10 @@ pytestmark = pytest.mark.root
 
 #: A process of the app's that has left its session prints as well.
 PRINTING = App("setsid sh -c 'while :; do echo line; sleep 0.01; done' & exec sleep 1000", apps.SILENT.behaviour)
-BOTH = pytest.mark.parametrize("isolation", list(Isolation))
+#: conmon watches gVisor as it does crun.
+BOTH = pytest.mark.parametrize(
+    "isolation", [Isolation.STANDARD, pytest.param(Isolation.STRONG, marks=pytest.mark.slow)]
+)
 
 
 async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:

@@ -222,7 +222,7 @@ async def test_sandbox_that_ended_before_its_start_was_recorded_is_not_run_again
                 assert b"".join([piece async for piece in file.read(0, 100)]) == b"x\n"
 
 
-@pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
+@pytest.mark.parametrize("isolation", [Isolation.STANDARD, pytest.param(Isolation.STRONG, marks=pytest.mark.slow)])
 async def test_commands_open_at_a_crash_are_killed_and_daemons_of_ended_ones_go_on(
     settings: EngineOptions, isolation: Isolation
 ) -> None:

@@ -401,7 +401,7 @@ async def test_process_in_a_deleted_folder_cannot_restore_files(
 GROW = """
 import os
 tips = []
-for number in range(50):
+for number in range(10):
     os.makedirs(f"gone/{number}")
     tips.append(os.open(f"gone/{number}", os.O_RDONLY))
 print("begun", flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from builderd.engine.oci.network import conntrack
-from builderd.engine.oci.network.conntrack import NoConntrack, attribute, forget, forget_others
+from builderd.engine.oci.network.conntrack import attribute, forget, forget_others
 from builderd.linux.syscalls import CLONE_NEWNET, setns
 
 pytestmark = pytest.mark.root
@@ -116,15 +116,7 @@ def test_ended_flow_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracked() == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("_GET", 0xFE01), ("_NETLINK_NETFILTER", 31)])
-def test_kernel_without_conntrack_netlink_is_reported(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
-    monkeypatch.setattr(conntrack, name, value)  # of a part that no kernel has
-    with pytest.raises(NoConntrack):
-        forget(MINE)
-
-
-def test_other_netlink_errors_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conntrack, "_LACKING", ())
+def test_netlink_errors_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "_GET", 0xFE01)
     with pytest.raises(OSError, match="ctnetlink") as refused:
         forget(MINE)

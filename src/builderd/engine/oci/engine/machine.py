@@ -75,7 +75,7 @@ class Machine:
             launcher=self.launcher,
             cgroups=self.cgroups,
             network=self.network,
-            slots=Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
+            slots=Slots(self.allocation.blocks, self._grow),
             runtimes=self.runtimes,
             heartbeat=Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now),
         )

@@ -247,21 +247,14 @@ class Addresses:
 
 
 class Slots:
-    """Slots in use. ``grow`` allocates one more block of uids for the service.
+    """Slots in use. ``grow`` allocates one more block of uids for the service."""
 
-    ``memory`` is a file for the last one that was taken, where it lasts as long as the machine is up: the next service
-    continues from there, and gives out no address that was released a moment ago.
-    """
-
-    def __init__(
-        self, blocks: tuple[int, ...], grow: Callable[[], tuple[int, ...]], memory: Path | None = None
-    ) -> None:
+    def __init__(self, blocks: tuple[int, ...], grow: Callable[[], tuple[int, ...]]) -> None:
         self._blocks = blocks
         self._grow = grow
         #: Sandbox id by slot: the slot in a record of an earlier boot may belong to another sandbox meanwhile.
         self._taken: dict[int, str] = {}
-        self._memory = memory
-        self._last = _last_slot(memory)
+        self._last = -1
 
     def occupy(self, slot: int, name: str) -> None:
         """Mark the slot of a running sandbox that was found at the start."""
@@ -275,8 +268,6 @@ class Slots:
                 raise NoCapacity(f"This engine runs {MAX_SLOTS} sandboxes at most: stop one first.")
             self._blocks = self._grow()
             return self.take(name)
-        if self._memory:
-            self._memory.write_text(str(slot))
         self._taken[slot] = name
         self._last = slot
         return slot
@@ -296,11 +287,3 @@ class Slots:
         """Return the host's uid of the sandbox's root; it has 65,536 ids from there on."""
         block = self._blocks[slot // SLOTS_PER_BLOCK]
         return UID_BASE + (block * SLOTS_PER_BLOCK + slot % SLOTS_PER_BLOCK) * IDS
-
-
-def _last_slot(memory: Path | None) -> int:
-    """Read the last slot from its file; -1 when there is none, as after a reboot."""
-    try:
-        return int(memory.read_text()) if memory else -1
-    except (FileNotFoundError, ValueError):
-        return -1

@@ -1,7 +1,7 @@
 """Removal of tracked connections by address: the firewall lets packets of a tracked flow in to its address.
 
-Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; the flags
-of a filter: net/netfilter/nf_internals.h. Flows are listed and deleted one by one.
+Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h. All flows
+are listed, and deleted one by one.
 """
 
 from __future__ import annotations
@@ -23,66 +23,44 @@ _ABOUT = struct.pack("=BBH", socket.AF_INET, 0, 0)
 _ATTRIBUTE = struct.Struct("=HH")
 _NESTED, _KIND = 0x8000, 0x3FFF
 
-_CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE, _CTA_FILTER = 1, 12, 18, 25
+_CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE = 1, 12, 18
 _CTA_TUPLE_IP = 1
-_CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
-_CTA_FILTER_ORIG_FLAGS = 1
-#: Ends of a flow's first packet by which flows are queried, and the flag of each.
-_ENDS = {_CTA_IP_V4_SRC: 1 << 0, _CTA_IP_V4_DST: 1 << 1}
+#: Ends of a flow's first packet: CTA_IP_V4_SRC and CTA_IP_V4_DST.
+_ENDS = (1, 2)
 
 _READ_BYTES = 1 << 16
 #: Deletions in one send: their answers must fit into the socket's receive buffer.
 _BATCH = 64
 #: Timeout of an answer; the kernel answers at once.
 _SECONDS = 10.0
-#: Error codes of a kernel without nf_conntrack_netlink or nfnetlink.
-_LACKING = (errno.EINVAL, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
-
-
-class NoConntrack(Exception):
-    """The kernel lacks nf_conntrack_netlink."""
 
 
 def forget(ip: str) -> None:
-    """Delete the flows from and to this address. Blocks.
-
-    Raises ``NoConntrack``, ``OSError``.
-    """
+    """Delete the flows from and to this address. Blocks. Raises ``OSError``, also where the kernel cannot."""
     address = socket.inet_aton(ip)
-    _forget([make_question(address, end) for end in _ENDS], address, lambda one: one == address)
+    _forget(address, lambda one: one == address)
 
 
 def forget_others(subnet: IPv4Network, known: Collection[str]) -> int:
     """Delete the flows of the subnet's addresses (a /16 or smaller) but the ``known``; return their number."""
     first, last = subnet.network_address.packed, subnet.broadcast_address.packed
     spared = {socket.inet_aton(ip) for ip in known}
-    return _forget(
-        [_message(_GET, _REQUEST_DUMP, b"")], first[:2], lambda one: first <= one <= last and one not in spared
-    )
+    return _forget(first[:2], lambda one: first <= one <= last and one not in spared)
 
 
-def _forget(questions: Sequence[bytes], sign: bytes, is_meant: Callable[[bytes], bool]) -> int:
+def _forget(sign: bytes, is_meant: Callable[[bytes], bool]) -> int:
     """Delete the flows that ``is_meant`` accepts; ``sign`` is a byte string that occurs in each of their addresses."""
-    with _connect() as kernel:
-        reports = (flow for question in questions for flow in _ask(kernel, question, sign))
-        deletions = list({deletion for flow in reports if (deletion := make_deletion(flow, is_meant))})
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_SECONDS)
+        deletions = list({deletion for flow in _list(kernel, sign) if (deletion := make_deletion(flow, is_meant))})
         for begin in range(0, len(deletions), _BATCH):
             _delete(kernel, deletions[begin : begin + _BATCH])
     return len(deletions)
 
 
-def _connect() -> socket.socket:
-    try:
-        kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    except OSError as error:
-        raise _fault(error.errno or 0) from error
-    kernel.settimeout(_SECONDS)
-    return kernel
-
-
-def _ask(kernel: socket.socket, question: bytes, sign: bytes) -> Iterator[bytes]:
+def _list(kernel: socket.socket, sign: bytes) -> Iterator[bytes]:
     """Yield the flow messages that contain ``sign``; others, there may be 100,000s, are not parsed."""
-    kernel.send(question)
+    kernel.send(_message(_GET, _REQUEST_DUMP, b""))
     while True:
         for kind, body in _messages(kernel.recv(_READ_BYTES)):
             if kind == _DONE:
@@ -99,15 +77,7 @@ def _delete(kernel: socket.socket, deletions: Sequence[bytes]) -> None:
         ((kind, body),) = _messages(kernel.recv(_READ_BYTES))
         code = _code(body) if kind == _ERROR else 0
         if code not in (0, errno.ENOENT):
-            raise OSError(code, os.strerror(code), "ctnetlink")
-
-
-def make_question(address: bytes, end: int) -> bytes:
-    """Build the query for flows with the address at one end of their first packet. Pure."""
-    addresses = attribute(_CTA_TUPLE_IP | _NESTED, attribute(end, address))
-    flags = attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", _ENDS[end]))
-    body = attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
-    return _message(_GET, _REQUEST_DUMP, body)
+            raise _fault(code)
 
 
 def make_deletion(report: bytes, is_meant: Callable[[bytes], bool]) -> bytes | None:
@@ -156,6 +126,5 @@ def _code(body: bytes) -> int:
     return -int(struct.unpack_from("=i", body)[0])
 
 
-def _fault(code: int) -> Exception:
-    text = os.strerror(code)
-    return NoConntrack(text) if code in _LACKING else OSError(code, text, "ctnetlink")
+def _fault(code: int) -> OSError:
+    return OSError(code, os.strerror(code), "ctnetlink")

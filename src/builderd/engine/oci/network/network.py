@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, collapse_addresses
 from pathlib import Path
@@ -24,7 +24,6 @@ from builderd.core.addresses import NOT_FOR_SANDBOXES
 from builderd.core.errors import EngineUnavailable
 from builderd.engine.oci.network import conntrack
 from builderd.engine.oci.network.allocations import MAX_SLOTS, PREFIX, Addresses, bridge_name
-from builderd.engine.oci.network.conntrack import NoConntrack
 from builderd.engine.oci.network.iproute import run_ip
 
 log = logging.getLogger(__name__)
@@ -50,8 +49,6 @@ class Network:
         self.mtu = _DEFAULT_MTU
         self._instance = instance
         self._egress = egress
-        #: False once the kernel was found unable to delete tracked flows.
-        self._can_forget = True
         self._shares = PortShares()
         self._shares_lock = threading.Lock()
 
@@ -154,7 +151,7 @@ class Network:
         """
         self._delete_element("flows", ip)
         self._release_ports(ip)
-        self._forget(lambda: conntrack.forget(ip))
+        conntrack.forget(ip)
         if abort:
             _abort_connections(ip)
         # Packets that came after the link went are queued in the kernel for the next user of the address.
@@ -167,17 +164,9 @@ class Network:
             links = {link.name for link in Path("/sys/class/net", self.bridge, "brif").iterdir()}
             slots = [slot for slot in range(MAX_SLOTS) if self.link_name(slot) in links]
             known = [self.addresses.of(slot, egress) for slot in slots for egress in (True, False)]
-            self._forget(lambda: conntrack.forget_others(self.addresses.subnet, [self.addresses.gateway, *known]))
+            conntrack.forget_others(self.addresses.subnet, [self.addresses.gateway, *known])
         except OSError:
             log.warning("flows of ended sandboxes not deleted", exc_info=True)
-
-    def _forget(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except NoConntrack as error:
-            if self._can_forget:
-                log.warning("flows of ended sandboxes not deleted, the kernel cannot error=%s", error)
-            self._can_forget = False
 
     def traffic(self, slot: int) -> tuple[int, int]:
         """Return the bytes into and out of the sandbox in this slot."""

@@ -190,35 +190,11 @@ def test_a_slot_given_back_is_taken_again_as_late_as_possible() -> None:
     assert second not in (first, slots.next())
 
 
-@pytest.mark.parametrize("left", [None, "", "12"], ids=["nothing", "half-written", "from-before"])
-def test_a_slot_rests_also_when_the_service_is_restarted(tmp_path: Path, left: str | None) -> None:
-    memory = tmp_path / "slot"
-    if left is not None:
-        memory.write_text(left)
-    slots = Slots((0,), tuple, memory)
-    first, second = slots.take("a"), slots.take("b")
-    slots.give_back(second, "b")
-    again = Slots((0,), tuple, memory)
-    again.occupy(first, "a")
-    assert [again.take(f"c{number}") for number in range(254)].count(second) == 0
-    assert again.take("d") == second
-
-
 def test_a_slot_is_given_back_by_whom_it_belongs_to_only() -> None:
     slots = Slots((0,), tuple)
     slot = slots.take("of-this-boot")
     slots.give_back(slot, "of-the-boot-before")
     assert slot not in [slots.take("another") for _ in range(255)]
-
-
-def test_a_slot_that_could_not_be_written_down_is_free(tmp_path: Path) -> None:
-    memory = tmp_path / "slot"
-    slots = Slots((0,), tuple, memory)
-    memory.mkdir()
-    with pytest.raises(IsADirectoryError):
-        slots.take("a")
-    memory.rmdir()
-    assert len({slots.take(f"b{number}") for number in range(256)}) == 256
 
 
 def test_slot_of_a_running_sandbox_is_not_assigned() -> None:

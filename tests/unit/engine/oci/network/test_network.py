@@ -15,9 +15,8 @@ import pytest
 
 from builderd.core.addresses import DOCUMENTATION, NOT_FOR_SANDBOXES, in_any_network, is_public
 from builderd.core.errors import EngineUnavailable
-from builderd.engine.oci.network import conntrack
 from builderd.engine.oci.network.allocations import Addresses
-from builderd.engine.oci.network.conntrack import NoConntrack, make_deletion, make_question
+from builderd.engine.oci.network.conntrack import make_deletion
 from builderd.engine.oci.network.network import (
     FIRST_PORT,
     FLOWS,
@@ -57,20 +56,6 @@ def test_missing_firewall_rules_fail_the_network(monkeypatch: pytest.MonkeyPatch
     one = network(monkeypatch, "@near", [])
     with pytest.raises(EngineUnavailable):
         one._open_firewall(one._policy())
-
-
-def test_a_kernel_that_cannot_delete_flows_is_logged_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def lack(ip: str) -> int:
-        raise NoConntrack("Invalid argument")
-
-    monkeypatch.setattr(conntrack, "forget", lack)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0))
-    one = network(monkeypatch, "nothing", [])
-    for _ in range(2):
-        one.forget("10.64.8.2", abort=True)
-    assert caplog.text.count("not deleted, the kernel cannot error=Invalid argument") == 1
 
 
 TEXT = """\
@@ -219,15 +204,6 @@ ABOUT = bytes.fromhex("02 00 0000")
 
 def told(first: bytes, *more: str) -> bytes:
     return ABOUT + bytes.fromhex("3400 0180") + first + bytes.fromhex("".join(more))
-
-
-@pytest.mark.parametrize(("end", "kind"), [(1, "0100"), (2, "0200")])
-def test_flows_are_asked_for_by_either_end_of_their_first_packet(end: int, kind: str) -> None:
-    message = make_question(MINE, end)
-    assert message[:16] == bytes.fromhex("30000000 0101 0103 00000000 00000000")
-    first = bytes.fromhex(f"1000 0180 0c00 0180 0800 {kind}") + MINE
-    only = bytes.fromhex(f"0c00 1980 0800 0100 {kind}0000")
-    assert message[16:] == ABOUT + first + only
 
 
 def test_a_flow_is_deleted_by_its_first_packet_and_its_number() -> None:

@@ -68,7 +68,7 @@ class Host:
         self.records.open()
         self.cgroups = Cgroups("test", self.groups)
         self.heartbeat = Heartbeat(self.data / "heartbeat", boot_id(), self.records.now)
-        self.slots = Slots((0,), tuple, self.run / "slot")
+        self.slots = Slots((0,), tuple)
         self.network = SimpleNamespace(
             addresses=Addresses(IPv4Network("10.64.8.0/21")),
             forget=lambda _, **__: None,

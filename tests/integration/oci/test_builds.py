@@ -81,7 +81,7 @@ class Workshop:
         """Return the output of a command that sees the layer as an app would; ``told`` collects it as it comes."""
         lines = [] if told is None else told
         venv = Bind(self.layers.lower(plan.key) / "venv", "/venv", read_only=True, owner=LAYER_UID)
-        run = BuildRun("f" * 16, argv, {"PATH": "/usr/bin:/bin"}, "/", (venv,), False, 1, 1 << 29, 100, 60)
+        run = BuildRun("f" * 16, argv, {"PATH": "/usr/bin:/bin"}, "/", (venv,), False, 60)
         end = await self.runner.run_build(run, lines.append)
         assert end.exit_code == 0, lines
         return lines

@@ -246,9 +246,6 @@ async def test_build_killed_for_the_memory_of_the_host_is_no_failed_build(
         cwd="/",
         binds=(),
         network=False,
-        cpu=1,
-        memory=1 << 30,
-        processes=64,
         timeout_seconds=1000,
     )
     with pytest.raises(EngineUnavailable, match="machine was out of memory"):

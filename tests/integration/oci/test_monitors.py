@@ -151,9 +151,6 @@ async def test_a_build_whose_monitor_dies_is_the_machine_s_fault(engine: OciEngi
         cwd="/",
         binds=(),
         network=False,
-        cpu=1,
-        memory=64 << 20,
-        processes=64,
         timeout_seconds=1000,
     )
     building = asyncio.ensure_future(engine._here.layers._runner.run_build(run, lines.append))

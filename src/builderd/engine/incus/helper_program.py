@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ from builderd.dependencies.model import NODE_MODULES, AppBuild
 from builderd.engine.oci.storage import app_builds, tree
 from builderd.engine.oci.storage.app_builds import FinishedBuild, layer_error, measure, write_version
 from builderd.engine.oci.storage.subvolumes import folder
-from builderd.files.model import Condition, FileEntry, FileKind
+from builderd.files.model import Condition, FileEntry
 
 #: Where volumes are attached.
 VOLUMES = Path("/mnt")
@@ -37,23 +37,8 @@ _PIECE_BYTES = 1 << 17
 _HEX = 8
 #: Seconds for which a deleted folder is emptied at once; what is left goes with the next deletion.
 _CLEAR_SECONDS = 20.0
-#: Exit status of tar(1) for files that changed or went while they were read.
-_CHANGED = 1
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Spooled:
-    """Content of a file that was received. Implements ``domain.bundles.Content``."""
-
-    path: Path
-    size: int
-
-    def read(self, start: int, length: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
 
 
 class BrokenOffError(Exception):
@@ -147,22 +132,14 @@ def write_file(request: Json) -> None:
         with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged:
             say({"ready": True})
             for piece in read_frames(sys.stdin.buffer):
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[os.write(staged, rest) :]
+                tree.write_all(staged, piece)
             os.fsync(staged)
             with folder(app) as root:
                 present = tree.check(root, path, condition)
                 os.fchown(staged, OWNER, OWNER)
-                os.fchmod(staged, _mode(present, request["executable"]))
+                os.fchmod(staged, tree.mode_of(present, request["executable"]))
                 entry = tree.put(root, path, staged, staging, OWNER)
     say({"entry": entry_json(entry), "new": present is None})
-
-
-def _mode(present: FileEntry | None, executable: bool | None) -> int:
-    if executable is None and present and present.kind is FileKind.FILE:
-        return present.mode & 0o777
-    return 0o755 if executable else 0o644
 
 
 def delete_file(request: Json) -> None:
@@ -183,14 +160,13 @@ def delete_file(request: Json) -> None:
 
 def archive(request: Json) -> None:
     """Answer with the frames of a tar archive; its end says that it is whole."""
-    argv = ["tar", "--create", "--file=-", "--format=pax", "--sparse", "--hard-dereference", "--numeric-owner"]
-    argv += ["--owner=app:1000", "--group=app:1000", "--warning=none", f"--directory={app_of(request)}", "."]
+    argv = [*tree.TAR, f"--directory={app_of(request)}", "."]
     say({})
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as tar:
         assert tar.stdout
         while piece := tar.stdout.read(_PIECE_BYTES):
             sys.stdout.buffer.write(frame(piece))
-    if tar.returncode in (0, _CHANGED):
+    if tar.returncode in (0, tree.TAR_CHANGED):
         sys.stdout.buffer.write(frame(b""))
 
 
@@ -209,7 +185,7 @@ def received_files(request: Json) -> Iterator[list[BundleFile]]:
                     left = left or next(pieces)
                     file.write(left[:missing])
                     missing, left = missing - len(left[:missing]), left[missing:]
-            files.append(BundleFile(path, Spooled(stored, size), executable))
+            files.append(BundleFile(path, tree.StoredContent(stored, size), executable))
         if next(pieces, None) is not None:
             raise BrokenOffError
         yield files

@@ -196,17 +196,6 @@ class Instances:
             await self._patient("DELETE", f"/instances/{name}")
         self.index.forget(name)
 
-    async def delete_ended(self, name: str) -> None:
-        """Delete an instance that is kept for its log, without a question whether it runs. Idempotent."""
-        try:
-            await self._client.call("DELETE", f"/instances/{name}")
-        except IncusNotFound:
-            pass
-        except (IncusError, NoCapacity):
-            # It runs: something other than this service started it, or Incus is at work on it.
-            await self.delete(name)
-        self.index.forget(name)
-
     async def strip(self, found: Json, own: Mapping[str, str]) -> None:
         """Take all volumes from a stopped instance, and set keys of the service's own."""
         config = found["config"] | {f"{OWN}{name}": value for name, value in own.items()}

@@ -128,8 +128,7 @@ class Layers:
         await self._volumes.delete(volume, member)
 
     async def _build(self, plan: LayerPlan, new: str, member: str, progress: Progress) -> BuildOutcome:
-        begun, transcript = time.monotonic(), Transcript(progress)
-        dependencies = ""
+        transcript, dependencies = Transcript(progress), ""
         if plan.app:
             if plan.app.dependencies:
                 dependencies, _ = await self.volume(plan.app.dependencies, member)
@@ -139,8 +138,8 @@ class Layers:
             end = await self._run_step(plan, step, new, member, dependencies, transcript)
             if end.exit_code:
                 await self._refuse_full(plan, new, member, transcript)
-                return _outcome(end, transcript, begun)
-        return await self._finish(plan, new, member, transcript, begun)
+                return transcript.outcome(end)
+        return await self._finish(plan, new, member, transcript)
 
     async def _fill(self, plan: LayerPlan, new: str, member: str, dependencies: str) -> None:
         assert plan.app
@@ -207,9 +206,7 @@ class Layers:
             finally:
                 await asyncio.shield(self._volumes.delete(own, member))
 
-    async def _finish(
-        self, plan: LayerPlan, new: str, member: str, transcript: Transcript, begun: float
-    ) -> BuildOutcome:
+    async def _finish(self, plan: LayerPlan, new: str, member: str, transcript: Transcript) -> BuildOutcome:
         files = plan.app.bundle.files if plan.app else ()
         request = {"volume": new, "app": plan.app is not None, "files": described(files)}
         async with self._helper(member).task("finish_build", request, [new]) as task:
@@ -217,7 +214,7 @@ class Layers:
             answer = await task.answer()
         if answer["error_line"]:
             transcript.add(answer["error_line"])
-            return _outcome(ToolExit(1), transcript, begun)
+            return transcript.outcome(ToolExit(1))
         if plan.limit_bytes is not None and answer["bytes"] > plan.limit_bytes:
             raise _over_limit(plan, answer["bytes"])
         own = {"bytes": str(answer["bytes"]), "node": answer["node"], "used": str(int(time.time()))}
@@ -225,7 +222,7 @@ class Layers:
         await self._volumes.change(new, member, own)
         await self._volumes.rename(new, _name(plan.key), member)
         self._used[plan.key] = time.time()
-        return _outcome(ToolExit(0), transcript, begun)
+        return transcript.outcome(ToolExit(0))
 
     async def _refuse_full(self, plan: LayerPlan, new: str, member: str, transcript: Transcript) -> None:
         """Raise ``InstallFailed`` where the tenant's limit ended the build, ``PoolFull`` where a full pool did.
@@ -288,16 +285,6 @@ def _name(key: str) -> str:
 
 def _is_layer(volume: Json) -> bool:
     return str(volume["name"]).startswith("layer-")
-
-
-def _outcome(end: ToolExit, transcript: Transcript, begun: float) -> BuildOutcome:
-    return BuildOutcome(
-        exit_code=end.exit_code,
-        output=tuple(transcript.last),
-        seconds=time.monotonic() - begun,
-        out_of_memory=end.out_of_memory,
-        timed_out=end.timed_out,
-    )
 
 
 def _over_limit(plan: LayerPlan, size: int | None = None) -> BuilderdError:

@@ -85,7 +85,7 @@ class Logs:
             for one in await self._instances.all()
             if (own := own_of(one)).get("builder") == builder and ("removed" in own or one["status"] == "Stopped")
         ]
-        await asyncio.gather(*map(self._instances.delete_ended, ended))
+        await asyncio.gather(*map(self._instances.delete, ended))
 
     async def _stream(
         self, instance: str, name: str, after: str, tail: int | None, since: datetime | None

@@ -137,7 +137,7 @@ class Sandboxes:
         await self.refuse_users(spec.disk, users_of(disk))
         # The oldest instances that are kept for their logs.
         for name in (await self._instances.kept(spec.builder_id))[:-KEPT_LOGS]:
-            await self._instances.delete_ended(name)
+            await self._instances.delete(name)
         member = str(disk.get("location") or "")
         instance = await self._instance(spec, member)
         name, address = instance.name, await self._make(spec, instance, member)

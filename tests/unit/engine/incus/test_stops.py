@@ -106,24 +106,6 @@ async def test_end_before_the_stop_is_the_apps_own() -> None:
     assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 3)
 
 
-async def test_instances_kept_for_logs_are_deleted_without_a_kill_unless_they_run() -> None:
-    incus = Incus()
-    for name, status in (("s-1", "Stopped"), ("s-2", "Running")):
-        incus.has_instance(name, status=status, removed="1", **OWN)
-    incus.has_instance("s-3", status="Stopped", removed="1", **{**OWN, "builder": "another"})
-
-    async def before(method: str, path: str) -> None:
-        if method == "DELETE" and incus.instances[path.rpartition("/")[2]]["status"] == "Running":
-            raise IncusError(400, "The instance is currently running, stop it first")
-
-    incus.before = before
-    machine = machine_on(incus)
-    await machine.logs.delete_logs(BuilderId("b"))
-    assert set(incus.instances) == {"s-3"}
-    assert [body["force"] for body in incus.stops] == [True]
-    assert await machine.instances.kept("b") == []
-
-
 SPEC = SandboxSpec(
     SandboxId("1"), BuilderId("b"), DiskId("d"), "h", "python3 main.py", 8000, {}, Resources(), Isolation.STANDARD
 )

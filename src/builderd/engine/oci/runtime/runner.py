@@ -14,10 +14,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from builderd.core.errors import EngineUnavailable
 from builderd.core.resources import GB
+from builderd.dependencies.model import BUILD_RESOURCES
 from builderd.engine.oci.network.host_files import CA_BUNDLE
 from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.logs import MAX_LINE, lines_of
@@ -31,7 +33,8 @@ from builderd.engine.port import TOOL_FOLDERS, Tool, ToolExit
 from builderd.sandboxes.model import EndCause
 
 _LOG_LIMIT = 10_000_000
-_TMP_BYTES = 1 << 30
+_TMP_BYTES = min(1 << 30, BUILD_RESOURCES.memory_bytes)
+_BUILD_PROCESSES = 512
 _TAIL_SECONDS = 0.05
 #: Bytes of a log after which others have their turn, a matter of milliseconds.
 PIECE_BYTES = 64 << 10
@@ -72,14 +75,14 @@ class Runner:
             env={"SSL_CERT_FILE": str(CA_BUNDLE), **run.env},
             cwd=run.cwd,
             user=0,
-            cpu=run.cpu,
-            memory_bytes=run.memory,
-            pids=run.processes,
+            cpu=BUILD_RESOURCES.cpu,
+            memory_bytes=BUILD_RESOURCES.memory_bytes,
+            pids=_BUILD_PROCESSES,
             egress=run.network,
             log=self.log_of(run.id),
             log_limit=_LOG_LIMIT,
             tenant=run.tenant if run.network else "",
-            tmpfs={"/tmp": min(_TMP_BYTES, run.memory), "/dev/shm": run.memory // 4},  # noqa: S108
+            tmpfs={"/tmp": _TMP_BYTES, "/dev/shm": BUILD_RESOURCES.memory_bytes // 4},  # noqa: S108
         )
 
     def _lowers_of(self, run: BuildRun) -> tuple[Path, ...]:
@@ -202,7 +205,7 @@ class Tools:
         run = self._make_run(secrets.token_hex(8), tool)
         ended = await self._runner.run(run, tool.timeout_seconds, output)
         store_full = bool(ended.exit_code) and tool.disk is not None and self._disks.is_stopped_by_store(tool.disk)
-        return ToolExit(ended.exit_code, ended.out_of_memory, ended.timed_out, store_full)
+        return replace(ended, store_full=store_full)
 
     def _make_run(self, name: str, tool: Tool) -> Run:
         return Run(

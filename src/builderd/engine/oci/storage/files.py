@@ -23,7 +23,7 @@ from builderd.core.ids import DiskId
 from builderd.engine.oci.storage import tree
 from builderd.engine.oci.storage.disks import APP_OWNER, Disks
 from builderd.engine.oci.storage.subvolumes import folder
-from builderd.files.model import Condition, FileEntry, FileKind, FilePage
+from builderd.files.model import Condition, FileEntry, FilePage
 from builderd.sandboxing.bubblewrap import limited, unprivileged
 from builderd.sandboxing.privileges import Limits
 
@@ -47,11 +47,8 @@ ARCHIVES = 4
 ARCHIVER = (
     *limited(Limits(address_space=1 << 30, descriptors=4096)),
     *unprivileged(capability="dac_read_search"),
-    *("/usr/bin/tar", "--create", "--file=-", "--format=pax", "--sparse", "--hard-dereference", "--numeric-owner"),
-    *("--owner=app:1000", "--group=app:1000", "--warning=none"),
+    *tree.TAR,
 )
-#: Exit status of tar(1) for files that changed or went while they were read.
-CHANGED = 1
 
 
 class Files:
@@ -119,7 +116,7 @@ class Files:
             # Judged while the file is open: closing it gives back the space that it took.
             with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged, full():
                 async for piece in chunked(content, WRITE_BYTES):
-                    await self._run(_write_all, staged, piece)
+                    await self._run(tree.write_all, staged, piece)
                 return await self._run(self._put, disk, path, condition, staged, staging, executable)
 
     def _check(self, disk: DiskId, path: str, condition: Condition) -> None:
@@ -134,7 +131,7 @@ class Files:
         with self._root(disk) as root, self._changing:
             present = tree.check(root, path, condition)
             os.fchown(staged, APP_OWNER, APP_OWNER)
-            os.fchmod(staged, _mode(present, executable))
+            os.fchmod(staged, tree.mode_of(present, executable))
             return tree.put(root, path, staged, staging, APP_OWNER), present is None
 
     async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
@@ -198,18 +195,6 @@ class DiskFileReader:
             yield piece
 
 
-def _mode(present: FileEntry | None, executable: bool | None) -> int:
-    if executable is None and present and present.kind is FileKind.FILE:
-        return present.mode & 0o777
-    return 0o755 if executable else 0o644
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 async def chunked(content: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     """Join pieces to at least this size, except the last."""
     piece = bytearray()
@@ -236,7 +221,7 @@ async def _archiver(app: Path) -> AsyncIterator[tuple[asyncio.StreamReader, Call
     )
 
     async def ended() -> None:
-        if await program.wait() not in (0, CHANGED):
+        if await program.wait() not in (0, tree.TAR_CHANGED):
             raise EngineUnavailable("The archive could not be made: some of the files cannot be read.")
 
     assert program.stdout

@@ -25,7 +25,6 @@ from builderd.core.ids import TenantId
 from builderd.core.resources import GB
 from builderd.dependencies.model import (
     APP,
-    BUILD_RESOURCES,
     CACHE,
     INPUT,
     LAYER,
@@ -57,9 +56,8 @@ from builderd.engine.oci.storage.store import (
     store_full,
 )
 from builderd.engine.oci.storage.subvolumes import create_subvolume, snapshot
+from builderd.engine.port import Progress, ToolExit
 from builderd.linux.threads import run_to_completion
-
-Progress = Callable[[str], None]
 
 #: Owner of a layer's files: root on the disk, and root inside.
 LAYER_UID = 0
@@ -70,15 +68,6 @@ SHARE = 0.25
 #: Exit status of a program that was ended by SIGKILL, as tini has it.
 KILLED = 137
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-
-
-@dataclass(frozen=True, slots=True)
-class BuildLimits:
-    """Limits of one build sandbox: vCPU, bytes of memory, processes."""
-
-    cpu: float = BUILD_RESOURCES.cpu
-    memory: int = BUILD_RESOURCES.memory_bytes
-    processes: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +109,12 @@ class Layers:
         store: Store,
         runner: BuildRunner,
         tools: Mapping[str, Path],
-        limits: BuildLimits | None = None,
         base_id: str = "",
     ) -> None:
         self.base_id = base_id
         self._store = store
         self._runner = runner
         self._tools = tuple(Bind(source, target, read_only=True, owner=None) for target, source in tools.items())
-        self._limits = limits or BuildLimits()
         self._finished = LayerStore(store)
         self._cache = LayerCache(store)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -259,7 +246,6 @@ class Layers:
         _write_inputs(build.input, plan.inputs)
 
     async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:
-        begun = time.monotonic()
         transcript = Transcript(progress)
         for step in steps:
             progress(step.title)
@@ -269,15 +255,15 @@ class Layers:
                 if names_quota(transcript.last):
                     # Any program can print these words, and one may have removed what it had written.
                     transcript.add(f"note: if a limit ended it, then this: {self._too_large(build).message}")
-                return _outcome(end, transcript, begun)
+                return transcript.outcome(end)
         if error := await asyncio.to_thread(_result_error, build):
             transcript.add(error)
-            return _outcome(BuildExit(1), transcript, begun)
+            return transcript.outcome(BuildExit(1))
         size = await run_to_completion(measure, build.layer)
         if build.tenant_limit is not None and size > build.tenant_limit:
             raise self._too_large(replace(build, size=build.tenant_limit), size)
         await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
-        return _outcome(BuildExit(0), transcript, begun)
+        return transcript.outcome(BuildExit(0))
 
     def _refuse_limit(self, build: Build, end: BuildExit) -> None:
         """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause.
@@ -312,9 +298,6 @@ class Layers:
             layer=build.below,
             tenant=build.tenant or "" if build.app else "",
             network=step.network,
-            cpu=self._limits.cpu,
-            memory=self._limits.memory,
-            processes=self._limits.processes,
             timeout_seconds=step.timeout_seconds,
         )
 
@@ -330,16 +313,6 @@ class Layers:
         source = {Cache.NONE: None, Cache.SHARED: build.shared or build.cache, Cache.SCRATCH: build.cache}[cache]
         if source is not None:
             yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
-
-
-def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutcome:
-    return BuildOutcome(
-        exit_code=end.exit_code,
-        output=tuple(transcript.last),
-        seconds=time.monotonic() - begun,
-        out_of_memory=end.out_of_memory,
-        timed_out=end.timed_out,
-    )
 
 
 def _result_error(build: Build) -> str | None:
@@ -362,7 +335,7 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
 
 
 #: Called with each line that the build prints; must not block.
-Output = Callable[[str], None]
+Output = Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +353,7 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class BuildRun:
-    """Parameters of a build sandbox. ``id`` is unique on the host, in hex; ``cpu`` in vCPU, ``memory`` in bytes.
+    """Parameters of a build sandbox. ``id`` is unique on the host, in hex.
 
     The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
     without any capability. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is whose
@@ -393,21 +366,13 @@ class BuildRun:
     cwd: str
     binds: tuple[Bind, ...]
     network: bool
-    cpu: float
-    memory: int
-    processes: int
     timeout_seconds: int
     layer: Path | None = None
     tenant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BuildExit:
-    """Exit of a build. ``exit_code`` is not 0 when it ran out of memory or time."""
-
-    exit_code: int
-    out_of_memory: bool = False
-    timed_out: bool = False
+#: Exit of a build, without ``store_full``.
+BuildExit = ToolExit
 
 
 class BuildRunner(Protocol):
@@ -424,6 +389,7 @@ class Transcript:
 
     def __init__(self, progress: Callable[[str], None]) -> None:
         self._progress = progress
+        self._begun = time.monotonic()
         self._count = 0
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
 
@@ -435,3 +401,12 @@ class Transcript:
             self._progress(shown)
         elif self._count == TOLD_LINES + 1:
             self._progress("… (what follows is left out here)")
+
+    def outcome(self, end: BuildExit) -> BuildOutcome:
+        return BuildOutcome(
+            exit_code=end.exit_code,
+            output=tuple(self.last),
+            seconds=time.monotonic() - self._begun,
+            out_of_memory=end.out_of_memory,
+            timed_out=end.timed_out,
+        )

@@ -42,6 +42,13 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 #: A tree is deleted level by level, in at most so many rounds.
 _ROUNDS = 100_000
 _AT_ONCE = 1_000
+#: Makes an archive of the folder that follows.
+TAR = (
+    *("tar", "--create", "--file=-", "--format=pax", "--sparse", "--hard-dereference", "--numeric-owner"),
+    *("--owner=app:1000", "--group=app:1000", "--warning=none"),
+)
+#: Exit status of tar(1) for files that changed or went while they were read.
+TAR_CHANGED = 1
 #: The years 1 to 9999, in seconds since 1970.
 _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
@@ -186,6 +193,19 @@ def make_empty_folder(top: int, path: str, owner: int) -> bool:
                 return next(entries, None) is None
     except OSError:
         return False
+
+
+def mode_of(present: FileEntry | None, executable: bool | None) -> int:
+    """Return the mode of a file that is written: that of the present one, unless it is asked for."""
+    if executable is None and present and present.kind is FileKind.FILE:
+        return present.mode & 0o777
+    return 0o755 if executable else 0o644
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def check(root: int, path: str, condition: Condition) -> FileEntry | None:
@@ -371,13 +391,13 @@ def copy_files(source: Path, paths: Mapping[str, os.stat_result], target: Path, 
                     if stat.S_ISLNK(status.st_mode):
                         _link(inside, path, str((source / path).readlink()), owner)
                     else:
-                        file = BundleFile(path, _Stored(source / path, status.st_size), bool(status.st_mode & 0o100))
-                        _write(inside, file, owner)
+                        content = StoredContent(source / path, status.st_size)
+                        _write(inside, BundleFile(path, content, bool(status.st_mode & 0o100)), owner)
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """Content of a file that nobody changes."""
+class StoredContent:
+    """Content of a file that nobody changes. Implements ``code.model.Content``."""
 
     path: Path
     size: int

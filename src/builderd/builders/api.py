@@ -30,7 +30,6 @@ from builderd.server.bodies import Received, json_body
 from builderd.server.pages import MAX_PER_PAGE, Listing, listed, page_of, single
 from builderd.server.preferences import (
     count_blocking_call,
-    first_answer,
     retry_of,
     until_disconnect,
     wants_async,
@@ -218,7 +217,7 @@ async def create_builder(request: Request, operations: TheOperations, identity: 
     """
     check_gates(identity, body.value)
     retry = retry_of(request, identity.token.tenant_id, body.sha256)
-    first = await first_answer(operations.retries, retry)
+    first = await operations.retries.first(retry)
     if isinstance(first, Answer):
         return in_form(request, first)
     at_once = wants_async(request)

@@ -7,19 +7,20 @@ was left by one that ended: then the retry waits for the same builder and answer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
 
 from builderd.application import Application
 from builderd.core.errors import Conflict
 from builderd.core.ids import BuilderId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
+from builderd.server.answers import Answer
 from builderd.tokens.tenants import IdempotencyRecord
 from builderd.versions.service import Deployed
 
 RETENTION = timedelta(hours=24)
+#: Header of an answer that the first call got.
+REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +40,6 @@ class Begun:
     version: int | None = None
 
 
-class Answer(Protocol):
-    """Answer of an interface that can be kept for retries."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def body(self) -> Mapping[str, Any]: ...
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-
-    @property
-    def is_final(self) -> bool:
-        """Return False for a fault of the machine, which is not kept: a retry looks again."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeptAnswer:
-    """Answer that the first call got."""
-
-    status: int
-    body: Mapping[str, Any]
-    headers: Mapping[str, str]
-
-
 class Retries:
     """Retry keys, and those whose first call this process has in progress."""
 
@@ -72,12 +47,14 @@ class Retries:
         self._application = application
         self._in_progress: set[tuple[TenantId, str]] = set()
 
-    async def first(self, retry: Retry) -> KeptAnswer | Begun | None:
-        """Return the first call's answer, or what it began if it got none; None when this is the first call.
+    async def first(self, retry: Retry | None) -> Answer | Begun | None:
+        """Return the first call's answer, or what it began if it got none; None for the first call, and without a key.
 
         Unless there is an answer, the key is in progress from here on until ``release``. Raises ``Conflict`` when it
         is in progress already, or was used for another request.
         """
+        if retry is None:
+            return None
         if (retry.tenant_id, retry.key) in self._in_progress:
             raise _in_flight()
         self._in_progress.add((retry.tenant_id, retry.key))
@@ -86,11 +63,11 @@ class Retries:
         except BaseException:
             self.release(retry)
             raise
-        if isinstance(first, KeptAnswer):
+        if isinstance(first, Answer):
             self.release(retry)
         return first
 
-    async def _look(self, retry: Retry) -> KeptAnswer | Begun | None:
+    async def _look(self, retry: Retry) -> Answer | Begun | None:
         record = await self._application.store.read(lambda uow: uow.idempotency.get(retry.tenant_id, retry.key))
         if record is None or record.created_at < self._application.clock.now() - RETENTION:
             return None
@@ -98,7 +75,7 @@ class Retries:
             raise Conflict("This Idempotency-Key was used for another request: choose a new one.")
         if record.status is None:
             return Begun(record.builder_id, record.version) if record.builder_id else None
-        return KeptAnswer(record.status, record.body or {}, record.headers or {})
+        return Answer(record.status, record.body or {}, {**(record.headers or {}), **REPLAYED})
 
     def release(self, retry: Retry | None) -> None:
         """Release the key: this process no longer works on its answer."""

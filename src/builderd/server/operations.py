@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from builderd.application import Application
 from builderd.builders import outcomes
@@ -20,12 +20,11 @@ from builderd.core.errors import NotFound, RateLimited
 from builderd.core.ids import BuilderId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.executions.service import MemoryQuota
-from builderd.server.idempotency import Answer, Begun, Retries, Retry
+from builderd.server.answers import Answer
+from builderd.server.idempotency import Begun, Retries, Retry
 from builderd.server.rates import LastUses, Rates, TokenCalls
 from builderd.tokens.limits import PagedReads, TenantQueue
 from builderd.versions.service import Deployed
-
-A = TypeVar("A", bound=Answer)
 
 
 def sent_by(caller: Caller, bundle: Bundle | None) -> SentCode | None:
@@ -126,7 +125,9 @@ class Operations:
             raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
         return Deployed(builder, first.version)
 
-    def follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, in_progress: ExitStack) -> asyncio.Task[A]:
+    def follow(
+        self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, in_progress: ExitStack
+    ) -> asyncio.Task[Answer]:
         """Start a task that waits for a call's outcome and keeps it for retries, whether or not its caller stays.
 
         ``in_progress`` is released at its end.
@@ -136,7 +137,9 @@ class Operations:
         task.add_done_callback(self._following.discard)
         return task
 
-    async def _follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, in_progress: ExitStack) -> A:
+    async def _follow(
+        self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, in_progress: ExitStack
+    ) -> Answer:
         with in_progress:
             answer = await outcome
             if retry is not None:

@@ -15,9 +15,8 @@ from starlette.types import Message
 
 from builderd.core.errors import ValidationFailed
 from builderd.core.ids import TenantId
-from builderd.server.answers import Answer
 from builderd.server.auth import Identity, operations_of
-from builderd.server.idempotency import Begun, KeptAnswer, Retries, Retry
+from builderd.server.idempotency import Retry
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -84,7 +83,6 @@ async def _has_left(request: Request) -> bool:
 
 
 KEY_HEADER = "Idempotency-Key"
-REPLAYED = {"Idempotency-Replayed": "true"}
 KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
@@ -101,14 +99,3 @@ def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry |
     target = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
     text = f"{request.method}\n{target}\n{body_sha256}"
     return Retry(tenant_id, key, hashlib.sha256(text.encode()).hexdigest())
-
-
-async def first_answer(retries: Retries, retry: Retry | None) -> Answer | Begun | None:
-    """Return the first call's answer, or what it began if it got none; None when this is the first call.
-
-    Raises ``Conflict`` as ``Retries.first`` does.
-    """
-    first = await retries.first(retry) if retry else None
-    if isinstance(first, KeptAnswer):
-        return Answer(first.status, first.body, {**first.headers, **REPLAYED})
-    return first

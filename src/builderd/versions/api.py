@@ -42,7 +42,6 @@ from builderd.server.operations import Operations, sent_by
 from builderd.server.pages import Listing, ThePage, listed, page_of
 from builderd.server.preferences import (
     count_blocking_call,
-    first_answer,
     retry_of,
     until_disconnect,
     wants_async,
@@ -296,7 +295,7 @@ async def _answered(
 ) -> Response:
     """Deploy, unless a call with the same retry key did; answer at once, at the end, or stage by stage."""
     retry = retry_of(request, identity.token.tenant_id, body_sha256)
-    first = await first_answer(operations.retries, retry)
+    first = await operations.retries.first(retry)
     if isinstance(first, Answer):
         return in_form(request, first)
     application, at_once = operations.application, wants_async(request)

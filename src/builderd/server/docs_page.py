@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,32 +13,8 @@ from starlette.staticfiles import StaticFiles
 from builderd.agents import guide
 from builderd.server.answers import PREFIX
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>builderd: the API</title>
-<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
-<link rel="icon" href="/docs/assets/favicon.png">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="/docs/assets/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
-</body>
-</html>
-"""
-
-#: The page is dark where the reader's other pages are.
-START = """\
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
-dark.addEventListener("change", follow);
-follow();
-SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null});
-"""
-
+#: The page and its script.
+FOLDER = Path(__file__).with_name("docs")
 #: Swagger UI sets styles in elements and draws its icons from data; all else comes from here.
 POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
@@ -46,10 +23,10 @@ def install(app: FastAPI) -> None:
     """Serve the page at ``/docs``."""
 
     async def page() -> Response:
-        return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+        return HTMLResponse(FOLDER.joinpath("index.html").read_text(), headers={"Content-Security-Policy": POLICY})
 
     async def start() -> Response:
-        return Response(START, media_type="text/javascript")
+        return Response(FOLDER.joinpath("start.js").read_text(), media_type="text/javascript")
 
     app.add_api_route("/docs", page, include_in_schema=False)
     app.add_api_route("/docs/start.js", start, include_in_schema=False)

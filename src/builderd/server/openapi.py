@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,70 +20,16 @@ SCHEMAS = "#/components/schemas/"
 #: Shapes of requests, by name. The framework does not see them, since the bodies are read and limited apart from it.
 _REQUESTS: dict[str, type[BaseModel]] = {}
 
-FAILURES = {
-    400: "`bad_request`: the body is not JSON, or not an object.",
-    401: "`unauthenticated`: no token, or an unknown, expired or revoked one.",
-    403: "`forbidden`: the token lacks the scope.",
-    404: "`not_found`: no such thing among yours.",
-    409: "`name_taken`, `conflict` or `invalid_state`: the message says which, and what to do.",
-    412: "`precondition_failed`: what the call was made to depend on is not so.",
-    413: "`too_large`: the message says the limit.",
-    416: "`range_not_satisfiable`: there are no such bytes; `data.size` says how many there are.",
-    422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
-    429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
-    500: "`internal_error`: a fault of the service; see its log.",
-    503: "`engine_unavailable`, `bundle_lost`, `store_unavailable`, `machine_fault`, `no_capacity` or `backup_failed`: "
-    "the machine cannot do it now; the message says why.",
-}
-STAGES = (
-    " `review_failed` (`data.review` has the findings), `install_failed`, `build_failed`, `release_failed`,"
-    " `start_failed` or (with `require_qa`) `qa_failed`: the builder is kept in `failed`, `data.uuid` names it."
-)
-
+#: Texts of the document.
+_TEXTS: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+FAILURES: dict[str, str] = _TEXTS["failures"]
 #: The groups of calls, in the order in which they are shown.
-BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs, events and commands", "Credentials"
-FILES, GATES = "Files", "Gates"
-BACKUPS, SPENDING, TOKENS, SERVICE = "Backups", "Spending", "Tokens", "The service itself"
-TAGS = (
-    {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
-    {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
-    {"name": FILES, "description": "What lies on a builder's disk, and code too large for JSON."},
-    {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
-    {"name": GATES, "description": "Whether a version is fit to run, and what is amiss with it."},
-    {"name": BACKUPS, "description": "Copies of a builder's files at one moment, kept apart from it."},
-    {"name": SPENDING, "description": "What it costs, and what it may cost."},
-    {"name": TOKENS, "description": "API tokens of your tenant."},
-    {"name": SERVICE, "description": "For who operates it."},
-)
+TAGS = [{"name": name, "description": text} for name, text in _TEXTS["tags"].values()]
+BUILDERS, WATCHING, FILES, CREDENTIALS, GATES, BACKUPS, SPENDING, TOKENS, SERVICE = (one["name"] for one in TAGS)
 
 Parameter = dict[str, Any]
-
-PREFER: Parameter = {
-    "name": "Prefer",
-    "in": "header",
-    "description": "`respond-async` answers 202 at once (RFC 7240).",
-    "schema": {"type": "string"},
-    "example": "respond-async",
-}
-IDEMPOTENCY_KEY: Parameter = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "Makes a retry safe for 24 hours: the same key and body give the first answer again.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-}
-LAST_EVENT_ID: Parameter = {
-    "name": "Last-Event-ID",
-    "in": "header",
-    "description": "With `follow`: go on after this event.",
-    "schema": {"type": "string"},
-}
-LOCATION = {"Location": {"description": "Where the builder is found.", "schema": {"type": "string"}}}
-REQUEST_ID = {"X-Request-Id": {"description": "Names this call in the service's log.", "schema": {"type": "string"}}}
-RATE = {
-    "RateLimit": {"description": "Calls that are left, seconds until all are back.", "schema": {"type": "string"}},
-    "RateLimit-Policy": {"description": "Calls that a token may make in a minute.", "schema": {"type": "string"}},
-}
-RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+PREFER, IDEMPOTENCY_KEY, LAST_EVENT_ID = map(_TEXTS["parameters"].get, ("PREFER", "IDEMPOTENCY_KEY", "LAST_EVENT_ID"))
+LOCATION, REQUEST_ID, RATE, RETRY_AFTER = map(_TEXTS["headers"].get, ("location", "request", "rate", "retry"))
 
 
 def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, Any]]:
@@ -89,11 +37,11 @@ def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, 
     # Calls that need a token are rate-limited too.
     limited = {429} if 401 in statuses else set()
     documented: dict[int | str, dict[str, Any]] = {
-        status: {"model": Failure, "description": FAILURES[status]}
+        status: {"model": Failure, "description": FAILURES[str(status)]}
         for status in sorted({*statuses, *limited, 500, 503})
     }
     if stages:
-        documented[422]["description"] += STAGES
+        documented[422]["description"] += FAILURES["stages"]
     return documented
 
 
@@ -145,7 +93,7 @@ def _document(app: FastAPI, maximum: Resources) -> dict[str, Any]:
         version=__version__,
         summary="One call turns code into a running, isolated app with a live URL.",
         routes=app.routes,
-        tags=list(TAGS),
+        tags=TAGS,
     )
     schemas = document["components"]["schemas"]
     schemas.update(_request_schemas(maximum))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +13,11 @@ from starlette.responses import JSONResponse, Response
 from builderd.application import Application
 from builderd.builders.model import Builder, JobType
 from builderd.code import service as bundles
-from builderd.code.model import make_bundle
 from builderd.code.service import Part
 from builderd.core.errors import BuilderdError, EngineUnavailable, ValidationFailed
 from builderd.core.resources import Resources
 from builderd.money.model import Billing
 from builderd.schemas.builders import NewBuilder
-from builderd.schemas.files import bundle_files
 from builderd.schemas.shape import Shape
 from builderd.schemas.versions import NewVersion
 from builderd.server import requests
@@ -31,7 +27,7 @@ from builderd.server.operations import sent_by
 from builderd.tokens.model import Scope
 from builderd.versions import service as deployments
 from builderd.versions.model import Isolation, Version
-from builderd.versions.service import Change, Deployed
+from builderd.versions.service import Deployed
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.visits import Form, Visit, page, see_other
 
@@ -121,16 +117,9 @@ async def create_sent(visit: Visit) -> Response:
         if "name" in visit.request.path_params:
             builder = await visit.find()
             body = await receive(visit.request, application, NewVersion, MAX_BODY_BYTES, reservation)
-            _check_gates(visit, body.value)
-            change, bundle = await requests.new_version(application, visit.caller, builder.id, body.value)
-            deployed = await visit.operations.change(
-                builder.id,
-                lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
-                None,
-                sent_by(visit.caller, bundle),
-            )
-            number_ = deployed.version or deployed.builder.version
-            return JSONResponse({"location": f"/builders/{builder.name}/versions/{number_}"}, 202)
+            deployed = await deploy(visit, builder, body.value)
+            version = deployed.version or deployed.builder.version
+            return JSONResponse({"location": f"/builders/{builder.name}/versions/{version}"}, 202)
         new = await receive(visit.request, application, NewBuilder, MAX_BODY_BYTES, reservation)
         made = await create(visit, new.value)
         return JSONResponse({"location": f"/builders/{made.name}/versions/1"}, 202)
@@ -267,16 +256,21 @@ async def deploy_edited(
     visit: Visit, builder: Builder, version: Version, path: str, content: str, entrypoint: str
 ) -> Deployed:
     """Deploy the files of a version with one of them changed. Raises as ``deploy`` does."""
+    bundle = await bundles.fetch(visit.application, version)
+    executable = any(file.executable for file in bundle.files if file.path == path)
+    asked = {
+        "stored": {"bundle": version.bundle_hash},
+        "files": {path: {"content": content, "executable": executable}},
+        "entrypoint": entrypoint,
+    }
+    return await deploy(visit, builder, shape_of(visit.application, NewVersion, asked))
+
+
+async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
+    """Deploy a new version. Raises what the services raise, and ``Forbidden`` for a gate left out without the scope."""
+    _check_gates(visit, new)
     application = visit.application
-    new = shape_of(application, NewVersion, {"files": {path: content}, "entrypoint": entrypoint})
-    base = await bundles.fetch(application, version)
-    (edited,) = bundle_files(new.files)
-    old = next((file for file in base.files if file.path == path), None)
-    if old is not None:
-        edited = replace(edited, executable=old.executable)
-    files = [*(file for file in base.files if file.path != path), edited]
-    bundle = await asyncio.to_thread(make_bundle, files)
-    change = Change.of({"bundle_hash": bundle.hash, "entrypoint": new.entrypoint})
+    change, bundle = await requests.new_version(application, visit.caller, builder.id, new)
     return await visit.operations.change(
         builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),

@@ -10,16 +10,14 @@ from typing import Any, Self
 
 import httpx2
 from fastapi import FastAPI
-from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from builderd import AsyncBuilderd
-from builderd.core.errors import Unauthenticated
 from builderd.server import middleware
 from builderd.server.answers import HEADER as REQUEST_ID
-from builderd.server.auth import CLIENT, identity_of
+from builderd.server.auth import CLIENT, bearer_secret, identity_of
 from builderd.server.bodies import read_body
 from builderd.server.operations import Operations
 from builderd.tokens import model as tokens
@@ -56,7 +54,7 @@ class McpEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a message of a caller whose token may read. Errors before it are those of the API."""
         request = Request(scope, receive)
-        identity = await identity_of(request, _secret(request))
+        identity = await identity_of(request, await bearer_secret(request))
         identity.require(tokens.Scope.READ, "The MCP server")
         operations: Operations = self._app.state.operations
         with operations.memory.reserve(identity.token.tenant_id) as reservation:
@@ -103,19 +101,12 @@ class McpEndpoint:
         }
         async with AsyncBuilderd(
             str(request.base_url),
-            _secret(request),
+            await bearer_secret(request),
             max_retries=0,
             headers=headers,
             transport=InProcess(self._app, client),
         ) as opened:
             yield opened
-
-
-def _secret(request: Request) -> str:
-    scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
-    if scheme.lower() != "bearer" or not secret:
-        raise Unauthenticated("Send your API token with the header Authorization: Bearer <token>.")
-    return secret
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -83,6 +83,11 @@ def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
     return credentials.credentials
 
 
+async def bearer_secret(request: Request) -> str:
+    """Return the secret of the token that a request has. Raises ``Unauthenticated`` when there is none."""
+    return secret_of(await _bearer(request))
+
+
 async def identify(request: Request, credentials: Credentials) -> Identity:
     """Return the caller of a valid token, within its limit of calls; its last use is recorded now and then."""
     return await identity_of(request, secret_of(credentials))

@@ -30,9 +30,8 @@ async def healthz() -> Response:
 @router.get("/readyz", responses={**openapi.answer(200, Success[Readiness], "It can take work."), **openapi.failures()})
 async def readyz(application: TheApplication) -> Response:
     """Report whether the service can take work; 503 names the parts that are not ready, and why."""
-    state = await _readiness(application)
-    vital = {"database": state.database, "engine": state.engine, "previews": state.previews, "vault": state.vault}
-    waiting = [f"{name}: {part.message}" for name, part in vital.items() if not part.ready]
+    state = await readiness(application)
+    waiting = [f"{name}: {part.message}" for name, part in vital_parts(state).items() if not part.ready]
     if not waiting:
         warnings = {"public_url": state.public_url, "clock": state.clock}
         note = "".join(f" {name}: {part.message.rstrip('.')}." for name, part in warnings.items() if not part.ready)
@@ -41,7 +40,13 @@ async def readyz(application: TheApplication) -> Response:
     return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1)).response()
 
 
-async def _readiness(application: Application) -> Readiness:
+def vital_parts(state: Readiness) -> dict[str, Part]:
+    """Return the parts without which the service takes no work."""
+    return {"database": state.database, "engine": state.engine, "previews": state.previews, "vault": state.vault}
+
+
+async def readiness(application: Application) -> Readiness:
+    """Return the state of every part that builders need."""
     engine, fault = application.engine.readiness(), application.clock.fault()
     previews = await application.previews.ready()
     return Readiness(

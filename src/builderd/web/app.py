@@ -42,6 +42,7 @@ def create_web(operations: Operations, *, meter: Meter) -> Starlette:
     )
     app.state.application = application
     app.state.operations = operations
+    app.state.rates = operations.rates
     app.state.renderer = Renderer(application, assets)
     return app
 

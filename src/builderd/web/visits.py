@@ -31,10 +31,10 @@ from builderd.core.ids import TenantId
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.money import caps
 from builderd.money.caps import CapView
+from builderd.server.auth import recognize
 from builderd.server.bodies import read_body
-from builderd.server.limits import count_for_tenant, reject
+from builderd.server.limits import count_for_tenant
 from builderd.server.operations import Operations
-from builderd.server.rates import too_many
 from builderd.sessions import service as sessions
 from builderd.tokens.model import Scope, Session, Token
 from builderd.web import shown
@@ -301,20 +301,13 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     """
     application: Application = connection.app.state.application
     operations: Operations = connection.app.state.operations
-    rates = operations.rates
     secret = SESSION.get(application, connection)
     if secret is None:
         raise Unauthenticated("Sign in first.")
     now = application.clock.now()
-    try:
-        session, token, tenant = await application.store.read(lambda uow: _find(uow, secret, now))
-    except Unauthenticated:
-        reject(connection)
-        rates.failed(connection.client.host if connection.client else "", secret)
-        raise
-    standing = rates.count(secret)
-    if standing is not None and standing.retry_after is not None:
-        raise too_many(standing)
+    session, token, tenant = await recognize(
+        connection, secret, lambda: application.store.read(lambda uow: _find(uow, secret, now))
+    )
     count_for_tenant(connection, token.tenant_id)
     if sessions.needs_touch(session, now):
         await operations.last_uses.record_session(session, now)

@@ -25,6 +25,7 @@ from builderd.money import caps
 from builderd.money import service as spending
 from builderd.money.model import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, csv_text, month_of, next_month
 from builderd.schemas.account import NewCredential, NewToken, NewWebhook
+from builderd.server.health import readiness, vital_parts
 from builderd.sessions import revocations
 from builderd.tokens import service as tokens
 from builderd.tokens.model import EndedKind, Scope
@@ -256,14 +257,7 @@ SHOWN_TENANTS = 200
 async def show_machine(visit: Visit) -> Response:
     """Show health, capacity and tenants."""
     application = visit.application
-    engine = application.engine.readiness()
-    previews = await application.previews.ready()
-    faults = await application.store.schema_differences()
-    parts = (
-        ("database", not faults, "; ".join(faults) or "it answers"),
-        ("engine", engine.ready, engine.message),
-        ("previews", previews, "the proxy answers" if previews else "the proxy does not answer"),
-    )
+    state = await readiness(application)
 
     def look(uow: UnitOfWork) -> dict[str, Any]:
         tenants = uow.tenants.all()
@@ -286,7 +280,7 @@ async def show_machine(visit: Visit) -> Response:
     return await visit.page(
         "machine.html",
         **found,
-        parts=[{"name": name, "ready": ready, "message": message} for name, ready, message in parts],
+        parts=vital_parts(state),
         gauges=[
             {"name": name, "promised": promised, "total": total, "share": share(promised, total) if total else 0.0}
             for name, promised, total in gauges

@@ -81,11 +81,12 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     """Add the state that the engine and the preview report now to the stored one."""
     item, sandbox, now = stored.item, stored.sandbox, application.clock.now()
     builder, engine, to_run = item.builder, application.engine, item.builder.desired is Desired.RUNNING
-    # A builder that is to end needs no disk, and its member may be away.
-    disk = await engine.disks.disk(item.disk) if to_run else None
+    to_start = to_run and (sandbox is None or sandbox.started_at is None)
+    # A builder that is to end needs no disk, and its member may be away; one that runs has it.
+    disk = await engine.disks.disk(item.disk) if to_start else None
     version = await _version(application, builder, item.version, disk)
     # Of no interest before: a disk is made after the version's preparation.
-    needs_disk = disk is None and to_run and prepare(version) is None
+    needs_disk = disk is None and to_start and prepare(version) is None
     # Unless only a candidate's disk is missing, which is still to be copied from the builder's own.
     own_is_gone = needs_disk and (item.disk == builder.disk or await engine.disks.disk(builder.disk) is None)
     loss = restores.Loss()

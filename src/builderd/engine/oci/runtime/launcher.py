@@ -115,13 +115,16 @@ class Server:
             link = Link(**request["network"]) if request["network"] else None
             with contextlib.ExitStack() as opened:
                 own = fork_into(CLONE_NEWUSER | CLONE_NEWNET, opened) if link else 0
-                maps = opened.enter_context(user_namespaces(request["uid"], owners))
+                # The sandbox's own namespace maps what root has on disk.
+                others = [owner for owner in owners if owner or not link]
+                maps = opened.enter_context(user_namespaces(request["uid"], others))
                 namespaces: dict[str, int] = {}
                 if link:
                     namespaces = {
                         "user": open_mapped(own, 0, request["uid"], opened),
                         "net": open_namespace(own, "net", opened),
                     }
+                    maps = {0: namespaces["user"], **maps}
                 if (pid := os.fork()) == 0:
                     run_child(request, maps, namespaces, descriptors, child_words)
                 self._watch(request, pid, words)

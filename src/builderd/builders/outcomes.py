@@ -124,16 +124,30 @@ async def raise_failure(application: Application, builder: Builder, generation: 
 async def wait_until_settled(
     application: Application, builder_id: BuilderId, generation: int, *, limited: bool = True
 ) -> Builder:
-    """Wait until the generation, or a newer one, has an outcome; return the builder, also if it failed.
+    """Wait until the generation, or a newer one, has an outcome; return the builder, also if it failed."""
+    return await read_settled(application, builder_id, generation, lambda _, builder: builder, limited=limited)
 
-    Raises what ``WaitLimit`` raises where the wait is ``limited``.
-    """
+
+async def read_settled(
+    application: Application,
+    builder_id: BuilderId,
+    generation: int,
+    read: Callable[[UnitOfWork, Builder], T],
+    *,
+    limited: bool = True,
+) -> T:
+    """Return what is read of the builder in the transaction that finds it settled. Raises as ``WaitLimit`` does."""
+
+    def look(uow: UnitOfWork) -> tuple[Builder, T | None]:
+        found = _get(uow, builder_id)
+        return found, read(uow, found) if is_over(found, generation) else None
+
     outcome, limit = outcome_of(builder_id), WaitLimit(application)
     while True:
         seen = application.signals.count(outcome)
-        builder = await application.store.read(lambda uow: _get(uow, builder_id))
-        if is_over(builder, generation):
-            return builder
+        builder, found = await application.store.read(look)
+        if found is not None:
+            return found
         if limited:
             limit.check(builder)
         await application.signals.wait(outcome, seen, LOOK_INTERVAL)

@@ -382,5 +382,8 @@ async def view_when_settled(application: Application, wanted: Builder) -> Builde
 
     Raises what ``WaitLimit`` raises, and nothing of a generation that failed.
     """
-    settled = await outcomes.wait_until_settled(application, wanted.id, wanted.generation)
-    return await application.store.read(lambda uow: view(uow, application, settled, application.clock.now()))
+
+    def read(uow: UnitOfWork, builder: Builder) -> BuilderView:
+        return view(uow, application, builder, application.clock.now())
+
+    return await outcomes.read_settled(application, wanted.id, wanted.generation, read)

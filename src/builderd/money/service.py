@@ -133,8 +133,10 @@ def bill(
     current = uow.ledger.current(builder.id)
     if current is not None and (current.billing, current.hourly_rate) == (billing, rate):
         return
-    start = max(at, current.start) if current else at
-    uow.ledger.close(builder.id, start)
+    start = at
+    if current is not None:
+        start = max(at, current.start)
+        uow.ledger.end(current, start)
     uow.ledger.open(Segment(builder.tenant_id, builder.id, billing, start, None, rate))
     # The time at which a cap will be reached depends on all rates: compute it again.
     uow.tenants.make_spending_due(builder.tenant_id, at)

@@ -166,10 +166,13 @@ class Ledger(Repository[Segment]):
 
     def close(self, builder: BuilderId, at: datetime) -> None:
         """Close the open segment, if any, never before its start."""
-        current = self.current(builder)
-        if current is not None:
-            self._connection.execute(_CLOSE, {"builder": builder, "at": at})
-            self._count(current, max(at, current.start))
+        if (current := self.current(builder)) is not None:
+            self.end(current, at)
+
+    def end(self, current: Segment, at: datetime) -> None:
+        """Close this segment, which is its builder's open one, never before its start."""
+        self._connection.execute(_CLOSE, {"builder": current.builder_id, "at": at})
+        self._count(current, max(at, current.start))
 
     def end_at(self, now: datetime) -> None:
         """End all segments that end after ``now``, and begin those that go on no later. Not in the port."""

@@ -203,12 +203,21 @@ class Worker:
         due: datetime | None = now
         try:
             self.again.clear()
-            if await store.write(lambda uow: uow.builders.claim(self._id, owner, now, now + LEASE)):
-                due = await race(self._work(), self._renew_until_lost())
+            is_claimed, stored = await store.write(lambda uow: self._claim(uow, now))
+            if is_claimed:
+                due = await race(self._work(stored), self._renew_until_lost())
         except ClaimLost:
             log.info("claim lost builder=%s", self._id)
         finally:
             await store.write(lambda uow: uow.builders.release(self._id, owner, due))
+
+    def _claim(self, uow: UnitOfWork, now: datetime) -> tuple[bool, StoredState | None]:
+        """Return whether the claim was free, and the builder as it is then; None for a damaged one."""
+        if not uow.builders.claim(self._id, self._app.instance, now, now + LEASE):
+            return False, None
+        with suppress(RecordDamaged):
+            return True, read(uow, self._id)
+        return True, None
 
     async def _renew_until_lost(self) -> None:
         """Renew the claim every ``RENEW_INTERVAL`` seconds; return when another control plane has it."""
@@ -225,9 +234,8 @@ class Worker:
             except Exception:
                 log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
 
-    async def _work(self) -> datetime | None:
+    async def _work(self, stored: StoredState | None) -> datetime | None:
         """Take steps until there are none; return when the next is due."""
-        stored: StoredState | None = None
         while True:
             try:
                 if stored is None or self.again.is_set():

@@ -6,7 +6,6 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,28 +49,18 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions
 
 
 @pytest.fixture
-async def scene(settings: EngineOptions) -> AsyncIterator[Scene]:
-    folder = settings.data_dir.with_name("backups")
+async def scene(settings: EngineOptions, tmp_path: Path) -> AsyncIterator[Scene]:
+    location = RepositoryLocation(str(tmp_path / "repositories"))
     async with prepared(settings) as engine:
         yield Scene(
-            ResticRepository(
-                lambda: engine.tools, RepositoryLocation(str(folder / "repositories")), folder / "restic", "mine"
-            ),
-            engine,
-            folder,
+            ResticRepository(lambda: engine.tools, location, tmp_path / "restic", "mine"),
+            *(engine, tmp_path, location),
         )
 
 
-@pytest.fixture(scope="module")
-def shared() -> TenantRepository:
-    """Return a repository that is made once."""
-    return TenantRepository(TenantId(new_id()), b"k" * 32)
-
-
 @pytest.fixture
-def repository() -> TenantRepository:
-    """Return one that a test may damage, lock or fill."""
-    return TenantRepository(TenantId(new_id()), b"k" * 32)
+def repository(scene: Scene) -> TenantRepository:
+    return scene.repository()
 
 
 async def _save(scene: Scene, repository: TenantRepository, disk: DiskId, limit: int = LIMIT) -> SnapshotSummary:
@@ -115,14 +104,14 @@ def _fill_with_traps(root: Path) -> None:
 
 
 async def test_hostile_names_links_and_special_files_are_restored_unchanged(
-    scene: Scene, shared: TenantRepository
+    scene: Scene, repository: TenantRepository
 ) -> None:
     disk = await scene.disk()
     app = scene.app(disk)
     _fill_with_traps(app)
     _own(app)
     (app / "closed").chmod(0)
-    back = await _restored(scene, shared, await _save(scene, shared, disk))
+    back = await _restored(scene, repository, await _save(scene, repository, disk))
     names = {os.fsencode(path.name) for path in back.iterdir()}
     assert names == {os.fsencode(path.name) for path in app.iterdir()} - {b"sock"}
     for name in HOSTILE_NAMES:
@@ -137,31 +126,33 @@ async def test_hostile_names_links_and_special_files_are_restored_unchanged(
     assert not list(back.rglob("pwned"))
 
 
-async def test_link_is_backed_up_without_its_target(scene: Scene, shared: TenantRepository) -> None:
+async def test_link_is_backed_up_without_its_target(scene: Scene, repository: TenantRepository) -> None:
     disk = await scene.disk()
     (scene.app(disk) / "out").symlink_to("/proc/1/environ")
     (scene.app(disk) / "folder").symlink_to("/usr")
-    saved = await _save(scene, shared, disk)
+    saved = await _save(scene, repository, disk)
     assert (saved.files, saved.size_bytes) == (0, 0)
 
 
 @pytest.mark.slow
-async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(scene: Scene, shared: TenantRepository) -> None:
+async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(
+    scene: Scene, repository: TenantRepository
+) -> None:
     disk = await scene.disk()
     hole = scene.app(disk) / "hole"
     with hole.open("wb") as file:
         file.truncate(200_000_000)
     _own(scene.app(disk))
-    back = await _restored(scene, shared, await _save(scene, shared, disk))
+    back = await _restored(scene, repository, await _save(scene, repository, disk))
     assert (back / "hole").stat().st_size == 200_000_000
     assert (back / "hole").stat().st_blocks * 512 < 1_000_000
     with hole.open("wb") as file:
         file.truncate(8 << 50)
     with pytest.raises(BackupFailed, match="hole"):
-        await _save(scene, shared, disk)
+        await _save(scene, repository, disk)
 
 
-async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, shared: TenantRepository) -> None:
+async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, repository: TenantRepository) -> None:
     disk = await scene.disk()
     here = os.open(scene.app(disk), os.O_RDONLY)
     for _ in range(30):
@@ -171,15 +162,15 @@ async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, shared
         here = deeper
     os.close(here)
     with pytest.raises(BackupFailed, match="cannot be read"):
-        await _save(scene, shared, disk)
+        await _save(scene, repository, disk)
 
 
-async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, shared: TenantRepository) -> None:
-    saved = await _save(scene, shared, await scene.disk(big=os.urandom(8_000_000)))
+async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, repository: TenantRepository) -> None:
+    saved = await _save(scene, repository, await scene.disk(big=os.urandom(8_000_000)))
     small = DiskId(new_id())
     await scene.engine.disks.create_disk(small, 5_000_000)
     with pytest.raises(NoCapacity, match="deploy a version with a larger disk") as told:
-        await scene.backup_repository.restore(shared, saved.snapshot, small, lambda _: None)
+        await scene.backup_repository.restore(repository, saved.snapshot, small, lambda _: None)
     assert told.value.retry_after is None, "waiting makes no disk larger"
     await scene.engine.disks.delete_disk(small)
 
@@ -249,20 +240,18 @@ async def _leave_lock(scene: Scene, repository: TenantRepository, name: str) -> 
 
 async def test_check_and_restore_report_a_damaged_repository(scene: Scene, repository: TenantRepository) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(3_000_000)))
-    assert isinstance(scene.backup_repository, ResticRepository)
-    own = scene.backup_repository._context.location.folder(repository.tenant_id)
-    replace(scene, folder=own).damage(saved.snapshot)
+    scene.damage(saved.snapshot)
     with pytest.raises(BackupFailed):
         await scene.backup_repository.check(repository, 100)
     with pytest.raises(BackupFailed):
         await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), lambda _: None)
 
 
-async def test_backup_that_would_fill_the_host_is_refused(scene: Scene, shared: TenantRepository) -> None:
+async def test_backup_that_would_fill_the_host_is_refused(scene: Scene, repository: TenantRepository) -> None:
     assert isinstance(scene.backup_repository, ResticRepository)
     scene.backup_repository._floor = 1 << 60
     with pytest.raises(NoCapacity, match="free"):
-        await _save(scene, shared, await scene.disk(note=b"1"))
+        await _save(scene, repository, await scene.disk(note=b"1"))
 
 
 MB = 1_000_000

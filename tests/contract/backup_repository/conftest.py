@@ -14,11 +14,12 @@ from tests.backends import rest_server, sftp_server
 from tests.engines import prepared, settings_in
 from tests.fakes.backup_repository import FakeBackupRepository
 from tests.fakes.engine import FakeEngine
+from tests.weak_keys import make_repository
 
-from builderd.backups.port import BackupRepository
+from builderd.backups.port import BackupRepository, TenantRepository
 from builderd.backups.restic.repository import ResticRepository
 from builderd.backups.restic.runs import RepositoryLocation
-from builderd.core.ids import DiskId, new_id
+from builderd.core.ids import DiskId, TenantId, new_id
 from builderd.core.resources import GB
 from builderd.engine.oci.engine.engine import OciEngine
 from builderd.engine.oci.storage.disks import APP_OWNER
@@ -33,6 +34,14 @@ class Scene:
     engine: Engine
     #: Where the files of a real repository are.
     folder: Path
+    location: RepositoryLocation | None = None
+
+    def repository(self) -> TenantRepository:
+        """Return the repository of a new tenant; in a folder it is there, with a key that opens at once."""
+        repository = TenantRepository(TenantId(new_id()), b"k" * 32)
+        if self.location and self.location.is_local:
+            make_repository(self.location.folder(repository.tenant_id), repository.key.hex())
+        return repository
 
     async def disk(self, **files: bytes) -> DiskId:
         disk = DiskId(new_id())
@@ -88,7 +97,8 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     with _location(request.param, tmp_path) as location:
         async with prepared(request.getfixturevalue("archive_settings")) as engine:
             yield Scene(
-                ResticRepository(lambda: engine.tools, location, tmp_path / "restic", "contract"), engine, tmp_path
+                ResticRepository(lambda: engine.tools, location, tmp_path / "restic", "contract"),
+                *(engine, tmp_path, location),
             )
 
 

@@ -60,7 +60,7 @@ async def test_each_backup_restores_its_own_state_to_another_disk(scene: Scene) 
 
 
 async def test_snapshots_are_listed_until_they_are_forgotten(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
+    repository, builder = scene.repository(), BuilderId(new_id())
     assert await scene.backup_repository.snapshots(repository) == {}
     backup, saved = await _save(scene, repository, builder, note=b"1")
     other, second = await _save(scene, repository, BuilderId(new_id()), note=b"2")
@@ -111,7 +111,7 @@ async def test_missing_repository_without_backups_is_created(scene: Scene) -> No
 
 
 async def test_manifests_of_backups_are_kept_until_dropped(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
+    repository, builder = scene.repository(), BuilderId(new_id())
     assert await scene.backup_repository.manifests() == {}
     _, saved = await _save(scene, repository, builder, note=b"1")
     assert await scene.backup_repository.manifests() == {repository.tenant_id: {builder}}
@@ -123,7 +123,7 @@ async def test_manifests_of_backups_are_kept_until_dropped(scene: Scene) -> None
 
 
 async def test_damage_is_repaired_and_the_next_backup_stores_again_what_is_lost(scene: Scene) -> None:
-    repository, builder = _repository(), BuilderId(new_id())
+    repository, builder = scene.repository(), BuilderId(new_id())
     # It does not compress, so its pack is the largest.
     content = os.urandom(500_000)
     disk, other = await scene.disk(big=content, note=b"1"), await scene.disk()

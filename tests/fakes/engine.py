@@ -11,7 +11,7 @@ import asyncio
 import shlex
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from tests.fakes.disk_files import FakeDisk, FakeDiskFiles
@@ -272,9 +272,6 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self._called("list_sandboxes", "")
         return [found.report() for sandbox in list(self.known) if (found := self._look(sandbox))]
 
-    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
-        return nullcontext(lambda: True)
-
     async def listening(self, sandbox: SandboxId) -> Listening:
         self._called("listening", sandbox)
         found = self._look(sandbox)
@@ -369,9 +366,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         used = sum(len(content) for content in disk.files.values()) if disk else 0
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
-    async def usages(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await read_each(self.usage, sandboxes)
 
     async def close(self) -> None:

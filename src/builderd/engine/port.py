@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network
@@ -60,12 +60,6 @@ class Sandboxes(Protocol):
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         """Return all sandboxes of this service, in any state."""
 
-    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
-        """Yield a check of the sandbox's port that costs next to nothing, for the wait until an app listens.
-
-        It returns False while nothing can be reached there. After True, ``listening`` tells.
-        """
-
     async def listening(self, sandbox: SandboxId) -> Listening:
         """Return the TCP sockets that listen inside; empty when it does not run."""
 
@@ -105,14 +99,11 @@ class Sandboxes(Protocol):
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         """Return its usage, or None when it does not run. 0 bytes of disk when the disk is gone."""
 
-    async def usages(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
         """Return the usage of those that run, or the error of reading it. Many cost less than each by ``usage``.
 
-        Readings that an engine has from the last ``max_age`` seconds are as good; where they cost much, it may give one
-        of up to a minute. One with an ``age_seconds`` may be some seconds older than it says, its bytes of disk some
-        minutes, and its CPU time may be counted in another way than by ``usage``.
+        Readings may be some seconds old, their bytes of disk some minutes, and CPU time may be counted in another way
+        than by ``usage``.
         """
 
 

@@ -36,8 +36,6 @@ from builderd.sandboxes.model import SandboxUsage
 #: How often it is checked what is used, in seconds; more often where things are frozen sooner.
 INTERVAL = 5.0
 LOOKS_PER_FREEZE = 4
-#: Of readings of usage, in seconds: sampling takes one each ten.
-MAX_AGE = 12.0
 #: Seconds by which two readings of visits overlap.
 MARGIN = 1.0
 
@@ -93,15 +91,13 @@ class Idleness:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: uow.sandboxes.open_of_all(awake))
-        # Readings that sampling has just taken will do, but where apps are frozen soon.
-        max_age = min(MAX_AGE, self._app.limits.freeze_after / LOOKS_PER_FREEZE)
-        found = await self._app.engine.sandboxes.usages([one.id for one in sandboxes], max_age)
+        found = await self._app.engine.sandboxes.usages([one.id for one in sandboxes])
         if errors := [one for one in found.values() if isinstance(one, Exception)]:
             # Builders without a reading sleep later; the check of the others continues.
             log.warning("idle check skipped, usage unavailable builders=%d", len(errors), exc_info=errors[0])
         before, now = self._samples, self._app.clock.passed()
         self._samples = {
-            one.builder_id: self._compare(before.get(one.builder_id), one.id, used, now - used.age_seconds)
+            one.builder_id: self._compare(before.get(one.builder_id), one.id, used, now)
             for one in sandboxes
             if isinstance(used := found.get(one.id), SandboxUsage)
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from builderd.application import Application
 from builderd.core.errors import BuilderdError
@@ -66,7 +66,7 @@ class Sampling:
             used = usages.get(one.sandbox_id)
             if isinstance(used, Exception):
                 errors[one.sandbox_id] = used
-            elif used is not None and not self._is_known(one, used):
+            elif used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
         # The check of members reports one that is away, once.
         if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:
@@ -88,12 +88,6 @@ class Sampling:
         except BuilderdError:
             # Visits are unknown while the proxy does not answer.
             return self._visited or {}
-
-    def _is_known(self, watched: SampleTarget, used: SandboxUsage) -> bool:
-        """Return True if this is the reading that the last sample has: an engine may not have taken another one."""
-        last = self._last.get(watched.sandbox_id)
-        taken_at = self._app.clock.now() - timedelta(seconds=used.age_seconds)
-        return bool(last and used.age_seconds and taken_at <= last.at)
 
     def _reading(self, watched: SampleTarget, used: SandboxUsage, visited: PreviewActivity | None) -> UsageSample:
         now, last = self._app.clock.now(), self._last.get(watched.sandbox_id)

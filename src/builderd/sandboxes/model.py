@@ -146,8 +146,6 @@ class SandboxUsage:
     network_in_bytes: int
     network_out_bytes: int
     processes: int
-    #: 0: read for this call; else about so old.
-    age_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

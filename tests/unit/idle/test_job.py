@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -107,23 +107,6 @@ async def test_unreadable_builder_keeps_no_other_awake(world: World) -> None:
         await pass_time(world, idleness, 61)
         await world.until(lambda: sandbox(world, other).frozen)
         assert not lost.frozen
-
-
-async def test_time_since_an_old_reading_does_not_count_as_quiet(world: World) -> None:
-    async with world.reconciling():
-        builder, idleness = await up(world)
-        usages = world.engine.usages
-
-        async def old(asked: Collection[SandboxId], max_age: float = 0) -> Mapping[SandboxId, SandboxUsage | Exception]:
-            found = (await usages(asked, max_age)).items()
-            return {one: replace(used, age_seconds=8) for one, used in found if isinstance(used, SandboxUsage)}
-
-        world.engine.usages = old  # type: ignore[assignment,method-assign]
-        await pass_time(world, idleness, 10)
-        await pass_time(world, idleness, 57)
-        assert (await world.builder(builder)).asleep_since is None
-        await pass_time(world, idleness, 5)
-        await world.until(frozen(world))
 
 
 async def test_with_an_interval_of_0_nothing_is_ever_touched(world: World) -> None:

@@ -83,23 +83,6 @@ async def test_readings_are_added_up_and_written_down_together(world: World) -> 
     assert step.start == start_of(step.start)
 
 
-async def test_reading_that_was_not_taken_again_is_counted_once(world: World) -> None:
-    """An engine may ask less often than sampling does: the next reading counts for all of the time."""
-    async with world.reconciling():
-        builder = await world.create()
-        sampling = Sampling(world.application)
-        for number, (cpu, age) in enumerate(((5, 0.5), (5, 10.5), (5, 20.5), (8, 0.5))):
-            using(world, replace(usage_of(cpu=cpu), age_seconds=age))
-            world.previews.visit(builder.host, replace(VISITS, requests=10 + number))
-            await sampling.sample()
-            assert sample_of(world, builder.id).used.cpu_seconds == cpu
-            world.clock.move(10)
-        await sampling.flush()
-        (step,) = await steps(world, builder)
-    assert (step.usage.seconds, step.usage.cpu_seconds, step.usage.requests) == (30, 3, 3)
-    assert sample_of(world, builder.id).since_previous.seconds == 30
-
-
 async def test_usage_before_a_restart_is_not_counted_twice(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()

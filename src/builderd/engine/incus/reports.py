@@ -16,8 +16,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
@@ -264,9 +263,7 @@ class Usage:
             processes=max(state["processes"], 0),
         )
 
-    async def read_many(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+    async def read_many(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
         """Return the usage of those that run, or the error of reading it. Incus makes metrics anew every 8 s."""
         try:
             await self._instances.load_index()
@@ -341,8 +338,8 @@ def _usage(values: Mapping[str, float]) -> SandboxUsage:
     )
 
 
-#: Of one dial, and between two while a port is waited for, in seconds.
-DIAL_SECONDS, DIAL_PAUSE = 1.0, 0.02
+#: Of one dial.
+DIAL_SECONDS = 1.0
 #: Seconds between two lists of sockets while a port is waited for: each is a program of Incus, and CPU time of the app.
 LIST_PAUSE = 1.0
 
@@ -353,28 +350,8 @@ class Ports:
     def __init__(self, client: IncusClient, running: Running) -> None:
         self._client = client
         self._running = running
-        #: The last list, and when it was made (``time.monotonic``), of sandboxes whose port is waited for.
+        #: Lists of the last second, and when they were made (``time.monotonic``).
         self._lists: dict[SandboxId, tuple[float, Listening]] = {}
-
-    @contextmanager
-    def watch(self, sandbox: SandboxId) -> Iterator[Callable[[], bool]]:
-        """Yield a check of the app's port, as ``watch_port`` of the engine."""
-        self._lists[sandbox] = -LIST_PAUSE, _NOTHING
-        dialling = asyncio.create_task(self._dial_until_open(sandbox))
-        # ``listening`` raises the error of a dial that cannot be made.
-        dialling.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            yield dialling.done
-        finally:
-            dialling.cancel()
-            self._lists.pop(sandbox, None)
-
-    async def _dial_until_open(self, sandbox: SandboxId) -> None:
-        address = await self._address(sandbox)
-        while True:
-            if address is None or await _answers(*address):
-                return
-            await asyncio.sleep(DIAL_PAUSE)
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         """Return the app's own port where it answers, else the sockets that listen inside."""
@@ -383,13 +360,12 @@ class Ports:
             return _NOTHING
         if await _answers(*address):
             return Listening(frozenset({("0.0.0.0", address[1])}))  # noqa: S104
-        at, known = self._lists.get(sandbox, (-LIST_PAUSE, _NOTHING))
-        if time.monotonic() - at < LIST_PAUSE:
-            return known
-        found = await self._list(sandbox, *address)
-        if sandbox in self._lists:
+        now = time.monotonic()
+        self._lists = {one: listed for one, listed in self._lists.items() if now - listed[0] < LIST_PAUSE}
+        if sandbox not in self._lists:
+            found = await self._list(sandbox, *address)
             self._lists[sandbox] = time.monotonic(), found
-        return found
+        return self._lists[sandbox][1]
 
     async def _address(self, sandbox: SandboxId) -> tuple[str, int] | None:
         """Return the IP address and port of a running app, None of one that does not run."""

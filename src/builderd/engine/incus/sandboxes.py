@@ -97,7 +97,7 @@ class Sandboxes:
         #: Names of instances known to have got their order.
         self._ordered: set[str] = set()
         ports, usage = Ports(instances.client, self.running), Usage(instances, self.running, members.away_names)
-        self.watch_port, self.listening = ports.watch, ports.listening
+        self.listening = ports.listening
         self.usage, self.usages = usage.read, usage.read_many
 
     @property

@@ -117,26 +117,23 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
     """
     limit, next_report = _limit(application, sandbox, timeout), 0.0
     elsewhere: StartLimit | None = None
-    with application.engine.sandboxes.watch_port(sandbox.id) as may_listen:
-        while True:
-            asks = limit.seconds >= next_report
-            if asks or may_listen():
-                listening = await application.engine.sandboxes.listening(sandbox.id)
-            if listening.reachable(port):
-                return HealthCheck(True, listening, None, limit.seconds)
-            if asks:
-                report = await application.engine.sandboxes.report(sandbox.id)
-                if not report.alive:
-                    return HealthCheck(False, listening, report, limit.seconds)
-                next_report = limit.seconds + REPORT_INTERVAL
-            if not listens_elsewhere(listening, port):
-                elsewhere = None
-            elif elsewhere is None:
-                elsewhere = StartLimit(application.engine, application.clock, ELSEWHERE_GRACE)
-            if limit.left <= 0 or (elsewhere is not None and elsewhere.left <= 0):
-                return HealthCheck(False, listening, None, limit.seconds)
-            pause = min(max(PAUSE_SHARE * limit.seconds, FIRST_PAUSE), LAST_PAUSE)
-            await application.clock.sleep(pause)
+    while True:
+        listening = await application.engine.sandboxes.listening(sandbox.id)
+        if listening.reachable(port):
+            return HealthCheck(True, listening, None, limit.seconds)
+        if limit.seconds >= next_report:
+            report = await application.engine.sandboxes.report(sandbox.id)
+            if not report.alive:
+                return HealthCheck(False, listening, report, limit.seconds)
+            next_report = limit.seconds + REPORT_INTERVAL
+        if not listens_elsewhere(listening, port):
+            elsewhere = None
+        elif elsewhere is None:
+            elsewhere = StartLimit(application.engine, application.clock, ELSEWHERE_GRACE)
+        if limit.left <= 0 or (elsewhere is not None and elsewhere.left <= 0):
+            return HealthCheck(False, listening, None, limit.seconds)
+        pause = min(max(PAUSE_SHARE * limit.seconds, FIRST_PAUSE), LAST_PAUSE)
+        await application.clock.sleep(pause)
 
 
 def _limit(application: Application, sandbox: Sandbox, timeout: float) -> StartLimit:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -118,9 +118,6 @@ class Sandboxes:
             return Listening(frozenset())
         return Listening(await self._machine.listening_ports.of(record))
 
-    def watch_port(self, sandbox: SandboxId) -> AbstractContextManager[Callable[[], bool]]:
-        return nullcontext(lambda: True)
-
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         if record := self._running(sandbox):
             await self._machine.runs.freezing.freeze(record)
@@ -174,9 +171,7 @@ class Sandboxes:
         disk = await asyncio.to_thread(self._disk_usage, DiskId(record.disk))
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
 
-    async def usages(
-        self, sandboxes: Collection[SandboxId], max_age: float = 0
-    ) -> Mapping[SandboxId, SandboxUsage | Exception]:
+    async def usages(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, SandboxUsage | Exception]:
         return await read_each(self.usage, sandboxes)
 
     def _disk_usage(self, disk: DiskId) -> int:

@@ -17,7 +17,6 @@ from tests.fakes.engine import FakeEngine
 from builderd.backups.port import (
     OnProgress,
     RepositoryDamaged,
-    RestoreReport,
     SaveRequest,
     SnapshotDamaged,
     SnapshotRecord,
@@ -33,7 +32,6 @@ class FakeSnapshot:
     """``blobs`` are those of the repository: files of all snapshots with the same content are stored once."""
 
     hashes: Mapping[str, str]
-    digest: str
     record: SnapshotRecord
     blobs: dict[str, bytes]
 
@@ -62,9 +60,8 @@ class FakeBackupRepository:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.repositories: dict[TenantId, FakeRepository] = {}
-        self.manifest_names: defaultdict[TenantId, set[str]] = defaultdict(set)
         self.calls: list[str] = []
-        #: Snapshots of which a restore returns other files than were saved.
+        #: Snapshots of which a restore finds other files on the disk than were saved.
         self.altered: set[str] = set()
         self._engine = engine
         self._failures: defaultdict[str, deque[BuilderdError]] = defaultdict(deque)
@@ -86,7 +83,6 @@ class FakeBackupRepository:
         self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
     ) -> SnapshotSummary:
         self._called("save")
-        self.manifest_names[repository.tenant_id].add(request.builder)
         files = dict(self._engine.known_disks[request.disk].files)
         size = sum(map(len, files.values()))
         if size > request.limit_bytes:
@@ -98,16 +94,14 @@ class FakeBackupRepository:
         new = {hashes[name]: content for name, content in files.items() if hashes[name] not in opened.blobs}
         opened.blobs.update(new)
         added = sum(map(len, new.values()))
-        snapshot, digest = secrets.token_hex(32), _digest(files)
-        summary = SnapshotSummary(snapshot, digest, len(files), size, added)
+        snapshot = secrets.token_hex(32)
+        summary = SnapshotSummary(snapshot, len(files), size, added)
         record = SnapshotRecord(request.backup, request.builder, datetime.now(UTC), request.version, summary)
-        opened.snapshots[snapshot] = FakeSnapshot(hashes, digest, record, opened.blobs)
+        opened.snapshots[snapshot] = FakeSnapshot(hashes, record, opened.blobs)
         on_progress(1.0)
         return summary
 
-    async def restore(
-        self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
-    ) -> RestoreReport:
+    async def restore(self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress) -> None:
         self._called("restore")
         opened = self._open(repository)
         kept = opened.snapshots.get(snapshot)
@@ -115,11 +109,10 @@ class FakeBackupRepository:
             raise SnapshotDamaged("There is no such snapshot.")
         if kept.is_incomplete or not opened.damaged.isdisjoint(kept.hashes.values()):
             raise SnapshotDamaged("The repository is damaged.")
-        files = {**kept.files, **({"altered": b"?"} if snapshot in self.altered else {})}
-        self._engine.known_disks[disk].files = files
+        if snapshot in self.altered:
+            raise SnapshotDamaged("The restored files are not those of the backup.")
+        self._engine.known_disks[disk].files = kept.files
         on_progress(1.0)
-        differences = () if _digest(files) == kept.digest else ("not in the backup: 'altered'",)
-        return RestoreReport(kept.digest, len(kept.files), sum(map(len, kept.files.values())), differences)
 
     async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
         self._called("forget")
@@ -140,12 +133,6 @@ class FakeBackupRepository:
             return {}
         snapshots = self._open(repository).snapshots
         return {name: one.record for name, one in snapshots.items()}
-
-    async def manifests(self) -> Mapping[TenantId, Collection[str]]:
-        return {tenant: set(names) for tenant, names in self.manifest_names.items()}
-
-    async def delete_manifest(self, tenant: TenantId, name: str) -> None:
-        self.manifest_names[tenant].discard(name)
 
     async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
         self._called("check")
@@ -183,8 +170,3 @@ class FakeBackupRepository:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _digest(files: Mapping[str, bytes]) -> str:
-    listed = [(name, _hash(content)) for name, content in sorted(files.items())]
-    return hashlib.sha256(repr(listed).encode()).hexdigest()

@@ -71,8 +71,7 @@ async def _save(scene: Scene, repository: TenantRepository, disk: DiskId, limit:
 
 async def _restored(scene: Scene, repository: TenantRepository, saved: SnapshotSummary) -> Path:
     disk = await scene.disk()
-    restored = await scene.backup_repository.restore(repository, saved.snapshot, disk, lambda _: None)
-    assert (restored.digest, restored.differences) == (saved.digest, ())
+    await scene.backup_repository.restore(repository, saved.snapshot, disk, lambda _: None)
     return scene.app(disk)
 
 

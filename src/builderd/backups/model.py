@@ -67,8 +67,8 @@ class BackupStatus(StrEnum):
 class Backup:
     """Backup of a disk. ``created_at`` is the moment of its content; ``copy`` the copied disk while that exists.
 
-    ``snapshot`` is its id in the repository and ``digest`` is the sha256 of its list of files with their hashes, both
-    None until it is done. ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository.
+    ``snapshot`` is its id in the repository, None until it is done. ``size_bytes`` is the size of the files,
+    ``added_bytes`` the growth of the repository.
     ``expires_at`` overrides the retention rules. ``owner`` is the service that works on it; ``retry_at`` the next
     attempt to back up a deleted builder's disk. ``drilled_at`` is the last restore drill, ``verified_at`` the last
     successful one, ``fault`` the damage that a drill or a check of the repository found. ``error`` is the reason of a
@@ -88,7 +88,6 @@ class Backup:
     copy: DiskId | None = None
     finished_at: datetime | None = None
     snapshot: str | None = None
-    digest: str | None = None
     files: int = 0
     size_bytes: int = 0
     added_bytes: int = 0

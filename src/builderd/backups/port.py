@@ -54,10 +54,9 @@ class SaveRequest:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSummary:
-    """Contents of a snapshot. ``snapshot`` is its id; ``digest`` the sha256 of the manifest: all files and hashes."""
+    """Contents of a snapshot. ``snapshot`` is its id, ``added_bytes`` the growth of the repository."""
 
     snapshot: str
-    digest: str
     files: int
     size_bytes: int
     added_bytes: int
@@ -74,19 +73,6 @@ class SnapshotRecord:
     summary: SnapshotSummary
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """Result of a restore, after every file was read back and compared with the snapshot's manifest.
-
-    ``digest`` is that of the manifest; ``differences`` names the first files that differ, are missing or are extra.
-    """
-
-    digest: str
-    files: int
-    size_bytes: int
-    differences: tuple[str, ...] = ()
-
-
 class BackupRepository(Protocol):
     async def save(
         self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
@@ -98,10 +84,11 @@ class BackupRepository(Protocol):
         ``RepositoryDamaged`` if it meets damage.
         """
 
-    async def restore(
-        self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
-    ) -> RestoreReport:
-        """Restore a snapshot to an empty disk. Raises ``SnapshotDamaged`` if the repository answers with damage."""
+    async def restore(self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress) -> None:
+        """Restore a snapshot to an empty disk, and read every file back to verify it.
+
+        Raises ``SnapshotDamaged`` if the repository answers with damage, or the disk has other content.
+        """
 
     async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
         """Remove snapshots; ``prune`` frees their space. Idempotent."""
@@ -111,15 +98,6 @@ class BackupRepository(Protocol):
 
     async def snapshots(self, repository: TenantRepository) -> Mapping[str, SnapshotRecord]:
         """Return all snapshots by id; none for a new repository."""
-
-    async def manifests(self) -> Mapping[TenantId, Collection[str]]:
-        """Return the names of the manifests kept beside the repositories: builders, and disks being restored to.
-
-        A disk's manifest exists until its restore ends, or remains if the service ends before that.
-        """
-
-    async def delete_manifest(self, tenant: TenantId, name: str) -> None:
-        """Delete a manifest; the builder's next backup reads all files again. Idempotent."""
 
     async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
         """Check the whole structure and ``percent`` of the data, another random part each time.

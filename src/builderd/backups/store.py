@@ -68,7 +68,6 @@ _BUILDERS = (
     .order_by(backups.c.builder_id)
     .limit(bindparam("limit"))
 )
-_AMONG = select(backups.c.builder_id).where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).distinct()
 _HAS_DONE = select(
     exists().where(
         backups.c.tenant_id == bindparam("tenant"),
@@ -174,13 +173,6 @@ class Backups(Repository[Backup]):
     def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
         """Return builders that have backups, in the order of their ids, so many after the given id ("": the first)."""
         return self._connection.scalars(_BUILDERS, {"after": after, "limit": limit}).all()
-
-    def among(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
-        """Return those of these builders that have backups."""
-        found: set[BuilderId] = set()
-        for some in batches(builders):
-            found.update(self._connection.scalars(_AMONG, {"builders": some}).all())
-        return found
 
     def has_done(self, tenant: TenantId, now: datetime) -> bool:
         """Return whether the tenant has a backup that is done and has not expired."""

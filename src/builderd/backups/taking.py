@@ -105,7 +105,6 @@ async def _save(context: BackupContext, backup: Backup, repository: TenantReposi
             status=BackupStatus.DONE,
             finished_at=now,
             snapshot=saved.snapshot,
-            digest=saved.digest,
             files=saved.files,
             size_bytes=saved.size_bytes,
             added_bytes=saved.added_bytes,

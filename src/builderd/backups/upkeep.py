@@ -45,10 +45,6 @@ async def clean_up(context: BackupContext) -> None:
         is_prune_due = key.forgotten_at is not None and key.forgotten_at >= key.pruned_at
         if is_prune_due and now - key.pruned_at >= context.app.backup_rules.prune_every:
             await _guarded(key.tenant_id, _prune(context, key))
-    for tenant_id, names in (await context.app.backup_repository.manifests()).items():
-        # The repository of one that is locked is worked on, with its lists: later.
-        if not context.locks[tenant_id].locked():
-            await _guarded(tenant_id, _drop_manifests(context, tenant_id, names))
 
 
 async def _expire(context: BackupContext, now: datetime) -> None:
@@ -113,14 +109,6 @@ async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: 
 
     await context.app.store.write(record)
     context.fault_point("ForgetBackups.recorded")
-
-
-async def _drop_manifests(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
-    """Remove manifests of builders without backups, and of restores that ended with an earlier process."""
-    async with context.locks[tenant_id]:
-        found = await context.app.store.read(lambda uow: uow.backups.among([BuilderId(name) for name in names]))
-        for name in set(names) - set(found):
-            await context.app.backup_repository.delete_manifest(tenant_id, name)
 
 
 async def _prune(context: BackupContext, key: BackupKey) -> None:
@@ -333,7 +321,6 @@ def _backup(uow: UnitOfWork, context: BackupContext, builder: Builder, kept: Sna
         created_at=kept.at,
         finished_at=kept.at,
         snapshot=kept.summary.snapshot,
-        digest=kept.summary.digest,
         files=kept.summary.files,
         size_bytes=kept.summary.size_bytes,
         added_bytes=kept.summary.added_bytes,

@@ -85,9 +85,9 @@ def _local(settings: Settings) -> LocalBundles:
 
 def make_backup_repository(settings: Settings, tools: Callable[[], Tools]) -> ResticRepository:
     """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
-    root, floor = _backups(settings), int(settings.store.floor * GB)
+    cache, floor = _backups(settings) / "cache", int(settings.store.floor * GB)
     name, share = identity(settings.data_dir)[:13], settings.backup.tenant_share
-    return ResticRepository(tools, make_location(settings), root, name, floor_bytes=floor, tenant_share=share)
+    return ResticRepository(tools, make_location(settings), cache, name, floor_bytes=floor, tenant_share=share)
 
 
 def make_location(settings: Settings) -> RepositoryLocation:

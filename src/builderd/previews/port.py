@@ -94,7 +94,7 @@ class CertificateAuthority(Protocol):
         """
 
     async def suggested_renewal(self, pem: str) -> datetime | None:
-        """Return when the authority suggests a certificate renewal (ARI); None where it does not say or answer."""
+        """Return when the authority suggests to renew a certificate (ARI); None where it does not say or answer."""
 
     async def identities(self) -> frozenset[str]:
         """Return the names by which CAA records allow this authority; none when it does not say or answer."""

@@ -76,7 +76,6 @@ async def test_every_field_of_a_backup_is_stored(store: Store) -> None:
         copy=None,
         finished_at=NOW + SECOND,
         snapshot="a" * 64,
-        digest="b" * 64,
         files=3,
         size_bytes=1 << 40,
         added_bytes=1 << 39,

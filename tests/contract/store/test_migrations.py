@@ -36,6 +36,7 @@ LANDED = {
     "0047_baseline.py": "3e2aef392a0c2416063a92ce4c9b74ccfe8f7a21a3d9c8723af6cbb68c6886de",
     "0047_baseline.sqlite.sql": "54bccc8fa7a9c80b96caccbb90a05cb5573896ad700a5dd25a047f5d4dcb5021",
     "0048_live_totals.py": "db12513966c526b689bf1204e29c5559dbe3a6ad9a8d53d109ec99e59ddcac15",
+    "0049_backup_digest.py": "893eb4d246cb8c6276f13012f5abbba396838c5b0006723b5eff35fcffc57b09",
 }
 HEAD = migrations.revisions()[-1]
 #: A later migration, which rebuilds a table on SQLite.

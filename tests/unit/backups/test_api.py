@@ -10,7 +10,6 @@ import pytest
 from tests.fakes.backup_repository import FakeBackupRepository
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.backups.port import RestoreReport
 from builderd.core.errors import BackupFailed
 
 SHOWN = {
@@ -134,10 +133,10 @@ async def test_cancelled_restore_is_reported_to_its_waiter(
 ) -> None:
     begun, go_on, restore = asyncio.Semaphore(0), asyncio.Semaphore(0), service.application.backup_repository.restore
 
-    async def held(*args: Any) -> RestoreReport:
+    async def held(*args: Any) -> None:
         begun.release()
         await go_on.acquire()
-        return await restore(*args)
+        await restore(*args)
 
     monkeypatch.setattr(service.application.backup_repository, "restore", held)
     for name, method, call, status, code in (

@@ -14,7 +14,7 @@ from builderd.backups.model import BackupStatus, Retention, failure_of
 from builderd.backups.port import SaveRequest, TenantRepository
 from builderd.builders.model import Builder
 from builderd.core.errors import RETRY_AFTER, BackupFailed, MachineFault, helper_died
-from builderd.core.ids import BackupId, DiskId, TenantId, new_id
+from builderd.core.ids import BackupId, new_id
 
 
 async def _kept(scene: Scene, builder: Builder) -> list[str]:
@@ -144,28 +144,3 @@ async def test_repository_is_recreated_after_removing_its_backups(scene: Scene, 
     await upkeep.clean_up(scene.schedule.context)
     assert await scene.of(builder) == [again]
     assert await _kept(scene, builder) == [again.snapshot]
-
-
-async def test_lists_go_with_the_last_backup_of_a_builder_and_after_a_restore_that_was_killed(scene: Scene) -> None:
-    builder, other = await scene.world.create(), await scene.world.create(name="other")
-    last = await scene.take(builder)
-    await scene.take(other)
-    disk, gone = DiskId(new_id()), TenantId(new_id())
-    scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
-    scene.backup_repository.manifest_names[gone].add(disk)
-    app = scene.world.application
-    await upkeep.clean_up(scene.schedule.context)
-    assert scene.backup_repository.manifest_names == {builder.tenant_id: {builder.id, other.id}, gone: set()}
-    await app.store.write(lambda uow: backups.remove(uow, last))
-    await upkeep.clean_up(scene.schedule.context)
-    assert scene.backup_repository.manifest_names[builder.tenant_id] == {other.id}
-
-
-async def test_lists_stay_while_their_repository_is_worked_on(scene: Scene) -> None:
-    builder, disk = await scene.world.create(), DiskId(new_id())
-    async with scene.schedule.context.repository(builder.tenant_id):
-        scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
-        await upkeep.clean_up(scene.schedule.context)
-        assert scene.backup_repository.manifest_names[builder.tenant_id] == {disk}
-    await upkeep.clean_up(scene.schedule.context)
-    assert scene.backup_repository.manifest_names[builder.tenant_id] == set()

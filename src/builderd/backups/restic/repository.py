@@ -1,4 +1,4 @@
-"""Backups in restic repositories, one a tenant. Implements ``ports.backup_repository.BackupRepository``.
+"""Backups in restic repositories, one a tenant. Implements ``backups.port.BackupRepository``.
 
 restic runs in a sandbox as a tool of the engine: it sees only one disk and one repository, and has no network unless
 the repository is remote.
@@ -19,7 +19,6 @@ from typing import Any
 from builderd.backups.port import (
     OnProgress,
     RepositoryDamaged,
-    RestoreReport,
     SaveRequest,
     SnapshotDamaged,
     SnapshotRecord,
@@ -44,7 +43,6 @@ from builderd.core.errors import BackupFailed, NoCapacity
 from builderd.core.ids import BackupId, BuilderId, DiskId, TenantId, is_id
 from builderd.engine.port import Tool, Tools
 
-MANIFEST = f"{runs.WORK}/manifest"
 #: Snapshots in one ``forget`` command.
 BATCH = 100
 #: Packs that one command repairs: copies of them, of up to 128 MB, take its memory.
@@ -52,7 +50,7 @@ PACKS = 4
 
 
 class ResticRepository:
-    """``root`` contains caches and manifests; ``name`` is the host name in locks, unique to this service.
+    """``cache`` is for remote repositories; ``name`` is the host name in locks, unique to this service.
 
     If the repositories are local, ``floor_bytes`` of their file system stay free, and the repository of one tenant
     gets at most ``tenant_share`` of its own size plus the free space above the floor.
@@ -62,28 +60,25 @@ class ResticRepository:
         self,
         tools: Callable[[], Tools],
         location: RepositoryLocation,
-        root: Path,
+        cache: Path,
         name: str,
         floor_bytes: int = 0,
         tenant_share: float = 1,
     ) -> None:
-        self._context = ResticContext(tools, location, root / "cache", name)
-        self._work_root = root / "work"
+        self._context = ResticContext(tools, location, cache, name)
         self._floor = floor_bytes
         self._tenant_share = tenant_share
 
     async def save(
         self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
     ) -> SnapshotSummary:
-        work = self._work_root / repository.tenant_id / request.builder
-        listed = await self._run_manifest(work, request.disk, ("record", str(request.limit_bytes)))
-        await asyncio.to_thread(self._check_free_space, repository.tenant_id, int(listed["stored"]))
-        run = Run(self._context, repository, disk=request.disk, reads_all=True, work=work, on_progress=on_progress)
+        stored = await self._measure(request.disk, request.limit_bytes)
+        await asyncio.to_thread(self._check_free_space, repository.tenant_id, stored)
+        run = Run(self._context, repository, disk=request.disk, reads_all=True, on_progress=on_progress)
         # Tags of the snapshot, for a service whose database lost the backup.
-        facts = {"version": request.version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
-        tags = ",".join([request.backup, *(f"{name}={value}" for name, value in facts.items())])
+        tags = f"{request.backup},version={request.version}"
         # The builder is the host, so its latest snapshot is the parent.
-        argv = ("backup", "--host", request.builder, "--group-by", "host", "--tag", tags, runs.DISK, MANIFEST)
+        argv = ("backup", "--host", request.builder, "--group-by", "host", "--tag", tags, runs.DISK)
         try:
             messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
         except ParentLost:
@@ -91,34 +86,15 @@ class ResticRepository:
         summary = next((one for one in reversed(messages) if one.get("message_type") == "summary"), None)
         if summary is None:
             raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
-        added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
-        return SnapshotSummary(
-            str(summary["snapshot_id"]), str(listed["digest"]), int(listed["files"]), int(listed["bytes"]), added
-        )
+        return _summary(str(summary["snapshot_id"]), summary)
 
-    async def restore(
-        self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
-    ) -> RestoreReport:
-        work = self._work_root / repository.tenant_id / disk
+    async def restore(self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress) -> None:
+        # It verifies files that the app itself may not read.
+        run = Run(self._context, repository, disk=disk, writable=True, reads_all=True, on_progress=on_progress)
         try:
-            run = Run(self._context, repository, disk=disk, writable=True, work=work, on_progress=on_progress)
-            await self._fetch(run, repository, snapshot)
-            found = await self._run_manifest(work, disk, ("compare",))
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return RestoreReport(
-            str(found["digest"]), int(found["files"]), int(found["bytes"]), tuple(found["differences"])
-        )
-
-    async def _fetch(self, run: Run, repository: TenantRepository, snapshot: str) -> None:
-        try:
-            target = ("--target", runs.WORK, "--include", "/manifest", "--overwrite", "always")
-            try:
-                await run("restore", f"{snapshot}:{runs.WORK}", *target, timeout=QUICK)
-            except TargetFull as error:
-                raise _data_directory_full() from error
             # Long runs of zeros become holes again.
-            await run("restore", f"{snapshot}:{runs.DISK}", "--target", runs.DISK, "--sparse", timeout=LONG)
+            argv = ("restore", f"{snapshot}:{runs.DISK}", "--target", runs.DISK, "--sparse", "--verify")
+            await run(*argv, timeout=LONG)
         except TargetFull as error:
             if not error.store_full:
                 raise NoCapacity(
@@ -152,16 +128,6 @@ class ResticRepository:
         found = json.loads("".join(str(one.get("text", "")) for one in messages) or "[]")
         records = (_record(one) for one in found)
         return {one.summary.snapshot: one for one in records if one is not None}
-
-    async def manifests(self) -> Mapping[TenantId, Collection[str]]:
-        def work() -> Mapping[TenantId, Collection[str]]:
-            folders = self._work_root.iterdir() if self._work_root.exists() else ()
-            return {TenantId(folder.name): {one.name for one in folder.iterdir()} for folder in folders}
-
-        return await asyncio.to_thread(work)
-
-    async def delete_manifest(self, tenant: TenantId, name: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._work_root / tenant / name, ignore_errors=True)
 
     async def check(self, repository: TenantRepository, percent: float) -> Collection[str]:
         damage: list[Mapping[str, Any]] = []
@@ -208,11 +174,11 @@ class ResticRepository:
             raise BackupFailed("The repository of backups could not be read: restic reported no result.")
         return [str(pack) for pack in summaries[-1].get("broken_packs") or ()]
 
-    async def _run_manifest(self, work: Path, disk: DiskId, arguments: tuple[str, ...]) -> Mapping[str, Any]:
-        """Run the manifest program in a sandbox with the disk."""
-        argv = ("/usr/bin/python3", "-I", "-S", "-c", _MANIFEST_SOURCE, *arguments)
+    async def _measure(self, disk: DiskId, limit_bytes: int) -> int:
+        """Return about how many bytes restic keeps of the disk. Raises ``BackupFailed`` for too large files."""
+        argv = ("/usr/bin/python3", "-I", "-S", "-c", _MEASURE_SOURCE, str(limit_bytes))
         lines: deque[str] = deque(maxlen=KEPT_LINES)
-        tool = Tool(argv, disk=disk, reads_all=True, folders={"work": work}, timeout_seconds=LONG)
+        tool = Tool(argv, disk=disk, reads_all=True, timeout_seconds=LONG)
         ended = await self._context.tools().run_tool(tool, lines.append)
         answer = runs.parse(lines[-1]) if lines else {}
         if "too_much" in answer:
@@ -220,19 +186,12 @@ class ResticRepository:
                 f"The files claim to have far more than the disk's size, the last of them {answer['too_much']!r}: "
                 "remove large sparse files, or move them out of /app."
             )
-        if "too_long" in answer:
-            raise BackupFailed(
-                "The list of files is too long: there are too many files, or their paths are too long, at "
-                f"{str(answer['too_long'])[:200]!r}: remove what is not needed, or pack small files together."
-            )
-        if "full" in answer:
-            raise _data_directory_full()
         if "unreadable" in answer:
             raise BackupFailed(f"A file cannot be read: {answer['unreadable']}.")
-        if ended.exit_code or "digest" not in answer:
+        if ended.exit_code or "stored" not in answer:
             why = "out of memory" if ended.out_of_memory else "out of time" if ended.timed_out else " ".join(lines)
-            raise BackupFailed(f"The files could not be listed: {why[-500:]}.")
-        return answer
+            raise BackupFailed(f"The files could not be measured: {why[-500:]}.")
+        return int(answer["stored"])
 
     def _check_free_space(self, tenant: TenantId, needed: int) -> None:
         """Raise ``NoCapacity`` if the backup would fill the file system of the repositories, or the tenant's share."""
@@ -258,15 +217,6 @@ class ResticRepository:
             )
 
 
-def _data_directory_full() -> NoCapacity:
-    """Return the error of a list of files that had no room in the service's data directory."""
-    return NoCapacity(
-        "The file system of the service's data directory is full: the list of the files could not be written. Its "
-        "operator must free space there (df -h, builderd doctor). Then try again.",
-        retry_after=RETRY_FULL,
-    )
-
-
 @contextmanager
 def _missing_only_if_new(repository: TenantRepository) -> Iterator[None]:
     """Ignore a missing repository only if it is new: an unmounted disk looks empty too."""
@@ -282,13 +232,18 @@ def _record(found: Mapping[str, Any]) -> SnapshotRecord | None:
     tags = [str(tag) for tag in found.get("tags") or ()]
     backup = next((tag for tag in tags if is_id(tag)), None)
     facts = dict(tag.split("=", 1) for tag in tags if "=" in tag)
-    if backup is None or not facts.keys() >= {"version", "digest", "files", "bytes"}:
+    if backup is None or "version" not in facts:
         return None
-    added = int((found.get("summary") or {}).get("data_added_packed") or 0)
-    summary = SnapshotSummary(str(found["id"]), facts["digest"], int(facts["files"]), int(facts["bytes"]), added)
+    summary = _summary(str(found["id"]), found.get("summary") or {})
     at = datetime.fromisoformat(str(found["time"])).astimezone(UTC)
     return SnapshotRecord(BackupId(backup), BuilderId(str(found["hostname"])), at, int(facts["version"]), summary)
 
 
-#: The program that lists a disk, which runs in a sandbox.
-_MANIFEST_SOURCE = (Path(__file__).parent / "manifest.py").read_text()
+def _summary(snapshot: str, counted: Mapping[str, Any]) -> SnapshotSummary:
+    """Parse the numbers that restic prints of a snapshot."""
+    names = ("total_files_processed", "total_bytes_processed", "data_added_packed")
+    return SnapshotSummary(snapshot, *(int(counted.get(name) or 0) for name in names))
+
+
+#: The program that measures a disk, which runs in a sandbox.
+_MEASURE_SOURCE = (Path(__file__).parent / "measure.py").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +18,7 @@ from builderd.core.errors import BackupFailed, NoCapacity, helper_died
 from builderd.core.ids import DiskId, TenantId
 from builderd.engine.port import Tool, ToolExit, Tools
 
-DISK, REPOSITORY, CACHE, WORK = "/disk", "/repository", "/cache", "/work"
+DISK, REPOSITORY, CACHE = "/disk", "/repository", "/cache"
 
 #: Writes ssh's key and known hosts, which come in the environment, to files.
 _WITH_SSH = (
@@ -109,7 +111,7 @@ class TargetFull(ResticFailed):
 class Run:
     """Runs restic on one repository: creates a missing one, and removes locks left by a dead run of this service.
 
-    ``disk`` is what a run sees, and ``writable`` and ``reads_all`` how: see ``ports.engine.Tool``.
+    ``disk`` is what a run sees, and ``writable`` and ``reads_all`` how: see ``engine.port.Tool``.
     """
 
     def __init__(
@@ -120,7 +122,6 @@ class Run:
         disk: DiskId | None = None,
         writable: bool = False,
         reads_all: bool = False,
-        work: Path | None = None,
         on_progress: OnProgress | None = None,
         on_message: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
@@ -129,11 +130,10 @@ class Run:
         self._disk, self._writable, self._reads_all = disk, writable, reads_all
         self._on_progress = on_progress
         self._on_message = on_message
-        self._folders = {} if work is None else {"work": work}
-        if self._context.location.is_local:
-            self._folders["repository"] = self._context.location.folder(repository.tenant_id)
+        if context.location.is_local:
+            self._folders = {"repository": context.location.folder(repository.tenant_id)}
         else:
-            self._folders["cache"] = context.cache / repository.tenant_id
+            self._folders = {"cache": context.cache / repository.tenant_id}
 
     async def __call__(
         self, *argv: str, timeout: float, creates_repository: bool = False
@@ -256,7 +256,7 @@ class Run:
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SHOWN = 3
 #: ENOSPC and EDQUOT as Go prints them, at the end of an error.
-_FULL = (": no space left on device", ": disk quota exceeded")
+_FULL = tuple(f": {os.strerror(code).lower()}" for code in (errno.ENOSPC, errno.EDQUOT))
 #: Data of the repository that cannot be read. A file's name can say this too, which costs its tenant a check.
 _DAMAGE = re.compile(
     "ciphertext verification failed|invalid data returned|could not be loaded; the repository could be damaged"

@@ -40,7 +40,6 @@ backups = Table(
     Column("copy", Text),
     Column("finished_at", UtcDateTime),
     Column("snapshot", Text),
-    Column("digest", Text),
     Column("files", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("added_bytes", BigInteger, nullable=False),

@@ -172,7 +172,7 @@ def _self_signed() -> str:
 
 
 async def watch_certificate(file: Path, admin_socket: Path) -> None:
-    """Certificate renewal by the operator: load the file into the proxy again when it has changed, until cancelled.
+    """Load the operator's certificate into the proxy again whenever its file has changed, until cancelled.
 
     An invalid one is logged once and tried again; the earlier certificate stays in use.
     """

@@ -1,8 +1,7 @@
-"""Restic's repository: a full place has its name, errors no secrets, and lists of files have limits."""
+"""Restic's repository: a full place has its name, errors no secrets, and files limits of their sizes."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from builderd.backups.port import SaveRequest, TenantRepository
-from builderd.backups.restic import manifest
+from builderd.backups.restic.measure import measure
 from builderd.backups.restic.repository import ResticRepository
 from builderd.backups.restic.runs import RETRY_FULL, RepositoryLocation, explain, is_full, parse
 from builderd.core.errors import NoCapacity
@@ -21,22 +20,17 @@ REPOSITORY = TenantRepository(TenantId(new_id()), b"k" * 32)
 DISK = DiskId(new_id())
 SNAPSHOT = "0" * 64
 NO_SPACE = {"message_type": "error", "error": {"message": "write: no space left on device"}, "during": "restore"}
-LISTED = {"digest": "d", "files": 1, "bytes": 10, "stored": 10}
 
 
 class FullTools:
-    """Runs of restic that find no room: for the manifest, or for the files behind it."""
+    """Runs of restic that find no room for the files."""
 
-    def __init__(self, *, manifest: bool, store_full: bool = False) -> None:
-        self._manifest = manifest
+    def __init__(self, *, store_full: bool = False) -> None:
         self._store_full = store_full
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
         if "restic" not in tool.argv[0]:
-            output(json.dumps(LISTED))
-            return ToolExit(0)
-        is_manifest = "/manifest" in tool.argv
-        if is_manifest is not self._manifest:
+            output(json.dumps({"stored": 10}))
             return ToolExit(0)
         output(json.dumps(NO_SPACE))
         return ToolExit(1, store_full=self._store_full)
@@ -47,14 +41,6 @@ def _repository(folder: Path, tools: FullTools, tenant_share: float = 1) -> Rest
     return ResticRepository(lambda: tools, location, folder / "restic", "mine", tenant_share=tenant_share)
 
 
-@pytest.mark.parametrize("store_full", [True, False])
-async def test_manifest_without_room_names_the_data_directory(tmp_path: Path, store_full: bool) -> None:
-    repository = _repository(tmp_path, FullTools(manifest=True, store_full=store_full))
-    with pytest.raises(NoCapacity, match="service's data directory is full") as told:
-        await repository.restore(REPOSITORY, SNAPSHOT, DISK, lambda _: None)
-    assert told.value.retry_after == RETRY_FULL
-
-
 @pytest.mark.parametrize(
     ("store_full", "text", "retry_after"),
     [(True, "store for apps and layers is full", RETRY_FULL), (False, "deploy a version with a larger disk", None)],
@@ -62,73 +48,26 @@ async def test_manifest_without_room_names_the_data_directory(tmp_path: Path, st
 async def test_restore_without_room_says_when_waiting_helps(
     tmp_path: Path, store_full: bool, text: str, retry_after: int | None
 ) -> None:
-    repository = _repository(tmp_path, FullTools(manifest=False, store_full=store_full))
+    repository = _repository(tmp_path, FullTools(store_full=store_full))
     with pytest.raises(NoCapacity, match=text) as told:
         await repository.restore(REPOSITORY, SNAPSHOT, DISK, lambda _: None)
     assert told.value.retry_after == retry_after
 
 
 async def test_backup_beyond_its_tenants_share_is_not_to_be_retried(tmp_path: Path) -> None:
-    repository = _repository(tmp_path, FullTools(manifest=False), tenant_share=0)
+    repository = _repository(tmp_path, FullTools(), tenant_share=0)
     request = SaveRequest(BackupId(new_id()), BuilderId(new_id()), DISK, 1 << 30)
     with pytest.raises(NoCapacity, match="a tenant may have") as told:
         await repository.save(REPOSITORY, request, lambda _: None)
     assert told.value.retry_after is None, "the tenant must remove something"
 
 
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """The disk, and the folder of the list."""
-    disk, work = tmp_path / "disk", tmp_path / "work"
-    for folder in (disk, work):
-        folder.mkdir()
-    monkeypatch.setattr(manifest, "DISK", os.fsencode(disk))
-    monkeypatch.setattr(manifest, "LIST", os.fsencode(work / "manifest"))
-    return disk, work
-
-
-def _record(limit: int, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    assert manifest.main(["record", str(limit)]) == 0
-    answer: dict[str, object] = json.loads(capsys.readouterr().out)
-    return answer
-
-
-def test_a_list_that_grows_too_long_is_not_kept(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk, work = folders
-    monkeypatch.setattr(manifest, "LEAST_LIST", 0)
-    (disk / "a").touch()
-    assert _record(64 * 1000, capsys)["files"] == 1
-    before = (work / "manifest").read_bytes()
-    for number in range(10):
-        (disk / f"{number}-{'x' * 200}").touch()
-    assert str(_record(64 * 1000, capsys)["too_long"]).endswith("x" * 200)
-    assert [path.name for path in work.iterdir()] == ["manifest"]
-    assert (work / "manifest").read_bytes() == before
-    assert _record(64 * 10_000, capsys)["files"] == 11
-
-
-def test_files_that_claim_too_much_leave_no_list(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    disk, work = folders
-    (disk / "big").write_bytes(b"x" * 1000)
-    assert _record(999, capsys) == {"too_much": "big"}
-    assert list(work.iterdir()) == []
-
-
-def test_a_list_without_room_is_no_fault_of_the_files(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, work = folders
-
-    def full(*_: object) -> dict[str, object]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(manifest, "_write", full)
-    assert _record(1000, capsys) == {"full": "No space left on device"}
-    assert list(work.iterdir()) == []
+def test_disk_is_measured_up_to_the_limit_of_its_claims(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "big").write_bytes(b"x" * 1000)
+    disk = os.fsencode(tmp_path)
+    assert measure(disk, 999) == {"too_much": "folder/big"}
+    assert 2000 < int(str(measure(disk, 1000)["stored"])) < 3000
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ is not used yet must fit into the free space above a floor. Used space is not fr
 
 Reservations are checked when they are made; later the host may fill up from elsewhere, or metadata may take more than
 was counted. A file system that fails to write its metadata is read-only until every app on it was stopped, so the watch
-gives apps "disk quota exceeded" while some space is left: by the limit above all limits (``quotas``).
+gives apps the error EDQUOT while some space is left: by the limit above all limits (``quotas``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Generates the synchronous client ``client/_sync`` from the asynchronous one, ``client/_async``.
+"""Generates ``client/_sync``: the synchronous client, from ``client/_async``, and the SDK's options, from the contract.
 
     python3 script/generate_client.py
 
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ast
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 CLIENT = Path(__file__).resolve().parents[1] / "src/builderd/client"
 SOURCE, TARGET = CLIENT / "_async", CLIENT / "_sync"
+SCHEMAS = CLIENT.with_name("schemas")
 HEAD = '"""Generated from ``_async`` by ``script/generate_client.py``: change that."""\n\n'
 
 #: Names that do not follow from unasync's own rules: it makes SyncX of AsyncX.
@@ -33,6 +35,27 @@ NAMES = {
     "async_sleep": "sleep",
     "in_thread": "at_once",
 }
+
+
+#: Options of the SDK: annotations of the contract as callers write them; all others are text.
+OPTION_TYPES = {
+    "JsonInt": "int",
+    "bool": "bool",
+    "Env": "Mapping[str, str]",
+    "Resources": "ResourceOptions",
+    "list[Credential]": "Sequence[str]",
+}
+#: Arguments of their own, or another form.
+NO_OPTIONS = {"name", "files", "source", "code_is_required", "model_config"}
+OPTIONS = '''"""Settings as keyword arguments. Generated from ``schemas`` by ``script/generate_client.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from builderd.client.options import ResourceOptions
+'''
 
 
 def names() -> dict[str, str]:
@@ -57,13 +80,40 @@ def generate() -> None:
         for made in Path(folder).glob("*.py"):
             text = HEAD + _without_docstring(made.read_text())
             target = TARGET / made.name
-            if not target.exists() or target.read_text() != text:
-                changed = target.with_suffix(".new")
-                changed.write_text(text)
-                changed.replace(target)
+            _replace(target, text)
+    _replace(TARGET / "settings.py", options())
     for path in TARGET.glob("*.py"):
-        if not (SOURCE / path.name).exists():
+        if path.name != "settings.py" and not (SOURCE / path.name).exists():
             path.unlink()
+
+
+def _replace(target: Path, text: str) -> None:
+    if not target.exists() or target.read_text() != text:
+        changed = target.with_suffix(".new")
+        changed.write_text(text)
+        changed.replace(target)
+
+
+def options() -> str:
+    """Return the module with the options of the calls that create a builder, make a version and change settings."""
+    new, change = _fields("builders.py", "NewBuilder"), _fields("versions.py", "NewSettings")
+    version = {name: kind for name, kind in new.items() if name not in change and name != "job_type"}
+    return OPTIONS + "".join(
+        f'\n\nclass {name}({base}, total=False):\n    """{doc}"""\n\n'
+        + "".join(f"    {one}: {kind}\n" for one, kind in fields.items())
+        for name, base, doc, fields in (
+            ("SettingOptions", "TypedDict", "Settings that change without new code.", change),
+            ("VersionOptions", "SettingOptions", "Settings of a version.", version),
+            ("BuilderOptions", "VersionOptions", "Settings of a new builder.", {"job_type": "str"}),
+        )
+    )
+
+
+def _fields(file: str, shape: str) -> dict[str, str]:
+    tree = ast.parse((SCHEMAS / file).read_text())
+    [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == shape]
+    found = {ast.unparse(one.target): ast.unparse(one.annotation) for one in body if isinstance(one, ast.AnnAssign)}
+    return {name: OPTION_TYPES.get(kind, "str") for name, kind in found.items() if name not in NO_OPTIONS}
 
 
 def _without_docstring(text: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import httpx2
 from tests.unit.client.openapi import Operation, operation_of
+
+from builderd.schemas.builders import Builder
 
 OWN = "00000000-0000-4000-8000-000000000001"
 OTHER = "00000000-0000-4000-8000-000000000002"
@@ -54,10 +56,7 @@ def _stays(request: httpx2.Request, operations: Collection[Operation | None] | N
 def builder() -> dict[str, Any]:
     """The own builder, as the service answers it."""
     return {
-        **dict.fromkeys(("service_token", "entrypoint", "isolation", "status_reason", "preview_url", "member"), ""),
-        **dict.fromkeys(("build", "release", "protocol", "root", "env_file"), ""),
-        **dict.fromkeys(("auto_stop_interval", "backup_interval_hours", "port", "start_timeout"), 0),
-        **dict.fromkeys(("needs_restart", "require_qa", "install_scripts"), False),
+        **{name: _empty(field.annotation) for name, field in Builder.model_fields.items()},
         **dict.fromkeys(("created_at", "updated_at"), "2026-01-31T12:00:00.000001Z"),
         "uuid": OWN,
         "name": "own",
@@ -71,6 +70,10 @@ def builder() -> dict[str, Any]:
         "credentials": [],
         "cost": {"currency": "EUR", "hourly_rate": 0, "runtime_hours": 0, "cost": 0},
     }
+
+
+def _empty(kind: Any) -> Any:
+    return None if type(None) in get_args(kind) else 0 if kind is int else False if kind is bool else ""
 
 
 class OneBuilder:

@@ -35,42 +35,6 @@ class ResourceOptions(TypedDict, total=False):
     disk: float
 
 
-class SettingOptions(TypedDict, total=False):
-    """Settings that change without new code. ``auto_stop_interval`` in minutes, 0: never."""
-
-    env: Mapping[str, str]
-    resources: ResourceOptions
-    auto_stop_interval: int
-    backup_interval_hours: int
-    visibility: str
-    credentials: Sequence[str]
-    release: str
-
-
-class VersionOptions(SettingOptions, total=False):
-    """Settings of a version."""
-
-    entrypoint: str
-    port: int
-    isolation: str
-    skip_review: bool
-    skip_qa: bool
-    require_qa: bool
-    install_scripts: bool
-    build: str
-    stdin: str
-    start_timeout: int
-    protocol: str
-    root: str
-    env_file: str
-
-
-class BuilderOptions(VersionOptions, total=False):
-    """Settings of a new builder. ``job_type``: ``always_on``, ``one_time`` or ``worker``."""
-
-    job_type: str
-
-
 class EventOptions(TypedDict, total=False):
     """Options of ``events``: ``follow`` goes on with new ones, after the id ``after``."""
 

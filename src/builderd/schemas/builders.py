@@ -296,7 +296,37 @@ class ShownResources(View):
     disk: float
 
 
-class Builder(View):
+class ShownSettings(View):
+    """Settings of a version, as a builder and a version show them."""
+
+    entrypoint: str
+    port: int
+    env: dict[str, str]
+    resources: ShownResources
+    isolation: Isolation
+    credentials: list[str]
+    require_qa: bool
+    install_scripts: bool
+    build: str
+    release: str
+    start_timeout: int
+    protocol: Protocol
+    root: str
+    env_file: str
+    env_file_values: dict[str, str]
+
+
+class BuilderHead(View):
+    """A builder's id, name, status and addresses: the first fields of its answer."""
+
+    uuid: str
+    name: str
+    status: Status
+    preview_url: str
+    service_token: str
+
+
+class Builder(ShownSettings, BuilderHead):
     """A builder with its current version.
 
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
@@ -308,31 +338,11 @@ class Builder(View):
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
-    uuid: str
-    name: str
-    status: Status
-    preview_url: str
-    service_token: str
-    entrypoint: str
-    port: int
     job_type: JobType
-    env: dict[str, str]
-    resources: ShownResources
     visibility: Visibility
     auto_stop_interval: int
     backup_interval_hours: int
-    credentials: list[str]
     needs_restart: bool
-    isolation: Isolation
-    require_qa: bool
-    install_scripts: bool
-    build: str
-    release: str
-    start_timeout: int
-    protocol: Protocol
-    root: str
-    env_file: str
-    env_file_values: dict[str, str]
     review_passed: bool | None
     qa_passed: bool | None
     status_reason: str

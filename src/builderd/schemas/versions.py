@@ -19,6 +19,7 @@ from builderd.schemas.builders import (
     NewBuilder,
     Resources,
     ShownResources,
+    ShownSettings,
 )
 from builderd.schemas.files import PATH_SCHEMA, FileContent, Files
 from builderd.schemas.shape import FieldError, JsonInt, Page, Shape, Time, View, checked_by, with_field_errors
@@ -27,7 +28,6 @@ from builderd.versions.model import (
     DERIVED_NAMES,
     SETTING_NAMES,
     Isolation,
-    Protocol,
     VersionSettings,
     VersionStatus,
 )
@@ -126,13 +126,8 @@ class NewRollback(Shape):
     version: JsonInt = Field(ge=1, le=MAX_INTEGER, description="The number of a version that was up.")
 
 
-class Version(View):
-    """Version of a builder with its settings.
-
-    ``status``: ``pending`` while it is reviewed, installed and started or waits for the next start, ``deployed`` once
-    it was up, ``failed`` with its ``status_reason`` and the ``failure_code`` that its call was answered with.
-    ``current`` is the one that serves or starts next. ``bundle`` is the sha256 of its files.
-    """
+class VersionHead(View):
+    """A version's number, outcome and code: the first fields of its answer."""
 
     version: int
     status: VersionStatus
@@ -141,24 +136,19 @@ class Version(View):
     current: bool
     rolled_back_to: int | None
     bundle: str
-    entrypoint: str
-    port: int
-    env: dict[str, str]
-    resources: ShownResources
-    isolation: Isolation
-    credentials: list[str]
+
+
+class Version(ShownSettings, VersionHead):
+    """Version of a builder with its settings.
+
+    ``status``: ``pending`` while it is reviewed, installed and started or waits for the next start, ``deployed`` once
+    it was up, ``failed`` with its ``status_reason`` and the ``failure_code`` that its call was answered with.
+    ``current`` is the one that serves or starts next. ``bundle`` is the sha256 of its files.
+    """
+
     skip_review: bool
     skip_qa: bool
-    require_qa: bool
-    install_scripts: bool
-    build: str
-    release: str
     stdin: str
-    start_timeout: int
-    protocol: Protocol
-    root: str
-    env_file: str
-    env_file_values: dict[str, str]
     review_passed: bool | None
     qa_passed: bool | None
     created_by: str

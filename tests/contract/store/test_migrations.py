@@ -105,7 +105,7 @@ def describe(connection: Connection) -> dict[str, Any]:
 
 def _describe_table(inspector: Any, table: str) -> dict[str, Any]:
     return {
-        "columns": [{**column, "type": str(column["type"])} for column in inspector.get_columns(table)],
+        "columns": {one["name"]: {**one, "type": str(one["type"])} for one in inspector.get_columns(table)},
         "primary key": inspector.get_pk_constraint(table),
         "foreign keys": sorted(inspector.get_foreign_keys(table), key=lambda key: str(key["name"])),
         "checks": sorted(inspector.get_check_constraints(table), key=lambda check: str(check["name"])),

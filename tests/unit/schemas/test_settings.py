@@ -14,7 +14,7 @@ from builderd.mcp.tools import arguments
 from builderd.mcp.tools.deployments import deploy_code
 from builderd.schemas.builders import Builder, NewBuilder
 from builderd.schemas.shape import Shape
-from builderd.schemas.versions import NewVersion, Version, given_fields, new_settings, shown_settings
+from builderd.schemas.versions import NewSettings, NewVersion, Version, given_fields, new_settings, shown_settings
 from builderd.versions.model import DERIVED_NAMES, SETTING_NAMES, Isolation, VersionSettings
 from builderd.web.pages.deploying import BOXES, TEXTS
 
@@ -53,6 +53,19 @@ PLACES: dict[str, tuple[Collection[str], dict[str, str]]] = {
     "page": (
         {*TEXTS, *BOXES},
         {**CODE, **OTHER_FORM, "stdin": "a job is run by `builderd run`", "start_timeout": "the service's default"},
+    ),
+    "change of settings": (
+        NewSettings.model_fields,
+        {
+            **CODE,
+            **ONCE,
+            "name": "cannot change",
+            "job_type": "cannot change",
+            **dict.fromkeys(
+                ("build", "entrypoint", "env_file", "install_scripts", "port", "root"), "goes with the code"
+            ),
+            **dict.fromkeys(("isolation", "protocol", "require_qa", "start_timeout"), "goes with a new version"),
+        },
     ),
     "answer with a builder": (Builder.model_fields, {**CODE, **ONCE}),
     "answer with a version": (Version.model_fields, {**CODE, **OF_BUILDER}),

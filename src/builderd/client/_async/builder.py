@@ -25,6 +25,7 @@ from builderd.client._async.parts import (
 from builderd.client._async.streams import AsyncCalls, AsyncPages, AsyncStream, rows
 from builderd.client._async.streams import follow as follow_stream
 from builderd.client._async.transport import AsyncTransport, parsed
+from builderd.client._sync.settings import SettingOptions
 from builderd.client.errors import NoAnswer, TimedOut
 from builderd.client.folders import Folder
 from builderd.client.logs import LogCursor
@@ -42,7 +43,7 @@ from builderd.client.models import (
     Version,
     VersionDiff,
 )
-from builderd.client.options import EventOptions, RequestPath, SettingOptions
+from builderd.client.options import EventOptions, RequestPath
 from builderd.client.retries import async_sleep
 
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from builderd.client._async.transport import STREAM_SECONDS, AsyncTransport, parsed
 from builderd.client._async.uploads import AsyncUploads, OnProgress
+from builderd.client._sync.settings import BuilderOptions, VersionOptions
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -25,7 +26,7 @@ from builderd.client.errors import (
 )
 from builderd.client.folders import Folder, encoded, read_folder
 from builderd.client.models import BuilderState, Qa, Stage
-from builderd.client.options import BuilderOptions, FileContent, RequestPath, StoredCode, VersionOptions, api_path
+from builderd.client.options import FileContent, RequestPath, StoredCode, api_path
 from builderd.client.retries import in_thread, is_going_on, new_key, repeats_error
 
 #: Called at the end of each stage.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import StrEnum
+from typing import Any, get_type_hints
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -36,7 +41,7 @@ from builderd.database.types import ExactDecimal, ForeignText, UtcDateTime, enum
 from builderd.previews.model import RESPONSE_TIMES
 from builderd.qa.model import ReportStatus
 from builderd.sandboxes.model import EndCause, LogStream
-from builderd.versions.model import Isolation, Protocol, VersionStatus
+from builderd.versions.model import Isolation, VersionSettings, VersionStatus
 
 #: A builder whose desired state is deleted is in no list, and its name is free.
 LIVE = "desired <> 'deleted'"
@@ -249,6 +254,20 @@ build_logs = Table(
 )
 
 
+def setting_columns(*others: str) -> Iterator[Column[Any]]:
+    """Yield a column for each setting of a version whose type is plain, but for ``others``, which have no default."""
+    types: dict[type, Any] = {bool: Boolean, int: Integer, str: Text}
+    hints = get_type_hints(VersionSettings)
+    for one in fields(VersionSettings):
+        hint = hints[one.name]
+        if one.name in others or not isinstance(hint, type):
+            continue
+        if issubclass(hint, StrEnum) or hint in types:
+            default = false() if hint is bool else text(f"{one.default}" if hint is int else f"'{one.default}'")
+            kind = enum_column(hint) if issubclass(hint, StrEnum) else types[hint]
+            yield Column(one.name, kind, nullable=False, server_default=default)
+
+
 versions = Table(
     "versions",
     metadata,
@@ -276,19 +295,12 @@ versions = Table(
     Column("failure_code", Text),
     Column("rolled_back_to", Integer),
     Column("fresh_since", Integer),
-    Column("install_scripts", Boolean, nullable=False, server_default=false()),
     Column("review_key", Text, index=True),
     Column("review_until", UtcDateTime),
-    Column("build", Text, nullable=False, server_default=text("''")),
     Column("build_key", Text, index=True),
-    Column("stdin", Text, nullable=False, server_default=text("''")),
-    Column("start_timeout", Integer, nullable=False, server_default=text("0")),
-    Column("env_file", Text, nullable=False, server_default=text("''")),
     Column("env_file_values", document()),
-    Column("release", Text, nullable=False, server_default=text("''")),
     Column("released", Boolean, nullable=False, server_default=false()),
-    Column("protocol", enum_column(Protocol), nullable=False, server_default=text("'http'")),
-    Column("root", Text, nullable=False, server_default=text("''")),
+    *setting_columns("entrypoint", "port", "isolation", "skip_review", "skip_qa", "require_qa"),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),

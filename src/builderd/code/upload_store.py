@@ -7,11 +7,8 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from builderd.code.upload_rows import CHUNK_BYTES
 from builderd.core.errors import Conflict, NoCapacity, QuotaExceeded, TooLarge
-from builderd.core.ids import TenantId, UploadId, is_id
+from builderd.core.ids import UploadId, is_id
 from builderd.core.resources import GB, size_text
 from builderd.database.unit_of_work import Store, UnitOfWork
 
@@ -148,90 +145,53 @@ class SharedUploads:
         self._folder = folder
         self._most_bytes = most_bytes
         self._share = share
-        #: One chunk is stored or deleted at a time: each call counts the bytes of those before it.
+        #: One chunk is stored at a time, so that each counts those before it.
         self._turn = asyncio.Lock()
-        #: Stored bytes by tenant; None: to be read.
-        self._taken: Counter[TenantId | None] | None = None
         self._locks: WeakValueDictionary[UploadId, asyncio.Lock] = WeakValueDictionary()
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
         async with self._alone(upload):
-            record, stored = await self._store.read(
-                lambda uow: (uow.uploads.get(upload), uow.stored_uploads.size(upload))
-            )
+            stored = await self.size(upload)
             if start > stored:
                 raise gap(stored)
             number, kept = divmod(start, CHUNK_BYTES)
-            before = await self._store.read(partial(_chunk, upload=upload, number=number)) if kept else b""
-            tail = _Tail(record.tenant_id if record else None, stored, number, bytearray((before or b"")[:kept]))
+            tail = bytearray((await self._chunk(upload, number))[:kept] if kept else b"")
             # As the upload was, at the start of the part: a kill leaves no mixture of two attempts.
-            await self._put(upload, tail, bytes(tail.content))
+            if start < stored:
+                await self._put(upload, number, tail)
+            end = start
             try:
                 async for piece in content:
-                    if tail.end + len(piece) > limit:
+                    end += len(piece)
+                    if end > limit:
+                        end -= len(piece)
                         raise too_large(limit)
-                    tail.content += piece
-                    await self._put_whole(upload, tail)
+                    tail += piece
+                    while len(tail) >= CHUNK_BYTES:
+                        await self._put(upload, number, tail[:CHUNK_BYTES])
+                        del tail[:CHUNK_BYTES]
+                        number += 1
             finally:
-                await self._finish(upload, tail)
-            return tail.end
+                if end > start and tail:  # also of a request that was cut off
+                    await self._put(upload, number, tail[:CHUNK_BYTES])
+            return end
 
-    async def _finish(self, upload: UploadId, tail: _Tail) -> None:
-        """Store what is left to store, also for a request that was cut off."""
+    async def _put(self, upload: UploadId, number: int, chunk: bytearray) -> None:
+        """Store the chunk as the upload's last one. Raises ``NoCapacity`` and ``QuotaExceeded``: nothing is done."""
 
-        async def put_rest() -> None:
-            await self._put_whole(upload, tail)
-            await self._put(upload, tail, bytes(tail.content))
+        def put(uow: UnitOfWork) -> None:
+            grown = uow.stored_uploads.put_last(upload, number, bytes(chunk))
+            if grown > 0:
+                self._check(uow, upload, grown)
 
-        putting = asyncio.ensure_future(put_rest())
-        try:
-            await asyncio.shield(putting)
-        except asyncio.CancelledError:
-            # The next request for this upload comes after it.
-            await asyncio.wait({putting})
-            raise
-
-    async def _put_whole(self, upload: UploadId, tail: _Tail) -> None:
-        while len(tail.content) >= CHUNK_BYTES:
-            await self._put(upload, tail, bytes(tail.content[:CHUNK_BYTES]))
-            del tail.content[:CHUNK_BYTES]
-            tail.number += 1
-
-    async def _put(self, upload: UploadId, tail: _Tail, chunk: bytes) -> None:
-        """Store the chunk as the upload's last one."""
-        end = tail.number * CHUNK_BYTES + len(chunk)
-        if end == tail.stored:
-            return
-        await self._put_last(upload, tail.tenant_id, tail.number, chunk)
-        tail.stored = end
-
-    async def _put_last(self, upload: UploadId, tenant_id: TenantId | None, number: int, chunk: bytes) -> None:
-        """Store a chunk, as ``StoredUploads.put_last``. Raises ``NoCapacity`` and ``QuotaExceeded``: nothing is done.
-
-        ``tenant_id``: None for an upload without a record.
-        """
         async with self._turn:
-            taken = self._taken
-            if taken is None:
-                taken = Counter(await self._store.read(lambda uow: uow.stored_uploads.of_tenants()))
-            # Not known again until the end: a call that is cancelled or fails may have stored it.
-            self._taken = None
+            await self._store.write(put)
 
-            def put(uow: UnitOfWork) -> int:
-                grown = uow.stored_uploads.put_last(upload, number, chunk)
-                if grown > 0:
-                    self._check(uow, taken, tenant_id, grown)
-                return grown
-
-            try:
-                taken[tenant_id] += await self._store.write(put)
-            except (NoCapacity, QuotaExceeded):
-                self._taken = taken
-                raise
-            self._taken = taken
-
-    def _check(self, uow: UnitOfWork, taken: Counter[TenantId | None], tenant_id: TenantId | None, grown: int) -> None:
-        own, free = taken[tenant_id], self._most_bytes - taken.total()
+    def _check(self, uow: UnitOfWork, upload: UploadId, grown: int) -> None:
+        """Raise when the upload, which has grown by so many bytes, leaves too few for others."""
+        taken, record = uow.stored_uploads.of_tenants(), uow.uploads.get(upload)
+        own = taken.get(record.tenant_id if record else None, 0) - grown
+        free = self._most_bytes - sum(taken.values()) + grown
         if grown > free:
             raise NoCapacity(
                 f"The database keeps {self._most_bytes / GB:.1f} GB of uploads at most, and is full of them: try "
@@ -272,12 +232,13 @@ class SharedUploads:
         if not size:
             raise KeyError(upload)
         for number in range(-(-size // CHUNK_BYTES)):
-            content = await self._store.read(partial(_chunk, upload=upload, number=number))
-            yield content or b""
+            yield await self._chunk(upload, number)
+
+    async def _chunk(self, upload: UploadId, number: int) -> bytes:
+        return await self._store.read(lambda uow: uow.stored_uploads.chunk(upload, number)) or b""
 
     async def delete(self, upload: UploadId) -> None:
-        async with self._alone(upload), self._turn:
-            self._taken = None
+        async with self._alone(upload):
             await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
 
     async def ids(self) -> Collection[UploadId]:
@@ -289,24 +250,3 @@ class SharedUploads:
         if lock.locked():
             raise Conflict("Another request is sending this upload: wait until it ends.")
         return lock
-
-
-@dataclass(slots=True)
-class _Tail:
-    """End of an upload while it is sent. ``stored``: bytes that the database has of all of it.
-
-    ``content``: bytes that have arrived, from the beginning of chunk ``number`` on.
-    """
-
-    tenant_id: TenantId | None
-    stored: int
-    number: int
-    content: bytearray
-
-    @property
-    def end(self) -> int:
-        return self.number * CHUNK_BYTES + len(self.content)
-
-
-def _chunk(uow: UnitOfWork, upload: UploadId, number: int) -> bytes | None:
-    return uow.stored_uploads.chunk(upload, number)

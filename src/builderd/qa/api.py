@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
-from xml.sax.saxutils import escape, quoteattr
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
@@ -43,46 +43,45 @@ _CTRF_STATUS = {
 
 def make_junit(report: QaReport) -> str:
     """Return the report as JUnit XML: a suite for the gate, one for the report. Checks not judged are skipped."""
-    suites = "\n".join(_suite(name, checks) for name, checks in _suites(report))
-    tests, failures, skipped = _counts([check for _, checks in _suites(report) for check in checks])
-    head = f'<testsuites name="builderd QA" tests="{tests}" failures="{failures}" skipped="{skipped}" errors="0">'
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}\n{suites}\n</testsuites>\n'
+    checks = [check for _, suite in _suites(report) for check in suite]
+    root = Element("testsuites", {"name": "builderd QA", **_counted(checks)})
+    for name, suite in _suites(report):
+        seconds = f"{sum(check.seconds for check in suite):.3f}"
+        element = SubElement(root, "testsuite", {"name": name, **_counted(suite), "time": seconds})
+        for check in suite:
+            _add_case(element, name, check)
+    indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{tostring(root, encoding="unicode")}\n'
 
 
-def _suites(report: QaReport) -> Iterator[tuple[str, tuple[Check, ...]]]:
-    yield "gate", report.gate
-    yield "report", report.checks
+def _suites(report: QaReport) -> Sequence[tuple[str, Sequence[Check]]]:
+    return ("gate", report.gate), ("report", report.checks)
 
 
-def _counts(checks: list[Check]) -> tuple[int, int, int]:
+def _counts(checks: Sequence[Check]) -> tuple[int, int, int]:
     failed = sum(check.outcome is Outcome.FAILED for check in checks)
     skipped = sum(check.outcome is Outcome.NOT_JUDGED for check in checks)
     return len(checks), failed, skipped
 
 
-def _suite(name: str, checks: tuple[Check, ...]) -> str:
-    tests, failures, skipped = _counts(list(checks))
-    seconds = sum(check.seconds for check in checks)
-    counts = f'tests="{tests}" failures="{failures}" skipped="{skipped}" errors="0" time="{seconds:.3f}"'
-    cases = "\n".join(_case(name, check) for check in checks)
-    return f'  <testsuite name="{name}" {counts}>\n{cases}\n  </testsuite>'
+def _counted(checks: Sequence[Check]) -> dict[str, str]:
+    tests, failures, skipped = map(str, _counts(checks))
+    return {"tests": tests, "failures": failures, "skipped": skipped, "errors": "0"}
 
 
-def _case(suite: str, check: Check) -> str:
-    opening = f'    <testcase classname="qa.{suite}" name="{check.name}" time="{check.seconds:.3f}"'
-    message = quoteattr(_xml(check.message))
-    said = escape(_xml("\n".join((check.message, *check.findings))))
+def _add_case(suite: Element, name: str, check: Check) -> None:
+    head = {"classname": f"qa.{name}", "name": check.name.value, "time": f"{check.seconds:.3f}"}
+    case = SubElement(suite, "testcase", head)
+    message, said = (
+        _NOT_XML.sub("\ufffd", text) for text in (check.message, "\n".join((check.message, *check.findings)))
+    )
     match check.outcome:
         case Outcome.FAILED:
-            return f"{opening}>\n      <failure message={message}>{said}</failure>\n    </testcase>"
+            SubElement(case, "failure", message=message).text = said
         case Outcome.NOT_JUDGED:
-            return f"{opening}>\n      <skipped message={message}/>\n    </testcase>"
+            SubElement(case, "skipped", message=message)
         case _:
-            return f"{opening}>\n      <system-out>{said}</system-out>\n    </testcase>"
-
-
-def _xml(text: str) -> str:
-    return _NOT_XML.sub("\ufffd", text)
+            SubElement(case, "system-out").text = said
 
 
 def make_ctrf(report: QaReport) -> str:

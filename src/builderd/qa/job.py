@@ -39,12 +39,12 @@ OVERTAKEN_INTERVAL = 0.5
 REPORT_SECONDS = 420.0
 #: Part of the CPU time of all CPUs that reports take at most, counted over a report and the rest after it.
 SHARE = 1 / 3
-#: Reports that wait, of one tenant and of all; the oldest beyond are dropped.
-MOST_OF_TENANT, MOST_OF_ALL = 20, 100
+#: Reports of one tenant that wait; the oldest beyond are dropped.
+MOST_OF_TENANT = 20
 CUT_OFF = "The service ended while the report was made, more than once."
 TOO_MANY = (
-    f"Newer reports were waiting, {MOST_OF_TENANT} of this tenant or {MOST_OF_ALL} of all, as many as may: ask for "
-    "this one again with POST /api/v1/builders/{uuid}/qa."
+    f"Newer reports were waiting, {MOST_OF_TENANT} of this tenant, as many as may: ask for this one again with "
+    "POST /api/v1/builders/{uuid}/qa."
 )
 OVERTAKEN = "The builder was deleted, or another version took its place, before the report was made."
 
@@ -130,7 +130,7 @@ class Reporting:
         return None
 
     def _in_turn(self, uow: UnitOfWork) -> Sequence[QaReport]:
-        """Return the open reports that are not made elsewhere, of each tenant and of all so many as may wait.
+        """Return the open reports that are not made elsewhere, of each tenant so many as may wait.
 
         The tenant that was served longest ago comes first, the newest report of a tenant first. The rest is dropped.
         """
@@ -142,11 +142,12 @@ class Reporting:
             builder = uow.builders.get(report.builder_id)
             assert builder is not None, "a report is of a builder that is stored"
             waiting[builder.tenant_id].append(report)
-        for report in _drop_oldest(waiting):
-            uow.builders.get(report.builder_id, lock=True)
-            uow.qa_reports.save(_dropped(report, TOO_MANY, self._app.clock.now()))
+        for reports in waiting.values():
+            for report in reports[:-MOST_OF_TENANT]:
+                uow.builders.get(report.builder_id, lock=True)
+                uow.qa_reports.save(_dropped(report, TOO_MANY, self._app.clock.now()))
         tenants = sorted(waiting, key=lambda tenant: self._served.get(tenant, 0))
-        return [report for tenant in tenants for report in reversed(waiting[tenant])]
+        return [report for tenant in tenants for report in reversed(waiting[tenant][-MOST_OF_TENANT:])]
 
     def _decide(self, uow: UnitOfWork, builder: Builder, report: QaReport) -> QaReport | None:
         """Return a pending report as it is to be stored: dropped, or running here; None: leave it pending."""
@@ -245,19 +246,6 @@ class Reporting:
 def rest_seconds(used: float, seconds: float, cpus: int) -> float:
     """Return how long to rest after a report that took ``used`` seconds of CPU time in ``seconds``."""
     return max(0.0, used / (SHARE * cpus) - seconds)
-
-
-def _drop_oldest(waiting: dict[TenantId, list[QaReport]]) -> list[QaReport]:
-    """Remove and return the reports that are too many; ``waiting`` has those of each tenant, the oldest first."""
-    dropped = []
-    total = sum(map(len, waiting.values()))
-    while waiting:
-        longest = max(waiting.values(), key=len)
-        if len(longest) <= MOST_OF_TENANT and total <= MOST_OF_ALL:
-            break
-        dropped.append(longest.pop(0))
-        total -= 1
-    return dropped
 
 
 def _dropped(report: QaReport, why: str, now: datetime) -> QaReport:

@@ -18,7 +18,7 @@ from tests.unit.reconciler.mortal import Killed, living
 from builderd.builders import service as builders
 from builderd.builders.model import Builder
 from builderd.core.errors import NoCapacity
-from builderd.core.ids import BuilderId, DiskId, TenantId, new_id
+from builderd.core.ids import DiskId, new_id
 from builderd.qa import job as reporting
 from builderd.qa import service as qa
 from builderd.qa.inspection import DUMMY, FILES, NETWORK
@@ -264,14 +264,6 @@ async def test_tenants_take_turns_and_too_many_of_one_are_dropped(
         notes = [(await finished(world, builder)).note for builder in (*greedy, modest)]
     assert made == ["greedy4", "modest", "greedy3", "greedy2"], "the newest of a tenant comes first"
     assert notes == [reporting.TOO_MANY] * 2 + ["seen"] * 4
-
-
-def test_backlog_of_all_tenants_is_bounded_at_the_expense_of_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "MOST_OF_ALL", 4)
-    reports = [QaReport(BuilderId(new_id()), number, ReportStatus.WAITING) for number in range(6)]
-    waiting = {TenantId("greedy"): reports[:4], TenantId("modest"): reports[4:]}
-    assert reporting._drop_oldest(waiting) == reports[:2]
-    assert list(waiting.values()) == [reports[2:4], reports[4:]]
 
 
 def test_reports_take_a_third_of_the_machine_at_most() -> None:

@@ -52,8 +52,6 @@ class LocalBundles:
         self._floor_bytes = floor_bytes
         self._sizes = StoredSizes(self.sizes)
         self._unpacking = asyncio.Semaphore(CONCURRENCY)
-        #: Bytes that the archives which are being unpacked may take, by the descriptor that they are written to.
-        self._promised: dict[int, int] = {}
         self._lock = asyncio.Lock()
         self.pins = Pins()
         #: Files whose hash was checked: ``Tar.state`` by hash.
@@ -71,31 +69,20 @@ class LocalBundles:
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with self._unpacking:
-            with (
-                _open_folder(self._folder) as folder,
-                _nameless(self._folder) as out,
-                self._room(limits, out.fileno()) as room,
-            ):
-                name = await unpack(archive, out, replace(limits, room_bytes=room))
+            with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+                name = await unpack(archive, out, replace(limits, room_bytes=self._room(limits)))
                 bundle = await asyncio.to_thread(self._adopt, name, out.fileno(), folder)
         await self._note(name)
         return bundle
 
-    @contextmanager
-    def _room(self, limits: ArchiveLimits, out: int) -> Iterator[int]:
-        """Promise the bytes that an archive may write to ``out`` in the block: its limits, or a part of the free space.
+    def _room(self, limits: ArchiveLimits) -> int:
+        """Return the bytes that an archive may write: its limits, or its part of the free space.
 
-        Each archive that is unpacked at the same time gets as much. Raises ``NoCapacity`` without free space.
+        Others that are unpacked at the same time get as much. Raises ``NoCapacity`` without free space.
         """
-        left = self._free() - sum(room - os.fstat(one).st_size for one, room in self._promised.items())
-        if left <= 0:
-            raise no_room(left)
-        room = min(most_bytes(limits), left // (CONCURRENCY - len(self._promised)))
-        self._promised[out] = room
-        try:
-            yield room
-        finally:
-            del self._promised[out]
+        if (free := self._free()) <= 0:
+            raise no_room(free)
+        return min(most_bytes(limits), free // CONCURRENCY)
 
     def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
         """Store the unpacked tar under its name, after checking that its hash is the reported one."""

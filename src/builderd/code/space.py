@@ -44,14 +44,6 @@ class _Grant:
     freed: Collection[str] = ()
 
 
-class _Bytes(NamedTuple):
-    """Bytes of a tenant's code, of the part that a deployment drops, and of the free space."""
-
-    stored: int
-    freed: int
-    free: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Usage:
     """Bundles that a tenant with neighbours has, and those of them that a deployment drops."""
@@ -97,42 +89,39 @@ class CodeSpace:
         # Whatever a tenant has, it is within its share then.
         if space.used + self._ahead(before, grant) > self._share * (space.used + space.free):
             usage = await store.read(lambda uow: _usage_of(uow, sent, kept_versions))
-            grant = await self._look(bundles, grant, before, usage)
+            stored, dropped = await bundles.stored_bytes(usage.bundles), await bundles.stored_bytes(usage.dropped)
+            # What was granted and released before is in the space.
+            now, free = tuple(self._granted), (await bundles.space()).free
+            if grant.more and self._ahead(now, grant) > free:
+                raise NoCapacity(
+                    f"There is no room for {size_text(size)} of code: {size_text(free)} are left for the code of all "
+                    f"builders. {space.remedy}",
+                    retry_after=RETRY_SECONDS,
+                )
+            own = [one for one in before if one.tenant_id == sent.tenant_id]
+            if usage.has_neighbours and not self._is_within_share(grant, own, usage, stored, free):
+                taken = {bundle for one in own for bundle in one.freed}
+                if size > dropped or not taken.isdisjoint(usage.dropped):
+                    raise self._beyond_share(stored, free, size)
+                grant = replace(grant, freed=usage.dropped)
         self._granted.append(grant)
         return grant
 
-    async def _look(self, bundles: Bundles, grant: _Grant, before: Sequence[_Grant], usage: _Usage) -> _Grant:
-        """Return the grant after a look at all code of its tenant. Raises ``NoCapacity`` and ``QuotaExceeded``."""
-        stored, freed = await bundles.stored_bytes(usage.bundles), await bundles.stored_bytes(usage.dropped)
-        # What was granted and released before is in the space.
-        now, space = tuple(self._granted), await bundles.space()
-        if grant.more and self._ahead(now, grant) > space.free:
-            raise NoCapacity(
-                f"There is no room for {size_text(grant.size)} of code: {size_text(space.free)} are left for the code "
-                f"of all builders. {space.remedy}",
-                retry_after=RETRY_SECONDS,
-            )
-        if usage.has_neighbours and grant.bundle not in usage.bundles:
-            own = [one for one in before if one.tenant_id == grant.tenant_id]
-            grant = self._within_share(grant, own, usage, _Bytes(stored, freed, space.free))
-        return grant
-
-    def _within_share(self, grant: _Grant, own: Sequence[_Grant], usage: _Usage, has: _Bytes) -> _Grant:
-        """Return the grant if the tenant has its share with it, or no more than before. Raises ``QuotaExceeded``."""
+    def _is_within_share(self, grant: _Grant, own: Sequence[_Grant], usage: _Usage, stored: int, free: int) -> bool:
+        """Return True if the tenant has its share with the bundle, or had the bundle before."""
+        if grant.bundle in usage.bundles:
+            return True
         coming = {one.bundle: one for one in (*own, grant) if one.bundle not in usage.bundles}.values()
-        after = has.stored + sum(one.size for one in coming)
         # An upload lies in its place already: what it takes is not free any more.
         placed = sum(one.size - one.more for one in coming)
-        if after <= self._share * (has.stored + placed + has.free):
-            return grant
-        taken = {bundle for one in own for bundle in one.freed}
-        if grant.size <= has.freed and not taken.intersection(usage.dropped):
-            return replace(grant, freed=usage.dropped)
-        raise QuotaExceeded(
-            f"Your builders have {size_text(has.stored)} of stored code, {size_text(has.free)} are free, and this "
-            f"takes {size_text(grant.size)}: one tenant's code may have {self._share:.0%} of its own and the free "
-            "space together. Delete builders or backups that you do not need, or keep less in the code; the operator "
-            "sets the share (limits.code_share)."
+        return stored + sum(one.size for one in coming) <= self._share * (stored + placed + free)
+
+    def _beyond_share(self, stored: int, free: int, size: int) -> QuotaExceeded:
+        return QuotaExceeded(
+            f"Your builders have {size_text(stored)} of stored code, {size_text(free)} are free, and this takes "
+            f"{size_text(size)}: one tenant's code may have {self._share:.0%} of its own and the free space together. "
+            "Delete builders or backups that you do not need, or keep less in the code; the operator sets the share "
+            "(limits.code_share)."
         )
 
     def _ahead(self, before: Iterable[_Grant], grant: _Grant) -> int:

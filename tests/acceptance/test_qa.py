@@ -61,11 +61,6 @@ def test_broken_app_fails_the_matching_check(service: LiveService, main: str, ch
     service.call("DELETE", f"/builders/{kept['uuid']}")
 
 
-def test_skipping_the_qa_gate_requires_the_scope(service: LiveService) -> None:
-    response = service.call("POST", "/builders", json=body("qa-skipped", ANSWERS_500, skip_qa=True))
-    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
-
-
 def test_version_that_fails_required_qa_is_rolled_back(service: LiveService) -> None:
     data = service.create("qa-redeployed", env={"GREETING": "old"})
     new = {"files": {"main.py": ANSWERS_500}, "require_qa": True}

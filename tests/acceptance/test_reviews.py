@@ -112,20 +112,6 @@ def test_code_with_warnings_runs(service: LiveService, name: str) -> None:
     assert {finding["severity"] for finding in review["findings"]} == {"warn"}
 
 
-def test_blocked_redeploy_keeps_the_old_version_serving(service: LiveService, name: str) -> None:
-    data = service.create(name)
-    response = service.call("PUT", f"/builders/{data['uuid']}", json={"files": {"main.py": SHELL}})
-    failure = response.json()
-    assert (response.status_code, failure["code"], failure["data"]["version"]) == (422, "review_failed", 2)
-    assert failure["data"]["review"]["findings"][0]["rule"] == "MAL-reverse-shell"
-    assert service.visit(data).text == "hello"
-    builder = service.builder(data["uuid"])
-    assert (builder["status"], builder["version"], builder["review_passed"]) == ("running", 1, True)
-    versions = service.call("GET", f"/builders/{data['uuid']}/versions").json()["data"]
-    assert [(one["version"], one["status"]) for one in versions] == [(2, "failed"), (1, "deployed")]
-    assert "main.py:" in versions[0]["status_reason"]
-
-
 # The scanner's process
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, RowMapping, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Integer, RowMapping, bindparam, delete, exists, func, insert, select, update
 
 from builderd.core.ids import BuilderId, SandboxId
 from builderd.database.repository import Queries, Repository, damage_named, read_each
@@ -40,31 +40,17 @@ _OVER = (
     )
     .limit(bindparam("limit"))
 )
-_LATEST = func.max(sandboxes.c.attempt)
-_LISTENED = func.max(case((sandboxes.c.listening_at.is_not(None), sandboxes.c.attempt), else_=0))
-_attempts = sandboxes.alias()
-# Attempts count from 1, so only a run with a later one can have so many: its key alone finds the few there are.
-_MANY = (
-    select(_attempts.c.builder_id, _attempts.c.generation)
-    .where(_attempts.c.attempt > bindparam("keep", type_=Integer))
-    .distinct()
-    .subquery()
-)
-_LONG = (
-    select(sandboxes.c.builder_id, sandboxes.c.generation, _LATEST.label("latest"), _LISTENED.label("listened"))
-    .join(_MANY, (_MANY.c.builder_id == sandboxes.c.builder_id) & (_MANY.c.generation == sandboxes.c.generation))
-    .group_by(sandboxes.c.builder_id, sandboxes.c.generation)
-    .having(func.count() > bindparam("keep", type_=Integer))
-    .subquery()
+_later = sandboxes.alias()
+_is_later = (
+    (_later.c.builder_id == sandboxes.c.builder_id)
+    & (_later.c.generation == sandboxes.c.generation)
+    & (_later.c.attempt > sandboxes.c.attempt)
 )
 _EARLY = (
     select(sandboxes.c.id)
-    .join(_LONG, (_LONG.c.builder_id == sandboxes.c.builder_id) & (_LONG.c.generation == sandboxes.c.generation))
-    .where(
-        sandboxes.c.end_cause.is_not(None),
-        sandboxes.c.attempt <= _LONG.c.latest - bindparam("keep", type_=Integer),
-        sandboxes.c.attempt != _LONG.c.listened,
-    )
+    .where(sandboxes.c.end_cause.is_not(None))
+    .where(exists().where(_is_later, _later.c.attempt >= sandboxes.c.attempt + bindparam("keep", type_=Integer)))
+    .where(sandboxes.c.listening_at.is_(None) | exists().where(_is_later, _later.c.listening_at.is_not(None)))
     .limit(bindparam("limit"))
 )
 _THIN = delete(sandboxes).where(sandboxes.c.id.in_(_EARLY))

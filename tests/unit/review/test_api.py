@@ -91,15 +91,6 @@ async def test_a_block_needs_an_admin_and_a_date(client: httpx.AsyncClient, serv
     assert (await client.post(f"{url}/start")).json()["data"]["status"] == "running"
 
 
-async def test_finding_on_broken_code_cannot_be_accepted(client: httpx.AsyncClient, service: Service) -> None:
-    url, finding = await refused(client, {**MINIMAL, "entrypoint": "python3 other.py"})
-    assert finding["rule"] == "SAN-entrypoint"
-    admin = service.client(await service.token("acme", Scope.ADMIN))
-    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    response = await admin.post(f"{url}/review/accept", json=accepting(finding, expires=later))
-    assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
-
-
 async def test_a_redeploy_that_blocks_is_refused_and_the_old_version_serves(client: httpx.AsyncClient) -> None:
     url = (await client.post(BUILDERS, json=MINIMAL)).headers["location"]
     response = await client.put(url, json={"files": EVIL["files"]})
@@ -125,15 +116,6 @@ async def test_report_is_available_as_sarif(client: httpx.AsyncClient) -> None:
     (run,) = response.json()["runs"]
     assert run["results"][0]["partialFingerprints"] == {"builderd/v1": finding["fingerprint"]}
     assert run["results"][0]["locations"][0]["physicalLocation"]["region"]["startLine"] == 2
-
-
-async def test_a_new_review_is_by_the_rules_of_today(client: httpx.AsyncClient, service: Service) -> None:
-    url = (await client.post(BUILDERS, json=MINIMAL)).headers["location"]
-    service.scanner.dislikes["print"] = "MAL-miner"
-    review = (await client.post(f"{url}/review")).json()["data"]
-    assert (review["passed"], review["findings"][0]["rule"]) == (False, "MAL-miner")
-    builder = (await client.get(url)).json()["data"]
-    assert (builder["status"], builder["review_passed"]) == ("running", False)
 
 
 async def test_skipping_needs_a_scope_and_is_on_the_record(client: httpx.AsyncClient, service: Service) -> None:

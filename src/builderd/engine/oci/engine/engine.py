@@ -120,7 +120,6 @@ class OciEngine:
         return Capacity(float(os.cpu_count() or 1), total_memory() / GB, disks / GB)
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
-        await self._here.runs.sweep()
         return await run_to_completion(self._collect, frozenset(keep), unused_seconds)
 
     def _collect(self, keep: Collection[str], unused_seconds: float) -> Collected:

@@ -50,8 +50,6 @@ class Runs:
         self._ending = Ending(context, self.commands)
         self._slots = context.slots
         self._known: dict[str, Record] = {}
-        #: Builds and tools of an earlier service that could not be killed yet.
-        self._left_over: dict[str, Record] = {}
 
     async def open(self, *, connecting: bool = True) -> None:
         """Adopt running sandboxes, and remove leftovers. Needs a running event loop.
@@ -70,8 +68,7 @@ class Runs:
                 await self._adopt(record)
             self._note_last_beat(self._known[record.id])
             if record.is_build:
-                self._left_over[record.id] = record
-        await self.sweep()
+                await self._remove_left_over(record)
         self.heartbeat.start(lambda: any(self.is_running(record) for record in self._known.values()))
         self._netlink.start()
 
@@ -84,15 +81,12 @@ class Runs:
         self.records.note_oom(name)
         self.cgroups.kill(name)
 
-    async def sweep(self) -> None:
-        """Remove builds and tools of an earlier service. Those that cannot be killed are left to the next sweep."""
-        for record in list(self._left_over.values()):
-            try:
-                await self.remove(record)
-            except TimeoutError as error:
-                log.warning("leftover build not removed, retrying later sandbox=%s error=%s", record.id, error)
-            else:
-                self._left_over.pop(record.id, None)
+    async def _remove_left_over(self, record: Record) -> None:
+        """Remove a build or a tool of an earlier service. One that cannot be killed is left to the next service."""
+        try:
+            await self.remove(record)
+        except TimeoutError as error:
+            log.warning("leftover build not removed sandbox=%s error=%s", record.id, error)
 
     def _note_last_beat(self, record: Record) -> None:
         """Record the last heartbeat as the last sign of a sandbox that ended while no service or machine ran."""

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -37,10 +36,6 @@ WRITE_BYTES = 1 << 18
 READ_BYTES = 1 << 17
 #: Threads for listings: a folder of a million files delays no other work.
 THREADS = 16
-#: Seconds for which a deleted folder is emptied at once; the rest goes in the background.
-CLEAR_SECONDS = 2.0
-#: Deletions at the same time: threads are left for requests on other disks.
-CLEARINGS = 4
 #: Archives made at the same time.
 ARCHIVES = 4
 #: Archiver: may read any file, and nothing more.
@@ -58,7 +53,6 @@ class Files:
         self._archives = asyncio.Semaphore(ARCHIVES)
         #: Locked from the check of a condition until its change is made.
         self._changing = threading.Lock()
-        self._clearings = threading.Semaphore(CLEARINGS)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -139,21 +133,10 @@ class Files:
             with self._full_disk_as(self._disks.delete_needs_space, disk), self._root(disk) as root:
                 with self._changing:
                     moved = tree.delete(root, path, condition, partial(self._trash, disk), recursive=recursive)
-                if moved and not self._clear(disk):
+                if moved:
                     self._disks.empty_trash(disk)
 
         await self._run(work)
-
-    def _clear(self, disk: DiskId) -> bool:
-        """Empty the trash for a bounded time; return True when nothing is left."""
-        if not self._clearings.acquire(blocking=False):
-            return False
-        try:
-            end = time.monotonic() + CLEAR_SECONDS
-            with self._trash(disk) as trash:
-                return tree.clear(trash, lambda: time.monotonic() > end)
-        finally:
-            self._clearings.release()
 
     @contextmanager
     def _trash(self, disk: DiskId) -> Iterator[int]:

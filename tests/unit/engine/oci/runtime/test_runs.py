@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import AsyncMock
 
 import pytest
 
@@ -24,15 +23,13 @@ from builderd.core.resources import GB
 from builderd.engine.oci.engine.engine import OciEngine
 from builderd.engine.oci.engine.machine import Machine
 from builderd.engine.oci.network.allocations import Addresses, Slots
-from builderd.engine.oci.runtime import ending as exits_module
 from builderd.engine.oci.runtime.cgroups import Cgroups
-from builderd.engine.oci.runtime.ending import Exits
 from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.records import Heartbeat, Record, Records
 from builderd.engine.oci.runtime.run import Root, Run, RunContext
 from builderd.engine.oci.runtime.runs import Runs
 from builderd.engine.port import EngineOptions
-from builderd.linux.processes import Process, boot_id, find_process
+from builderd.linux.processes import boot_id, find_process
 from builderd.sandboxes.model import SandboxState
 
 APP = SandboxId("a1")
@@ -235,69 +232,7 @@ async def test_a_build_that_cannot_be_killed_keeps_no_service_from_starting(
         assert runs.all() == [app, stuck]
         assert not host.records.folder(ended.id).exists()
         assert stuck.slot not in [host.slots.take(f"{number:x}") for number in range(200)]
-        monkeypatch.undo()
-        await runs.sweep()
-        await runs.sweep()
+    monkeypatch.undo()
+    async with host.opened() as runs:
         assert runs.all() == [app] == list(host.records.all())
     assert process.wait() == -signal.SIGKILL
-
-
-GONE = Process(pid=2**22 + 1, started=0)
-PATIENCE = 10
-
-
-async def test_nothing_is_kept_of_one_that_ended_before_it_was_watched() -> None:
-    exits = Exits(lambda name: True, AsyncMock())
-    exits.watch("a", GONE, GONE)
-    await asyncio.wait(set(exits._watches.values()), timeout=PATIENCE)
-    assert exits._watches == {}
-
-
-@pytest.fixture
-def process() -> Iterator[Process]:
-    with subprocess.Popen(["sleep", "1000"]) as sleeping:
-        yield Process(sleeping.pid, started(sleeping.pid))
-        sleeping.kill()
-
-
-@pytest.fixture
-def shim(process: Process) -> Iterator[Process]:
-    with subprocess.Popen(["sleep", "1000"]) as sleeping:
-        yield Process(sleeping.pid, started(sleeping.pid))
-        sleeping.kill()
-
-
-@pytest.mark.parametrize("killed", ["shim", "process shim", "process"])
-async def test_exit_is_reported_once_and_forgotten(
-    process: Process, shim: Process, killed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A shim that hangs after its sandbox is not waited for without end."""
-    monkeypatch.setattr(exits_module, "_EXIT_FILE_SECONDS", 0.01)
-    end_unmonitored = AsyncMock()
-    exits = Exits(lambda name: end_unmonitored.await_count > 0, end_unmonitored)
-    told: list[str] = []
-    listening = asyncio.create_task(hear(exits, told))
-    await asyncio.sleep(0)
-    exits.watch("a", process, shim)
-    waiting = asyncio.create_task(exits.wait("a", PATIENCE))
-    for name in killed.split():
-        {"process": process, "shim": shim}[name].kill()
-    async with asyncio.timeout(PATIENCE):
-        while not told:
-            await asyncio.sleep(0.005)
-    await asyncio.sleep(0.05)
-    assert await waiting
-    assert told == ["a"]
-    assert end_unmonitored.await_count == 1
-    assert exits._watches == {}
-    listening.cancel()
-    exits.close()
-
-
-async def hear(exits: Exits, told: list[str]) -> None:
-    async for name in exits.subscribe():
-        told.append(name)  # noqa: PERF401 -- each as it comes
-
-
-def started(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

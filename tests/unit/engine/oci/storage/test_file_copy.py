@@ -15,7 +15,7 @@ import pytest
 from builderd.code.model import Bundle, BundleFile, make_bundle
 from builderd.core.errors import TooLarge
 from builderd.core.ids import DiskId
-from builderd.engine.oci.storage import files, tree
+from builderd.engine.oci.storage import tree
 from builderd.engine.oci.storage.disks import Disks
 from builderd.engine.oci.storage.files import Files
 from builderd.engine.oci.storage.tree import HOME_IN_BACKUP as HOME
@@ -75,13 +75,6 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(app: Path, o
     put(bundle("main.py"), app)
     assert not (app / "main.py").is_symlink()
     assert (app / "main.py").read_bytes() == NEW
-    assert untouched(outside)
-
-
-def test_a_link_in_the_place_of_a_folder_is_replaced_and_not_followed(app: Path, outside: Path) -> None:
-    (app / "a").symlink_to(outside)
-    put(bundle("a/file", "a/new"), app)
-    assert (app / "a/file").read_bytes() == NEW
     assert untouched(outside)
 
 
@@ -292,27 +285,6 @@ async def test_a_file_that_becomes_a_folder_while_it_is_deleted_goes_as_one(
     await made.delete_file(DISK, "it", UNCONDITIONAL, recursive=recursive)
     made.close()
     assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("limit", "left"), [(None, 0), ("CLEAR_SECONDS", 3), ("CLEARINGS", 3)], ids=["all", "no time", "no thread"]
-)
-async def test_slow_delete_continues_in_the_background(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, left: int
-) -> None:
-    if limit:
-        monkeypatch.setattr(files, limit, 0)
-    disk = Disk(tmp_path)
-    made = Files(cast("Disks", disk))
-    folder = disk.app(DISK) / "folder"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}").touch()
-    await made.delete_file(DISK, "folder", UNCONDITIONAL, recursive=True)
-    made.close()
-    assert not folder.exists()
-    assert disk.left == ([DISK] if left else [])
-    assert len(list(disk.trash(DISK).glob("*/*"))) == left
 
 
 async def test_single_files_and_empty_folders_are_deleted_from_a_full_disk(full: Files, tmp_path: Path) -> None:

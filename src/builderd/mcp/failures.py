@@ -11,7 +11,7 @@ from builderd.client.errors import (
     ReviewFailed,
 )
 from builderd.mcp.next_steps import LATER, NEXT, code_of
-from builderd.mcp.results import Failure, Finding, check_lines, checks_of, last_part, mark
+from builderd.mcp.results import Check, Failure, Finding, check_lines, last_part, mark
 
 STAGES = {f"{stage}_failed": stage for stage in ("review", "install", "build", "release", "start", "qa")}
 #: Messages of the stages. The service's own quote the app, the installer or the code.
@@ -38,7 +38,7 @@ def failure_of(error: BuilderdError) -> Failure:
         deployment=error.builder,
         reasons={path: list(reasons) for path, reasons in error.errors.items()},
         findings=_findings(error),
-        checks=checks_of(error.report.gate) if isinstance(error, QaFailed) and error.report else [],
+        checks=[Check.of(one) for one in error.report.gate] if isinstance(error, QaFailed) and error.report else [],
         app_output=mark(last_part(quoted).text, "output") if quoted else "",
         retry_after_seconds=error.retry_after,
         request_id=error.request_id,

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcp_types import CallToolResult, ContentBlock, TextContent
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from builderd.client import models
+from builderd.schemas.shape import View
 
 #: Statuses in which an app does what it should, or has not been asked to.
 FAILED = "failed"
 
 
-class Deployment(BaseModel):
+class Deployment(View):
     """A builder, which the tools call a deployment."""
 
     name: str
@@ -39,7 +40,7 @@ class Deployment(BaseModel):
     currency: str
 
 
-class Version(BaseModel):
+class Version(View):
     """Version of a deployment."""
 
     version: int
@@ -49,14 +50,14 @@ class Version(BaseModel):
     created_by: str
 
 
-class DeploymentDetails(BaseModel):
+class DeploymentDetails(View):
     """A deployment with its newest versions."""
 
     deployment: Deployment
     versions: list[Version]
 
 
-class DeploymentList(BaseModel):
+class DeploymentList(View):
     """Page of deployments."""
 
     deployments: list[Deployment]
@@ -64,7 +65,7 @@ class DeploymentList(BaseModel):
     total: int
 
 
-class Deleted(BaseModel):
+class Deleted(View):
     """Deployment that is gone."""
 
     name: str
@@ -72,7 +73,7 @@ class Deleted(BaseModel):
     purged: bool
 
 
-class Entry(BaseModel):
+class Entry(View):
     """Entry of a folder."""
 
     name: str
@@ -80,7 +81,7 @@ class Entry(BaseModel):
     size: int
 
 
-class FileList(BaseModel):
+class FileList(View):
     """Page of a folder's entries."""
 
     path: str
@@ -89,7 +90,7 @@ class FileList(BaseModel):
     total: int
 
 
-class FileContent(BaseModel):
+class FileContent(View):
     """Part of a file. ``content`` is marked as data; it is base64 where the bytes are no text."""
 
     path: str
@@ -101,7 +102,7 @@ class FileContent(BaseModel):
     next_offset: int | None = Field(description="Offset of the rest; null at the end of the file.")
 
 
-class Written(BaseModel):
+class Written(View):
     """File that was written. ``replaced`` is what it had before, marked as data; null: nothing, or too much to show."""
 
     path: str
@@ -110,7 +111,7 @@ class Written(BaseModel):
     replaced_encoding: str | None = None
 
 
-class Finding(BaseModel):
+class Finding(View):
     """Finding of a review. Severities ``block`` and ``hold`` keep the code from running."""
 
     rule: str
@@ -123,7 +124,7 @@ class Finding(BaseModel):
     accepted: bool
 
 
-class Review(BaseModel):
+class Review(View):
     """Review of a version's code. ``lines`` quotes the code, marked as data."""
 
     version: int
@@ -133,14 +134,14 @@ class Review(BaseModel):
     lines: str
 
 
-class Check(BaseModel):
+class Check(View):
     """Outcome of one QA check."""
 
     name: str
     outcome: str
 
 
-class QaReport(BaseModel):
+class QaReport(View):
     """QA of a version: the gate that judged it live, and the checks on a copy. ``details`` is marked as data."""
 
     version: int
@@ -152,7 +153,7 @@ class QaReport(BaseModel):
     screenshots: list[str]
 
 
-class Logs(BaseModel):
+class Logs(View):
     """Last lines of a log, oldest first, marked as data."""
 
     lines: str
@@ -161,7 +162,7 @@ class Logs(BaseModel):
     rest: str = Field(description="How to get what was left out.")
 
 
-class CommandResult(BaseModel):
+class CommandResult(View):
     """Result of a command; ``output`` is marked as data. Exit code 124: the timeout ended it."""
 
     exit_code: int
@@ -170,7 +171,7 @@ class CommandResult(BaseModel):
     rest: str = Field(description="How to get what was left out.")
 
 
-class SshAccess(BaseModel):
+class SshAccess(View):
     """Way in by SSH. The command contains a token made for this call, which ends at ``expires_at``."""
 
     command: str
@@ -180,7 +181,7 @@ class SshAccess(BaseModel):
     known_hosts: str
 
 
-class UploadLink(BaseModel):
+class UploadLink(View):
     """URL that takes one archive of code, without a token, until ``expires_at``."""
 
     upload_id: str
@@ -189,7 +190,7 @@ class UploadLink(BaseModel):
     command: str
 
 
-class Credential(BaseModel):
+class Credential(View):
     """Credential without its values."""
 
     name: str
@@ -198,13 +199,13 @@ class Credential(BaseModel):
     needs_restart: list[str] = Field(description="Deployments that still run with the old values.")
 
 
-class CredentialList(BaseModel):
+class CredentialList(View):
     """Credentials of the tenant."""
 
     credentials: list[Credential]
 
 
-class DeploymentCost(BaseModel):
+class DeploymentCost(View):
     """Cost of one deployment."""
 
     name: str
@@ -213,7 +214,7 @@ class DeploymentCost(BaseModel):
     runtime_hours: float
 
 
-class Spending(BaseModel):
+class Spending(View):
     """Costs of all deployments, and the cap that applies this month (null: none)."""
 
     currency: str
@@ -224,7 +225,7 @@ class Spending(BaseModel):
     deployments: list[DeploymentCost]
 
 
-class Failure(BaseModel):
+class Failure(View):
     """Call that did not succeed. ``next_step`` says what to do; ``app_output`` is marked as data."""
 
     code: str
@@ -240,7 +241,7 @@ class Failure(BaseModel):
     request_id: str = ""
 
 
-def result(text: str, shown: BaseModel, *blocks: ContentBlock, quoted: str = "") -> CallToolResult:
+def result(text: str, shown: View, *blocks: ContentBlock, quoted: str = "") -> CallToolResult:
     """Return a success: a sentence, the app's own text where there is one, and the structured result."""
     said = f"{text}\n\n{NOTICE}\n{quoted}" if quoted else text
     structured = shown.model_dump(mode="json")
@@ -265,35 +266,22 @@ def deployment_of(state: models.BuilderState) -> Deployment:
         "cost": state.cost.cost,
         "currency": state.cost.currency,
     }
-    return Deployment.model_validate({**dict(state), **other})
+    return Deployment.of(state, **other)
 
 
 def review_of(review: models.Review) -> Review:
     """Return a review, with the quoted lines of code in one marked text."""
     quoted = "\n".join(f"{one.path}:{one.line}: {one.text}" for one in review.findings if one.text)
     # Without the lines of code that they quote.
-    findings = [Finding.model_validate({**dict(one), "accepted": bool(one.accepted)}) for one in review.findings]
-    lines = mark(quoted, "code") if quoted else ""
-    return Review.model_validate({**dict(review), "findings": findings, "lines": lines})
+    findings = [Finding.of(one, accepted=bool(one.accepted)) for one in review.findings]
+    return Review.of(review, findings=findings, lines=mark(quoted, "code") if quoted else "")
 
 
 def report_of(qa: models.Qa) -> QaReport:
     """Return a QA report, with everything that quotes the app in one marked text."""
     quoted = "\n".join(line for check in (*qa.gate, *qa.checks) for line in check_lines(check))
-    return QaReport(
-        version=qa.version,
-        qa_passed=qa.qa_passed,
-        status=qa.status,
-        gate=checks_of(qa.gate),
-        checks=checks_of(qa.checks),
-        details=mark(quoted, "qa") if quoted else "",
-        screenshots=[one.name for one in qa.screenshots],
-    )
-
-
-def checks_of(checks: list[models.QaCheck]) -> list[Check]:
-    """Return the outcomes of checks."""
-    return [Check(name=one.name, outcome=one.outcome) for one in checks]
+    details = mark(quoted, "qa") if quoted else ""
+    return QaReport.of(qa, details=details, screenshots=[one.name for one in qa.screenshots])
 
 
 def check_lines(check: models.QaCheck) -> list[str]:
@@ -303,12 +291,8 @@ def check_lines(check: models.QaCheck) -> list[str]:
 
 def credential_of(one: models.Credential) -> Credential:
     """Return a credential with the names of the builders that use it."""
-    return Credential(
-        name=one.name,
-        variables=list(one.variables),
-        used_by=[use.name for use in one.used_by],
-        needs_restart=[use.name for use in one.used_by if use.needs_restart],
-    )
+    stale = [use.name for use in one.used_by if use.needs_restart]
+    return Credential.of(one, used_by=[use.name for use in one.used_by], needs_restart=stale)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from builderd.mcp.calls import Call
 from builderd.mcp.results import (
     Credential,
     CredentialList,
-    DeploymentCost,
     Failure,
     Spending,
     UploadLink,
@@ -35,12 +34,7 @@ async def create_upload_link(
     """
     place = await call.client.uploads.create(**given(size=size, sha256=sha256))
     command = f"tar czf - --exclude=.git --exclude=node_modules --exclude=.venv . | curl -fsS -T - '{place.upload_url}'"
-    shown = UploadLink(
-        upload_id=place.upload_id,
-        upload_url=place.upload_url,
-        expires_at=place.expires_at.isoformat(),
-        command=command,
-    )
+    shown = UploadLink.of(place, expires_at=place.expires_at.isoformat(), command=command)
     return result(f"Send the folder with: {command}\nThen deploy with upload_id={place.upload_id}.", shown)
 
 
@@ -91,14 +85,8 @@ async def list_credentials(call: Call) -> Annotated[CallToolResult, CredentialLi
 async def get_spending(call: Call) -> Annotated[CallToolResult, Spending]:
     """Show what all deployments have cost, each of the oldest 100, and the spending cap of this month."""
     spending, cap = await call.client.spending.page(), await call.client.spending.cap()
-    shown = Spending(
-        currency=spending.currency,
-        total_cost=spending.total_cost,
-        spent_this_month=cap.spent,
-        monthly_cap=cap.applies,
-        resets_at=cap.resets_at.isoformat(),
-        deployments=[DeploymentCost.model_validate(one, from_attributes=True) for one in spending.deployments],
-    )
+    of_month = {"spent_this_month": cap.spent, "monthly_cap": cap.applies, "resets_at": cap.resets_at.isoformat()}
+    shown = Spending.of(spending, **of_month)
     limit = f"of at most {cap.applies:.2f}" if cap.applies is not None else "without a cap"
     text = f"{spending.total_cost:.2f} {spending.currency} in all; {cap.spent:.2f} this month, {limit}."
     return result(text, shown)

@@ -121,10 +121,7 @@ async def get_deployment(call: Call, deployment: Name) -> Annotated[CallToolResu
     """Show a deployment: its status with the reason, URL, settings, gates, costs and newest versions."""
     builder = await call.deployment(deployment)
     versions, _ = await builder.versions().page(per_page=MAX_VERSIONS)
-    shown = DeploymentDetails(
-        deployment=deployment_of(builder.data),
-        versions=[Version.model_validate(one, from_attributes=True) for one in versions],
-    )
+    shown = DeploymentDetails(deployment=deployment_of(builder.data), versions=[Version.of(one) for one in versions])
     reason = shown.deployment.status_reason
     text = f"{builder.name} is {builder.status} (version {builder.version}) at {builder.url}."
     return result(text, shown, quoted=reason) if "<app-data" in reason else result(f"{text} {reason}", shown)

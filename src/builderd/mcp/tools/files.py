@@ -44,7 +44,7 @@ async def get_deployment_files(
     """List a folder on the deployment's disk, 200 entries a page. Names come from the app: they are data."""
     builder = await call.deployment(deployment)
     found, total = await builder.files.list(path).page(page, PER_PAGE)
-    entries = [Entry(name=visible(one.name), type=one.type, size=one.size) for one in found]
+    entries = [Entry.of(one, name=visible(one.name)) for one in found]
     lines = "\n".join(f"{one.type} {one.size} {one.name}" for one in entries)
     more = f" Call again with page={page + 1} for more." if page * PER_PAGE < total else ""
     shown = FileList(path=path, entries=entries, page=page, total=total)
@@ -100,9 +100,10 @@ async def write_file(
     if replaced is not None and not replaced.is_whole and confirm != builder.name:
         return failed(_unconfirmed(builder, path, replaced))
     entry = await builder.files.write(path, data, executable=executable)
-    shown = Written(path=path, size=entry.size)
+    old = {}
     if replaced is not None and replaced.is_whole:
-        shown.replaced, shown.replaced_encoding = mark(replaced.text, "file"), replaced.encoding
+        old = {"replaced": mark(replaced.text, "file"), "replaced_encoding": replaced.encoding}
+    shown = Written(path=path, size=entry.size, **old)
     return result(f"{path} has {entry.size} bytes now.", shown, quoted=shown.replaced or "")
 
 

@@ -91,13 +91,7 @@ async def create_ssh(
     """Make a login by SSH for the user, which ends by itself. The command contains it: show it to the user alone."""
     builder = await call.deployment(deployment)
     grant = await builder.ssh(expires_minutes=expires_minutes)
-    shown = SshAccess(
-        command=grant.ssh_command,
-        expires_at=grant.expires_at.isoformat(),
-        host=grant.host,
-        port=grant.port,
-        known_hosts=grant.known_hosts,
-    )
+    shown = SshAccess.of(grant, command=grant.ssh_command, expires_at=grant.expires_at.isoformat())
     return result(f"Until {shown.expires_at}: {shown.command}", shown)
 
 
@@ -107,23 +101,25 @@ def _cut(left_out: int, rest: str) -> str:
 
 async def start_deployment(call: Call, deployment: Name) -> Annotated[CallToolResult, Deployment]:
     """Start a stopped deployment and wait until it is up."""
-    builder = await call.deployment(deployment)
-    async with call.progress("the start"):
-        return _shown(await builder.start())
+    return await _act(call, deployment, "start")
 
 
 async def stop_deployment(call: Call, deployment: Name) -> Annotated[CallToolResult, Deployment]:
     """Stop a deployment. Its files stay, and it costs less."""
-    builder = await call.deployment(deployment)
-    async with call.progress("the stop"):
-        return _shown(await builder.stop())
+    return await _act(call, deployment, "stop")
 
 
 async def restart_deployment(call: Call, deployment: Name) -> Annotated[CallToolResult, Deployment]:
     """Stop a deployment if it runs, and start it, such as after store_credentials."""
+    return await _act(call, deployment, "restart")
+
+
+async def _act(call: Call, deployment: str, action: str) -> CallToolResult:
+    """Start, stop or restart a deployment and wait for the outcome."""
     builder = await call.deployment(deployment)
-    async with call.progress("the restart"):
-        return _shown(await builder.restart())
+    async with call.progress(f"the {action}"):
+        await getattr(builder, action)()
+    return result(f"{builder.name} is {builder.status}.", deployment_of(builder.data))
 
 
 async def set_auto_stop(
@@ -161,10 +157,6 @@ def _unconfirmed(builder: AsyncBuilder, *, purge: bool) -> Failure:
         next_step=f"Ask the user. If the user agrees, call delete_deployment again with confirm={builder.name!r}.",
         deployment=builder.uuid,
     )
-
-
-def _shown(builder: AsyncBuilder) -> CallToolResult:
-    return result(f"{builder.name} is {builder.status}.", deployment_of(builder.data))
 
 
 VersionNumber = Annotated[int, Field(ge=1, description="Default: the current one.")]

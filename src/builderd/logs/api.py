@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
@@ -22,7 +21,7 @@ from builderd.events import service as events
 from builderd.events.model import Event, is_pattern
 from builderd.events.store import EventQuery
 from builderd.logs import service as logs
-from builderd.logs.service import LogFilter
+from builderd.logs.service import LogFilter, LogPosition
 from builderd.sandboxes.model import LogStream
 from builderd.schemas import monitoring as wire
 from builderd.schemas.builders import MAX_INTEGER
@@ -42,8 +41,6 @@ router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 MAX_TAIL = 100_000
 #: Characters of an answer that are collected before they are sent.
 PIECE = 1 << 16
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
 STREAM = "With `follow`: a `line` event per line, first the last ones."
 
 
@@ -137,16 +134,6 @@ async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[s
     yield "".join([*pieces, f'],"message":"{count} lines."}}'])
 
 
-class LogPosition(NamedTuple):
-    """A position in a log, encoded in an event's id: the ``nth`` line with this time."""
-
-    time: datetime
-    nth: int
-
-    def __str__(self) -> str:
-        return f"{(self.time - EPOCH) // timedelta(microseconds=1)}-{self.nth}"
-
-
 def _given(request: Request) -> LogPosition | None:
     """Return the place in ``Last-Event-ID`` where an interrupted stream resumes, None without the header.
 
@@ -155,11 +142,10 @@ def _given(request: Request) -> LogPosition | None:
     text = request.headers.get("last-event-id", "")
     if not text:
         return None
-    match = EVENT_ID.fullmatch(text)
-    if match is not None:
-        with suppress(OverflowError):
-            return LogPosition(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
-    raise ValidationFailed({"Last-Event-ID": ["must be the id of a line, or left out"]})
+    position = LogPosition.parse(text)
+    if position is None:
+        raise ValidationFailed({"Last-Event-ID": ["must be the id of a line, or left out"]})
+    return position
 
 
 async def _stream(
@@ -181,9 +167,8 @@ async def _followed(
     with operations.log_streams.slot(tenant_id):
         async with aclosing(lines):
             async for line in lines:
-                position = LogPosition(line.line.time, line.nth)
-                if after is None or position.time != after.time or position.nth > after.nth:
-                    yield event("line", _present(line).model_dump_json(), str(position))
+                if after is None or line.position > after:
+                    yield event("line", _present(line).model_dump_json(), str(line.position))
 
 
 def _filter_of(query: LogQuery) -> LogFilter:

@@ -6,13 +6,14 @@ They are read page by page, each when the previous one was consumed.
 from __future__ import annotations
 
 import asyncio
+import re
 from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from builderd.application import Application
 from builderd.builders import service as builders
@@ -31,6 +32,9 @@ PAGE = 500
 LOOK_BACK, LOOK_FURTHER, MAX_PIECE = 500, 8, 10_000
 #: Seconds after a sandbox's end in which its last lines may still be written.
 LATE = timedelta(seconds=5)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: A position in a log as the id of an event: microseconds, and the number of the line among those of this time.
+EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
 
 T = TypeVar("T")
 
@@ -48,6 +52,33 @@ class FollowedLine(VersionedLine):
     """A line and its number ``nth`` among those with the same time."""
 
     nth: int
+
+    @property
+    def position(self) -> LogPosition:
+        return LogPosition(self.line.time, self.nth)
+
+
+class LogPosition(NamedTuple):
+    """A position in a log, encoded in an event's id: the ``nth`` line with this time."""
+
+    time: datetime
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{self.microseconds}-{self.nth}"
+
+    @property
+    def microseconds(self) -> int:
+        """Return the time in microseconds since 1970."""
+        return (self.time - EPOCH) // timedelta(microseconds=1)
+
+    @classmethod
+    def parse(cls, text: str) -> LogPosition | None:
+        """Return the position that an event's id stands for, None for another text."""
+        match = EVENT_ID.fullmatch(text)
+        with suppress(OverflowError):
+            return cls(EPOCH + timedelta(microseconds=int(match[1])), int(match[2])) if match else None
+        return None
 
 
 async def read(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any
 
@@ -16,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.logs import service as logs
+from builderd.logs.service import LogPosition
 from builderd.metrics import service as metrics
 from builderd.metrics.model import Usage, add, response_seconds
 from builderd.previews.model import STATUS_CLASSES
@@ -30,8 +30,6 @@ from builderd.web.visits import Visit, page, route, visit_of
 SHOWN, TAIL = 300, 100_000
 #: Lines in one event, and seconds that a line may wait for others.
 BATCH, WAIT_SECONDS = 400, 0.1
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-PLACE = re.compile(r"(\d{1,18})-(\d{1,9})")
 STREAMS = {stream.value: stream for stream in LogStream}
 
 
@@ -75,8 +73,7 @@ async def stream_logs(request: Request) -> Response:
     builder = await visit.find()
     listeners = visit.operations.log_streams
     listeners.admit(visit.token.tenant_id)
-    place = PLACE.fullmatch(request.headers.get("last-event-id", ""))
-    lines = _batches(visit, builder.id, (int(place[1]), int(place[2])) if place else None)
+    lines = _batches(visit, builder.id, LogPosition.parse(request.headers.get("last-event-id", "")))
 
     async def counted() -> AsyncGenerator[bytes]:
         with listeners.slot(visit.token.tenant_id):
@@ -87,15 +84,10 @@ async def stream_logs(request: Request) -> Response:
     return stream(counted(), permitted=visit.is_good_still)
 
 
-async def _batches(visit: Visit, builder_id: str, after: tuple[int, int] | None) -> AsyncGenerator[bytes]:
-    since = EPOCH + timedelta(microseconds=after[0]) if after else None
-    followed = logs.follow(
-        visit.application,
-        visit.token.tenant_id,
-        builder_id,
-        _filter_of(visit, None if after else TAIL, since),
-        visit.operations.paged_reads,
-    )
+async def _batches(visit: Visit, builder_id: str, after: LogPosition | None) -> AsyncGenerator[bytes]:
+    wanted = _filter_of(visit, None if after else TAIL, after.time if after else None)
+    pages = visit.operations.paged_reads
+    followed = logs.follow(visit.application, visit.token.tenant_id, builder_id, wanted, pages)
     coming = asyncio.ensure_future(anext(followed, None))
     batch: list[logs.FollowedLine] = []
     deadline = 0.0
@@ -110,10 +102,10 @@ async def _batches(visit: Visit, builder_id: str, after: tuple[int, int] | None)
                 batch.append(line)
                 if len(batch) < BATCH:
                     continue
-            rows = [_row(line) for line in batch if after is None or _place(line) > after]
+            rows = [_row(line) for line in batch if after is None or line.position > after]
             if rows:
                 text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-                yield event("lines", text, "{}-{}".format(*_place(batch[-1])))
+                yield event("lines", text, str(batch[-1].position))
             batch = []
             if line is None and coming.done():
                 yield event("done", {})
@@ -124,12 +116,8 @@ async def _batches(visit: Visit, builder_id: str, after: tuple[int, int] | None)
         await followed.aclose()
 
 
-def _place(line: logs.FollowedLine) -> tuple[int, int]:
-    return (line.line.time - EPOCH) // timedelta(microseconds=1), line.nth
-
-
 def _row(line: logs.FollowedLine) -> list[object]:
-    return [_place(line)[0], line.line.stream.value, line.version, line.line.text]
+    return [line.position.microseconds, line.line.stream.value, line.version, line.line.text]
 
 
 @page("/builders/{name}/logs/download")

@@ -11,13 +11,12 @@ from mcp_types import CallToolResult, ContentBlock, TextContent
 from pydantic import Field
 
 from builderd.client import models
-from builderd.schemas.shape import View
 
 #: Statuses in which an app does what it should, or has not been asked to.
 FAILED = "failed"
 
 
-class Deployment(View):
+class Deployment(models.Model):
     """A builder, which the tools call a deployment."""
 
     name: str
@@ -40,7 +39,7 @@ class Deployment(View):
     currency: str
 
 
-class Version(View):
+class Version(models.Model):
     """Version of a deployment."""
 
     version: int
@@ -50,14 +49,14 @@ class Version(View):
     created_by: str
 
 
-class DeploymentDetails(View):
+class DeploymentDetails(models.Model):
     """A deployment with its newest versions."""
 
     deployment: Deployment
     versions: list[Version]
 
 
-class DeploymentList(View):
+class DeploymentList(models.Model):
     """Page of deployments."""
 
     deployments: list[Deployment]
@@ -65,7 +64,7 @@ class DeploymentList(View):
     total: int
 
 
-class Deleted(View):
+class Deleted(models.Model):
     """Deployment that is gone."""
 
     name: str
@@ -73,7 +72,7 @@ class Deleted(View):
     purged: bool
 
 
-class Entry(View):
+class Entry(models.Model):
     """Entry of a folder."""
 
     name: str
@@ -81,7 +80,7 @@ class Entry(View):
     size: int
 
 
-class FileList(View):
+class FileList(models.Model):
     """Page of a folder's entries."""
 
     path: str
@@ -90,7 +89,7 @@ class FileList(View):
     total: int
 
 
-class FileContent(View):
+class FileContent(models.Model):
     """Part of a file. ``content`` is marked as data; it is base64 where the bytes are no text."""
 
     path: str
@@ -102,7 +101,7 @@ class FileContent(View):
     next_offset: int | None = Field(description="Offset of the rest; null at the end of the file.")
 
 
-class Written(View):
+class Written(models.Model):
     """File that was written. ``replaced`` is what it had before, marked as data; null: nothing, or too much to show."""
 
     path: str
@@ -111,7 +110,7 @@ class Written(View):
     replaced_encoding: str | None = None
 
 
-class Finding(View):
+class Finding(models.Model):
     """Finding of a review. Severities ``block`` and ``hold`` keep the code from running."""
 
     rule: str
@@ -124,7 +123,7 @@ class Finding(View):
     accepted: bool
 
 
-class Review(View):
+class Review(models.Model):
     """Review of a version's code. ``lines`` quotes the code, marked as data."""
 
     version: int
@@ -134,14 +133,14 @@ class Review(View):
     lines: str
 
 
-class Check(View):
+class Check(models.Model):
     """Outcome of one QA check."""
 
     name: str
     outcome: str
 
 
-class QaReport(View):
+class QaReport(models.Model):
     """QA of a version: the gate that judged it live, and the checks on a copy. ``details`` is marked as data."""
 
     version: int
@@ -153,7 +152,7 @@ class QaReport(View):
     screenshots: list[str]
 
 
-class Logs(View):
+class Logs(models.Model):
     """Last lines of a log, oldest first, marked as data."""
 
     lines: str
@@ -162,7 +161,7 @@ class Logs(View):
     rest: str = Field(description="How to get what was left out.")
 
 
-class CommandResult(View):
+class CommandResult(models.Model):
     """Result of a command; ``output`` is marked as data. Exit code 124: the timeout ended it."""
 
     exit_code: int
@@ -171,7 +170,7 @@ class CommandResult(View):
     rest: str = Field(description="How to get what was left out.")
 
 
-class SshAccess(View):
+class SshAccess(models.Model):
     """Way in by SSH. The command contains a token made for this call, which ends at ``expires_at``."""
 
     command: str
@@ -181,7 +180,7 @@ class SshAccess(View):
     known_hosts: str
 
 
-class UploadLink(View):
+class UploadLink(models.Model):
     """URL that takes one archive of code, without a token, until ``expires_at``."""
 
     upload_id: str
@@ -190,7 +189,7 @@ class UploadLink(View):
     command: str
 
 
-class Credential(View):
+class Credential(models.Model):
     """Credential without its values."""
 
     name: str
@@ -199,13 +198,13 @@ class Credential(View):
     needs_restart: list[str] = Field(description="Deployments that still run with the old values.")
 
 
-class CredentialList(View):
+class CredentialList(models.Model):
     """Credentials of the tenant."""
 
     credentials: list[Credential]
 
 
-class DeploymentCost(View):
+class DeploymentCost(models.Model):
     """Cost of one deployment."""
 
     name: str
@@ -214,7 +213,7 @@ class DeploymentCost(View):
     runtime_hours: float
 
 
-class Spending(View):
+class Spending(models.Model):
     """Costs of all deployments, and the cap that applies this month (null: none)."""
 
     currency: str
@@ -225,7 +224,7 @@ class Spending(View):
     deployments: list[DeploymentCost]
 
 
-class Failure(View):
+class Failure(models.Model):
     """Call that did not succeed. ``next_step`` says what to do; ``app_output`` is marked as data."""
 
     code: str
@@ -241,7 +240,7 @@ class Failure(View):
     request_id: str = ""
 
 
-def result(text: str, shown: View, *blocks: ContentBlock, quoted: str = "") -> CallToolResult:
+def result(text: str, shown: models.Model, *blocks: ContentBlock, quoted: str = "") -> CallToolResult:
     """Return a success: a sentence, the app's own text where there is one, and the structured result."""
     said = f"{text}\n\n{NOTICE}\n{quoted}" if quoted else text
     structured = shown.model_dump(mode="json")

@@ -10,10 +10,12 @@ GB = 1 << 30
 
 
 def size_text(size: float) -> str:
-    """Return bytes as ``1.50 GB``, ``2.5 MB`` or ``30.0 kB`` (2^30, 10^6 and 10^3 bytes); nothing below zero."""
+    """Return bytes as ``1.50 GB``, ``2.5 MB``, ``30.0 kB`` (2^30, 10^6, 10^3 bytes) or ``12 B``; nothing below zero."""
+    if size < 1_000:
+        return f"{max(size, 0):.0f} B"
     if size >= GB:
         return f"{size / GB:.2f} GB"
-    return f"{size / 1_000_000:.1f} MB" if size >= 1_000_000 else f"{max(size, 0) / 1_000:.1f} kB"
+    return f"{size / 1_000_000:.1f} MB" if size >= 1_000_000 else f"{size / 1_000:.1f} kB"
 
 
 @dataclass(frozen=True, slots=True)

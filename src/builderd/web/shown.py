@@ -157,21 +157,9 @@ class State:
 
 def state_of(builder: Builder, limits: Limits) -> State:
     """Return the builder's state in words for people."""
-    life = BuilderLife(
-        name=builder.name,
-        desired=builder.desired,
-        status=builder.status,
-        status_reason=builder.status_reason,
-        cause_reason=builder.cause.reason,
-        version=builder.version,
-        candidate=builder.candidate.version if builder.candidate else None,
-        asleep_since=builder.asleep_since,
-        stop_kind=builder.stop_kind,
-        auto_stop_interval=builder.auto_stop_interval,
-        generation=builder.generation,
-        observed_generation=builder.observed_generation,
-    )
-    return state_in_words(life, limits)
+    own: dict[str, Any] = {"cause_reason": builder.cause.reason, "candidate": builder.candidate_version}
+    same: dict[str, Any] = {name: getattr(builder, name) for name in BuilderLife._fields if name not in own}
+    return state_in_words(BuilderLife(**same, **own), limits)
 
 
 def state_in_words(life: BuilderLife, limits: Limits) -> State:

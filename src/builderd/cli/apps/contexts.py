@@ -94,11 +94,15 @@ def changed() -> Iterator[Contexts]:
     yield contexts
     file = location()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Written whole or not at all, and with mode 600 from the beginning.
+    replace_file(file, json.dumps(asdict(contexts), indent=2))
+
+
+def replace_file(file: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file whole or not at all; until it is complete, only its owner may read it."""
     new = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        json.dump(asdict(contexts), out, indent=2)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text)
+    new.chmod(mode)
     new.replace(file)
 
 

@@ -35,6 +35,7 @@ from builderd.client.errors import (
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine
 from builderd.client.retries import ended_by_machine, new_key
+from builderd.core.resources import size_text
 from builderd.schemas.builders import NewBuilder
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Sending:
             return None
         if pending.stored is None:
             count = len(changed.files)
-            self._session.say(f"  {count} changed: {size(changed.size)}. The service has the rest.")
+            self._session.say(f"  {count} changed: {size_text(changed.size)}. The service has the rest.")
         pending.stored = known.bundle
         removed = sorted(known.files.keys() - self._folder.digests.keys())
         stored = {"bundle": known.bundle, "remove": removed, "result": self._folder.bundle}
@@ -116,7 +117,9 @@ class Sending:
     def _progress(self, sent: int, total: int) -> None:
         if sys.stderr.isatty() and not self._session.as_json:
             click.echo(
-                f"\r  upload   {size(sent)} of {size(total)}" + ("\n" if sent == total else ""), nl=False, err=True
+                f"\r  upload   {size_text(sent)} of {size_text(total)}" + ("\n" if sent == total else ""),
+                nl=False,
+                err=True,
             )
 
 
@@ -156,15 +159,6 @@ def _job(
                 earlier, pending = None, Pending(new_key(), mark, name=name or made_up)
         yield builder
         sending.answered(pending)
-
-
-def size(count: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 #: Files and folders left out that are listed, unless all are asked for.
@@ -235,7 +229,7 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
     if flags["only_list"]:
         sent = [{"path": file.path, "size": file.size} for file in folder.files]
         left_out = [{"path": one.path, "rule": one.rule} for one in folder.left_out]
-        lines = [f"{size(file.size):>9}  {file.path}" for file in folder.files]
+        lines = [f"{size_text(file.size):>9}  {file.path}" for file in folder.files]
         lines += [f"{'left out':>9}  {one.path}  ({one.rule})" for one in folder.left_out]
         session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
         return
@@ -372,7 +366,7 @@ def _start(session: Session, project: Project, folder: Folder, entrypoint: str |
 
 def _print_sent(session: Session, folder: Folder) -> None:
     count = len(folder.files)
-    session.say(f"Sending {count} file{'' if count == 1 else 's'}, {size(folder.size)}.")
+    session.say(f"Sending {count} file{'' if count == 1 else 's'}, {size_text(folder.size)}.")
     for one in folder.left_out[:SHOWN]:
         session.say(f"  left out: {one.path} ({one.rule})")
     if len(folder.left_out) > SHOWN:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from builderd.cli.apps.contexts import replace_file
 from builderd.cli.apps.session import ActionRequired, Session, run
 
 NAME = "builderd"
@@ -133,8 +134,4 @@ def _write(path: Path, text: str, *, private: bool) -> None:
     """Replace the file at once, keeping its mode; with a token in it only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.touch(mode=0o600)
-    temporary.write_text(text)
-    temporary.chmod(0o600 if private else mode)
-    temporary.replace(path)
+    replace_file(path, text, 0o600 if private else mode)

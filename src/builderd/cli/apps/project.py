@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
+from builderd.cli.apps.contexts import replace_file
 from builderd.cli.group import printable
 from builderd.client import folders
 from builderd.schemas.builders import NewBuilder
@@ -171,12 +171,8 @@ class State:
     def keep(self, pending: Pending) -> None:
         """Write a deployment down before it is sent."""
         self._make_folder()
-        new = self._file.with_suffix(".new")
-        fields = {name: getattr(pending, name) for name in Pending.__slots__}
-        # The URL of an upload lets anyone who has it send it.
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump({"pending": fields}, out)
-        new.replace(self._file)
+        # For the owner alone: the URL of an upload lets anyone who has it send it.
+        replace_file(self._file, json.dumps({"pending": asdict(pending)}))
 
     def forget(self) -> None:
         """Drop the deployment: its answer has arrived."""
@@ -195,10 +191,7 @@ class State:
     def keep_known(self, known: KnownCode) -> None:
         """Write down what the service has now."""
         self._make_folder()
-        new = self._sent.with_suffix(".new")
-        fields = {name: getattr(known, name) for name in KnownCode.__slots__}
-        new.write_text(json.dumps(fields))
-        new.replace(self._sent)
+        replace_file(self._sent, json.dumps(asdict(known)))
 
 
 def fingerprint(*parts: Any) -> str:

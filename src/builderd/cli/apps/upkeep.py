@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.cli.apps.deploying import size
 from builderd.cli.apps.session import Columns, Session, command
 from builderd.cli.group import TimeParam
+from builderd.core.resources import size_text
 
 if TYPE_CHECKING:
     from builderd.client.models import Domain, Metrics
@@ -32,7 +32,7 @@ def backups_list(session: Session, name: str | None, of_all: bool) -> None:
         "TAKEN": "created_at",
         "KIND": "kind",
         "STATUS": "status",
-        "SIZE": lambda one: size(one.size_bytes),
+        "SIZE": lambda one: size_text(one.size_bytes),
         "VERIFIED": "last_verified_at",
     }
     session.table(found, columns, "There are no backups.")
@@ -146,8 +146,8 @@ def _metrics(found: Metrics, width: int | None) -> list[str]:
     if found.now is not None:
         now = found.now
         lines.append(f"now       {now.cpu or 0:.2f} of {now.cpu_limit:g} vCPU, {now.processes} processes")
-        lines.append(f"          memory {size(now.memory_bytes)} of {size(now.memory_limit_bytes)}")
-        lines.append(f"          disk {size(now.disk_bytes)} of {size(now.disk_limit_bytes)}")
+        lines.append(f"          memory {size_text(now.memory_bytes)} of {size_text(now.memory_limit_bytes)}")
+        lines.append(f"          disk {size_text(now.disk_bytes)} of {size_text(now.disk_limit_bytes)}")
     rows: dict[str, list[float]] = {
         "cpu": [one.cpu or 0 for one in found.steps],
         "memory": [float(one.memory_most_bytes or 0) for one in found.steps],
@@ -160,7 +160,7 @@ def _metrics(found: Metrics, width: int | None) -> list[str]:
             rows[f"p95 {CLASSES[cls]}"] = [one.p95 if one else 0 for one in times]
     for label, values in rows.items():
         if values:
-            most = size(max(values)) if label == "memory" else f"{max(values):g}"
+            most = size_text(max(values)) if label == "memory" else f"{max(values):g}"
             end = f"  at most {most}"
             lines.append(f"{label:<9} {sparkline(values, width and width - 10 - len(end))}{end}")
     return lines or ["Nothing was measured yet."]

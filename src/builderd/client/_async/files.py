@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
 
 from builderd.client._async.streams import AsyncCalls, AsyncPages
+from builderd.client._async.uploads import pieces
 from builderd.client.errors import NotFound, ValidationFailed
 from builderd.client.folders import read_folder
 from builderd.client.models import FileEntry
 from builderd.client.options import RequestPath
-
-PIECE_BYTES = 1 << 20
 
 
 class AsyncFiles(AsyncCalls):
@@ -33,7 +31,7 @@ class AsyncFiles(AsyncCalls):
             FileEntry,
             "PUT",
             *_segments(path),
-            content=body if isinstance(body, bytes) else _pieces(body),
+            content=body if isinstance(body, bytes) else pieces(body),
             params={"executable": executable},
             waits=True,
             repeatable=isinstance(body, bytes),
@@ -103,8 +101,3 @@ class AsyncFiles(AsyncCalls):
 
 def _segments(path: str) -> list[str]:
     return ["files", *path.split("/")]
-
-
-async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
-    while piece := file.read(PIECE_BYTES):
-        yield piece

@@ -106,7 +106,7 @@ class AsyncUploads(AsyncCalls):
             "uploads",
             upload,
             params=query,
-            content=_pieces(archive, size, on_progress),
+            content=pieces(archive, size, on_progress),
             headers={"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"},
             waits=True,
             repeatable=False,
@@ -120,7 +120,8 @@ def _parts(upload_url: str) -> tuple[str, dict[str, str]]:
     return url.path.rpartition("/")[2], {name: value}
 
 
-async def _pieces(file: IO[bytes], size: int, on_progress: OnProgress | None = None) -> AsyncIterator[bytes]:
+async def pieces(file: IO[bytes], size: int = 0, on_progress: OnProgress | None = None) -> AsyncIterator[bytes]:
+    """Yield a file, and report the bytes sent and their total."""
     while piece := file.read(PIECE_BYTES):
         yield piece
         if on_progress:

@@ -88,7 +88,7 @@ def test_an_upload_goes_on_after_the_command_was_killed(
     monkeypatch.setattr(uploads, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(uploads, "ATTEMPTS", 200)
     (home / "data.bin").write_bytes(Random(1).randbytes(300_000))
-    pieces, starts = uploads._pieces, []
+    pieces, starts = uploads.pieces, []
 
     def cut(archive: IO[bytes], size: int, on_progress: Any = None) -> Iterator[bytes]:
         starts.append(archive.tell())
@@ -97,7 +97,7 @@ def test_an_upload_goes_on_after_the_command_was_killed(
                 raise Killed
             yield piece
 
-    monkeypatch.setattr(uploads, "_pieces", cut)
+    monkeypatch.setattr(uploads, "pieces", cut)
     with pytest.raises(Killed):
         run("deploy", "--yes")
     assert (home / STATE).stat().st_mode & 0o777 == 0o600

@@ -13,9 +13,10 @@ pytest.register_assert_rewrite(
 from tests.acceptance.incus_service import INCUS, running_on  # noqa: E402
 from tests.acceptance.live_service import LiveService, live_service  # noqa: E402
 from tests.acceptance.on_engines import NOT_ON_INCUS, OnIncus, OwnEngine, engine_params  # noqa: E402
-from tests.backends import rest_server  # noqa: E402
+from tests.backends import RestServer, rest_server  # noqa: E402
 from tests.incus import INTERNET, IncusCluster, address_of  # noqa: E402
 from tests.package_index import package_index  # noqa: E402
+from tests.weak_keys import make_for_service  # noqa: E402
 
 ServiceOfModule = Callable[..., LiveService]
 
@@ -113,18 +114,19 @@ def on_incus(incus3_cluster: IncusCluster) -> Iterator[OnIncus]:
 
 @pytest.fixture(scope="session")
 def incus_service(
-    on_incus: OnIncus, rest_on_incus: str, tmp_path_factory: pytest.TempPathFactory
+    on_incus: OnIncus, rest_on_incus: RestServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveService]:
     """One for all: a service on a cluster takes seconds to start."""
-    backups = {"BUILDERD_BACKUP__REPOSITORY": rest_on_incus}
+    backups = {"BUILDERD_BACKUP__REPOSITORY": rest_on_incus.url}
     settings = {**IDLE, **IMPATIENT, **backups, "BUILDERD_METRICS_TOKEN": METRICS_TOKEN}
     data_dir = tmp_path_factory.mktemp("on-incus") / "data"
     with running_on(on_incus.cluster, data_dir, **on_incus.sources, **settings) as running:
+        make_for_service(data_dir, rest_on_incus.folder)
         yield running
 
 
 @pytest.fixture(scope="session")
-def rest_on_incus(on_incus: OnIncus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a repository for backups that every member reaches."""
+def rest_on_incus(on_incus: OnIncus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestServer]:
+    """A server for backups that every member reaches."""
     with rest_server(tmp_path_factory.mktemp("rest"), address_of(1), on_incus.cluster.network_of) as repository:
-        yield repository.url
+        yield repository

@@ -29,7 +29,7 @@ RECOVERING = ["RecoverDisk.begun", "RecoverDisk.recorded", *RESTORING]
 def crashing(
     engine: OwnEngine | OnIncus, service_of_module: ServiceOfModule, request: pytest.FixtureRequest
 ) -> LiveService:
-    settings = {"BUILDERD_BACKUP__REPOSITORY": request.getfixturevalue("rest_on_incus")} if engine.is_incus else {}
+    settings = {"BUILDERD_BACKUP__REPOSITORY": request.getfixturevalue("rest_on_incus").url} if engine.is_incus else {}
     return service_of_module(engine, **settings)
 
 

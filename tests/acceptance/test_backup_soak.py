@@ -25,7 +25,7 @@ CHECK = "sha256sum --quiet -c hashes && cat hashes"
 def service(
     engine: OwnEngine | OnIncus, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[LiveService]:
-    settings = {"BUILDERD_BACKUP__REPOSITORY": request.getfixturevalue("rest_on_incus")} if engine.is_incus else {}
+    settings = {"BUILDERD_BACKUP__REPOSITORY": request.getfixturevalue("rest_on_incus").url} if engine.is_incus else {}
     with engine.running(tmp_path_factory.mktemp("s") / "data", **settings) as running:
         yield running
 

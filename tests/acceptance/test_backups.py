@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from tests.acceptance.load import calm
 from tests.acceptance.on_engines import OnIncus, OwnEngine
 from tests.acceptance.scenarios import run
 from tests.backends import PASSWORD, RestServer, rest_server
+from tests.weak_keys import make_for_service
 
 pytestmark = [pytest.mark.root, pytest.mark.engines]
 
@@ -79,6 +78,7 @@ def elsewhere(engine: OwnEngine | OnIncus, tmp_path: Path) -> Iterator[RestServe
 @pytest.fixture
 def backed_up(engine: OwnEngine | OnIncus, tmp_path: Path, elsewhere: RestServer) -> Iterator[LiveService]:
     with engine.running(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=elsewhere.url) as service:
+        make_for_service(service.data_dir, elsewhere.folder)
         yield service
 
 
@@ -139,6 +139,7 @@ def _bring_state_back(service: LiveService, source: Path) -> None:
 def own_with_repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     with rest_server(tmp_path_factory.mktemp("r")) as server:
         with live_service(tmp_path_factory.mktemp("b") / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as running:
+            make_for_service(running.data_dir, server.folder)
             yield running
 
 
@@ -242,15 +243,6 @@ def test_lost_database_is_restored_while_apps_run(backed_up: LiveService, tmp_pa
 # Everything
 
 
-def _until_it_has_a_key(service: LiveService) -> None:
-    """Made by the service soon after the tenant: without it, no state that is kept opens the tenant's backups."""
-    deadline = time.monotonic() + 60
-    with closing(sqlite3.connect(service.data_dir / "builderd.db")) as connection:
-        while not connection.execute("SELECT 1 FROM backup_keys").fetchall():
-            assert time.monotonic() < deadline, "no key was made"
-            time.sleep(0.2)
-
-
 def test_lost_data_directory_is_restored_from_state_and_backups(
     backed_up: LiveService, elsewhere: RestServer, tmp_path: Path
 ) -> None:
@@ -259,7 +251,6 @@ def test_lost_data_directory_is_restored_from_state_and_backups(
     data = service.create("writer", WRITER, credentials=["zoho"], backup_interval_hours=1)
     note = _written(service, data)
     before = _rows(service, data)
-    _until_it_has_a_key(service)
     _keep_state(service, tmp_path / "state")  # the backup that comes is none that it knows of
     _back_up(service, data)
     service.down()

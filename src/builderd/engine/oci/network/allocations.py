@@ -67,18 +67,21 @@ class Allocations:
         """
         data_dir = data_dir.absolute()
         with self._locked() as known:
-            mine = _remembered(data_dir)
+            mine = known_instance(data_dir) or Allocation(secrets.token_hex(4), str(data_dir), "")
             _refuse_copy(data_dir, mine, known)
             others = [one for one in known if one.id != mine.id]
             mine = next((one for one in known if one.id == mine.id), mine)
-            taken = [*(one.network for one in others), *_foreign(routes, mine)]
+            # The host's routes but the default one and our own.
+            foreign = [route for route in routes if route.prefixlen and str(route) != mine.subnet]
+            taken = [*(one.network for one in others), *foreign]
             if not mine.subnet or any(mine.network.overlaps(network) for network in taken):
                 mine = replace(mine, subnet=str(free_subnet(mine.id, taken)))
             if not mine.blocks:
                 mine = replace(mine, blocks=(_free_block(known),))
             mine = replace(mine, data_dir=str(data_dir))
             self._write([*others, mine])
-        _remember(data_dir, mine)
+        content = {**_stored_instance(data_dir), "id": mine.id, "subnet": mine.subnet}
+        write_json(data_dir / "instance.json", content, durable=True)
         return mine
 
     def grow(self, mine: Allocation) -> Allocation:
@@ -141,15 +144,6 @@ def _stored_instance(data_dir: Path) -> Mapping[str, Any]:
     )
 
 
-def _remembered(data_dir: Path) -> Allocation:
-    return known_instance(data_dir) or Allocation(secrets.token_hex(4), str(data_dir), "")
-
-
-def _remember(data_dir: Path, mine: Allocation) -> None:
-    content = {**_stored_instance(data_dir), "id": mine.id, "subnet": mine.subnet}
-    write_json(data_dir / "instance.json", content, durable=True)
-
-
 def _is_live(one: Allocation) -> bool:
     """Return True while its data directory refers to it or its network exists."""
     return _remembers(one) or Path("/sys/class/net", bridge_name(one.id)).exists()
@@ -181,11 +175,6 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:  # the original is gone, or its disk is
         return False
-
-
-def _foreign(routes: Iterable[IPv4Network], mine: Allocation) -> list[IPv4Network]:
-    """Return the host's routes without the default route and our own."""
-    return [route for route in routes if route.prefixlen and str(route) != mine.subnet]
 
 
 def free_subnet(instance: str, taken: Sequence[IPv4Network]) -> IPv4Network:

@@ -133,11 +133,6 @@ class Network:
             except EngineUnavailable as error:
                 log.warning("port share not assigned: addresses=%s error=%s", ",".join(tenants), error)
 
-    def _release_ports(self, ip: str) -> None:
-        with self._shares_lock:
-            if self._shares.release(ip):
-                self._delete_element("shares", ip)
-
     def _delete_element(self, name: str, ip: str) -> None:
         """Delete an address from a set of the table, if it is in there."""
         words = ["nft", "delete", "element", "inet", table_name(self._instance), name, f"{{ {ip} }}"]
@@ -150,7 +145,9 @@ class Network:
         host's connections to it, which the kernel closed by itself if they were its own. Blocks.
         """
         self._delete_element("flows", ip)
-        self._release_ports(ip)
+        with self._shares_lock:
+            if self._shares.release(ip):
+                self._delete_element("shares", ip)
         conntrack.forget(ip)
         if abort:
             _abort_connections(ip)

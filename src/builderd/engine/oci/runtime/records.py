@@ -260,7 +260,8 @@ def make_end(record: Record, exit_: Exit | None, oom: EndCause | None, boot: str
     """Return the exit reason. A code of 137 may be any SIGKILL; no exit file means that the shim was killed."""
     if exit_ is None:
         cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.MONITOR_LOST
-        return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, _last_moment(record))
+        last_seen = None if record.seen_at is None else moment(max(record.seen_at, record.started_at or 0))
+        return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, last_seen)
     at = moment(max(exit_.at, record.started_at or 0))
     if record.stopping_at is not None and exit_.at >= record.stopping_at - _CLOCK_GRAIN:
         return SandboxEnd(EndCause.STOPPED, exit_.code, at)
@@ -270,11 +271,6 @@ def make_end(record: Record, exit_: Exit | None, oom: EndCause | None, boot: str
     if oom and exit_.code:
         return SandboxEnd(oom, exit_.code, at)
     return SandboxEnd(EndCause.EXITED, exit_.code, at)
-
-
-def _last_moment(record: Record) -> datetime | None:
-    """Return the time at which it was last known to run, for a sandbox that ended unobserved."""
-    return None if record.seen_at is None else moment(max(record.seen_at, record.started_at or 0))
 
 
 def oom_cause(records: Records, cgroups: Cgroups, name: str) -> EndCause | None:

@@ -240,6 +240,7 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
     layer = (
         {"PATH": f"/venv/bin:/node_modules/.bin:{_PATH}", "VIRTUAL_ENV": "/venv"} if spec.layer_key else {"PATH": _PATH}
     )
+    cpus = str(max(1, math.ceil(spec.resources.cpu)))
     return {
         **layer,
         "HOME": HOME,
@@ -249,15 +250,9 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
         # Programs with a certificate bundle of their own use the host's too.
         "SSL_CERT_FILE": str(CA_BUNDLE),
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
-        **cpu_env(spec.resources.cpu),
+        # The kernel tells programs the host's processors. nproc and libraries with OpenMP or BLAS read the first of
+        # these, Python 3.13 the second, Go the third.
+        **dict.fromkeys(("OMP_NUM_THREADS", "PYTHON_CPU_COUNT", "GOMAXPROCS"), cpus),
         **spec.env,
         "BUILDERD_URL": builderd_url,
     }
-
-
-def cpu_env(cpu: float) -> Mapping[str, str]:
-    """Return the variables by which programs learn the number of processors: the kernel tells them the host's.
-
-    nproc and libraries with OpenMP or BLAS read the first, Python 3.13 the second, Go the third.
-    """
-    return dict.fromkeys(("OMP_NUM_THREADS", "PYTHON_CPU_COUNT", "GOMAXPROCS"), str(max(1, math.ceil(cpu))))

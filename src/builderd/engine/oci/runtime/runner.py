@@ -66,10 +66,12 @@ class Runner:
             await asyncio.shield(self._runs.remove(record))
 
     def _make_run(self, run: BuildRun) -> Run:
+        # A layer of the run's own lies directly above the base.
+        lowers = self._lowers if run.layer is None else (*self._lowers[:-1], run.layer, self._lowers[-1])
         return Run(
             id=run.id,
             runtime=self._runtime,
-            root=Root(self._lowers_of(run), run.binds),
+            root=Root(lowers, run.binds),
             hostname="build",
             argv=[*INIT, *run.argv],
             env={"SSL_CERT_FILE": str(CA_BUNDLE), **run.env},
@@ -84,10 +86,6 @@ class Runner:
             tenant=run.tenant if run.network else "",
             tmpfs={"/tmp": _TMP_BYTES, "/dev/shm": BUILD_RESOURCES.memory_bytes // 4},  # noqa: S108
         )
-
-    def _lowers_of(self, run: BuildRun) -> tuple[Path, ...]:
-        """Return the layers of its root: one of the run's own lies directly above the base."""
-        return self._lowers if run.layer is None else (*self._lowers[:-1], run.layer, self._lowers[-1])
 
     def log_of(self, name: str) -> Path:
         """Return the log file of a build, removed with its folder."""
@@ -201,7 +199,9 @@ class Tools:
         if tool.disk is not None and tool.writable:
             self._refuse_while_used(tool.disk)
         for folder in tool.folders.values():
-            make_folder(folder)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # its parent keeps other users out
+            if folder.lstat().st_uid != APP_OWNER:
+                os.chown(folder, APP_OWNER, APP_OWNER)
         run = self._make_run(secrets.token_hex(8), tool)
         ended = await self._runner.run(run, tool.timeout_seconds, output)
         store_full = bool(ended.exit_code) and tool.disk is not None and self._disks.is_stopped_by_store(tool.disk)
@@ -242,10 +242,3 @@ def _programs(tool: Tool) -> Iterator[Bind]:
             if path is None:
                 raise EngineUnavailable(f"{program} is not installed on this machine: apt-get install {program}.")
             yield Bind(Path(path).resolve(), f"{_FOLDER}/{program}", read_only=True, owner=None)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder that tools own; its parent keeps other users out."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.lstat().st_uid != APP_OWNER:
-        os.chown(folder, APP_OWNER, APP_OWNER)

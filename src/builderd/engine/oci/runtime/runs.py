@@ -406,10 +406,5 @@ class Freezing:
 
 
 def swaps_to_zram() -> bool:
-    """Return True when this machine swaps to zram now. A kernel may lack swap altogether."""
-    return _SWAPS.exists() and has_zram(_SWAPS.read_text())
-
-
-def has_zram(swaps: str) -> bool:
-    """Return True when ``/proc/swaps`` lists a zram device. From a disk, thawing would be slow."""
-    return any(line.startswith("/dev/zram") for line in swaps.splitlines())
+    """Return True when this machine swaps to zram now: from a disk, thawing would be slow."""
+    return _SWAPS.exists() and any(line.startswith("/dev/zram") for line in _SWAPS.read_text().splitlines())

@@ -15,7 +15,7 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,17 +64,9 @@ def keep_result(layer: Path, bundle: Bundle) -> None:
     for count, (path, status) in enumerate(_walk(app), 1):
         if count > MAX_FILES:
             raise BuildRefused(f"the build made more than {MAX_FILES} files")
-        if not _is_kept(status) or _is_unchanged(app / path, status, known.get(path)):
+        is_kept = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+        if not is_kept or _is_unchanged(app / path, status, known.get(path)):
             (app / path).unlink()
-
-
-def _is_kept(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
-
-
-def result_paths(folder: Path) -> Mapping[str, os.stat_result]:
-    """Return the files and links that a build made, by their paths below ``folder``. Raises ``BuildRefused``."""
-    return dict(_walk(folder))
 
 
 def _walk(top: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -147,10 +139,13 @@ def write_version(
     build: FinishedBuild | None,
     owner: int,
 ) -> None:
-    """Bring a version onto the disk: the ``change`` of its files, and the result of its build over them."""
+    """Bring a version onto the disk: the ``change`` of its files, and the result of its build over them.
+
+    Raises ``BuildRefused``.
+    """
     written, removed = change
     before, app = read_built(disk), disk / "app"
-    made = result_paths(build.folder) if build else {}
+    made = dict(_walk(build.folder)) if build else {}
     if before.paths or build:
         _record(disk, "", {*before.paths, *made})
     stale = set(before.paths) - made.keys()

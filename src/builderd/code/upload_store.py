@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Collection
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -23,43 +21,44 @@ from builderd.database.unit_of_work import Store, UnitOfWork
 NO_SPACE = "This machine has no disk space for uploads now: try again later."
 
 
+class _Locks:
+    """Locks of the uploads that are being sent or deleted."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[UploadId, asyncio.Lock] = WeakValueDictionary()
+
+    def alone(self, upload: UploadId) -> asyncio.Lock:
+        """Return the upload's lock. Raises ``Conflict`` while another call has it."""
+        lock = self._locks.setdefault(upload, asyncio.Lock())
+        if lock.locked():
+            raise Conflict("Another request is sending this upload: wait until it ends.")
+        return lock
+
+
 class LocalUploads:
     """Implements ``ports.files.Uploads``. ``floor_bytes`` of the file system stay free."""
 
     def __init__(self, folder: Path, floor_bytes: int = 0) -> None:
         self._folder = folder
         self._floor_bytes = floor_bytes
+        self._locks = _Locks()
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked(upload, os.O_CREAT) as file:
-            received = os.fstat(file.fileno()).st_size
-            if start > received:
+        async with self._locks.alone(upload):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if start > (received := await self.size(upload)):
                 raise gap(received)
-            os.ftruncate(file.fileno(), start)
-            file.seek(start)
-            end = start
-            async for chunk in content:
-                end += len(chunk)
-                if end > limit:
-                    raise too_large(limit)
-                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, chunk)))
-            return end
-
-    @contextmanager
-    def _locked(self, upload: UploadId, flags: int = 0) -> Iterator[BinaryIO]:
-        """Open and lock the file. Raises ``Conflict`` while another request, of any process, has it."""
-        while True:
-            descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise Conflict("Another request is sending this upload: wait until it ends.") from None
-                # Deleted between open and lock, the file has no name any more: another one may have it.
-                if os.fstat(descriptor).st_nlink:
-                    yield file
-                    return
+                file.truncate(start)
+                file.seek(start)
+                end = start
+                async for chunk in content:
+                    end += len(chunk)
+                    if end > limit:
+                        raise too_large(limit)
+                    await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, chunk)))
+                return end
 
     def _append(self, file: BinaryIO, chunk: bytes) -> None:
         space = os.statvfs(self._folder)
@@ -97,11 +96,8 @@ class LocalUploads:
             raise KeyError(upload) from None
 
     async def delete(self, upload: UploadId) -> None:
-        def work() -> None:
-            with suppress(FileNotFoundError), self._locked(upload):
-                self._path(upload).unlink()
-
-        await asyncio.to_thread(work)
+        async with self._locks.alone(upload):
+            await asyncio.to_thread(self._path(upload).unlink, missing_ok=True)
 
     async def ids(self) -> Collection[UploadId]:
         if not self._folder.is_dir():
@@ -147,10 +143,10 @@ class SharedUploads:
         self._share = share
         #: One chunk is stored at a time, so that each counts those before it.
         self._turn = asyncio.Lock()
-        self._locks: WeakValueDictionary[UploadId, asyncio.Lock] = WeakValueDictionary()
+        self._locks = _Locks()
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
-        async with self._alone(upload):
+        async with self._locks.alone(upload):
             stored = await self.size(upload)
             if start > stored:
                 raise gap(stored)
@@ -238,15 +234,8 @@ class SharedUploads:
         return await self._store.read(lambda uow: uow.stored_uploads.chunk(upload, number)) or b""
 
     async def delete(self, upload: UploadId) -> None:
-        async with self._alone(upload):
+        async with self._locks.alone(upload):
             await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
 
     async def ids(self) -> Collection[UploadId]:
         return await self._store.read(lambda uow: uow.stored_uploads.ids())
-
-    def _alone(self, upload: UploadId) -> asyncio.Lock:
-        """Return the upload's lock. Raises ``Conflict`` while another call has it."""
-        lock = self._locks.setdefault(upload, asyncio.Lock())
-        if lock.locked():
-            raise Conflict("Another request is sending this upload: wait until it ends.")
-        return lock

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from functools import partial
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
@@ -14,7 +13,7 @@ from builderd.code.bundles.local import LocalBundles, StoredSizes
 from builderd.code.model import Alteration, ArchiveLimits, Bundle
 from builderd.code.port import BundleSpace
 from builderd.code.store import CHUNK_BYTES
-from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.database.unit_of_work import Store
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,10 @@ class SharedBundles:
     async def upload_used(self) -> None:
         """Copy bundles of the folder that versions refer to into the database, where that lacks them."""
         local = await self._local.hashes()
-        for bundle_hash in await self._store.read(partial(_used_but_not_stored, local=local)):
+        used = await self._store.read(
+            lambda uow: uow.versions.used_bundles(local).difference(uow.stored_bundles.sizes())
+        )
+        for bundle_hash in used:
             await self._upload(bundle_hash)
             log.info("bundle copied into the database bundle=%s", bundle_hash)
 
@@ -101,10 +103,13 @@ class SharedBundles:
         with self._local.open_packed(bundle_hash) as packed:
             size = number = 0
             while content := await asyncio.to_thread(packed.read, CHUNK_BYTES):
-                await self._store.write(partial(_put_chunk, bundle_hash=bundle_hash, number=number, content=content))
+                await self._put_chunk(bundle_hash, number, content)
                 size, number = size + len(content), number + 1
         await self._store.write(lambda uow: uow.stored_bundles.complete(bundle_hash, size))
         self._sizes.put(bundle_hash, size)
+
+    async def _put_chunk(self, bundle_hash: str, number: int, content: bytes) -> None:
+        await self._store.write(lambda uow: uow.stored_bundles.put_chunk(bundle_hash, number, content))
 
     async def _download(self, bundle_hash: str) -> Bundle:
         """Copy a bundle of the database into the folder. Raises ``KeyError`` where it lacks or is damaged."""
@@ -122,17 +127,7 @@ class SharedBundles:
 
     async def _chunks(self, bundle_hash: str, size: int) -> AsyncIterator[bytes]:
         for number in range(-(-size // CHUNK_BYTES)):
-            content = await self._store.read(partial(_chunk, bundle_hash=bundle_hash, number=number))
-            yield content or b""
+            yield await self._chunk(bundle_hash, number)
 
-
-def _used_but_not_stored(uow: UnitOfWork, local: Collection[str]) -> Collection[str]:
-    return frozenset(uow.versions.used_bundles(local)).difference(uow.stored_bundles.sizes())
-
-
-def _put_chunk(uow: UnitOfWork, bundle_hash: str, number: int, content: bytes) -> None:
-    uow.stored_bundles.put_chunk(bundle_hash, number, content)
-
-
-def _chunk(uow: UnitOfWork, bundle_hash: str, number: int) -> bytes | None:
-    return uow.stored_bundles.chunk(bundle_hash, number)
+    async def _chunk(self, bundle_hash: str, number: int) -> bytes:
+        return await self._store.read(lambda uow: uow.stored_bundles.chunk(bundle_hash, number)) or b""

@@ -277,11 +277,6 @@ class Output:
         yield decoder.decode(b"", final=not self.truncated)
 
     @property
-    def size(self) -> int:
-        """Return the bytes that are kept of both streams."""
-        return sum(map(len, self._kept.values()))
-
-    @property
     def text(self) -> str:
         """Return the whole text, without a standard error that is kept apart."""
         return "".join(self.pieces(len(self._kept[False]) or 1))
@@ -290,11 +285,6 @@ class Output:
     def end(self) -> str:
         """Return the last bytes that are kept; those of the standard error if it is kept apart and not empty."""
         return (self._kept[True] or self._kept[False])[-TAIL:].decode("utf-8", "replace")
-
-    @property
-    def errors(self) -> str:
-        """Return the text of a standard error that is kept apart."""
-        return "".join(self.pieces(len(self._kept[True]) or 1, errors=True))
 
 
 #: The budget of one tenant, in bytes.

@@ -67,11 +67,10 @@ class LocalBundles:
         self._sizes.put(bundle.hash, await asyncio.to_thread(self._put, bundle))
 
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with self._unpacking:
-            with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+            with _nameless(self._folder) as out:
                 name = await unpack(archive, out, replace(limits, room_bytes=self._room(limits)))
-                bundle = await asyncio.to_thread(self._adopt, name, out.fileno(), folder)
+                bundle = await asyncio.to_thread(self._adopt, name, out.fileno())
         await self._note(name)
         return bundle
 
@@ -84,22 +83,29 @@ class LocalBundles:
             raise no_room(free)
         return min(most_bytes(limits), free // CONCURRENCY)
 
-    def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
+    def _adopt(self, name: str, descriptor: int) -> Bundle:
         """Store the unpacked tar under its name, after checking that its hash is the reported one."""
         content = Tar(os.dup(descriptor))
         files = read_files(content)
         if files is None or bundle_hash(files) != name:
             raise RuntimeError("the unpacked archive does not have the reported hash")
-        self._publish(name, descriptor, folder)
+        self._publish(name, descriptor)
         return Bundle(name, files)
 
-    def _publish(self, name: str, descriptor: int, folder: int) -> None:
+    def _publish(self, name: str, descriptor: int) -> None:
         """Give an unnamed file, whose hash was checked, its name."""
         os.fsync(descriptor)
-        # Another file that has the name already is checked when it is read, or was.
-        if _link(descriptor, self._path(name).name, folder):
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Python calls linkat(2), which follows the link in /proc, only where a folder is given.
+            source, target = f"/proc/self/fd/{descriptor}", self._path(name).name
+            os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
             os.fsync(folder)
             self._whole[name] = state_of(os.fstat(descriptor))
+        except FileExistsError:
+            pass  # another request has stored it meanwhile; its file is checked when it is read, or was
+        finally:
+            os.close(folder)
 
     async def alter(self, bundle_hash: str, alteration: Alteration, limits: ArchiveLimits) -> Bundle:
         async with self._unpacking:
@@ -115,11 +121,11 @@ class LocalBundles:
             check_result(base, alteration)
             return before
         self._refuse_below_floor(Bundle("", files).packed_size)
-        with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+        with _nameless(self._folder) as out:
             name = pack(files, out)
             check_result(name, alteration)
             out.flush()
-            self._publish(name, out.fileno(), folder)
+            self._publish(name, out.fileno())
         return Bundle(name, files)
 
     async def get(self, bundle_hash: str) -> Bundle:
@@ -137,21 +143,20 @@ class LocalBundles:
 
         Raises ``KeyError`` when its contents have another hash, and stores nothing then.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+        with _nameless(self._folder) as out:
             async for chunk in chunks:
                 await asyncio.to_thread(out.write, chunk)
             out.flush()
-            bundle = await asyncio.to_thread(self._replace, bundle_hash, out.fileno(), folder)
+            bundle = await asyncio.to_thread(self._replace, bundle_hash, out.fileno())
         await self._note(bundle_hash)
         return bundle
 
-    def _replace(self, name: str, descriptor: int, folder: int) -> Bundle:
+    def _replace(self, name: str, descriptor: int) -> Bundle:
         files = read_files(Tar(os.dup(descriptor)))
         if files is None or bundle_hash(files) != name:
             raise KeyError(name)
         self._path(name).unlink(missing_ok=True)
-        self._publish(name, descriptor, folder)
+        self._publish(name, descriptor)
         return Bundle(name, files)
 
     async def hashes(self) -> Collection[str]:
@@ -179,16 +184,15 @@ class LocalBundles:
 
     def _put(self, bundle: Bundle) -> int:
         """Return the bytes of its file."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._get(bundle.hash)
         except KeyError:
             self._path(bundle.hash).unlink(missing_ok=True)  # a damaged one
             self._refuse_below_floor(bundle.packed_size)
-            with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+            with _nameless(self._folder) as out:
                 pack(bundle.files, out)
                 out.flush()
-                self._publish(bundle.hash, out.fileno(), folder)
+                self._publish(bundle.hash, out.fileno())
         return self._size(bundle.hash)
 
     async def _note(self, name: str) -> None:
@@ -234,27 +238,9 @@ class LocalBundles:
         return self._folder / f"{name}.tar"
 
 
-@contextmanager
-def _open_folder(path: Path) -> Iterator[int]:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
 def _nameless(folder: Path) -> BinaryIO:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
-
-
-def _link(nameless: int, name: str, folder: int) -> bool:
-    """Return False if the name is taken: another request may have stored the same bundle meanwhile."""
-    try:
-        # Python calls linkat(2), which follows the link in /proc, only where a folder is given.
-        os.link(f"/proc/self/fd/{nameless}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
-    except FileExistsError:
-        return False
-    return True
 
 
 class Pins:

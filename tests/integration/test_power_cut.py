@@ -33,6 +33,8 @@ async def test_three_power_cuts_lose_no_acknowledged_change(tmp_path: Path) -> N
             for _ in range(TOKENS):
                 made.append(make_token(secret_hash=new_id()))
                 await store.write(partial(_add, token=made[-1]))
+            made.append(make_token(secret_hash=new_id()))
+            await store.write(partial(_add, token=made[-1]), durable=False)  # and what is durable comes after it
             await store.write(partial(_revoke, token=made[-1]))
             revoked.add(made[-1].id)
             cut_power(disk)

@@ -162,12 +162,15 @@ def _use_wal(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    driver = _driver(connection)
-    reads = connection.get_execution_options().get("read_only", False)
+    driver, options = _driver(connection), connection.get_execution_options()
+    reads, durable = options.get("read_only", False), options.get("durable", True)
     # Only when it changes: the pragma makes SQLite prepare every statement again.
     if connection.info.get("reads") is not reads:
         driver.execute(f"PRAGMA query_only = {reads:d}")
         connection.info["reads"] = reads
+    if connection.info.get("durable", True) is not durable:
+        driver.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        connection.info["durable"] = durable
     # A writer locks at once: upgrading a read transaction later can fail with SQLITE_BUSY, and waiting does not help.
     driver.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
 

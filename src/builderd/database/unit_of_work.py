@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlalchemy import Connection, literal, make_url, select
+from sqlalchemy import Connection, Engine, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from builderd.backups.store import BackupChecks, BackupKeys, Backups, Restores
@@ -122,13 +122,14 @@ class Store:
         self._writers = ThreadPoolExecutor(database.writers, "store-write")
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
 
-    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+    async def write(self, work: Callable[[UnitOfWork], T], *, durable: bool = True) -> T:
         """Run the work in a write transaction; roll it back and run it again on a conflict with another transaction.
 
         The work must have no effect outside the store. A cancelled caller waits until the work has ended, so that
-        its next step comes after it.
+        its next step comes after it. What is not ``durable`` survives the process, and a power cut once a later
+        transaction is durable: for what is done again where it is lost. SQLite then waits for no disk.
         """
-        queued = self._writers.submit(self._write, work)
+        queued = self._writers.submit(self._write, work, self._database.writing.execution_options(durable=durable))
         written = asyncio.wrap_future(queued)
         # A write whose caller is cancelled counts as well.
         written.add_done_callback(self._writes.add)
@@ -217,12 +218,12 @@ class Store:
         """Wait for running and queued calls, then close all connections."""
         await asyncio.to_thread(self._close)
 
-    def _write(self, work: Callable[[UnitOfWork], T]) -> tuple[T, set[Kind | None]]:
+    def _write(self, work: Callable[[UnitOfWork], T], engine: Engine) -> tuple[T, set[Kind | None]]:
         """Return the work's result, and the kinds of the records that it wrote."""
         run = 1
         while True:
             try:
-                with self._database.writing.begin() as connection:
+                with engine.begin() as connection:
                     uow = UnitOfWork(connection, writes=True)
                     self._check_lease(uow)
                     result = work(uow)

@@ -46,18 +46,22 @@ class Result:
     """Result of a step: ``record`` is written in one transaction, then ``afterwards`` tidies up.
 
     A crash may leave ``afterwards`` to the next start. ``quiet``: calls that wait for the builder are not woken.
+    Not ``durable``: a power cut may lose it, which ends what runs as well, and the step is taken again.
     """
 
     record: Record | None = None
     afterwards: Callable[[], Awaitable[None]] = nothing
     quiet: bool = False
+    durable: bool = True
 
 
 class ClaimLost(Exception):
     """Raised when another control plane holds the builder: stop working on it."""
 
 
-async def apply(application: Application, builder_id: BuilderId, record: Record) -> StoredState | None:
+async def apply(
+    application: Application, builder_id: BuilderId, record: Record, *, durable: bool = True
+) -> StoredState | None:
     """Apply the record to the locked builder; return the state stored afterwards. Raises ``ClaimLost``."""
 
     def guarded(uow: UnitOfWork) -> StoredState | None:
@@ -68,7 +72,7 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
         record(Transition(uow, builder, application.prices, now))
         return read(uow, builder_id)
 
-    return await application.store.write(guarded)
+    return await application.store.write(guarded, durable=durable)
 
 
 def same_generation(builder: Builder, looked_at: Builder) -> bool:

@@ -203,13 +203,13 @@ class Worker:
         due: datetime | None = now
         try:
             self.again.clear()
-            is_claimed, stored = await store.write(lambda uow: self._claim(uow, now))
+            is_claimed, stored = await store.write(lambda uow: self._claim(uow, now), durable=False)
             if is_claimed:
                 due = await race(self._work(stored), self._renew_until_lost())
         except ClaimLost:
             log.info("claim lost builder=%s", self._id)
         finally:
-            await store.write(lambda uow: uow.builders.release(self._id, owner, due))
+            await store.write(lambda uow: uow.builders.release(self._id, owner, due), durable=False)
 
     def _claim(self, uow: UnitOfWork, now: datetime) -> tuple[bool, StoredState | None]:
         """Return whether the claim was free, and the builder as it is then; None for a damaged one."""
@@ -308,7 +308,7 @@ class Worker:
         self._context.fault(f"{name}.done")
         after: StoredState | None = stored
         if result.record is not None:
-            after = await transitions.apply(self._app, self._id, result.record)
+            after = await transitions.apply(self._app, self._id, result.record, durable=result.durable)
             if not result.quiet:
                 # Those who wait for its outcome are woken once it has one.
                 settled = after is None or after.item.builder.settled

@@ -261,14 +261,14 @@ class LateStore(MortalStore):
         self._late: list[Callable[[UnitOfWork], Any]] = []
         self._is_first = True
 
-    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+    async def write(self, work: Callable[[UnitOfWork], T], *, durable: bool = True) -> T:
         if self._is_first:
             self._is_first = False
             self._late.append(work)
             raise AWAY
         while self._late:
             await super().write(self._late.pop())
-        return await super().write(work)
+        return await super().write(work, durable=durable)
 
 
 @in_place_or_new

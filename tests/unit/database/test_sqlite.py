@@ -82,6 +82,14 @@ def test_connections_write_ahead_and_hold_foreign_keys(path: Path) -> None:
     database.writing.dispose()
 
 
+async def test_only_a_durable_transaction_waits_for_the_disk(store: Store) -> None:
+    def level(uow: UnitOfWork) -> int:
+        found: int = uow.builders._connection.execute(text("PRAGMA synchronous")).scalar_one()
+        return found
+
+    assert [await store.write(level, durable=durable) for durable in (True, False, False, True)] == [2, 1, 1, 2]
+
+
 async def test_a_writer_of_another_process_is_waited_for(store: Store, path: Path) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

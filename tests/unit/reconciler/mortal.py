@@ -28,9 +28,9 @@ class MortalStore(Store):
         vars(self).update(vars(store))
         self.dead = asyncio.Event()
 
-    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+    async def write(self, work: Callable[[UnitOfWork], T], *, durable: bool = True) -> T:
         self._fail_if_dead()
-        return await super().write(work)
+        return await super().write(work, durable=durable)
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
         self._fail_if_dead()

@@ -44,7 +44,7 @@ async def await_listening(app: Application, item: WorkItem, sandbox: Sandbox) ->
                 seconds = (transition.now - sandbox.created_at).total_seconds()
                 transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
 
-        return Result(record, quiet=True)
+        return Result(record, quiet=True, durable=False)
     if wait.ended is not None:
         return Result()  # the next look records the end and judges it
     lines = await last_lines(app, sandbox.id)

@@ -33,7 +33,7 @@ async def create_disk(app: Application, item: WorkItem) -> Result:
         await engine.disks.clone_disk(builder.disk, item.disk, size)
     else:
         await engine.disks.create_disk(item.disk, size)
-    return Result(lambda transition: _disk_made(transition, item), quiet=True)
+    return Result(lambda transition: _disk_made(transition, item), quiet=True, durable=False)
 
 
 def _disk_made(transition: Transition, item: WorkItem) -> None:

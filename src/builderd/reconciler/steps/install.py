@@ -34,7 +34,7 @@ async def install(app: Application, builds: Builds, item: WorkItem) -> Result:
         installed = await make_layer(app, builds, item)
     except InstallFailed as failure:
         return transitions.stage_failed(app, item, "install", failure.code, failure.message)
-    return Result(lambda transition: _installed(transition, item.version, installed))
+    return Result(lambda transition: _installed(transition, item.version, installed), durable=False)
 
 
 def _installed(transition: Transition, version: Version, layer: MadeLayer) -> None:

@@ -42,7 +42,7 @@ def plan_sandbox(item: WorkItem, step: PlanSandbox) -> Result:
             uow, builder = transition.uow, transition.builder
             candidates.record(uow, builder, "stage.started", SYSTEM, stage, transition.now, stage=stage)
 
-    return Result(record)
+    return Result(record, durable=False)
 
 
 def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) -> Sandbox:
@@ -72,7 +72,8 @@ async def start_sandbox(app: Application, item: WorkItem, sandbox: Sandbox) -> R
         if report.member != transition.builder.location:
             transition.uow.builders.save(replace(transition.builder, location=report.member))
 
-    return Result(record, quiet=True)
+    # That a release has begun is known after a power cut, too.
+    return Result(record, quiet=True, durable=sandbox.release)
 
 
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:

@@ -98,13 +98,9 @@ class NewTokenAnswer(Success[TokenWithSecret]):
     """Response with a new token."""
 
 
-def _values(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return with_field_errors(_errors(value), lambda: value)
-
-
-def _errors(values: dict[str, Any]) -> Iterator[FieldError]:
+def _errors(values: Any) -> Iterator[FieldError]:
+    if not isinstance(values, dict):
+        return
     for name, content in values.items():
         why = env_error(name, content) if isinstance(content, str) else "must be text"
         if why is not None:
@@ -116,7 +112,7 @@ def _errors(values: dict[str, Any]) -> Iterator[FieldError]:
 
 Values = Annotated[
     dict[str, SecretStr],
-    BeforeValidator(_values),
+    BeforeValidator(lambda value: with_field_errors(_errors(value), lambda: value)),
     Field(
         min_length=1,
         max_length=MAX_VARIABLES,

@@ -164,6 +164,8 @@ def _code_errors(value: Any, required: bool) -> Iterator[FieldError]:
     has_source = value.get("source") is not None
     if "files" in value and has_source:
         yield ("source",), "is the code in place of files: leave one of the two out"
+    if value.get("stored") is not None and has_source:
+        yield ("source",), "is all of the code: leave it or stored out"
     if required and "files" not in value and not has_source:
         yield ("files",), "is required: the code itself, or in its place the source, an upload"
 
@@ -173,12 +175,6 @@ class Source(Shape):
 
     upload_id: str = Field(json_schema_extra={"format": "uuid"})
 
-
-def _source(value: Any) -> Any:
-    return Source.model_validate(value) if value is not None else None
-
-
-OptionalSource = Annotated[Source | None, BeforeValidator(_source)]
 
 #: For the OpenAPI document: one of the two, which a sandbox may lack.
 CODE_RULE: JsonDict = {
@@ -196,6 +192,7 @@ CODE_RULE: JsonDict = {
 class NewBuilder(Shape):
     """New builder: code and settings. All of ``files`` together have at most 20,000,000 bytes."""
 
+    #: Whether code and an entrypoint must be given, unless it is a sandbox.
     code_is_required: ClassVar[bool] = True
     model_config = ConfigDict(json_schema_extra=CODE_RULE)
 
@@ -208,7 +205,7 @@ class NewBuilder(Shape):
     files: Files = Field(
         default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
     )
-    source: OptionalSource = Field(default=None, description="An upload, in place of `files`.")
+    source: Source | None = Field(default=None, description="An upload, in place of `files`.")
     port: JsonInt = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
     resources: Resources = Field(default_factory=Resources)
@@ -275,7 +272,8 @@ class NewBuilder(Shape):
     @classmethod
     def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Require an entrypoint, unless a Procfile may name it."""
-        lacks = isinstance(value, dict) and "entrypoint" not in value and not (_may_tell(value) or _is_sandbox(value))
+        is_required = cls.code_is_required and not _is_sandbox(value)
+        lacks = is_required and isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
         return with_field_errors([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import ConfigDict, Field
 
 from builderd.builders.model import Visibility
 from builderd.code.model import digest_error, path_error
@@ -22,7 +22,7 @@ from builderd.schemas.builders import (
     ShownSettings,
 )
 from builderd.schemas.files import PATH_SCHEMA, FileContent, Files
-from builderd.schemas.shape import FieldError, JsonInt, Page, Shape, Time, View, checked_by, with_field_errors
+from builderd.schemas.shape import JsonInt, Page, Shape, Time, View, checked_by
 from builderd.versions.diffs import ChangeKind
 from builderd.versions.model import (
     DERIVED_NAMES,
@@ -58,15 +58,6 @@ class StoredCode(Shape):
     )
 
 
-def _stored(value: Any) -> Any:
-    return StoredCode.model_validate(value) if value is not None else None
-
-
-def _stored_errors(value: Any) -> Iterator[FieldError]:
-    if isinstance(value, dict) and value.get("stored") is not None and value.get("source") is not None:
-        yield ("source",), "is all of the code: leave it or stored out"
-
-
 class NewVersion(NewBuilder):
     """New version of a builder. Omitted fields keep their values; ``files`` or a ``source`` replace all files.
 
@@ -83,21 +74,9 @@ class NewVersion(NewBuilder):
     name: Name = Field(default="", validate_default=False, description="Cannot be changed.")
     files: Files = Field(default_factory=dict[str, FileContent], description="Left out: the files stay as they are.")
 
-    stored: Annotated[StoredCode | None, BeforeValidator(_stored)] = Field(
+    stored: StoredCode | None = Field(
         default=None, description="Files of a kept version that stay; `files` replace or add some."
     )
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _has_one_origin(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse an upload beside stored code."""
-        return with_field_errors(_stored_errors(value), lambda: handler(value))
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Skip the check: the builder has an entrypoint."""
-        return handler(value)
 
 
 class NewSettings(Shape):

@@ -21,7 +21,7 @@ from jinja2.runtime import Context
 from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route
 
 from builderd.application import Application
 from builderd.builders.model import Builder
@@ -241,16 +241,6 @@ def route(path: str, *, post: bool = False) -> Callable[[H], H]:
 
     def register(handler: H) -> H:
         ROUTES.append(Route(path, handler, methods=["POST"] if post else ["GET"]))
-        return handler
-
-    return register
-
-
-def websocket(path: str) -> Callable[[H], H]:
-    """Make a function the answer to WebSockets of a path."""
-
-    def register(handler: H) -> H:
-        ROUTES.append(WebSocketRoute(path, handler))
         return handler
 
     return register

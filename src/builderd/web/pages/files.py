@@ -12,6 +12,7 @@ from functools import partial
 from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from builderd.application import Application
@@ -27,7 +28,7 @@ from builderd.sessions import service as sessions
 from builderd.tokens.model import Scope, Session
 from builderd.web.pages.builder import builder_page, frame_of
 from builderd.web.policy import check_origin
-from builderd.web.visits import Visit, page, recognized, see_other, text_of, websocket
+from builderd.web.visits import ROUTES, Visit, page, recognized, see_other, text_of
 
 PER_PAGE = 500
 #: Largest file that is edited in the browser, in bytes.
@@ -173,7 +174,6 @@ async def show_terminal(visit: Visit) -> Response:
     return await builder_page(visit, "terminal.html", "terminal", frame)
 
 
-@websocket("/builders/{name}/terminal/session")
 async def open_terminal(websocket: WebSocket) -> None:
     """A login shell. Binary messages are what is typed and printed, text messages are sizes and the exit code."""
     application: Application = websocket.app.state.application
@@ -195,6 +195,9 @@ async def open_terminal(websocket: WebSocket) -> None:
             await relay(websocket, process, partial(_check, application, session))
     except BuilderdError as error:
         await refuse(websocket, error)
+
+
+ROUTES.append(WebSocketRoute("/builders/{name}/terminal/session", open_terminal))
 
 
 async def _check(application: Application, session: Session) -> None:

@@ -174,14 +174,6 @@ def test_a_disk_with_subvolumes_in_it_is_deleted_whole(disks: Disks, store: Stor
     assert [*store.disks.iterdir(), *store.scratch.iterdir()] == []
 
 
-def test_deleting_is_idempotent(disks: Disks) -> None:
-    disks.delete(ONE)
-    disks.create(ONE, GB)
-    disks.delete(ONE)
-    disks.delete(ONE)
-    assert disks.report(ONE) is None
-
-
 def test_a_copy_is_independent_and_has_a_limit_of_its_own(disks: Disks) -> None:
     disks.create(ONE, 100 * MB)
     disks.put_bundle(ONE, BUNDLE)

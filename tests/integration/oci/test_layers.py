@@ -99,19 +99,6 @@ def is_tidy(store: Store) -> bool:
     return list(store.builds.iterdir()) == [] and claims == []
 
 
-async def test_a_layer_is_made_and_found(layers: Layers, runner: StandIn, store: Store) -> None:
-    assert not layers.has(KEY)
-    lines, progress = told()
-    outcome = await layers.build_layer(plan(), progress)
-    assert outcome.ok
-    assert not outcome.reused
-    assert outcome.output == ("hello",)
-    assert lines == ["Installing", "hello"]
-    assert layers.has(KEY)
-    assert (layers.lower(KEY) / "venv/lib/flask.py").read_text() == "flask"
-    assert is_tidy(store)
-
-
 async def test_the_build_sees_its_input_its_layer_and_the_cache_each_as_a_mount_of_its_own(
     layers: Layers, runner: StandIn, store: Store
 ) -> None:
@@ -132,17 +119,6 @@ async def test_the_build_sees_its_input_its_layer_and_the_cache_each_as_a_mount_
     assert binds["/usr/local/bin/uv"].source == UV
     assert run.env["MINE"] == "1"
     assert run.network
-
-
-async def test_layer_is_built_once(layers: Layers, runner: StandIn) -> None:
-    runner.gate.clear()
-    builds = [asyncio.create_task(layers.build_layer(plan(), print)) for _ in range(5)]
-    await runner.started.wait()
-    runner.gate.set()
-    outcomes = await asyncio.gather(*builds)
-    assert len(runner.runs) == 1
-    assert sorted(outcome.reused for outcome in outcomes) == [False, True, True, True, True]
-    assert (await layers.build_layer(plan(), print)).reused
 
 
 async def test_failed_step_leaves_no_layer(layers: Layers, runner: StandIn, store: Store) -> None:
@@ -425,24 +401,6 @@ async def test_a_layer_that_was_not_used_for_long_is_collected(layers: Layers, r
     assert layers.collect((), MONTH) == [KEY]
     assert not layers.has(KEY)
     assert layers.has(OTHER), "something was just started on it"
-
-
-async def test_a_layer_that_a_sandbox_sees_is_never_collected(
-    layers: Layers, runner: StandIn, store: Store, tmp_path: Path
-) -> None:
-    await layers.build_layer(plan(), print)
-    lower = layers.lower(KEY)
-    age(store, KEY, 31)
-    (tmp_path / "seen").mkdir()
-    mount = f"mount --bind {lower} {tmp_path}/seen && echo begun && read forever"
-    sandbox = subprocess.Popen(["unshare", "--mount", "sh", "-c", mount], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert sandbox.stdout
-    assert sandbox.stdin
-    assert sandbox.stdout.readline() == b"begun\n"
-    assert layers.collect((), 0) == []
-    sandbox.stdin.close()
-    sandbox.wait()
-    assert layers.collect((), 0) == [KEY]
 
 
 async def test_lookup_during_collection_is_atomic(layers: Layers, runner: StandIn, store: Store) -> None:

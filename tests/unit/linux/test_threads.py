@@ -84,23 +84,6 @@ async def test_failed_calls_are_logged_once_and_the_next_is_made(part: str, capl
     assert [record.message for record in caplog.records] == ["repeated call failed, retrying seconds=0.001 event=test"]
 
 
-async def test_nothing_is_called_after_the_close() -> None:
-    counted = 0
-
-    def count(_: None) -> None:
-        nonlocal counted
-        counted += 1
-
-    calls = RepeatedCall("test", 0.001, lambda: None, count)
-    calls.close()  # also before the start
-    calls.start()
-    calls.close()
-    calls.close()
-    for _ in range(20):
-        await asyncio.sleep(0.001)
-    assert counted == 0
-
-
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     read, write = os.pipe2(os.O_CLOEXEC)

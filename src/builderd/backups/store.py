@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
     Select,
@@ -49,34 +48,8 @@ from builderd.database.tables import (
     tenants,
 )
 
-_newest_first = (backups.c.created_at.desc(), backups.c.id)
-
-_SELECT = select(backups)
-_OF_BUILDER = _SELECT.where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
-_OF_TENANT = _SELECT.where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
-_OPEN_OF = (
-    _SELECT.where(backups.c.owner == bindparam("owner"))
-    .where(text(f"({UNFINISHED})"))
-    .order_by(backups.c.created_at, backups.c.id)
-)
-_EXPIRED = _SELECT.where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
-_OF_BUILDERS = _SELECT.where(backups.c.builder_id.in_(bindparam("builders", expanding=True))).order_by(*_newest_first)
-_BUILDERS = (
-    select(backups.c.builder_id)
-    .where(backups.c.builder_id > bindparam("after"))
-    .distinct()
-    .order_by(backups.c.builder_id)
-    .limit(bindparam("limit"))
-)
-_HAS_DONE = select(
-    exists().where(
-        backups.c.tenant_id == bindparam("tenant"),
-        backups.c.status == BackupStatus.DONE,
-        or_(backups.c.expires_at.is_(None), backups.c.expires_at > bindparam("now", type_=backups.c.expires_at.type)),
-    )
-)
-_COUNT_DAMAGED = select(func.count()).select_from(backups).where(text(DAMAGED))
-_COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
+_c = backups.c
+_newest_first = (_c.created_at.desc(), _c.id)
 
 
 def _newest(*conditions: ColumnElement[bool]) -> Select[Any]:
@@ -89,7 +62,7 @@ def _newest(*conditions: ColumnElement[bool]) -> Select[Any]:
         .subquery()
     )
     same = (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
-    return _SELECT.join(newest, wanted & same)
+    return select(backups).join(newest, wanted & same)
 
 
 _wanting = (text(f"builders.{BACKED_UP}"), text(f"builders.{LIVE}"))
@@ -127,33 +100,34 @@ class Backups(Repository[Backup]):
         super().save(value)
 
     def get(self, backup: BackupId) -> Backup | None:
-        return self._first(_SELECT.where(backups.c.id == bindparam("id")), id=backup)
+        return self._first(select(backups).where(_c.id == backup))
 
     def delete(self, backup: BackupId) -> None:
         """Delete it with its restores. Idempotent."""
         clear_of_backup(self._connection, backup)
-        self._change(delete(restores).where(restores.c.backup_id == bindparam("id")), id=backup)
-        self._connection.execute(delete(backups).where(backups.c.id == bindparam("id")), {"id": backup})
+        self._change(delete(restores).where(restores.c.backup_id == backup))
+        self._change(delete(backups).where(_c.id == backup))
 
     def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
         """Return the builder's backups, newest first."""
-        return self._all(_OF_BUILDER, builder=builder)
+        return self._all(select(backups).where(_c.builder_id == builder).order_by(*_newest_first))
 
     def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Backup]]:
         """Return the backups of each of these builders, newest first."""
         found: dict[BuilderId, list[Backup]] = {one: [] for one in builders}
         for some in batches(builders):
-            for backup in self._all(_OF_BUILDERS, builders=some):
+            for backup in self._all(select(backups).where(_c.builder_id.in_(some)).order_by(*_newest_first)):
                 found[backup.builder_id].append(backup)
         return found
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
         """Return the tenant's backups, newest first."""
-        return self._all(_OF_TENANT, tenant=tenant)
+        return self._all(select(backups).where(_c.tenant_id == tenant).order_by(*_newest_first))
 
     def open(self, owner: str) -> Sequence[Backup]:
         """Return the owner's backups that are to be taken or saved, or have a copy to delete, oldest first."""
-        return self._all(_OPEN_OF, owner=owner)
+        found = select(backups).where(_c.owner == owner, text(f"({UNFINISHED})"))
+        return self._all(found.order_by(_c.created_at, _c.id))
 
     def newest_of(
         self, builders: Sequence[BuilderId], status: BackupStatus | None = None
@@ -168,15 +142,18 @@ class Backups(Repository[Backup]):
 
     def expired(self, now: datetime) -> Sequence[Backup]:
         """Return those that have expired."""
-        return self._all(_EXPIRED, now=now)
+        return self._all(select(backups).where(_c.expires_at <= now).order_by(_c.expires_at))
 
     def builders(self, after: str, limit: int) -> Sequence[BuilderId]:
         """Return builders that have backups, in the order of their ids, so many after the given id ("": the first)."""
-        return self._connection.scalars(_BUILDERS, {"after": after, "limit": limit}).all()
+        found = select(_c.builder_id).where(_c.builder_id > after).distinct().order_by(_c.builder_id)
+        return self._connection.scalars(found.limit(limit)).all()
 
     def has_done(self, tenant: TenantId, now: datetime) -> bool:
         """Return whether the tenant has a backup that is done and has not expired."""
-        return bool(self._connection.scalar(_HAS_DONE, {"tenant": tenant, "now": now}))
+        is_kept = _c.expires_at.is_(None) | (_c.expires_at > now)
+        found = exists().where(_c.tenant_id == tenant, _c.status == BackupStatus.DONE, is_kept)
+        return bool(self._connection.scalar(select(found)))
 
     def count_failing(self) -> int:
         """Count the live builders with a backup interval whose newest backup failed."""
@@ -189,27 +166,15 @@ class Backups(Repository[Backup]):
 
     def count_damaged(self) -> int:
         """Count the backups whose last drill failed."""
-        return int(self._connection.execute(_COUNT_DAMAGED).scalar_one())
+        return self._connection.execute(select(func.count()).select_from(backups).where(text(DAMAGED))).scalar_one()
 
     def count_by_status(self) -> Mapping[BackupStatus, int]:
-        return {row.status: row.number for row in self._connection.execute(_COUNTS)}
+        counted = select(_c.status, func.count().label("number")).group_by(_c.status)
+        return {row.status: row.number for row in self._connection.execute(counted)}
 
 
-_OPEN_RESTORE = (RestoreStatus.PLANNED, RestoreStatus.FILLED)
-
-_RESTORE = select(restores).where(restores.c.id == bindparam("id"))
-_OPEN_RESTORES = (
-    select(restores).where(restores.c.status.in_(_OPEN_RESTORE)).order_by(restores.c.created_at, restores.c.id)
-)
-_OPEN_RESTORES_OF = _OPEN_RESTORES.where(restores.c.owner == bindparam("owner"))
-_OPEN_RESTORES_OF_BUILDER = _OPEN_RESTORES.where(restores.c.builder_id == bindparam("builder"))
-_of_builders = restores.c.builder_id.in_(bindparam("builders", expanding=True))
-_WITH_OPEN_RESTORE = select(restores.c.builder_id).where(restores.c.status.in_(_OPEN_RESTORE), _of_builders).distinct()
-_LAST_DRILLS = (
-    select(restores.c.builder_id, func.max(restores.c.created_at).label("at"))
-    .where(_of_builders, restores.c.kind == RestoreKind.DRILL)
-    .group_by(restores.c.builder_id)
-)
+_is_open = restores.c.status.in_((RestoreStatus.PLANNED, RestoreStatus.FILLED))
+_OPEN_RESTORES = select(restores).where(_is_open).order_by(restores.c.created_at, restores.c.id)
 
 
 class Restores(Repository[Restore]):
@@ -224,31 +189,32 @@ class Restores(Repository[Restore]):
         super().save(value)
 
     def get(self, restore: RestoreId) -> Restore | None:
-        return self._first(_RESTORE, id=restore)
+        return self._first(select(restores).where(restores.c.id == restore))
 
     def open(self, owner: str) -> Sequence[Restore]:
         """Return the owner's restores that are not finished, oldest first."""
-        return self._all(_OPEN_RESTORES_OF, owner=owner)
+        return self._all(_OPEN_RESTORES.where(restores.c.owner == owner))
 
     def open_of(self, builder: BuilderId) -> Sequence[Restore]:
         """Return a builder's restores that are not finished, of any owner, oldest first."""
-        return self._all(_OPEN_RESTORES_OF_BUILDER, builder=builder)
+        return self._all(_OPEN_RESTORES.where(restores.c.builder_id == builder))
 
     def with_open(self, builders: Sequence[BuilderId]) -> Collection[BuilderId]:
         """Return those of these builders with a restore that is not finished."""
-        return set(self._connection.scalars(_WITH_OPEN_RESTORE, {"builders": builders}).all())
+        found = select(restores.c.builder_id).where(_is_open, restores.c.builder_id.in_(builders))
+        return set(self._connection.scalars(found))
 
     def last_drills(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, datetime]:
         """Return when the newest drill of each builder was requested, finished or not, of a backup that still exists.
 
         Builders without one are left out.
         """
-        return {row.builder_id: row.at for row in self._connection.execute(_LAST_DRILLS, {"builders": builders})}
-
-
-_KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
-_KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
-_LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
+        found = (
+            select(restores.c.builder_id, func.max(restores.c.created_at).label("at"))
+            .where(restores.c.builder_id.in_(builders), restores.c.kind == RestoreKind.DRILL)
+            .group_by(restores.c.builder_id)
+        )
+        return {row.builder_id: row.at for row in self._connection.execute(found)}
 
 
 class BackupKeys(Repository[BackupKey]):
@@ -262,44 +228,22 @@ class BackupKeys(Repository[BackupKey]):
 
     def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends."""
-        statement = _KEY.with_for_update(key_share=True) if lock and self._locks else _KEY
-        return self._first(statement, tenant=tenant)
+        found = select(backup_keys).where(backup_keys.c.tenant_id == tenant)
+        return self._first(found.with_for_update(key_share=True) if lock and self._locks else found)
 
     def lacking(self) -> Sequence[TenantId]:
         """Return the tenants without a key."""
-        return self._connection.scalars(_LACKING).all()
+        found = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
+        return self._connection.scalars(found).all()
 
     def all(self) -> Sequence[BackupKey]:
-        return self._all(_KEYS)
+        return self._all(select(backup_keys).order_by(backup_keys.c.tenant_id))
 
 
 _row = builders.c
 #: Stored for a builder that is to be looked at now.
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 _at_once = literal(AT_ONCE, _row.backup_check_at.type)
-_wanted = (text(BACKED_UP), text(LIVE))
-_now: BindParameter[datetime] = bindparam("now", type_=_row.backup_check_at.type)
-_tried_before: BindParameter[datetime] = bindparam("tried_before", type_=_row.drill_base_at.type)
-_DUE = select(_row.id).where(*_wanted, _row.backup_check_at <= _now).limit(bindparam("limit"))
-_DRILLS_DUE = select(_row.id).where(*_wanted, _row.drill_base_at <= _tried_before).limit(bindparam("limit"))
-# A row that another transaction has is left for the next look: what it changes is not known yet.
-_LOCKED = (
-    select(_row.id)
-    .where(_row.id.in_(bindparam("builders", expanding=True)))
-    .order_by(_row.id)
-    .with_for_update(skip_locked=True, key_share=True)
-)
-_of_builder = _row.id == bindparam("builder")
-_RECORD = (
-    update(builders)
-    .where(_of_builder)
-    .values(backup_check_at=bindparam("check_at"), drill_base_at=bindparam("base_at"))
-)
-_CLEAR_OF_BACKUP = (
-    update(builders)
-    .where(_row.id == select(backups.c.builder_id).where(backups.c.id == bindparam("backup")).scalar_subquery())
-    .values(backup_check_at=_at_once)
-)
 #: Value of the column in the ``UPDATE`` of a builder's row: another interval, and a first disk, change when its next
 #: backup is due.
 CHECK_AT_AFTER_SAVE = case(
@@ -311,12 +255,13 @@ CHECK_AT_AFTER_SAVE = case(
 
 def clear(connection: Connection, builder: BuilderId) -> None:
     """Have the schedule look at the builder: one of its backups or restores is about to change."""
-    connection.execute(update(builders).where(_of_builder).values(backup_check_at=_at_once), {"builder": builder})
+    connection.execute(update(builders).where(_row.id == builder).values(backup_check_at=AT_ONCE))
 
 
 def clear_of_backup(connection: Connection, backup: BackupId) -> None:
     """Have the schedule look at the backup's builder."""
-    connection.execute(_CLEAR_OF_BACKUP, {"backup": backup})
+    builder = select(_c.builder_id).where(_c.id == backup).scalar_subquery()
+    connection.execute(update(builders).where(_row.id == builder).values(backup_check_at=AT_ONCE))
 
 
 class BackupChecks(Queries):
@@ -328,19 +273,19 @@ class BackupChecks(Queries):
         ``tried_before``: those whose backups were last tried by a drill before are due as well; None: no drills. A unit
         of work that writes locks them, and leaves out those that another one works on.
         """
-        found = list(self._connection.scalars(_DUE, {"now": now, "limit": limit}).all())
+        wanted = select(_row.id).where(text(BACKED_UP), text(LIVE)).limit(limit)
+        found = list(self._connection.scalars(wanted.where(_row.backup_check_at <= now)))
         if tried_before is not None:
-            found += self._connection.scalars(_DRILLS_DUE, {"tried_before": tried_before, "limit": limit}).all()
+            found += self._connection.scalars(wanted.where(_row.drill_base_at <= tried_before))
         ids = sorted(set(found))[:limit]
         if not ids or not self._locks:
             return ids
-        return self._connection.scalars(_LOCKED, {"builders": ids}).all()
+        # A row that another transaction has is left for the next look: what it changes is not known yet.
+        locked = select(_row.id).where(_row.id.in_(ids)).order_by(_row.id)
+        return self._connection.scalars(locked.with_for_update(skip_locked=True, key_share=True)).all()
 
     def record(self, checks: Mapping[BuilderId, BackupCheck]) -> None:
         """Store when each builder, locked by ``due``, is to be looked at again."""
-        if checks:
-            rows = [
-                {"builder": one, "check_at": check.check_at, "base_at": check.drill_base_at}
-                for one, check in checks.items()
-            ]
-            self._connection.execute(_RECORD, rows)
+        for builder, check in checks.items():
+            times = {"backup_check_at": check.check_at, "drill_base_at": check.drill_base_at}
+            self._change(update(builders).where(_row.id == builder), **times)

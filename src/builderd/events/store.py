@@ -51,18 +51,6 @@ class EventQuery:
 LOCK_CLASS = 0x62640001
 
 _LOCK = select(func.pg_advisory_xact_lock(literal(LOCK_CLASS), func.hashtext(bindparam("tenant"))))
-_OF_BUILDER = (
-    select(events)
-    .where(events.c.builder_id == bindparam("builder"), events.c.id > bindparam("after"))
-    .order_by(events.c.id)
-    .limit(bindparam("limit"))
-)
-_ONE = select(events).where(events.c.id == bindparam("event"))
-_LAST_ID = select(func.max(events.c.id)).where(events.c.tenant_id == bindparam("tenant"))
-_OLDEST = select(events.c.id, events.c.time).order_by(events.c.id).limit(bindparam("limit")).subquery()
-_EXPIRE = delete(events).where(
-    events.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=events.c.time.type)))
-)
 
 
 class Events(Repository[Event]):
@@ -79,10 +67,11 @@ class Events(Repository[Event]):
 
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Return events with an id greater than ``after``, oldest first."""
-        return self._all(_OF_BUILDER, builder=builder, after=after, limit=limit)
+        found = select(events).where(events.c.builder_id == builder, events.c.id > after)
+        return self._all(found.order_by(events.c.id).limit(limit))
 
     def get(self, event_id: int) -> Event | None:
-        return self._first(_ONE, event=event_id)
+        return self._first(select(events).where(events.c.id == event_id))
 
     def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
         """Return one page (from 1), newest first, and the total number."""
@@ -99,11 +88,12 @@ class Events(Repository[Event]):
 
     def last_id(self, tenant: TenantId) -> int:
         """Return the greatest id of the tenant's events, 0 without any."""
-        return self._connection.scalar(_LAST_ID, {"tenant": tenant}) or 0
+        return self._connection.scalar(select(func.max(events.c.id)).where(events.c.tenant_id == tenant)) or 0
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` of the oldest that happened before this time; return the number."""
-        return self._change(_EXPIRE, before=before, limit=limit)
+        oldest = select(events.c.id, events.c.time).order_by(events.c.id).limit(limit).subquery()
+        return self._change(delete(events).where(events.c.id.in_(select(oldest.c.id).where(oldest.c.time < before))))
 
 
 def _filtered(tenant: TenantId, query: EventQuery) -> Select[Any]:
@@ -128,43 +118,9 @@ def _is_of(pattern: str) -> ColumnElement[bool]:
 
 
 _hook, _delivery = webhooks.c, deliveries.c
-_now = bindparam("now", type_=_delivery.due_at.type)
 _is_active = _hook.status == WebhookStatus.ACTIVE
 _waits = _delivery.status == DeliveryStatus.PENDING
-
 _ALL = select(webhooks).order_by(_hook.created_at, _hook.id)
-_ONE_WEBHOOK = select(webhooks).where(_hook.id == bindparam("webhook"))
-_EXPIRED = select(_hook.id).where(_is_active, _hook.expires_at <= _now)
-_BEHIND = select(_hook.id).where(
-    _is_active, exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
-)
-_DUE = select(_hook.id).where(
-    _is_active,
-    or_(_hook.held_until.is_(None), _hook.held_until <= _now),
-    exists().where(_delivery.webhook_id == _hook.id, _waits, _delivery.due_at <= _now),
-)
-
-_OF_WEBHOOK = select(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
-_ONE_DELIVERY = select(deliveries).where(_delivery.id == bindparam("delivery"))
-_UPDATE_DELIVERY = update(deliveries).where(_delivery.id == bindparam("delivery"))
-# SKIP LOCKED: another control plane that asks at the same time gets the next delivery.
-_NEXT = (
-    _OF_WEBHOOK.where(_waits, _delivery.due_at <= _now)
-    .order_by(_delivery.due_at, _delivery.event_id)
-    .limit(1)
-    .with_for_update(skip_locked=True)
-)
-_PENDING = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"), _waits)
-_COUNT = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
-_PAGE = _OF_WEBHOOK.order_by(_delivery.event_id.desc()).limit(bindparam("limit")).offset(bindparam("offset"))
-_DELETE_DELIVERIES = delete(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
-_of_disabled = _delivery.webhook_id.in_(select(_hook.id).where(~_is_active))
-_OVER = (
-    select(_delivery.id)
-    .where(~_waits | _of_disabled, _delivery.created_at < bindparam("before", type_=_delivery.created_at.type))
-    .limit(bindparam("limit"))
-)
-_EXPIRE_DELIVERIES = delete(deliveries).where(_delivery.id.in_(_OVER))
 
 
 class Webhooks(Repository[Webhook]):
@@ -175,12 +131,12 @@ class Webhooks(Repository[Webhook]):
 
         Lock it before writing its deliveries, and save only a value that was read with the lock.
         """
-        statement = _ONE_WEBHOOK.with_for_update(key_share=True) if lock and self._locks else _ONE_WEBHOOK
-        return self._first(statement, webhook=webhook)
+        found = select(webhooks).where(_hook.id == webhook)
+        return self._first(found.with_for_update(key_share=True) if lock and self._locks else found)
 
     def list(self, tenant: TenantId) -> Sequence[Webhook]:
         """Return the tenant's webhooks, oldest first."""
-        return self._all(_ALL.where(_hook.tenant_id == bindparam("tenant")), tenant=tenant)
+        return self._all(_ALL.where(_hook.tenant_id == tenant))
 
     def all(self) -> Sequence[Webhook]:
         """Return the webhooks of all tenants."""
@@ -192,20 +148,23 @@ class Webhooks(Repository[Webhook]):
 
     def delete(self, webhook: WebhookId) -> None:
         """Delete it with its deliveries."""
-        self._change(_DELETE_DELIVERIES, webhook=webhook)
-        self._connection.execute(delete(webhooks).where(_hook.id == bindparam("webhook")), {"webhook": webhook})
+        self._change(delete(deliveries).where(_delivery.webhook_id == webhook))
+        self._change(delete(webhooks).where(_hook.id == webhook))
 
     def expired(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones whose token has expired."""
-        return self._connection.scalars(_EXPIRED, {"now": now}).all()
+        return self._connection.scalars(select(_hook.id).where(_is_active, _hook.expires_at <= now)).all()
 
     def with_undelivered_events(self) -> Sequence[WebhookId]:
         """Return the active ones whose tenant has events after their cursor (``place``)."""
-        return self._connection.scalars(_BEHIND).all()
+        is_behind = exists().where(events.c.tenant_id == _hook.tenant_id, events.c.id > _hook.place)
+        return self._connection.scalars(select(_hook.id).where(_is_active, is_behind)).all()
 
     def due(self, now: datetime) -> Sequence[WebhookId]:
         """Return the active ones that are not paused and have due deliveries."""
-        return self._connection.scalars(_DUE, {"now": now}).all()
+        is_unpaused = _hook.held_until.is_(None) | (_hook.held_until <= now)
+        is_due = exists().where(_delivery.webhook_id == _hook.id, _waits, _delivery.due_at <= now)
+        return self._connection.scalars(select(_hook.id).where(_is_active, is_unpaused, is_due)).all()
 
     def _row(self, value: Webhook) -> dict[str, Any]:
         return {**row_of(value), "events": list(value.events)}
@@ -218,7 +177,7 @@ class Deliveries(Repository[Delivery]):
     _table, _record = deliveries, Delivery
 
     def get(self, delivery: str) -> Delivery | None:
-        return self._first(_ONE_DELIVERY, delivery=delivery)
+        return self._first(select(deliveries).where(_delivery.id == delivery))
 
     def save(self, value: Delivery) -> None:
         """Save it, unless it was deleted."""
@@ -226,27 +185,35 @@ class Deliveries(Repository[Delivery]):
 
     def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:
         """Return the oldest due one and make it due at ``until``: of concurrent callers, one gets it."""
-        row = self._connection.execute(_NEXT, {"webhook": webhook, "now": now}).mappings().first()
+        due = select(deliveries).where(_delivery.webhook_id == webhook, _waits, _delivery.due_at <= now)
+        # SKIP LOCKED: another control plane that asks at the same time gets the next delivery.
+        oldest = due.order_by(_delivery.due_at, _delivery.event_id).limit(1).with_for_update(skip_locked=True)
+        row = self._connection.execute(oldest).mappings().first()
         if row is None:
             return None
-        self._change(_UPDATE_DELIVERY, delivery=row["id"], due_at=until)
+        self._change(update(deliveries).where(_delivery.id == row["id"]), due_at=until)
         return self._value(row)
 
     def pending(self, webhook: WebhookId) -> int:
         """Return the number of pending ones."""
-        return int(self._connection.execute(_PENDING, {"webhook": webhook}).scalar_one())
+        found = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == webhook, _waits)
+        return self._connection.execute(found).scalar_one()
 
     def page(self, webhook: WebhookId, *, page: int, per_page: int) -> tuple[Sequence[Delivery], int]:
         """Return one page (from 1), newest first, and the total number."""
-        total = self._connection.execute(_COUNT, {"webhook": webhook}).scalar_one()
-        return self._all(_PAGE, webhook=webhook, limit=per_page, offset=(page - 1) * per_page), total
+        found = select(deliveries).where(_delivery.webhook_id == webhook)
+        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+        found = found.order_by(_delivery.event_id.desc()).limit(per_page).offset((page - 1) * per_page)
+        return self._all(found), total
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` finished ones created before this time; return the number.
 
         Those of a disabled webhook count as finished.
         """
-        return self._change(_EXPIRE_DELIVERIES, before=before, limit=limit)
+        is_over = ~_waits | _delivery.webhook_id.in_(select(_hook.id).where(~_is_active))
+        over = select(_delivery.id).where(is_over, _delivery.created_at < before).limit(limit)
+        return self._change(delete(deliveries).where(_delivery.id.in_(over)))
 
     def _row(self, value: Delivery) -> dict[str, Any]:
         attempts = [{**row_of(attempt), "at": attempt.at.isoformat()} for attempt in value.attempts]

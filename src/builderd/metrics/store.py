@@ -33,16 +33,6 @@ _WATCHED = (
     .where(sandboxes.c.end_cause.is_(None), sandboxes.c.started_at.is_not(None), sandboxes.c.trial.is_(False))
     .order_by(builders.c.id)
 )
-_SINCE, _BEFORE = (bindparam(name, type_=metrics.c.start.type) for name in ("since", "before"))
-_OF_BUILDER = (
-    select(metrics)
-    .where(metrics.c.builder_id == bindparam("builder"), metrics.c.start >= _SINCE)
-    .order_by(metrics.c.start)
-)
-_CLASS_TIMES = select(class_times).where(
-    class_times.c.builder_id == bindparam("builder"),
-    class_times.c.start >= _SINCE,
-)
 # Summed by the database: of a day's rows, a page of builders has thousands.
 _number = (EpochSeconds(metrics.c.start) - bindparam("from", type_=BigInteger)) // bindparam("step", type_=BigInteger)
 _LOADS = (
@@ -53,11 +43,13 @@ _LOADS = (
         func.sum(metrics.c.cpu_seconds).label("cpu"),
         func.sum(metrics.c.memory_byte_seconds).label("memory"),
     )
-    .where(metrics.c.builder_id.in_(bindparam("builders", expanding=True)), metrics.c.start >= _SINCE)
+    .where(
+        metrics.c.builder_id.in_(bindparam("builders", expanding=True)),
+        metrics.c.start >= bindparam("since", type_=metrics.c.start.type),
+    )
     .group_by(metrics.c.builder_id, text("number"))
     .having(func.sum(metrics.c.seconds) > 0)
 )
-_EXPIRE, _EXPIRE_TIMES = (delete(table).where(table.c.start < _BEFORE) for table in (metrics, class_times))
 
 
 class Metrics(Queries):
@@ -77,10 +69,13 @@ class Metrics(Queries):
 
     def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
         """Return those that begin at or after this time, oldest first."""
-        values = {"builder": builder, "since": since}
-        rows = self._connection.execute(_OF_BUILDER, values).mappings().all()
+        found, timed = (
+            select(table).where(table.c.builder_id == builder, table.c.start >= since).order_by(table.c.start)
+            for table in (metrics, class_times)
+        )
+        rows = self._connection.execute(found).mappings().all()
         times: dict[datetime, dict[str, RowMapping]] = {}
-        for row in self._connection.execute(_CLASS_TIMES, values).mappings():
+        for row in self._connection.execute(timed).mappings():
             times.setdefault(row["start"], {})[row["class"]] = row
         return [_step(row, times.get(row["start"])) for row in rows]
 
@@ -97,8 +92,8 @@ class Metrics(Queries):
 
     def expire(self, before: datetime) -> int:
         """Delete those that began before this time; return the number."""
-        self._change(_EXPIRE_TIMES, before=before)
-        return self._change(_EXPIRE, before=before)
+        self._change(delete(class_times).where(class_times.c.start < before))
+        return self._change(delete(metrics).where(metrics.c.start < before))
 
 
 def _upsert(insert: Any) -> Any:

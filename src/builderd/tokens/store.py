@@ -16,11 +16,8 @@ from builderd.tokens.model import NO_CALLS, CallHours, Scope, Session, SessionId
 
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
 _BY_ID = select(tokens).where(tokens.c.id == bindparam("token"))
-_BY_ID_LOCKED = _BY_ID.with_for_update()
-_OF_TENANT = select(tokens).where(tokens.c.tenant_id == bindparam("tenant")).order_by(tokens.c.created_at, tokens.c.id)
 _CALLS = select(tokens.c.calls).where(tokens.c.id == bindparam("token")).with_for_update()
 _UPDATE = update(tokens).where(tokens.c.id == bindparam("token"))
-_REVOKE = update(tokens).where(tokens.c.id.in_(bindparam("tokens", expanding=True)), tokens.c.revoked_at.is_(None))
 
 
 class Tokens(Repository[Token]):
@@ -28,14 +25,14 @@ class Tokens(Repository[Token]):
 
     def get(self, token: TokenId, *, lock: bool = False) -> Token | None:
         """Return it; with ``lock``, other writers of this row wait until the unit of work ends."""
-        statement = _BY_ID_LOCKED if lock and self._locks else _BY_ID
-        return self._first(statement, token=token)
+        return self._first(_BY_ID.with_for_update() if lock and self._locks else _BY_ID, token=token)
 
     def by_secret_hash(self, secret_hash: str) -> Token | None:
         return self._first(_BY_SECRET_HASH, secret_hash=secret_hash)
 
     def list(self, tenant: TenantId) -> Sequence[Token]:
-        return self._all(_OF_TENANT, tenant=tenant)
+        found = select(tokens).where(tokens.c.tenant_id == tenant)
+        return self._all(found.order_by(tokens.c.created_at, tokens.c.id))
 
     def touch(self, token: TokenId, at: datetime, calls: CallHours = NO_CALLS) -> None:
         """Record the time of the last use, and add calls to those of their hours."""
@@ -45,9 +42,9 @@ class Tokens(Repository[Token]):
             values["calls"] = _document(_calls(stored).add_all(calls))
         self._change(_UPDATE, **values)
 
-    def revoke(self, tokens: Collection[TokenId], at: datetime) -> None:
+    def revoke(self, ids: Collection[TokenId], at: datetime) -> None:
         """Mark them as revoked. Those that are revoked already keep their time."""
-        self._change(_REVOKE, tokens=list(tokens), revoked_at=at)
+        self._change(update(tokens).where(tokens.c.id.in_(ids), tokens.c.revoked_at.is_(None)), revoked_at=at)
 
     def _row(self, value: Token) -> dict[str, Any]:
         scopes = sorted(scope.value for scope in value.scopes)
@@ -67,18 +64,6 @@ def _document(calls: CallHours) -> Any:
 
 
 _BY_HASH = select(sessions).where(sessions.c.secret_hash == bindparam("hash"))
-_OF_TOKEN = (
-    select(sessions)
-    .where(sessions.c.token_id == bindparam("token"))
-    .order_by(sessions.c.last_used_at.desc(), sessions.c.id)
-)
-_UPDATE_SESSION = update(sessions).where(sessions.c.id == bindparam("session"))
-_REMOVE_OF = delete(sessions).where(sessions.c.token_id == bindparam("token"))
-_EXPIRE = delete(sessions).where(sessions.c.last_used_at < bindparam("before"))
-
-_LINK = select(sign_in_links).where(sign_in_links.c.code_hash == bindparam("hash"))
-_SPEND = delete(sign_in_links).where(sign_in_links.c.code_hash == bindparam("hash"))
-_EXPIRE_LINKS = delete(sign_in_links).where(sign_in_links.c.expires_at < bindparam("before"))
 
 
 class Sessions(Repository[Session]):
@@ -89,34 +74,35 @@ class Sessions(Repository[Session]):
 
     def of_token(self, token: TokenId) -> Sequence[Session]:
         """Return the token's sessions, the last used first."""
-        return self._all(_OF_TOKEN, token=token)
+        found = select(sessions).where(sessions.c.token_id == token)
+        return self._all(found.order_by(sessions.c.last_used_at.desc(), sessions.c.id))
 
     def touch(self, session: SessionId, at: datetime) -> None:
         """Record the time of the last use."""
-        self._change(_UPDATE_SESSION, session=session, last_used_at=at)
+        self._change(update(sessions).where(sessions.c.id == session), last_used_at=at)
 
     def remove(self, session: SessionId) -> None:
-        self._change(delete(sessions).where(sessions.c.id == bindparam("session")), session=session)
+        self._change(delete(sessions).where(sessions.c.id == session))
 
     def remove_of(self, token: TokenId) -> int:
         """Remove all sessions of the token; return the number."""
-        return self._change(_REMOVE_OF, token=token)
+        return self._change(delete(sessions).where(sessions.c.token_id == token))
 
     def expire(self, used_before: datetime) -> int:
         """Delete those last used before this time; return the number."""
-        return self._change(_EXPIRE, before=used_before)
+        return self._change(delete(sessions).where(sessions.c.last_used_at < used_before))
 
 
 class SignInLinks(Repository[SignInLink]):
     _table, _record = sign_in_links, SignInLink
 
     def get(self, code_hash: str) -> SignInLink | None:
-        return self._first(_LINK, hash=code_hash)
+        return self._first(select(sign_in_links).where(sign_in_links.c.code_hash == code_hash))
 
     def spend(self, code_hash: str) -> bool:
         """Delete the link; return False if it was gone already. Of several callers at once one gets True."""
-        return self._change(_SPEND, hash=code_hash) == 1
+        return self._change(delete(sign_in_links).where(sign_in_links.c.code_hash == code_hash)) == 1
 
     def expire(self, before: datetime) -> int:
         """Delete those that expired before this time; return the number."""
-        return self._change(_EXPIRE_LINKS, before=before)
+        return self._change(delete(sign_in_links).where(sign_in_links.c.expires_at < before))

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, make_url, select, text
@@ -24,7 +25,6 @@ from builderd.database.sqlite import open_sqlite
 from builderd.database.tables import tokens
 from builderd.database.types import row_of
 from builderd.database.unit_of_work import Store, UnitOfWork
-from builderd.events import store as events
 
 
 @pytest.fixture
@@ -182,8 +182,10 @@ def test_a_migration_that_breaks_foreign_keys_is_taken_back(path: Path) -> None:
 async def test_frequent_queries_use_an_index(store: Store, path: Path) -> None:
     builder = await add_builder(store)
     connection = sqlite3.connect(path)
-    values = {"now": "2026", "limit": 1, "builder": builder.id, "after": 0}
-    for statement in (claims._DUE, events._OF_BUILDER):
+    queries: list[tuple[object, Any]] = [(claims._DUE, {"now": "2026", "limit": 1})]
+    event.listen(store._database.writing, "before_cursor_execute", lambda *call: queries.append(call[2:4]))
+    await store.write(lambda uow: uow.events.of_builder(builder.id))
+    for statement, values in queries:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
         assert all("SCAN" not in row[-1] for row in plan)
     connection.close()

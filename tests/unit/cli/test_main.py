@@ -139,19 +139,16 @@ def test_token_expiry_is_shown_in_utc(tmp_path: Path) -> None:
     assert token.expires_at == datetime(2099, 1, 31, 7, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("expiry", ["soon", "1y", "2001-01-31T12:00:00Z", "999999999999w", "9999-12-31T23:00:00-05:00"])
-def test_another_expiry_is_refused(tmp_path: Path, expiry: str) -> None:
-    refused = run("token", "create", "--tenant", "acme", "--expires", expiry, data_dir=tmp_path)
-    assert refused.exit_code != 0
-    assert "Traceback" not in refused.output
-
-
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (("token", "create", "--tenant", "Not A Name"), "lower-case"),
         (("token", "create", "--tenant", "acme", "--scope", "everything"), "everything"),
-        (("token", "list", "--tenant", "nobody"), "There is no builderd in"),
+        (("token", "create", "--tenant", "acme", "--expires", "soon"), "neither a span"),
+        (("token", "create", "--tenant", "acme", "--expires", "1y"), "neither a span"),
+        (("token", "create", "--tenant", "acme", "--expires", "2001-01-31T12:00:00Z"), "must lie in the future"),
+        (("token", "create", "--tenant", "acme", "--expires", "999999999999w"), "neither a span"),
+        (("token", "create", "--tenant", "acme", "--expires", "9999-12-31T23:00:00-05:00"), "neither a span"),
         (("serve", "--port", "70000"), "70000"),
         (("serve", "--config", "/nonexistent.toml"), "there is no file"),
     ],
@@ -184,7 +181,6 @@ CREATE = ("token", "create", "--tenant", "acme")
         ("no such database", CREATE, "database_url"),
         ("no place", CREATE, "/dev/null/data: Not a directory"),
         ("no data", ("backup", "{tmp}/kept", "--without-keys"), "There is no database"),
-        ("no data", ("vault", "rotate"), "There is no builderd in"),
         ("full disk", ("backup", "{tmp}/kept", "--without-keys"), "/kept: No space left on device"),
         ("mounted", ("backup", "/proc", "--without-keys"), "/proc is a mount point"),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from tests.service import MINIMAL, Service
@@ -15,7 +17,7 @@ from builderd.linux.clock import ClockReading, read_clocks
 from builderd.server import rates
 from builderd.server.rates import LastUses
 from builderd.tokens import service as tokens
-from builderd.tokens.model import Scope
+from builderd.tokens.model import Scope, Token
 
 BUILDERS = "/api/v1/builders"
 
@@ -75,57 +77,76 @@ def _later(reading: ClockReading, nanoseconds: int) -> ClockReading:
     return reading._replace(wall=reading.wall + nanoseconds)
 
 
+class Records:
+    """Records of last uses in a store: how many were tried, and what happens to them."""
+
+    def __init__(self, write: Callable[[Any], Awaitable[Any]]) -> None:
+        self._write = write
+        self.tries = 0
+
+    async def __call__(self, work: Any) -> Any:
+        if work.__qualname__.startswith(LastUses.__name__):
+            self.tries += 1
+            await self.before()
+        return await self._write(work)
+
+    async def before(self) -> None:
+        """Replaced by tests: raises, or waits."""
+
+
+@pytest.fixture
+def records(service: Service, monkeypatch: pytest.MonkeyPatch) -> Records:
+    made = Records(service.application.store.write)
+    monkeypatch.setattr(service.application.store, "write", made)
+    return made
+
+
+async def token_of(service: Service) -> Token:
+    """Return the token with which the tests read."""
+    token = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
+    assert token is not None
+    return token
+
+
 async def test_a_locked_store_delays_no_read_and_its_calls_are_recorded_later(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process held SQLite's lock: a neighbour's ``GET /builders`` took 15 s, for the record of its use."""
     monkeypatch.setattr(rates, "RETRY_SECONDS", 0)
-    client, store, unlocked = service.client(service.read), service.application.store, asyncio.Event()
-    real, tries = store.write, 0
+    client, unlocked = service.client(service.read), asyncio.Event()
 
-    async def write(work: Any) -> Any:
-        nonlocal tries
-        if work.__qualname__.startswith(LastUses.__name__):
-            tries += 1
-            await unlocked.wait()
-            if tries == 1:
-                raise StoreUnavailable("The database is locked.")
-        return await real(work)
+    async def locked() -> None:
+        first = records.tries == 1
+        await unlocked.wait()
+        if first:
+            raise StoreUnavailable("The database is locked.")
 
-    monkeypatch.setattr(store, "write", write)
+    monkeypatch.setattr(records, "before", locked)
     for _ in range(3):
         assert (await client.get(BUILDERS)).status_code == 200
-    assert tries == 1, "one record at a time"
+    assert records.tries == 1, "one record at a time"
     unlocked.set()
     while service.app.state.operations.last_uses._recording:
         await asyncio.sleep(0)
     assert (await client.get(BUILDERS)).status_code == 200
-    token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
-    assert token is not None
-    assert token.calls.of_day(service.application.clock.now()) == 4
+    assert (await token_of(service)).calls.of_day(service.application.clock.now()) == 4
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("The disk is full."), ValueError("no date")])
 async def test_a_record_that_failed_is_not_repeated_by_each_call(
-    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    service: Service,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
     """Each read would be a failed write and a line in the log while the disk is full."""
-    client, store, tries = service.client(service.read), service.application.store, 0
-    token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
-    assert token is not None
-    real = store.write
-
-    async def write(work: Any) -> Any:
-        nonlocal tries
-        if work.__qualname__.startswith(LastUses.__name__):
-            tries += 1
-            raise error
-        return await real(work)
-
-    monkeypatch.setattr(store, "write", write)
+    monkeypatch.setattr(records, "before", AsyncMock(side_effect=error))
+    client = service.client(service.read)
     for _ in range(20):
         assert (await client.get(BUILDERS)).status_code == 200
-    assert tries == 1
+    assert records.tries == 1
+    token = await token_of(service)
     assert service.app.state.operations.token_calls.pending(token.id).counts == (20,)
     lines = [record for record in caplog.records if record.name == rates.__name__]
     # The store has its own line, twice a minute, for a fault that all its callers meet.
@@ -133,25 +154,14 @@ async def test_a_record_that_failed_is_not_repeated_by_each_call(
     assert not [record for record in lines if record.levelname == "WARNING"]
 
 
-async def test_calls_of_a_token_are_counted_without_a_write_for_each(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, store = service.client(service.read), service.application.store
-    written, real = [], store.write
-
-    async def write(work: Any) -> Any:
-        if work.__qualname__.startswith(LastUses.__name__):
-            written.append(work)
-        return await real(work)
-
-    monkeypatch.setattr(store, "write", write)
+async def test_calls_of_a_token_are_counted_without_a_write_for_each(service: Service, records: Records) -> None:
+    client = service.client(service.read)
     for _ in range(5):
         assert (await client.get(BUILDERS)).status_code == 200
     assert (await client.get("/api/v1/tokens/current")).json()["data"]["calls_in_24_h"] == 6
     # The first call recorded the token's use, with itself; the others wait for the next record.
-    assert len(written) == 1
-    token = await store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
-    assert token is not None
+    assert records.tries == 1
+    token = await token_of(service)
     assert token.calls.of_day(service.application.clock.now()) == 1
     assert (await service.client("bd_" + "x" * 43).get(BUILDERS)).status_code == 401
     assert service.app.state.operations.token_calls.pending(token.id).counts == (5,)

@@ -19,11 +19,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
-from builderd.core.errors import StoreUnavailable
 from builderd.core.ids import secret_hash
 from builderd.server import streams
 from builderd.server.limits import CALL, Limiter, credential_of
-from builderd.server.rates import LastUses
 from builderd.sessions import service as sessions
 from builderd.tokens.model import Scope
 from builderd.web.app import Site
@@ -81,32 +79,6 @@ async def test_session_that_was_signed_out_takes_no_more_turns_of_its_tenant(pag
 @pytest.mark.parametrize("name", [SESSION.plain_name, SESSION.secure_name])
 def test_listener_knows_the_cookie_of_a_session(name: str) -> None:
     assert credential_of([(b"cookie", f"theme=dark; {name}=secret".encode())]) == secret_hash("secret")
-
-
-@pytest.mark.parametrize("is_locked", [True, False])
-async def test_a_store_that_takes_no_write_delays_and_refuses_no_page(
-    pages: Pages, monkeypatch: pytest.MonkeyPatch, *, is_locked: bool
-) -> None:
-    """The session's last use is due: its record waits for the lock, or fails, and the page is shown."""
-    monkeypatch.setattr(sessions, "TOUCH_INTERVAL", timedelta())
-    store, unlocked, tries = pages.service.store, asyncio.Event(), 0
-    real = store.write
-
-    async def write(work: Any) -> Any:
-        nonlocal tries
-        if work.__qualname__.startswith(LastUses.__name__):
-            tries += 1
-            if not is_locked:
-                raise StoreUnavailable("The disk is full.")
-            await unlocked.wait()
-        return await real(work)
-
-    monkeypatch.setattr(store, "write", write)
-    async with asyncio.timeout(20):
-        for _ in range(3):
-            assert (await pages.browser.get("/builders")).status_code == 200
-    assert tries == 1
-    unlocked.set()
 
 
 async def test_a_sessions_last_use_is_recorded(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,7 +367,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=150, stateful_step_count=40)
+TestLife.settings = settings(max_examples=100, stateful_step_count=40)
 
 
 def run_down(world: World, app: App) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sized
 
 from tests.service import MINIMAL, Service
 
-WARM_UP, BUILDERS = 3, 8
+WARM_UP, BUILDERS = 2, 5
 #: Modules of values, which fakes keep.
 VALUES = (
     ".model",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
-from builderd.code.upload_rows import CHUNK_BYTES
+from builderd.code.store import UPLOAD_CHUNK_BYTES
 from builderd.core.errors import Conflict, NoCapacity, QuotaExceeded, TooLarge
 from builderd.core.ids import UploadId, is_id
 from builderd.core.resources import GB, size_text
@@ -150,7 +150,7 @@ class SharedUploads:
             stored = await self.size(upload)
             if start > stored:
                 raise gap(stored)
-            number, kept = divmod(start, CHUNK_BYTES)
+            number, kept = divmod(start, UPLOAD_CHUNK_BYTES)
             tail = bytearray((await self._chunk(upload, number))[:kept] if kept else b"")
             # As the upload was, at the start of the part: a kill leaves no mixture of two attempts.
             if start < stored:
@@ -163,13 +163,13 @@ class SharedUploads:
                         end -= len(piece)
                         raise too_large(limit)
                     tail += piece
-                    while len(tail) >= CHUNK_BYTES:
-                        await self._put(upload, number, tail[:CHUNK_BYTES])
-                        del tail[:CHUNK_BYTES]
+                    while len(tail) >= UPLOAD_CHUNK_BYTES:
+                        await self._put(upload, number, tail[:UPLOAD_CHUNK_BYTES])
+                        del tail[:UPLOAD_CHUNK_BYTES]
                         number += 1
             finally:
                 if end > start and tail:  # also of a request that was cut off
-                    await self._put(upload, number, tail[:CHUNK_BYTES])
+                    await self._put(upload, number, tail[:UPLOAD_CHUNK_BYTES])
             return end
 
     async def _put(self, upload: UploadId, number: int, chunk: bytearray) -> None:
@@ -227,7 +227,7 @@ class SharedUploads:
         size = await self.size(upload)
         if not size:
             raise KeyError(upload)
-        for number in range(-(-size // CHUNK_BYTES)):
+        for number in range(-(-size // UPLOAD_CHUNK_BYTES)):
             yield await self._chunk(upload, number)
 
     async def _chunk(self, upload: UploadId, number: int) -> bytes:

@@ -16,8 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from builderd.backups.store import BackupChecks, BackupKeys, Backups, Restores
 from builderd.builders.lists import BuilderLists
 from builderd.builders.store import Builders
-from builderd.code.store import StoredBundles
-from builderd.code.upload_rows import StoredUploads, Uploads
+from builderd.code.store import StoredBundles, StoredUploads, Uploads
 from builderd.core.errors import StoreUnavailable
 from builderd.core.members import LeaseLost
 from builderd.credentials.store import Credentials, PreviewLinks, SshGrants

@@ -28,7 +28,7 @@ NOW = datetime(2026, 11, 30, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(module, "UPLOAD_CHUNK_BYTES", CHUNK)
 
 
 @pytest.fixture

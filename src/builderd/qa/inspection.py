@@ -15,6 +15,7 @@ from builderd.application import Application
 from builderd.builders.model import Builder
 from builderd.core.errors import InvalidState
 from builderd.core.ids import BuilderId, DiskId, SandboxId, new_sandbox_id, new_secret
+from builderd.credentials import service as credentials
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.executions import service as executions
 from builderd.executions.service import Command
@@ -40,8 +41,9 @@ from builderd.qa.model import (
 from builderd.qa.port import Target
 from builderd.reconciler.failures import SHOWN_LINES, describe_end, not_listening, quoted
 from builderd.reconciler.steps.await_listening import HealthCheck, wait_until_listening
+from builderd.reconciler.steps.start import build_spec
 from builderd.sandboxes.model import LogStream, Sandbox, SandboxReport, SandboxSpec, SandboxUsage
-from builderd.versions.model import NO_LAYER, Protocol, Version
+from builderd.versions.model import Protocol, Version
 
 #: Seconds that an app is watched without requests, and the pause before.
 IDLE_SECONDS, CALM_SECONDS = 1.0, 0.5
@@ -266,7 +268,7 @@ class Copy:
         sandbox = Sandbox(new_sandbox_id(), self.builder.id, number, generation, 1, now, self._disk)
         self._app.scratch.add(sandbox.id)
         self._sandbox = sandbox
-        report = await self._app.engine.sandboxes.start(await self._spec(sandbox.id))
+        report = await self._app.engine.sandboxes.start(await self._spec(sandbox))
         self._ip = report.ip
         self._sandbox = replace(sandbox, started_at=report.started_at or now)
         settings = self.version.settings
@@ -303,36 +305,19 @@ class Copy:
             await self.stop(0)
         await remove_disk(self._app, self._disk)
 
-    async def _spec(self, sandbox: SandboxId) -> SandboxSpec:
-        builder, settings = self.builder, self.version.settings
+    async def _spec(self, sandbox: Sandbox) -> SandboxSpec:
+        """Return what the app runs with, but for its secrets and the network, and with less of the processors."""
+        settings, tenant_id = self.version.settings, self.builder.tenant_id
 
-        def names(uow: UnitOfWork) -> list[str]:
-            """``<credential>/<variable>`` of all that the version asks for."""
-            found = (uow.credentials.get(builder.tenant_id, name) for name in settings.credentials)
-            return [f"{one.name}/{variable}" for one in found if one is not None for variable in one.variables]
+        def load(uow: UnitOfWork) -> credentials.Opened:
+            found = (uow.credentials.get(tenant_id, name) for name in settings.credentials)
+            return {one.name: dict.fromkeys(one.variables, DUMMY) for one in found if one is not None}
 
-        dummies = await self._app.store.read(names)
-        platform = {
-            "SERVICE_TOKEN": new_secret("bds"),
-            "BUILDER_UUID": builder.id,
-            "BUILDER_NAME": builder.name,
-            "PREVIEW_URL": self._app.preview_domain.url(builder.host),
-            "PORT": str(settings.port),
-        }
-        return SandboxSpec(
-            id=sandbox,
-            builder_id=self._owner,
-            disk=self._disk,
-            hostname=builder.name,
-            entrypoint=settings.entrypoint,
-            port=settings.port,
-            env={**settings.variables, **{name.rpartition("/")[2]: DUMMY for name in dummies}, **platform},
-            resources=replace(settings.resources, cpu=min(settings.resources.cpu, MAX_CPU)),
-            isolation=settings.isolation,
-            layer_key=None if self.version.layer_key == NO_LAYER else self.version.layer_key,
-            egress=False,
-            secret_files=dict.fromkeys(dummies, DUMMY),
-        )
+        dummies = await self._app.store.read(load)
+        builder = replace(self.builder, service_token=new_secret("bds"))
+        spec = build_spec(self._app, builder, self.version, sandbox, dummies)
+        resources = replace(settings.resources, cpu=min(settings.resources.cpu, MAX_CPU))
+        return replace(spec, builder_id=self._owner, resources=resources, egress=False, tenant_id="")
 
 
 async def remove_disk(application: Application, disk: DiskId) -> None:

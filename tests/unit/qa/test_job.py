@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from tests.application import World, fake_world, hurry, look_once
+from tests.application import MAIN, World, fake_world, hurry, look_once
 from tests.fakes.processes import Answer
 from tests.fakes.sandboxes import Behaviour
 from tests.unit.reconciler.mortal import Killed, living
@@ -96,12 +96,13 @@ async def test_a_report_follows_and_leaves_nothing_behind(world: World) -> None:
 async def test_a_copy_has_no_network_and_no_secret_of_the_app(world: World) -> None:
     started = specs(world)
     async with world.reconciling():
-        builder = await world.create(env={"A": "1"})
+        builder = await world.create(replace(MAIN, path="web/main.py"), env={"A": "1"}, root="web")
         await finished(world, builder)
     live, *copies = started
     assert len(copies) == 2
     for copy in copies:
         assert not copy.egress
+        assert (copy.entrypoint, copy.root, copy.layer_key) == (live.entrypoint, "web", live.layer_key)
         assert copy.disk != live.disk
         assert copy.env["A"] == "1"
         assert copy.env["SERVICE_TOKEN"] != live.env["SERVICE_TOKEN"]

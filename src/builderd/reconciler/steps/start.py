@@ -13,7 +13,7 @@ from datetime import datetime
 
 from builderd.application import Application
 from builderd.builders import candidates
-from builderd.builders.model import next_attempt
+from builderd.builders.model import Builder, next_attempt
 from builderd.core.errors import NotFound, ReleaseFailed, StartFailed
 from builderd.core.ids import DiskId, new_sandbox_id
 from builderd.credentials import service as credentials
@@ -25,7 +25,7 @@ from builderd.reconciler.next_step import PlanSandbox
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.record import Result, Transition
 from builderd.sandboxes.model import SECRETS_FOLDER, Sandbox, SandboxSpec
-from builderd.versions.model import NO_LAYER
+from builderd.versions.model import NO_LAYER, Version
 
 #: File with a job's input, among the secret files: no credential has such a name.
 STDIN = "_job/stdin"
@@ -78,18 +78,30 @@ async def start_sandbox(app: Application, item: WorkItem, sandbox: Sandbox) -> R
 
 async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
     """Return what the engine runs. A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
-    builder, settings = item.builder, item.version.settings
+    builder, names = item.builder, item.version.settings.credentials
+
+    def load(uow: UnitOfWork) -> tuple[credentials.Opened, Sequence[str]]:
+        opened = credentials.open_all(uow, application.vault, builder.tenant_id, names) if names else {}
+        return opened, [one.host for one in uow.domains.of_builder(builder.id)]
+
+    secrets, domains = await application.store.read(load)
+    return build_spec(application, builder, item.version, sandbox, secrets, domains)
+
+
+def build_spec(
+    application: Application,
+    builder: Builder,
+    version: Version,
+    sandbox: Sandbox,
+    secrets: credentials.Opened,
+    own_domains: Sequence[str] = (),
+) -> SandboxSpec:
+    """Return what the engine runs of a version with these secrets."""
+    settings = version.settings
     command = settings.release if sandbox.release else settings.entrypoint
     if settings.root:  # the app may have removed it
         command = f"cd {shlex.quote(app_folder(settings.root))} || exit 1\n{command}"
     stdin = "" if sandbox.release else settings.stdin
-
-    def load(uow: UnitOfWork) -> tuple[credentials.Opened, Sequence[str]]:
-        names = settings.credentials
-        opened = credentials.open_all(uow, application.vault, builder.tenant_id, names) if names else {}
-        return opened, [one.host for one in uow.domains.of_builder(builder.id)]
-
-    secrets, own_domains = await application.store.read(load)
     platform = {
         "SERVICE_TOKEN": builder.service_token,
         "BUILDER_UUID": builder.id,
@@ -109,7 +121,7 @@ async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) 
         env={**settings.variables, **credentials.as_env(secrets), **platform},
         resources=settings.resources,
         isolation=settings.isolation,
-        layer_key=None if item.version.layer_key == NO_LAYER else item.version.layer_key,
+        layer_key=None if version.layer_key == NO_LAYER else version.layer_key,
         egress=not sandbox.trial,
         secret_files={**credentials.as_files(secrets), **({STDIN: stdin} if stdin else {})},
         tenant_id=builder.tenant_id,

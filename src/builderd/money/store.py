@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -49,22 +49,8 @@ from builderd.money.model import (
 _at = bindparam("at", type_=ledger.c.ended_at.type)
 
 _SELECT = select(ledger).order_by(ledger.c.started_at, ledger.c.id)
-_OF_BUILDER = _SELECT.where(ledger.c.builder_id == bindparam("builder"))
-_OF_BUILDERS = _SELECT.where(ledger.c.builder_id.in_(bindparam("builders", expanding=True)))
-_CURRENT = _OF_BUILDER.where(ledger.c.ended_at.is_(None))
+_OPEN_SEGMENTS = _SELECT.where(ledger.c.ended_at.is_(None))
 _of_tenant = ledger.c.tenant_id == bindparam("tenant")
-_OPEN_OF_BUILDERS = _OF_BUILDERS.where(ledger.c.ended_at.is_(None))
-_MONTH = select(ledger_months).where(
-    ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("month")
-)
-_MONTHS_OF_BUILDERS = select(ledger_months).where(ledger_months.c.builder_id.in_(bindparam("builders", expanding=True)))
-_of_month = ledger_months.c.month == bindparam("month")
-_MONTH_OF_BUILDERS = _MONTHS_OF_BUILDERS.where(_of_month)
-_CLOSED_OF_TENANT = select(tenant_months).where(tenant_months.c.tenant_id == bindparam("tenant"))
-_CLOSED_OF_TENANT_IN_MONTH = _CLOSED_OF_TENANT.where(tenant_months.c.month == bindparam("month"))
-_CLOSED_OF_TENANT_BETWEEN = _CLOSED_OF_TENANT.where(
-    tenant_months.c.month >= bindparam("first"), tenant_months.c.month < bindparam("until")
-)
 _begins_before = ledger.c.started_at < bindparam("until", type_=_at.type)
 _ends_after = or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type))
 _since, _until, _now = (bindparam(name, type_=_at.type) for name in ("since", "until", "now"))
@@ -133,26 +119,6 @@ SECOND = timedelta(seconds=1)
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Before and after all segments.
 EVER, NEVER = UNIX_EPOCH, datetime(9999, 1, 1, tzinfo=UTC)
-_LATER = _SELECT.where(or_(ledger.c.started_at > _since, ledger.c.ended_at > _since))
-_SET_SPAN = (
-    update(ledger)
-    .where(ledger.c.id == bindparam("segment"))
-    .values(started_at=bindparam("from", type_=_at.type), ended_at=bindparam("to", type_=_at.type))
-)
-_ADD_MONTH = insert(ledger_months)
-_SET_MONTH = update(ledger_months).where(
-    ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("of_month")
-)
-_LOCKED_MONTH_OF_TENANT = _CLOSED_OF_TENANT_IN_MONTH.with_for_update()
-_ADD_TENANT_MONTH = insert(tenant_months)
-_SET_TENANT_MONTH = update(tenant_months).where(
-    tenant_months.c.tenant_id == bindparam("tenant"), tenant_months.c.month == bindparam("of_month")
-)
-_CLOSE = (
-    update(ledger)
-    .where(ledger.c.builder_id == bindparam("builder"), ledger.c.ended_at.is_(None))
-    .values(ended_at=case((ledger.c.started_at > _at, ledger.c.started_at), else_=_at))
-)
 
 
 class Ledger(Repository[Segment]):
@@ -171,17 +137,20 @@ class Ledger(Repository[Segment]):
 
     def end(self, current: Segment, at: datetime) -> None:
         """Close this segment, which is its builder's open one, never before its start."""
-        self._connection.execute(_CLOSE, {"builder": current.builder_id, "at": at})
-        self._count(current, max(at, current.start))
+        end = max(at, current.start)
+        is_open = (ledger.c.builder_id == current.builder_id) & ledger.c.ended_at.is_(None)
+        self._change(update(ledger).where(is_open), ended_at=end)
+        self._count(current, end)
 
     def end_at(self, now: datetime) -> None:
         """End all segments that end after ``now``, and begin those that go on no later. Not in the port."""
-        for row in self._connection.execute(_LATER, {"since": now}).mappings().all():
+        later = _SELECT.where(or_(ledger.c.started_at > now, ledger.c.ended_at > now))
+        for row in self._connection.execute(later).mappings().all():
             segment = self._value(row)
             if segment.end is not None:
                 self._discount(segment, max(segment.start, now), segment.end)
-            values = {"segment": row["id"], "from": min(segment.start, now), "to": segment.end and now}
-            self._connection.execute(_SET_SPAN, values)
+            span = {"started_at": min(segment.start, now), "ended_at": segment.end and now}
+            self._change(update(ledger).where(ledger.c.id == row["id"]), **span)
 
     def _count(self, segment: Segment, end: datetime) -> None:
         """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
@@ -196,49 +165,51 @@ class Ledger(Repository[Segment]):
 
     def _add(self, segment: Segment, month: datetime, more: Sum, days: Days) -> None:
         self._add_to_tenant(segment.tenant_id, month, more, days)
-        key = {"builder": segment.builder_id, "month": month}
-        row = self._connection.execute(_MONTH, key).mappings().first()
+        of_month = (ledger_months.c.builder_id == segment.builder_id) & (ledger_months.c.month == month)
+        row = self._connection.execute(select(ledger_months).where(of_month)).mappings().first()
         if row is None:
             values = {"builder_id": segment.builder_id, "month": month, "tenant_id": segment.tenant_id}
-            self._connection.execute(_ADD_MONTH, {**values, "running": more.running, "paid": more.paid})
+            self._change(insert(ledger_months), **values, running=more.running, paid=more.paid)
             return
         found = _sum(row) + more
-        values = {"builder": segment.builder_id, "of_month": month, "running": found.running, "paid": found.paid}
-        self._change(_SET_MONTH, **values)
+        self._change(update(ledger_months).where(of_month), running=found.running, paid=found.paid)
 
     def _add_to_tenant(self, tenant: TenantId, month: datetime, more: Sum, days: Days) -> None:
         """Add to the tenant's month, whose row other transactions of the tenant wait for until this one ends."""
-        row = self._connection.execute(_LOCKED_MONTH_OF_TENANT, {"tenant": tenant, "month": month}).mappings().first()
+        of_month = (tenant_months.c.tenant_id == tenant) & (tenant_months.c.month == month)
+        row = self._connection.execute(select(tenant_months).where(of_month).with_for_update()).mappings().first()
         if row is None:
             values = {"tenant_id": tenant, "month": month, "running": more.running, "paid": more.paid}
-            self._connection.execute(_ADD_TENANT_MONTH, {**values, "days": stored_days(days)})
+            self._change(insert(tenant_months), **values, days=stored_days(days))
             return
-        found, key = _sum(row) + more, {"tenant": tenant, "of_month": month}
+        found = _sum(row) + more
         values = {"running": found.running, "paid": found.paid, "days": stored_days(days, row["days"])}
-        self._change(_SET_TENANT_MONTH, **key, **values)
+        self._change(update(tenant_months).where(of_month), **values)
 
     def current(self, builder: BuilderId) -> Segment | None:
         with damage_named(builder):
-            return self._first(_CURRENT, builder=builder)
+            return self._first(_OPEN_SEGMENTS.where(ledger.c.builder_id == builder))
 
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
-        return self._all(_OF_BUILDER, builder=builder)
+        return self._all(_SELECT.where(ledger.c.builder_id == builder))
 
     def of_builders(
         self, builders: Sequence[BuilderId], since: datetime | None = None, until: datetime | None = None
     ) -> Mapping[BuilderId, Sequence[Segment]]:
         """Return whole segments that overlap [since, until), by builder; builders without one are left out."""
-        bounds = [bound for bound, at in ((_ends_after, since), (_begins_before, until)) if at is not None]
-        statement, span = _OF_BUILDERS.where(*bounds), {"since": since, "until": until}
+        statement = _SELECT
+        if since is not None:
+            statement = statement.where(or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > since))
+        if until is not None:
+            statement = statement.where(ledger.c.started_at < until)
         found: dict[BuilderId, list[Segment]] = {}
-        for some in batches(builders):
-            for segment in self._segments(statement, {"builders": some, **span}):
-                found.setdefault(segment.builder_id, []).append(segment)
+        for segment in self._segments(statement, builders):
+            found.setdefault(segment.builder_id, []).append(segment)
         return found
 
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         """Return the sums of all time up to now; builders without a segment are left out. O(months) for each."""
-        return self._sums(_MONTHS_OF_BUILDERS, builders, now)
+        return self._sums(select(ledger_months), builders, now)
 
     def month_of_builders(
         self, builders: Sequence[BuilderId], now: datetime, month: datetime | None = None
@@ -248,17 +219,17 @@ class Ledger(Repository[Segment]):
         Without ``month``, its start, it is the current one.
         """
         month = month or month_of(now)
-        return self._sums(_MONTH_OF_BUILDERS, builders, min(now, next_month(month)), month)
+        of_month = select(ledger_months).where(ledger_months.c.month == month)
+        return self._sums(of_month, builders, min(now, next_month(month)), month)
 
     def rates_of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Decimal]:
         """Return the hourly rates of the open segments of these builders."""
-        opened = (one for some in batches(builders) for one in self._segments(_OPEN_OF_BUILDERS, {"builders": some}))
-        return {one.builder_id: one.hourly_rate for one in opened}
+        return {one.builder_id: one.hourly_rate for one in self._segments(_OPEN_SEGMENTS, builders)}
 
     def month_of_tenant(self, tenant: TenantId, now: datetime, month: datetime | None = None) -> Sum:
         """Return the sum of a month up to now: of the current one without ``month``, its start."""
         month = month or month_of(now)
-        closed = self._connection.execute(_CLOSED_OF_TENANT_IN_MONTH, {"tenant": tenant, "month": month}).mappings()
+        closed = self._closed_of_tenant(tenant, tenant_months.c.month == month)
         return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, min(now, next_month(month)), month)
 
     def total_of_tenant(
@@ -266,8 +237,7 @@ class Ledger(Repository[Segment]):
     ) -> Sum:
         """Return the sum inside [since, until), of all time without either, up to now."""
         if since is None and until is None:
-            closed = self._connection.execute(_CLOSED_OF_TENANT, {"tenant": tenant}).mappings()
-            return sum(map(_sum, closed), Sum()) + self._open_of_tenant(tenant, now, EVER)
+            return sum(map(_sum, self._closed_of_tenant(tenant)), Sum()) + self._open_of_tenant(tenant, now, EVER)
         values = {"tenant": tenant, "now": now, "since": since or EVER, "until": until or NEVER}
         rows = self._connection.execute(_TIMES_OF_TENANT_IN, values)
         times = ((row, _exact(row.seconds, row.microseconds)) for row in rows)
@@ -280,13 +250,18 @@ class Ledger(Repository[Segment]):
 
         A day without any is left out. The cost grows with the months, and with open segments.
         """
-        months = {"tenant": tenant, "first": month_of(since), "until": until}
+        is_within = (tenant_months.c.month >= month_of(since)) & (tenant_months.c.month < until)
         found: dict[datetime, Sum] = {}
-        for row in self._connection.execute(_CLOSED_OF_TENANT_BETWEEN, months).mappings():
+        for row in self._closed_of_tenant(tenant, is_within):
             found.update(days_of(row["days"], row["month"]))
         for day, spent in open_days(self._connection, tenant, since, min(now, until)).items():
             found[day] = found.get(day, Sum()) + spent
         return {day: found[day] for day in sorted(found) if since <= day < until}
+
+    def _closed_of_tenant(self, tenant: TenantId, *wanted: ColumnElement[bool]) -> Sequence[RowMapping]:
+        """Return the tenant's months with sums of closed segments."""
+        found = select(tenant_months).where(tenant_months.c.tenant_id == tenant, *wanted)
+        return self._connection.execute(found).mappings().all()
 
     def _open_of_tenant(self, tenant: TenantId, now: datetime, since: datetime) -> Sum:
         """Return the sum of open segments from their beginnings, but not before ``since``, to ``now``."""
@@ -326,14 +301,18 @@ class Ledger(Repository[Segment]):
         """Return the sums of these months, and of the open segments from the start of ``month`` up to ``end``."""
         found: defaultdict[BuilderId, Sum] = defaultdict(Sum)
         for some in batches(builders):
-            for row in self._connection.execute(months, {"builders": some, "month": month}).mappings():
+            of_some = months.where(ledger_months.c.builder_id.in_(some))
+            for row in self._connection.execute(of_some).mappings():
                 found[row["builder_id"]] += _sum(row)
-            for segment in self._segments(_OPEN_OF_BUILDERS, {"builders": some}):
-                found[segment.builder_id] += total([segment], end, month)
+        for segment in self._segments(_OPEN_SEGMENTS, builders):
+            found[segment.builder_id] += total([segment], end, month)
         return dict(found)
 
-    def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
-        return read_each(self._connection, statement, values, lambda row: self._value(row._mapping), "builder_id")
+    def _segments(self, statement: Select[Any], builders: Sequence[BuilderId]) -> Iterator[Segment]:
+        """Yield the segments of these builders that can be decoded."""
+        for some in batches(builders):
+            of_some = statement.where(ledger.c.builder_id.in_(some))
+            yield from read_each(self._connection, of_some, {}, lambda row: self._value(row._mapping), "builder_id")
 
     def _row(self, value: Segment) -> dict[str, Any]:
         return {**omit(row_of(value), "start", "end"), "started_at": value.start, "ended_at": value.end}

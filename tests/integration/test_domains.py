@@ -157,17 +157,6 @@ def test_error_of_the_authority_is_reported_and_the_name_not_served(
     assert tls.visitor.get(host).status == 200
 
 
-def test_a_name_that_does_not_lead_here_is_not_ordered(
-    tls: Proxy, world: World, name_server: DnsServer, app: App
-) -> None:
-    host = "elsewhere.example.test"
-    name_server.point(host, "203.0.113.9")
-    _, domain = add(tls, world, app, host)
-    failed = work(tls, world, domain)
-    assert "points elsewhere: elsewhere.example.test leads to 203.0.113.9" in failed.reason
-    assert tls.visitor.get(host).status == 404
-
-
 def test_unverified_name_is_reported(world: World, tls: Proxy, name_server: DnsServer) -> None:
     host = "unproven.example.test"
     name_server.point(host, OURS)

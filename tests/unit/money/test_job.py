@@ -19,7 +19,7 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM, Event
 from builderd.events.store import EventQuery
 from builderd.money import caps, job
-from builderd.money.model import SECONDS_PER_HOUR, next_month
+from builderd.money.model import SECONDS_PER_HOUR
 from builderd.previews.model import RouteState
 from builderd.reconciler.worker import LEASE
 from builderd.tokens.limits import TenantLimit, TenantLimits
@@ -144,20 +144,6 @@ async def test_in_the_next_month_it_may_run_again(world: World) -> None:
         world.clock.move(26 * 3600)
         await world.until_status(builder, Status.STOPPED)
         assert len(await warnings(world)) == 2
-
-
-async def test_a_run_over_the_months_end_counts_for_each_month_by_itself(world: World) -> None:
-    async with world.reconciling():
-        builder = await world.create()
-        await cap(world, FIVE)
-        before = timedelta(hours=10)
-        world.clock.move((next_month(world.clock.now()) - before - world.clock.now()).total_seconds())
-        await world.until_status(builder, Status.STOPPED)  # of January, long ago
-        world.clock.move(before.total_seconds() - 3600)
-        await cap(world, Decimal(1000))
-        await world.reached(builders.start, builder)
-        world.clock.move(2 * 3600)
-        assert await spent(world) == Decimal("0.20")
 
 
 async def test_operator_cap_applies_over_the_tenants(world: World) -> None:

@@ -71,7 +71,6 @@ def create_app(operations: Operations, *, metrics_token: str | None = None, mete
     # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
     docs_page.install(app)
-    docs_page.install_agent_pages(app)
     openapi.install(app, operations.application.limits.maximum)
     return app
 

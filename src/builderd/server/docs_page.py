@@ -19,8 +19,13 @@ FOLDER = Path(__file__).with_name("docs")
 POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
+#: Bytes of each page for models: what one reads without a thought.
+MAX_BYTES = 8_192
+MARKDOWN = "text/markdown; charset=utf-8"
+
+
 def install(app: FastAPI) -> None:
-    """Serve the page at ``/docs``."""
+    """Serve the page at ``/docs``, and those for language models; without a token: they hold nothing of a tenant."""
 
     async def page() -> Response:
         return HTMLResponse(FOLDER.joinpath("index.html").read_text(), headers={"Content-Security-Policy": POLICY})
@@ -28,27 +33,16 @@ def install(app: FastAPI) -> None:
     async def start() -> Response:
         return Response(FOLDER.joinpath("start.js").read_text(), media_type="text/javascript")
 
-    app.add_api_route("/docs", page, include_in_schema=False)
-    app.add_api_route("/docs/start.js", start, include_in_schema=False)
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]))
-
-
-#: Bytes of each page: what a model reads without a thought.
-MAX_BYTES = 8_192
-MARKDOWN = "text/markdown; charset=utf-8"
-
-
-def install_agent_pages(app: FastAPI) -> None:
-    """Serve the pages, without a token: they hold nothing of a tenant."""
-
     async def agent_ready() -> Response:
         return PlainTextResponse(guide(), media_type=MARKDOWN)
 
     async def llms() -> Response:
         return PlainTextResponse(index(app.openapi()), media_type="text/plain; charset=utf-8")
 
-    app.add_api_route("/agent-ready.md", agent_ready, include_in_schema=False)
-    app.add_api_route("/llms.txt", llms, include_in_schema=False)
+    pages = {"/docs": page, "/docs/start.js": start, "/agent-ready.md": agent_ready, "/llms.txt": llms}
+    for path, answer in pages.items():
+        app.add_api_route(path, answer, include_in_schema=False)
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]))
 
 
 def index(document: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.runtime import Context
@@ -312,8 +312,7 @@ def _find(uow: UnitOfWork, secret: str, now: datetime) -> tuple[Session, Token, 
 
 def see_other(path: str, **query: str) -> Response:
     """Send the browser to another page after a change."""
-    text = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
-    return RedirectResponse(path + (f"?{text}" if text else ""), 303)
+    return RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
 
 
 def text_of(content: bytes) -> str | None:

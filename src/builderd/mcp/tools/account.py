@@ -18,7 +18,6 @@ from builderd.mcp.results import (
     UploadLink,
     credential_of,
     failed,
-    given,
     result,
 )
 
@@ -32,7 +31,7 @@ async def create_upload_link(
 
     Give its upload_id to deploy_code or redeploy once the archive is sent.
     """
-    place = await call.client.uploads.create(**given(size=size, sha256=sha256))
+    place = await call.client.uploads.create(size=size, sha256=sha256)
     command = f"tar czf - --exclude=.git --exclude=node_modules --exclude=.venv . | curl -fsS -T - '{place.upload_url}'"
     shown = UploadLink.of(place, expires_at=place.expires_at.isoformat(), command=command)
     return result(f"Send the folder with: {command}\nThen deploy with upload_id={place.upload_id}.", shown)

@@ -19,7 +19,6 @@ from starlette.responses import RedirectResponse, Response
 from builderd.application import Application
 from builderd.core.errors import BuilderdError, NotFound, RateLimited, Unauthenticated
 from builderd.database.unit_of_work import UnitOfWork
-from builderd.server.operations import Operations
 from builderd.sessions import service as sessions
 from builderd.tokens.model import Attempt, Session
 from builderd.tokens.port import IdentityProvider
@@ -130,16 +129,10 @@ async def spend_link(request: Request) -> Response:
         return await _shown(request, "once.html", 401, error=error.message, tenant="")
 
 
-def count_guess(request: Request, secret: str) -> None:
-    """Count a wrong secret of this address. Raises ``RateLimited`` when too many come from it."""
-    operations: Operations = request.app.state.operations
-    operations.rates.failed(request.client.host if request.client else "", secret)
-
-
 def _refusal(request: Request, secret: str, error: Unauthenticated) -> tuple[int, str]:
     """Count a wrong secret; return the status and message of the answer to it."""
     try:
-        count_guess(request, secret)
+        request.app.state.rates.failed(request.client.host if request.client else "", secret)
     except RateLimited as limited:
         return 429, limited.message
     return 401, error.message
@@ -162,7 +155,7 @@ async def _begin(request: Request, secret: str, target: str, begin: Begin) -> Re
     try:
         session_secret = await begin_session(request, begin)
     except Unauthenticated:
-        count_guess(request, secret)
+        request.app.state.rates.failed(request.client.host if request.client else "", secret)
         raise
     response = RedirectResponse(quote(target, safe="/?&=%:+,;@!*'()~-._"), 303)
     SESSION.set(request.app.state.application, request, response, session_secret)

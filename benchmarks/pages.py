@@ -27,9 +27,9 @@ from playwright.sync_api import CDPSession, sync_playwright
 from sqlalchemy import select
 from tests.acceptance.live_service import LiveService, body
 
+from builderd.builders.table import builders
 from builderd.core.ids import BuilderId
 from builderd.database.repository import Transaction
-from builderd.database.tables import builders
 from builderd.metrics.model import BUCKET, SPAN, Usage, UsageBucket, start_of
 from builderd.metrics.store import Metrics
 

@@ -29,12 +29,12 @@ from builderd.builders import service as builders
 from builderd.builders.model import Builder, JobType, Status
 from builderd.builders.service import Caller, Command, NewBuilder
 from builderd.builders.signals import Signals, StalledEnds
+from builderd.builders.table import builders as builders_table
 from builderd.code import service as bundles
 from builderd.code.model import BundleFile, make_bundle
 from builderd.code.space import SentCode
 from builderd.core.ids import TenantId, new_id
 from builderd.core.loops import FaultPoint, no_fault
-from builderd.database.tables import builders as builders_table
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.domains.model import DomainRules
 from builderd.events.model import Event

@@ -26,7 +26,7 @@ from builderd.application import Application
 from builderd.backups.job import BackupSchedule
 from builderd.core.ids import secret_hash
 from builderd.core.loops import no_fault
-from builderd.database.tables import metadata
+from builderd.database.columns import metadata
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.linux.clock import SystemClock
 from builderd.qa.job import Reporting

@@ -10,18 +10,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, insert, make_url, select, text, update
 
 from builderd.backups.model import Backup, BackupKind, BackupStatus
+from builderd.backups.store import backups
+from builderd.builders.table import builders
 from builderd.core.ids import BackupId, BuilderId, new_id, new_secret
-from builderd.database.tables import (
-    backups,
-    builders,
-    events,
-    ledger,
-    ledger_months,
-    sandboxes,
-    tenant_months,
-    versions,
-)
 from builderd.database.types import row_of
+from builderd.events.store import events
+from builderd.money.store import ledger, ledger_months, tenant_months
+from builderd.sandboxes.store import sandboxes
+from builderd.versions.store import versions
 
 #: Rows that are inserted by one statement.
 BATCH = 5_000

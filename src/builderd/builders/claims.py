@@ -12,9 +12,9 @@ from datetime import datetime
 
 from sqlalchemy import BindParameter, Case, and_, bindparam, case, or_, select, update
 
+from builderd.builders.table import builders, due_since
 from builderd.core.ids import BuilderId
 from builderd.database.repository import Queries, batches
-from builderd.database.tables import builders, due_since
 
 _row = builders.c
 _owner: BindParameter[str] = bindparam("owner", type_=_row.claimed_by.type)

@@ -27,11 +27,13 @@ from sqlalchemy import (
 
 from builderd.builders.model import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.builders.store import BUILDER_COLUMNS, BuilderQuery, read_builder
+from builderd.builders.table import LIVE, builders
 from builderd.core.ids import BuilderId, TenantId
 from builderd.core.resources import Resources
 from builderd.database.repository import Queries, batches, read_each
-from builderd.database.tables import LIVE, builders, ledger, ledger_months, versions
 from builderd.money.model import Billing, Sum, month_of, seconds_between
+from builderd.money.store import ledger, ledger_months
+from builderd.versions.store import versions
 
 
 class ListedReview(NamedTuple):

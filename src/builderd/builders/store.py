@@ -36,14 +36,17 @@ from sqlalchemy import (
 from builderd.backups.store import CHECK_AT_AFTER_SAVE
 from builderd.builders.claims import Claims, is_held
 from builderd.builders.model import Builder, Candidate, Cause, Desired, JobType, Status, Visibility
+from builderd.builders.table import ACTIVE, CAPPED, LIVE, builders
 from builderd.core.errors import NameTaken
 from builderd.core.ids import BuilderId, DiskId, TenantId
 from builderd.core.resources import Allocation
 from builderd.database.repository import UNDECODABLE, Transaction, batches, damage_named, read_each
-from builderd.database.tables import ACTIVE, CAPPED, LIVE, builders, ledger, sandboxes, versions
 from builderd.database.types import ExactDecimal, UtcDateTime, omit, row_of
+from builderd.money.store import ledger
 from builderd.previews.model import RoutedBuilder
+from builderd.sandboxes.store import sandboxes
 from builderd.versions.model import VersionStatus
+from builderd.versions.store import versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,68 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from builderd.core.ids import TenantId, UploadId
+from builderd.database.columns import metadata
 from builderd.database.repository import Queries, Repository
-from builderd.database.tables import bundle_chunks, stored_bundles, upload_chunks, uploads
+from builderd.database.types import UtcDateTime
 from builderd.files.model import Upload
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("secret_hash", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("size", BigInteger),
+    Column("sha256", Text),
+    Column("complete", Boolean, nullable=False),
+    Column("token_id", Text),
+)
+
+# Without a reference to the upload: its bytes are deleted before it, and what is left of one is swept.
+upload_chunks = Table(
+    "upload_chunks",
+    metadata,
+    Column("upload_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("size", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)
+
+# A row says that all of the bundle's chunks are there.
+stored_bundles = Table(
+    "stored_bundles",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+)
+
+bundle_chunks = Table(
+    "bundle_chunks",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("content", LargeBinary, nullable=False),
+)
 
 #: Bytes of a chunk; the last one of a bundle is shorter.
 CHUNK_BYTES = 1 << 20

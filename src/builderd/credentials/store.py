@@ -6,16 +6,74 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, delete, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    RowMapping,
+    Table,
+    Text,
+    delete,
+    select,
+    update,
+)
 
 from builderd.builders.model import Desired
+from builderd.builders.table import builders
 from builderd.core.ids import BuilderId, TenantId, TokenId
 from builderd.credentials.model import Credential
+from builderd.database.columns import NAME, builder_columns, document, metadata
 from builderd.database.repository import Repository
-from builderd.database.tables import builders, credentials, preview_links, ssh_grants
-from builderd.database.types import row_of
+from builderd.database.types import ForeignText, UtcDateTime, row_of
 from builderd.executions.model import Grant
 from builderd.previews.model import Link, PreviewLink
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("name", NAME, primary_key=True),
+    Column("variables", document(), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime),
+    # No foreign key: the id stays when the builder is deleted.
+    Column("last_used_by", Text),
+)
+
+ssh_grants = Table(
+    "ssh_grants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *builder_columns(),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Column("token_id", Text),
+    Index("ix_ssh_grants_builder_id", "builder_id"),
+)
+
+preview_links = Table(
+    "preview_links",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *builder_columns(),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("port", Integer),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("token_id", Text),
+    Index("ix_preview_links_builder_id", "builder_id"),
+)
+
 
 _grant = ssh_grants.c
 

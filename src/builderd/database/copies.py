@@ -15,22 +15,17 @@ from sqlalchemy.exc import DBAPIError
 
 from builderd.backups.model import BackupStatus
 from builderd.builders.model import Status
+from builderd.code.store import bundle_chunks, stored_bundles, upload_chunks
 from builderd.core.errors import InvalidState, StoreUnavailable
 from builderd.core.members import DatabaseOwned, Instance, describe_owner, needed_silence
+from builderd.database.columns import metadata
 from builderd.database.connection import Database
-from builderd.database.lease import DatabaseLeases
+from builderd.database.lease import DatabaseLeases, database_lease, services
 from builderd.database.migrations import refuse_unreleased, revisions, upgrade
 from builderd.database.postgresql import open_postgresql
 from builderd.database.repository import Transaction
 from builderd.database.sqlite import open_sqlite
-from builderd.database.tables import (
-    bundle_chunks,
-    database_lease,
-    metadata,
-    services,
-    stored_bundles,
-    upload_chunks,
-)
+from builderd.database.unit_of_work import Store  # noqa: F401 -- with it come the tables of all nouns
 from builderd.linux.atomic_files import sync
 from builderd.versions.model import VersionStatus
 

@@ -14,8 +14,16 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Integer,
     Select,
+    Table,
+    Text,
     bindparam,
     delete,
     insert,
@@ -24,13 +32,63 @@ from sqlalchemy import (
     update,
 )
 
+from builderd.backups.store import backups, restores
 from builderd.builders.model import Lease, LeaseId, Status
+from builderd.builders.table import builders
 from builderd.core.ids import BuilderId
 from builderd.core.members import ClusterService, DatabaseLease, Instance, SeenService
+from builderd.database.columns import metadata
 from builderd.database.migrations import is_made
 from builderd.database.repository import Queries, Repository
-from builderd.database.tables import backups, builders, database_lease, leases, qa_reports, restores, services
-from builderd.database.types import database_now, omit, row_of
+from builderd.database.types import ForeignText, UtcDateTime, database_now, omit, row_of
+from builderd.review.store import qa_reports
+
+# A standby of another version reads and writes it, so a later revision may only add nullable columns.
+services = Table(
+    "services",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host_name", ForeignText, nullable=False),
+    Column("data_dir", ForeignText, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("disks", ForeignText, nullable=False),
+    Column("vault_key", Text, nullable=False),
+    Column("vault_key_file", ForeignText, nullable=False),
+    Column("ssh_key", Text, nullable=False),
+    Column("ssh_key_file", ForeignText, nullable=False),
+    # By the database's clock.
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("known_in", BigInteger),
+)
+
+# One row. It is read before a migration, so a later revision may only add nullable columns.
+database_lease = Table(
+    "database_lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, nullable=False),
+    Column("host_id", Text, nullable=False),
+    Column("host_name", ForeignText, nullable=False),
+    Column("data_dir", ForeignText, nullable=False),
+    Column("identity", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    # By the database's clock.
+    Column("renewed_at", UtcDateTime, nullable=False),
+    Column("released", Boolean, nullable=False),
+    CheckConstraint("id = 1", name="only"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("builder_id", Text, ForeignKey("builders.id"), nullable=False, index=True),
+    Column("reason", ForeignText, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
 
 _row = database_lease.c
 _instance = ("host_id", "host_name", "data_dir", "identity", "boot_id")

@@ -12,11 +12,12 @@ from typing import Any
 from sqlalchemy import Column, Table, func, select, update
 
 from builderd.builders.model import MAX_SECONDS
+from builderd.database.columns import metadata
+from builderd.database.lease import leases
 from builderd.database.repository import Queries, Transaction
-from builderd.database.tables import leases, metadata
-from builderd.database.tables import ledger as segments
 from builderd.database.types import UtcDateTime
 from builderd.money.store import Ledger
+from builderd.money.store import ledger as segments
 
 #: Something happened then: never after now.
 PAST = frozenset(

@@ -6,15 +6,67 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, RowMapping, bindparam, case, delete, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    RowMapping,
+    Table,
+    Text,
+    bindparam,
+    case,
+    delete,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
+from builderd.builders.table import builders
 from builderd.core.ids import BuilderId
+from builderd.database.columns import metadata
 from builderd.database.repository import Queries
-from builderd.database.tables import builders, class_times, metrics, sandboxes, tenants
-from builderd.database.types import EpochSeconds, omit, row_of
+from builderd.database.types import EpochSeconds, UtcDateTime, omit, row_of
 from builderd.metrics.model import MAXIMA, Load, SampleTarget, Usage, UsageBucket, response_counts
 from builderd.previews.model import RESPONSE_TIMES, TIMED_CLASSES
+from builderd.sandboxes.store import sandboxes
+from builderd.tokens.tenants import tenants
+
+metrics = Table(
+    "metrics",
+    metadata,
+    # No foreign key: rows expire by age, also those of a deleted builder.
+    Column("builder_id", Text, primary_key=True),
+    Column("start", UtcDateTime, primary_key=True),
+    Column("seconds", Double, nullable=False),
+    Column("cpu_seconds", Double, nullable=False),
+    Column("memory_byte_seconds", Double, nullable=False),
+    Column("memory_most_bytes", BigInteger, nullable=False),
+    Column("disk_most_bytes", BigInteger, nullable=False),
+    Column("network_in_bytes", BigInteger, nullable=False),
+    Column("network_out_bytes", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("answers_2xx", BigInteger, nullable=False),
+    Column("answers_3xx", BigInteger, nullable=False),
+    Column("answers_4xx", BigInteger, nullable=False),
+    Column("answers_5xx", BigInteger, nullable=False),
+    # Rows of before these were counted have none.
+    *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in RESPONSE_TIMES),
+    Index("ix_metrics_start", "start"),
+)
+
+class_times = Table(
+    "class_times",
+    metadata,
+    # A row only for a class that had responses.
+    Column("builder_id", Text, primary_key=True),
+    Column("start", UtcDateTime, primary_key=True),
+    Column("class", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in RESPONSE_TIMES),
+    Index("ix_class_times_start", "start"),
+)
+
 
 _KEY = ("builder_id", "start")
 _WATCHED = (

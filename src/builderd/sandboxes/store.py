@@ -6,14 +6,85 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, RowMapping, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    RowMapping,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 
+from builderd.builders.table import builders
 from builderd.core.ids import BuilderId, SandboxId
+from builderd.database.columns import COUNTER, NEVER_REUSE_IDS, builder_columns, metadata, unique_where, version_key
 from builderd.database.repository import Queries, Repository, damage_named, read_each
-from builderd.database.tables import build_logs, builders, open_builds, sandboxes
-from builderd.database.types import row_of
+from builderd.database.types import ForeignText, UtcDateTime, enum_column, row_of
 from builderd.money.model import OpenBuild
-from builderd.sandboxes.model import LogLine, Sandbox, SandboxEnd
+from builderd.sandboxes.model import EndCause, LogLine, LogStream, Sandbox, SandboxEnd
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("builder_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run", Integer, key="generation", nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ip", Text),
+    Column("started_at", UtcDateTime),
+    Column("listening_at", UtcDateTime),
+    Column("end_cause", enum_column(EndCause)),
+    Column("end_exit_code", Integer),
+    Column("end_at", UtcDateTime),
+    Column("disk", Text, nullable=False, server_default=text("''")),
+    Column("trial", Boolean, nullable=False, server_default=false()),
+    Column("release", Boolean, nullable=False, server_default=false()),
+    version_key("sandboxes"),
+    UniqueConstraint("builder_id", "generation", "attempt"),
+    CheckConstraint("attempt >= 1", name="attempt"),
+    CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
+    # At most one open sandbox that serves, and one open trial.
+    unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL", "trial"),
+)
+
+build_logs = Table(
+    "build_logs",
+    metadata,
+    Column("id", COUNTER, primary_key=True),
+    Column("builder_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("stream", enum_column(LogStream), nullable=False),
+    Column("text", ForeignText, nullable=False),
+    version_key("build_logs"),
+    Index("ix_build_logs_builder_id_id", "builder_id", "id"),
+    **NEVER_REUSE_IDS,
+)
+
+# Builds that run, which the next service charges if this one is killed. Few at a time.
+open_builds = Table(
+    "open_builds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *builder_columns(),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
 
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _BUILDER_OF = select(sandboxes.c.builder_id).where(sandboxes.c.id == bindparam("id"))

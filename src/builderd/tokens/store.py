@@ -6,13 +6,52 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, delete, select, update
+from sqlalchemy import Column, ForeignKey, RowMapping, Table, Text, bindparam, delete, select, update
 
 from builderd.core.ids import TenantId, TokenId
+from builderd.database.columns import document, metadata
 from builderd.database.repository import Repository
-from builderd.database.tables import sessions, sign_in_links, tokens
-from builderd.database.types import row_of
+from builderd.database.types import ForeignText, UtcDateTime, row_of
 from builderd.tokens.model import NO_CALLS, CallHours, Scope, Session, SessionId, SignInLink, Token
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", ForeignText, nullable=False),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("scopes", document(), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    # [the newest hour since 1970, [calls of each hour]]; none before the first that was counted.
+    Column("calls", document()),
+    Column("made_by", Text),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("token_id", Text, ForeignKey("tokens.id"), nullable=False, index=True),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("client", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime, nullable=False, index=True),
+)
+
+sign_in_links = Table(
+    "sign_in_links",
+    metadata,
+    Column("code_hash", Text, primary_key=True),
+    Column("token_id", Text, ForeignKey("tokens.id"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
 
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
 _BY_ID = select(tokens).where(tokens.c.id == bindparam("token"))

@@ -8,14 +8,43 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import Column, ColumnElement, ForeignKey, Integer, Table, Text, delete, select, update
 
 from builderd.core.errors import Conflict
 from builderd.core.ids import BuilderId, TenantId
+from builderd.database.columns import NAME, document, metadata
 from builderd.database.repository import Repository
-from builderd.database.tables import idempotency, tenants
-from builderd.database.types import row_of
+from builderd.database.types import ExactDecimal, UtcDateTime, row_of
 from builderd.tokens.model import Tenant
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", NAME, nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("spending_cap", ExactDecimal),
+    Column("cap_warned_at", UtcDateTime),
+    # Time of the next check of its spending; not a field of ``Tenant``.
+    Column("spending_due_at", UtcDateTime, index=True),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("body_hash", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False, index=True),
+    # No foreign key: the record names a builder before it exists, or one that was never created.
+    Column("builder_id", Text),
+    Column("status", Integer),
+    Column("headers", document()),
+    Column("body", document()),
+    Column("version", Integer),
+)
+
 
 _SELECT = select(*(column for column in tenants.c if column.name != "spending_due_at"))
 

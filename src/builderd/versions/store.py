@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from enum import StrEnum
+from typing import Any, get_type_hints
 
 from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
     ColumnElement,
+    Double,
+    ForeignKey,
+    Integer,
     Row,
     Select,
+    Table,
     Text,
     bindparam,
     cast,
     exists,
+    false,
     literal,
     select,
     text,
@@ -24,13 +33,69 @@ from sqlalchemy import (
 )
 
 from builderd.backups.model import BackupStatus
+from builderd.backups.store import backups
 from builderd.builders.model import Status
+from builderd.builders.table import LIVE, builders
 from builderd.core.ids import BuilderId, TenantId
 from builderd.core.resources import Resources
+from builderd.database.columns import document, metadata
 from builderd.database.repository import Repository, batches, damage_named, read_each
-from builderd.database.tables import LIVE, backups, builders, versions
-from builderd.database.types import row_of
-from builderd.versions.model import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
+from builderd.database.types import ForeignText, UtcDateTime, enum_column, row_of
+from builderd.versions.model import NO_LAYER, SETTING_NAMES, Isolation, Version, VersionSettings, VersionStatus
+
+
+def setting_columns(*others: str) -> Iterator[Column[Any]]:
+    """Yield a column for each setting of a version whose type is plain, but for ``others``, which have no default."""
+    types: dict[type, Any] = {bool: Boolean, int: Integer, str: Text}
+    hints = get_type_hints(VersionSettings)
+    for one in fields(VersionSettings):
+        hint = hints[one.name]
+        if one.name in others or not isinstance(hint, type):
+            continue
+        if issubclass(hint, StrEnum) or hint in types:
+            default = false() if hint is bool else text(f"{one.default}" if hint is int else f"'{one.default}'")
+            kind = enum_column(hint) if issubclass(hint, StrEnum) else types[hint]
+            yield Column(one.name, kind, nullable=False, server_default=default)
+
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("bundle_hash", Text, nullable=False, index=True),
+    Column("entrypoint", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("env", document(), nullable=False),
+    Column("cpu", Double, nullable=False),
+    Column("memory", Double, nullable=False),
+    Column("disk", Double, nullable=False),
+    Column("isolation", enum_column(Isolation), nullable=False),
+    Column("credentials", document(), nullable=False),
+    Column("skip_review", Boolean, nullable=False),
+    Column("skip_qa", Boolean, nullable=False),
+    Column("require_qa", Boolean, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", enum_column(VersionStatus), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("layer_key", Text, index=True),
+    Column("review_passed", Boolean),
+    Column("qa_passed", Boolean),
+    Column("failure_code", Text),
+    Column("rolled_back_to", Integer),
+    Column("fresh_since", Integer),
+    Column("review_key", Text, index=True),
+    Column("review_until", UtcDateTime),
+    Column("build_key", Text, index=True),
+    Column("env_file_values", document()),
+    Column("released", Boolean, nullable=False, server_default=false()),
+    *setting_columns("entrypoint", "port", "isolation", "skip_review", "skip_qa", "require_qa"),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
+)
+
 
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))

@@ -14,7 +14,7 @@ from tests.stores import open_store
 
 from builderd.core.ids import TenantId
 from builderd.core.members import ClusterService, DatabaseLease, Instance, LeaseLost, SeenService
-from builderd.database.tables import database_lease
+from builderd.database.lease import database_lease
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.tokens.model import Tenant
 

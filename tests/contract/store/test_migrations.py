@@ -25,7 +25,7 @@ from tests.stores import MEMORY, open_store
 
 from builderd.core.errors import InvalidState
 from builderd.database import migrations
-from builderd.database.tables import metadata
+from builderd.database.columns import metadata
 from builderd.database.unit_of_work import Store
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ async def migrated(shared_url: str) -> Engine:
 
 @pytest.fixture
 def created(migrated: Engine, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Another database of the same kind, created from the package ``tables``."""
+    """Another database of the same kind, created from the tables of the code."""
     if migrated.dialect.name == "sqlite":
         engine = create_engine(f"sqlite:///{tmp_path}/created.db")
         metadata.create_all(engine)

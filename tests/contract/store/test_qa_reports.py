@@ -10,10 +10,10 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add,
 
 from builderd.builders.model import Builder, Desired, Status
 from builderd.core.ids import BuilderId, DiskId
-from builderd.database.tables import reviews
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.qa.model import Check, CheckName, Outcome, QaReport, ReportStatus, Screenshot
 from builderd.review.model import Acceptance, Finding, Report, Severity
+from builderd.review.store import reviews
 
 GATE = (Check(CheckName.ANSWER, Outcome.FAILED, "GET / was answered 500.", 0.01, ("a page",)),)
 

@@ -26,8 +26,8 @@ from tests.stores import open_store
 from builderd.builders.model import Builder, Desired, Lease, LeaseId, Status
 from builderd.builders.store import BuilderQuery
 from builderd.core.errors import RecordDamaged
+from builderd.database.columns import metadata
 from builderd.database.stored_times import BEGINNINGS, DUE, ENDS, LEFT_OUT, PAST, time_columns
-from builderd.database.tables import metadata
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.money.model import Billing
 

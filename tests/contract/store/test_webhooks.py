@@ -9,9 +9,9 @@ from sqlalchemy import update
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event, make_webhook
 
 from builderd.core.ids import BuilderId, TenantId, TokenId, WebhookId, new_id
-from builderd.database.tables import deliveries
 from builderd.database.unit_of_work import Store
 from builderd.events.model import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
+from builderd.events.store import deliveries
 
 LATER = NOW + 60 * SECOND
 

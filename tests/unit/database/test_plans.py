@@ -12,13 +12,16 @@ from tests.contract.store.samples import TENANT, add, add_builder, make_segment
 from tests.stores import memory_store, open_store
 
 from builderd.backups.model import Backup, BackupKind, BackupStatus
+from builderd.backups.store import backups
 from builderd.builders.model import Status
 from builderd.builders.store import BuilderQuery
+from builderd.builders.table import builders
 from builderd.core.ids import BackupId, BuilderId, TenantId, new_id
-from builderd.database.tables import backups, builders, ledger, versions
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.events.store import EventQuery
 from builderd.money.model import DAY
+from builderd.money.store import ledger
+from builderd.versions.store import versions
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ACME = TenantId("acme")

@@ -22,9 +22,9 @@ from builderd.core.errors import StoreUnavailable
 from builderd.database import sqlite
 from builderd.database.migrations import upgrade
 from builderd.database.sqlite import open_sqlite
-from builderd.database.tables import tokens
 from builderd.database.types import row_of
 from builderd.database.unit_of_work import Store, UnitOfWork
+from builderd.tokens.store import tokens
 
 
 @pytest.fixture

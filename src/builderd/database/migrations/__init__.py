@@ -1,7 +1,7 @@
-"""The history of the schema, and a comparison of a database with the package ``tables``.
+"""The history of the schema, and a comparison of a database with the tables of the code.
 
-Each revision is one file in ``versions/``; none changes once it was released. To add one, change the package
-``tables``, add the file, and let the tests compare both.
+Each revision is one file in ``versions/``; none changes once it was released. To add one, change the table,
+which lies beside its queries, add the file, and let the tests compare both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from builderd.core.errors import InvalidState
-from builderd.database.tables import metadata
+from builderd.database.columns import metadata
 
 #: Differences listed at most; one more entry counts the rest.
 MAX_DIFFERENCES = 10

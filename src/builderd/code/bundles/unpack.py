@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import BinaryIO
 
@@ -234,12 +235,15 @@ def _zip_entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
         raise ArchiveRejected("", f"cannot be read as a zip: {error}") from None
     _check_overlap(archive, infos)
     for info in infos:
-        yield _zip_entry(archive, info)
+        mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
+        chunks = partial(_zip_chunks, archive, info)
+        yield Entry(info.orig_filename, _zip_kind(info, mode), info.file_size, bool(mode & 0o111), chunks)
 
 
 def _check_overlap(archive: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
     """Refuse overlapping entries, which make a zip bomb (https://www.bamsoftware.com/hacks/zipbomb)."""
-    placed = sorted((info.header_offset, _end_of(archive, info), info.orig_filename) for info in infos)
+    ends = (_local(archive, info)[0] + info.compress_size for info in infos)
+    placed = sorted((info.header_offset, end, info.orig_filename) for info, end in zip(infos, ends, strict=True))
     for (_, end, _), (start, _, name) in pairwise(placed):
         if start < end:
             raise ArchiveRejected(name, "overlaps another entry")
@@ -253,17 +257,6 @@ def _local(archive: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bytes]:
         raise ArchiveRejected(info.orig_filename, "has no local header where the directory says")
     *_, name_length, extra_length = _LOCAL.unpack(header)
     return info.header_offset + _LOCAL.size + name_length + extra_length, archive.read(name_length)
-
-
-def _end_of(archive: BinaryIO, info: zipfile.ZipInfo) -> int:
-    start, _ = _local(archive, info)
-    return start + info.compress_size
-
-
-def _zip_entry(archive: BinaryIO, info: zipfile.ZipInfo) -> Entry:
-    mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
-    kind = _zip_kind(info, mode)
-    return Entry(info.orig_filename, kind, info.file_size, bool(mode & 0o111), lambda: _zip_chunks(archive, info))
 
 
 def _zip_kind(info: zipfile.ZipInfo, mode: int) -> EntryKind:

@@ -10,19 +10,10 @@ from builderd.client.errors import (
     QaFailed,
     ReviewFailed,
 )
-from builderd.mcp.next_steps import LATER, NEXT, code_of
+from builderd.mcp.next_steps import LATER, MESSAGES, NEXT, code_of
 from builderd.mcp.results import Check, Failure, Finding, check_lines, last_part, mark
 
 STAGES = {f"{stage}_failed": stage for stage in ("review", "install", "build", "release", "start", "qa")}
-#: Messages of the stages. The service's own quote the app, the installer or the code.
-MESSAGES = {
-    "review_failed": "The review found code that must not run: see findings.",
-    "install_failed": "The dependencies could not be installed: app_output says why.",
-    "build_failed": "The build command failed: app_output has its last lines.",
-    "release_failed": "The release command failed: app_output has its last lines.",
-    "start_failed": "The app did not come up: app_output says why, with its last lines.",
-    "qa_failed": "The app came up, but failed the QA gate: see checks and app_output.",
-}
 
 
 def failure_of(error: BuilderdError) -> Failure:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from builderd.client.errors import ApiError, BuilderdError, TimedOut
 
-NEXT: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+_TEXTS: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+NEXT, MESSAGES = _TEXTS["next"], _TEXTS["messages"]
 LATER = (
     "Wait for retry_after_seconds (or 10 s), then call the tool again: deploy_code never makes a second deployment of "
     "the same files."

@@ -14,12 +14,10 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     Text,
-    bindparam,
     delete,
     func,
     insert,
     select,
-    update,
 )
 
 from builderd.core.ids import TenantId, UploadId
@@ -68,22 +66,12 @@ bundle_chunks = Table(
     Column("content", LargeBinary, nullable=False),
 )
 
-#: Bytes of a chunk; the last one of a bundle is shorter.
-CHUNK_BYTES = 1 << 20
+#: Bytes of a chunk of a bundle, and of an upload; the last one is shorter. A request of one byte stores a chunk of an
+#: upload again: larger ones would cost the database more yet.
+CHUNK_BYTES, UPLOAD_CHUNK_BYTES = 1 << 20, 1 << 18
 
-
-_bundle = stored_bundles.c
-_chunk = bundle_chunks.c
-_of_number = (_chunk.hash == bindparam("bundle"), _chunk.number == bindparam("at"))
-
-_SIZE = select(_bundle.size).where(_bundle.hash == bindparam("bundle"))
-_CHUNK = select(_chunk.content).where(*_of_number)
-# A bundle that was cut off has its first chunk, but no row.
-_HASHES = select(_bundle.hash).union(select(_chunk.hash).where(_chunk.number == 0))
-_DELETE = [
-    delete(stored_bundles).where(_bundle.hash == bindparam("bundle")),
-    delete(bundle_chunks).where(_chunk.hash == bindparam("bundle")),
-]
+_bundle, _chunk, _part = stored_bundles.c, bundle_chunks.c, upload_chunks.c
+_part_bytes = func.coalesce(func.sum(_part.size), 0)
 
 
 class StoredBundles(Queries):
@@ -91,51 +79,43 @@ class StoredBundles(Queries):
 
     def put_chunk(self, bundle_hash: str, number: int, content: bytes) -> None:
         """Store or replace a chunk; the first one has the number 0."""
-        values = {"bundle": bundle_hash, "at": number, "content": content}
-        if not self._change(update(bundle_chunks).where(*_of_number), **values):
-            self._connection.execute(insert(bundle_chunks), {"hash": bundle_hash, "number": number, "content": content})
+        self._change(delete(bundle_chunks).where(_chunk.hash == bundle_hash, _chunk.number == number))
+        self._change(insert(bundle_chunks), hash=bundle_hash, number=number, content=content)
 
     def complete(self, bundle_hash: str, size: int) -> None:
         """Record that all chunks of ``size`` bytes are stored. Idempotent."""
         if self.size(bundle_hash) is None:
-            self._connection.execute(insert(stored_bundles), {"hash": bundle_hash, "size": size})
+            self._change(insert(stored_bundles), hash=bundle_hash, size=size)
 
     def size(self, bundle_hash: str) -> int | None:
         """Return the bytes of a complete bundle, else None."""
-        found: int | None = self._connection.scalar(_SIZE, {"bundle": bundle_hash})
-        return found
+        return self._connection.scalar(select(_bundle.size).where(_bundle.hash == bundle_hash))
 
     def chunk(self, bundle_hash: str, number: int) -> bytes | None:
         """Return a chunk, or None where there is none."""
-        found: bytes | None = self._connection.scalar(_CHUNK, {"bundle": bundle_hash, "at": number})
-        return found
+        is_it = _chunk.hash == bundle_hash, _chunk.number == number
+        return self._connection.scalar(select(_chunk.content).where(*is_it))
 
     def sizes(self) -> Mapping[str, int]:
         """Return the bytes of all complete bundles, by hash."""
         return {row.hash: row.size for row in self._connection.execute(select(_bundle.hash, _bundle.size))}
 
     def hashes(self) -> Collection[str]:
-        """Return the hashes of all bundles, also of those with some chunks only."""
-        return frozenset(self._connection.scalars(_HASHES).all())
+        """Return the hashes of all bundles, also of those that were cut off: these have their first chunk alone."""
+        either = select(_bundle.hash).union(select(_chunk.hash).where(_chunk.number == 0))
+        return frozenset(self._connection.scalars(either).all())
 
     def delete(self, bundle_hash: str) -> None:
         """Delete the bundle and its chunks. Idempotent."""
-        for statement in _DELETE:
-            self._connection.execute(statement, {"bundle": bundle_hash})
-
-
-_by_id = uploads.c.id == bindparam("upload")
-
-_OF_TENANT = select(uploads).where(uploads.c.tenant_id == bindparam("tenant")).order_by(uploads.c.created_at)
-_LIVE = select(uploads.c.id).where(uploads.c.expires_at > bindparam("now"))
-_EXPIRED = select(uploads.c.id).where(uploads.c.expires_at <= bindparam("now"))
+        self._change(delete(stored_bundles).where(_bundle.hash == bundle_hash))
+        self._change(delete(bundle_chunks).where(_chunk.hash == bundle_hash))
 
 
 class Uploads(Repository[Upload]):
     _table, _record = uploads, Upload
 
     def get(self, upload: UploadId) -> Upload | None:
-        return self._first(select(uploads).where(_by_id), upload=upload)
+        return self._first(select(uploads).where(uploads.c.id == upload))
 
     def update(self, value: Upload) -> bool:
         """Save it; return False, and save nothing, if it was deleted."""
@@ -143,39 +123,19 @@ class Uploads(Repository[Upload]):
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         """Return the tenant's uploads, oldest first, expired ones included until they are deleted."""
-        return self._all(_OF_TENANT, tenant=tenant)
+        return self._all(select(uploads).where(uploads.c.tenant_id == tenant).order_by(uploads.c.created_at))
 
     def live(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' uploads that have not expired."""
-        return self._connection.scalars(_LIVE, {"now": now}).all()
+        return self._connection.scalars(select(uploads.c.id).where(uploads.c.expires_at > now)).all()
 
     def expired(self, now: datetime) -> Sequence[UploadId]:
         """Return all tenants' expired uploads."""
-        return self._connection.scalars(_EXPIRED, {"now": now}).all()
+        return self._connection.scalars(select(uploads.c.id).where(uploads.c.expires_at <= now)).all()
 
     def delete(self, upload: UploadId) -> None:
         """Delete it. Idempotent."""
-        self._change(delete(uploads).where(_by_id), upload=upload)
-
-
-#: Bytes of a chunk; the last one of an upload is shorter. A request of one byte stores a chunk again: larger ones would
-#: cost the database more yet.
-UPLOAD_CHUNK_BYTES = 1 << 18
-
-
-_part = upload_chunks.c
-_of_upload = _part.upload_id == bindparam("upload")
-
-_PART = select(_part.content).where(_of_upload, _part.number == bindparam("at"))
-_BYTES = func.coalesce(func.sum(_part.size), 0)
-_UPLOAD_SIZE = select(_BYTES).where(_of_upload)
-_OF_TENANTS = (
-    select(uploads.c.tenant_id, _BYTES)
-    .select_from(upload_chunks.outerjoin(uploads, uploads.c.id == _part.upload_id))
-    .group_by(uploads.c.tenant_id)
-)
-_UPLOAD_IDS = select(_part.upload_id).where(_part.number == 0)
-_DELETE_PARTS = delete(upload_chunks).where(_of_upload)
+        self._change(delete(uploads).where(uploads.c.id == upload))
 
 
 class StoredUploads(Queries):
@@ -184,34 +144,33 @@ class StoredUploads(Queries):
 
         Return by how many bytes the upload has grown.
         """
-        place = {"upload": upload, "at": number}
-        replaced = int(
-            self._connection.execute(_UPLOAD_SIZE.where(_part.number >= bindparam("at")), place).scalar_one()
-        )
-        if replaced:
-            self._connection.execute(_DELETE_PARTS.where(_part.number >= bindparam("at")), place)
+        from_here = _part.upload_id == upload, _part.number >= number
+        replaced = int(self._connection.execute(select(_part_bytes).where(*from_here)).scalar_one())
+        self._change(delete(upload_chunks).where(*from_here))
         if content:
-            values = {"upload_id": upload, "number": number, "size": len(content), "content": content}
-            self._connection.execute(insert(upload_chunks), values)
+            self._change(insert(upload_chunks), upload_id=upload, number=number, size=len(content), content=content)
         return len(content) - replaced
 
     def chunk(self, upload: UploadId, number: int) -> bytes | None:
         """Return a chunk, or None where there is none."""
-        found: bytes | None = self._connection.scalar(_PART, {"upload": upload, "at": number})
-        return found
+        is_it = _part.upload_id == upload, _part.number == number
+        return self._connection.scalar(select(_part.content).where(*is_it))
 
     def size(self, upload: UploadId) -> int:
         """Return the bytes of all chunks of an upload."""
-        return int(self._connection.execute(_UPLOAD_SIZE, {"upload": upload}).scalar_one())
+        return int(self._connection.execute(select(_part_bytes).where(_part.upload_id == upload)).scalar_one())
 
     def of_tenants(self) -> Mapping[TenantId | None, int]:
         """Return the bytes of each tenant's uploads together; None has those without a record."""
-        return {tenant and TenantId(tenant): int(size) for tenant, size in self._connection.execute(_OF_TENANTS)}
+        recorded = upload_chunks.outerjoin(uploads, uploads.c.id == _part.upload_id)
+        sums = select(uploads.c.tenant_id, _part_bytes).select_from(recorded).group_by(uploads.c.tenant_id)
+        return {tenant and TenantId(tenant): int(size) for tenant, size in self._connection.execute(sums)}
 
     def ids(self) -> Collection[UploadId]:
         """Return the uploads that have chunks."""
-        return frozenset(map(UploadId, self._connection.scalars(_UPLOAD_IDS).all()))
+        first = select(_part.upload_id).where(_part.number == 0)
+        return frozenset(map(UploadId, self._connection.scalars(first).all()))
 
     def delete(self, upload: UploadId) -> None:
         """Delete an upload's chunks. Idempotent."""
-        self._change(_DELETE_PARTS, upload=upload)
+        self._change(delete(upload_chunks).where(_part.upload_id == upload))

@@ -15,7 +15,6 @@ from sqlalchemy import (
     RowMapping,
     Table,
     Text,
-    bindparam,
     delete,
     exists,
     insert,
@@ -91,26 +90,19 @@ acceptances = Table(
 )
 
 
-_ONE = select(reviews).where(reviews.c.tenant_id == bindparam("tenant"), reviews.c.key == bindparam("which"))
-_UPDATE = update(reviews).where(reviews.c.tenant_id == bindparam("tenant"), reviews.c.key == bindparam("which"))
 _IN_USE = exists().where(
     versions.c.review_key == reviews.c.key,
     builders.c.id == versions.c.builder_id,
     builders.c.tenant_id == reviews.c.tenant_id,
     builders.c.status != Status.DELETED,
 )
-_UNUSED = select(reviews.c.tenant_id, reviews.c.key).where(reviews.c.reviewed_at < bindparam("before"), ~_IN_USE)
-
-_ACCEPTED = (
-    select(acceptances).where(acceptances.c.builder_id == bindparam("builder")).order_by(acceptances.c.accepted_at)
-)
-_DELETE_ACCEPTANCES = delete(acceptances).where(acceptances.c.builder_id == bindparam("builder"))
 
 
 class Reviews(Queries):
     def get(self, tenant: TenantId, key: str) -> Report | None:
         """Return the report with this ``Report.key``."""
-        row = self._connection.execute(_ONE, {"tenant": tenant, "which": key}).mappings().first()
+        is_it = reviews.c.tenant_id == tenant, reviews.c.key == key
+        row = self._connection.execute(select(reviews).where(*is_it)).mappings().first()
         if row is None:
             return None
         document = row["report"]
@@ -126,13 +118,14 @@ class Reviews(Queries):
         document = {**omit(row_of(report), "reviewed_at"), "findings": findings}
         document |= {"scanners": dict(report.scanners), "left_out": dict(report.left_out)}
         row = {"reviewed_at": report.reviewed_at, "report": document}
-        key = {"tenant": tenant, "which": report.key}
-        if self._change(_UPDATE, **key, **row) == 0:
-            self._connection.execute(insert(reviews), {"tenant_id": tenant, "key": report.key, **row})
+        is_it = reviews.c.tenant_id == tenant, reviews.c.key == report.key
+        if self._change(update(reviews).where(*is_it), **row) == 0:
+            self._change(insert(reviews), tenant_id=tenant, key=report.key, **row)
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` from before this time that no undeleted builder's version has; return the number."""
-        unused = [tuple(row) for row in self._connection.execute(_UNUSED.limit(limit), {"before": before})]
+        keys = select(reviews.c.tenant_id, reviews.c.key).where(reviews.c.reviewed_at < before, ~_IN_USE)
+        unused = [tuple(row) for row in self._connection.execute(keys.limit(limit))]
         if unused:
             self._connection.execute(delete(reviews).where(tuple_(reviews.c.tenant_id, reviews.c.key).in_(unused)))
         return len(unused)
@@ -148,34 +141,29 @@ class Acceptances(Repository[Acceptance]):
 
     def of_builder(self, builder: BuilderId) -> Sequence[Acceptance]:
         """Return the builder's acceptances, oldest first, expired ones included."""
-        return self._all(_ACCEPTED, builder=builder)
+        of_builder = acceptances.c.builder_id == builder
+        return self._all(select(acceptances).where(of_builder).order_by(acceptances.c.accepted_at))
 
     def delete(self, builder: BuilderId) -> None:
         """Delete all acceptances of the builder."""
-        self._change(_DELETE_ACCEPTANCES, builder=builder)
+        self._change(delete(acceptances).where(acceptances.c.builder_id == builder))
 
 
 _OPEN = (ReportStatus.WAITING, ReportStatus.RUNNING)
 
-_ONE_REPORT = select(qa_reports).where(
-    qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.version == bindparam("number")
-)
 _UNFINISHED = (
     select(qa_reports)
     .where(qa_reports.c.status.in_(_OPEN) | qa_reports.c.copy_disk.is_not(None))
     .order_by(qa_reports.c.requested_at, qa_reports.c.builder_id, qa_reports.c.version)
 )
-_PICTURES = qa_screenshots.c.builder_id == bindparam("builder"), qa_screenshots.c.version == bindparam("number")
-_DELETE_ALL_PICTURES = delete(qa_screenshots).where(qa_screenshots.c.builder_id == bindparam("builder"))
-_DELETE = delete(qa_reports).where(qa_reports.c.builder_id == bindparam("builder"), qa_reports.c.copy_disk.is_(None))
-_PICTURE = select(qa_screenshots).where(*_PICTURES, qa_screenshots.c.name == bindparam("picture"))
 
 
 class QaReports(Repository[QaReport]):
     _table, _record, _key = qa_reports, QaReport, ("builder_id", "version")
 
     def get(self, builder: BuilderId, version: int) -> QaReport | None:
-        return self._first(_ONE_REPORT, builder=builder, number=version)
+        is_it = qa_reports.c.builder_id == builder, qa_reports.c.version == version
+        return self._first(select(qa_reports).where(*is_it))
 
     def save(self, value: QaReport) -> None:
         """Add or replace it; the builder must be locked."""
@@ -190,19 +178,22 @@ class QaReports(Repository[QaReport]):
 
     def put_screenshots(self, builder: BuilderId, version: int, screenshots: Sequence[Screenshot]) -> None:
         """Replace the screenshots of a version."""
-        self._change(delete(qa_screenshots).where(*_PICTURES), builder=builder, number=version)
+        of_version = qa_screenshots.c.builder_id == builder, qa_screenshots.c.version == version
+        self._change(delete(qa_screenshots).where(*of_version))
         if screenshots:
             rows = [{"builder_id": builder, "version": version, **row_of(picture)} for picture in screenshots]
             self._connection.execute(insert(qa_screenshots), rows)
 
     def screenshot(self, builder: BuilderId, version: int, name: str) -> Screenshot | None:
-        row = self._connection.execute(_PICTURE, {"builder": builder, "number": version, "picture": name}).first()
+        of_version = qa_screenshots.c.builder_id == builder, qa_screenshots.c.version == version
+        named = select(qa_screenshots).where(*of_version, qa_screenshots.c.name == name)
+        row = self._connection.execute(named).first()
         return Screenshot(row.name, row.width, row.height, row.png) if row else None
 
     def delete(self, builder: BuilderId) -> None:
         """Delete the builder's reports and screenshots, except reports whose disk copy may still exist."""
-        self._change(_DELETE_ALL_PICTURES, builder=builder)
-        self._connection.execute(_DELETE, {"builder": builder})
+        self._change(delete(qa_screenshots).where(qa_screenshots.c.builder_id == builder))
+        self._change(delete(qa_reports).where(qa_reports.c.builder_id == builder, qa_reports.c.copy_disk.is_(None)))
 
     def _row(self, value: QaReport) -> dict[str, Any]:
         row = row_of(value)

@@ -86,89 +86,75 @@ open_builds = Table(
 )
 
 
-_BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
-_BUILDER_OF = select(sandboxes.c.builder_id).where(sandboxes.c.id == bindparam("id"))
-_OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
-_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
-_OPEN_OF_ALL = select(sandboxes).where(
-    sandboxes.c.builder_id.in_(bindparam("builders", expanding=True)),
-    sandboxes.c.end_cause.is_(None),
-    sandboxes.c.trial.is_(False),
-)
+_is_open = sandboxes.c.end_cause.is_(None) & sandboxes.c.trial.is_(False)
 # Generations and attempts count up, so they order sandboxes even when they began in the same instant.
-_OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.generation, sandboxes.c.attempt)
-_OF_GENERATION = _OLDEST_FIRST.where(sandboxes.c.generation == bindparam("generation"))
-_OPEN_OR_OF_GENERATION = _OLDEST_FIRST.where(
-    (sandboxes.c.generation == bindparam("generation")) | sandboxes.c.end_cause.is_(None)
-)
+_OLDEST_FIRST = select(sandboxes).order_by(sandboxes.c.generation, sandboxes.c.attempt)
 
-_OVER = (
-    select(sandboxes.c.id)
-    .join(builders, builders.c.id == sandboxes.c.builder_id)
-    .where(
-        sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type),
-        sandboxes.c.generation != builders.c.generation,
-    )
-    .limit(bindparam("limit"))
-)
 _later = sandboxes.alias()
 _is_later = (
     (_later.c.builder_id == sandboxes.c.builder_id)
     & (_later.c.generation == sandboxes.c.generation)
     & (_later.c.attempt > sandboxes.c.attempt)
 )
-_EARLY = (
-    select(sandboxes.c.id)
-    .where(sandboxes.c.end_cause.is_not(None))
-    .where(exists().where(_is_later, _later.c.attempt >= sandboxes.c.attempt + bindparam("keep", type_=Integer)))
-    .where(sandboxes.c.listening_at.is_(None) | exists().where(_is_later, _later.c.listening_at.is_not(None)))
-    .limit(bindparam("limit"))
-)
-_THIN = delete(sandboxes).where(sandboxes.c.id.in_(_EARLY))
-_EXPIRE = delete(sandboxes).where(sandboxes.c.id.in_(_OVER))
 
 
 class Sandboxes(Repository[Sandbox]):
     _table, _record = sandboxes, Sandbox
 
     def get(self, sandbox: SandboxId) -> Sandbox | None:
-        with damage_named(lambda: str(self._connection.scalar(_BUILDER_OF, {"id": sandbox}))):
-            return self._first(_BY_ID, id=sandbox)
+        is_it = sandboxes.c.id == sandbox
+        with damage_named(lambda: str(self._connection.scalar(select(sandboxes.c.builder_id).where(is_it)))):
+            return self._first(select(sandboxes).where(is_it))
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
         """Return the one that has not ended, at most one, without trials."""
         with damage_named(builder):
-            return self._first(_OPEN, builder=builder)
+            return self._first(select(sandboxes).where(sandboxes.c.builder_id == builder, _is_open))
 
     def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
         """Return those of these builders that have not ended, without trials."""
-        values = {"builders": builders}
-        return read_each(self._connection, _OPEN_OF_ALL, values, lambda row: self._value(row._mapping), "builder_id")
+        found = select(sandboxes).where(sandboxes.c.builder_id.in_(builders), _is_open)
+        return read_each(self._connection, found, {}, lambda row: self._value(row._mapping), "builder_id")
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Return all sandboxes, oldest first."""
         with damage_named(builder):
-            return self._all(_OLDEST_FIRST, builder=builder)
+            return self._all(_OLDEST_FIRST.where(sandboxes.c.builder_id == builder))
 
     def of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
         """Return those of one generation, oldest first."""
         with damage_named(builder):
-            return self._all(_OF_GENERATION, builder=builder, generation=generation)
+            is_of_it = sandboxes.c.builder_id == builder, sandboxes.c.generation == generation
+            return self._all(_OLDEST_FIRST.where(*is_of_it))
 
     def open_or_of_generation(self, builder: BuilderId, generation: int) -> Sequence[Sandbox]:
         """Return those of one generation and those of others that have not ended, trials included."""
         with damage_named(builder):
-            return self._all(_OPEN_OR_OF_GENERATION, builder=builder, generation=generation)
+            either = (sandboxes.c.generation == generation) | sandboxes.c.end_cause.is_(None)
+            return self._all(_OLDEST_FIRST.where(sandboxes.c.builder_id == builder, either))
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` that ended before this time, none of the present generation; return the number."""
-        return self._change(_EXPIRE, before=before, limit=limit)
+        over = (
+            select(sandboxes.c.id)
+            .join(builders, builders.c.id == sandboxes.c.builder_id)
+            .where(sandboxes.c.end_at < before, sandboxes.c.generation != builders.c.generation)
+            .limit(limit)
+        )
+        return self._change(delete(sandboxes).where(sandboxes.c.id.in_(over)))
 
     def delete_oldest(self, keep: int, limit: int) -> int:
         """Delete up to ``limit`` ended ones of each generation that has more than ``keep``; return the number.
 
         The latest ``keep`` of it stay, and the last one that listened."""
-        return self._change(_THIN, keep=keep, limit=limit)
+        early = (
+            select(sandboxes.c.id)
+            .where(sandboxes.c.end_cause.is_not(None))
+            .where(exists().where(_is_later, _later.c.attempt >= sandboxes.c.attempt + keep))
+            .where(sandboxes.c.listening_at.is_(None) | exists().where(_is_later, _later.c.listening_at.is_not(None)))
+            .limit(limit)
+        )
+        return self._change(delete(sandboxes).where(sandboxes.c.id.in_(early)))
 
     def _row(self, value: Sandbox) -> dict[str, Any]:
         row, end = row_of(value), value.end

@@ -27,8 +27,6 @@ from builderd.reconciler.steps.disk import disk_moved
 
 log = logging.getLogger(__name__)
 
-#: Changes a builder because of its member.
-Action = Callable[[UnitOfWork, Builder, MemberReport, datetime], None]
 #: Chooses among the builders of a member: nothing is written for the others.
 Choice = Callable[[UnitOfWork, Builder], bool]
 
@@ -52,26 +50,27 @@ class LostMembers:
             # Those whose member returned meanwhile have the reason that an earlier process of the service wrote.
             for member in members:
                 if member.away_since is None:
-                    await self._each(member, _returned, partial(_waits, reason=_lost_reason(member)))
+                    await self._tell(member, RETURNED, only_waiting=True)
             self._begun = True
         for member in members:
             if member.away_since is None:
                 if member.name in self._told:
-                    await self._each(member, _returned)
+                    await self._tell(member, RETURNED)
                     self._told.discard(member.name)
                 continue
             if member.name not in self._told:
                 log.error("member lost member=%s", member.name)
-                await self._each(member, _lost)
+                await self._tell(member, LOST)
                 self._told.add(member.name)
             if member.given_up:
                 await self._recover(member)
 
-    async def _each(self, member: MemberReport, action: Action, choice: Choice = lambda *_: True) -> None:
-        """Carry out the action for each chosen builder of the member, and wake those that wait for it."""
-        for builder in await self._chosen(member, choice):
-            act = partial(_act, builder_id=builder.id, member=member, action=action, now=self._app.clock.now())
-            if await self._app.store.write(act):
+    async def _tell(self, member: MemberReport, kind: str, *, only_waiting: bool = False) -> None:
+        """Record the event for each builder of the member, or each that waits for it, and wake its callers."""
+        reason = _lost_reason(member)
+        for builder in await self._chosen(member, lambda _, one: not only_waiting or one.status_reason == reason):
+            tell = partial(_tell, builder_id=builder.id, member=member, kind=kind, now=self._app.clock.now())
+            if await self._app.store.write(tell):
                 self._app.signals.change(builder.id)
 
     async def _chosen(self, member: MemberReport, choice: Choice) -> Sequence[Builder]:
@@ -122,36 +121,22 @@ def _make_due(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, now:
     return builder.disk
 
 
-def _act(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, action: Action, now: datetime) -> bool:
-    """Carry out the action; return False for a builder that was started elsewhere meanwhile."""
-    builder = uow.builders.get(builder_id, lock=True)
-    if builder is None or builder.location != member.name:
-        return False
-    action(uow, builder, member, now)
-    return True
-
-
-def _lost(uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> None:
-    _tell(uow, builder, LOST, _lost_reason(member), member, now)
-
-
-def _waits(uow: UnitOfWork, builder: Builder, reason: str) -> bool:
-    return builder.status_reason == reason
-
-
 def _lost_reason(member: MemberReport) -> str:
     return f"the member {member.name} of the cluster, which has its disk, does not answer: it waits for its return"
 
 
-def _returned(uow: UnitOfWork, builder: Builder, member: MemberReport, now: datetime) -> None:
-    _tell(uow, builder, RETURNED, f"the member {member.name} of the cluster answers again", member, now)
-    uow.builders.make_due(builder.id, now)
-
-
-def _tell(uow: UnitOfWork, builder: Builder, kind: str, reason: str, member: MemberReport, now: datetime) -> None:
+def _tell(uow: UnitOfWork, builder_id: BuilderId, member: MemberReport, kind: str, now: datetime) -> bool:
+    """Record that the builder's member was lost or answers again; return False if it was started elsewhere."""
+    builder = uow.builders.get(builder_id, lock=True)
+    if builder is None or builder.location != member.name:
+        return False
+    reason = _lost_reason(member) if kind == LOST else f"the member {member.name} of the cluster answers again"
     uow.events.add(Event(builder.tenant_id, builder.id, now, kind, SYSTEM, reason, {"member": member.name}))
     if builder.desired is Desired.RUNNING:
         uow.builders.save(replace(builder, status_reason=reason, updated_at=now))
+    if kind == RETURNED:
+        uow.builders.make_due(builder.id, now)
+    return True
 
 
 #: Seconds after which the next builder is begun with, though one still moves: its disk may be large.

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    bindparam,
     delete,
     exists,
     false,
@@ -173,22 +172,6 @@ class Sandboxes(Repository[Sandbox]):
         return Sandbox(**values, generation=generation, end=SandboxEnd(cause, exit_code, at) if cause else None)
 
 
-_of_builder = build_logs.c.builder_id == bindparam("builder")
-
-_FOLLOWING = (
-    select(build_logs)
-    .where(_of_builder, build_logs.c.id > bindparam("after"))
-    .order_by(build_logs.c.id)
-    .limit(bindparam("limit"))
-)
-_NEWEST_FIRST = select(build_logs).where(_of_builder).order_by(build_logs.c.id.desc())
-_LAST_ID = select(func.max(build_logs.c.id)).where(_of_builder)
-_OLDEST = select(build_logs.c.id, build_logs.c.time).order_by(build_logs.c.id).limit(bindparam("limit")).subquery()
-_EXPIRE_LOGS = delete(build_logs).where(
-    build_logs.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=build_logs.c.time.type)))
-)
-
-
 class BuildLogs(Queries):
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None:
         if lines:
@@ -197,31 +180,28 @@ class BuildLogs(Queries):
 
     def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
         """Return the id before the last ``count`` lines (None: all) since ``since``, and the number of them."""
-        last = _NEWEST_FIRST if since is None else _NEWEST_FIRST.where(build_logs.c.time >= since)
-        ids = last.with_only_columns(build_logs.c.id).limit(count).subquery()
-        values = {"builder": builder}
-        first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
+        own = select(build_logs.c.id).where(build_logs.c.builder_id == builder).order_by(build_logs.c.id.desc())
+        last = own if since is None else own.where(build_logs.c.time >= since)
+        ids = last.limit(count).subquery()
+        first, found = self._connection.execute(select(func.min(ids.c.id), func.count()).select_from(ids)).one()
         if found == 0:
-            return self._connection.scalar(_LAST_ID, values) or 0, 0
+            return self._connection.scalar(own.limit(1)) or 0, 0
         return first - 1, found
 
     def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
         """Return (id, version, line), oldest first, up to ``limit`` with an id greater than ``after``."""
-        rows = self._connection.execute(_FOLLOWING, {"builder": builder, "after": after, "limit": limit})
+        lines = select(build_logs).where(build_logs.c.builder_id == builder, build_logs.c.id > after)
+        rows = self._connection.execute(lines.order_by(build_logs.c.id).limit(limit))
         return [(row.id, row.version, LogLine(row.time, row.stream, row.text)) for row in rows]
 
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` of the oldest lines from before this time; return the number."""
-        return self._change(_EXPIRE_LOGS, before=before, limit=limit)
+        oldest = select(build_logs.c.id, build_logs.c.time).order_by(build_logs.c.id).limit(limit).subquery()
+        over = select(oldest.c.id).where(oldest.c.time < before)
+        return self._change(delete(build_logs).where(build_logs.c.id.in_(over)))
 
     def delete(self, builder: BuilderId) -> None:
-        self._change(delete(build_logs).where(_of_builder), builder=builder)
-
-
-_by_id = open_builds.c.id == bindparam("build")
-
-_ALL = select(open_builds).order_by(open_builds.c.started_at, open_builds.c.id)
-_SEEN = update(open_builds).where(_by_id).values(seen_at=bindparam("at", type_=open_builds.c.seen_at.type))
+        self._change(delete(build_logs).where(build_logs.c.builder_id == builder))
 
 
 class OpenBuilds(Repository[OpenBuild]):
@@ -229,11 +209,11 @@ class OpenBuilds(Repository[OpenBuild]):
 
     def seen(self, build: str, at: datetime) -> None:
         """Record that it still runs; do nothing once it is removed."""
-        self._change(_SEEN, build=build, at=at)
+        self._change(update(open_builds).where(open_builds.c.id == build), seen_at=at)
 
     def all(self) -> Sequence[OpenBuild]:
-        return self._all(_ALL)
+        return self._all(select(open_builds).order_by(open_builds.c.started_at, open_builds.c.id))
 
     def remove(self, build: str) -> bool:
         """Remove it; return False if it was removed before."""
-        return self._change(delete(open_builds).where(_by_id), build=build) == 1
+        return self._change(delete(open_builds).where(open_builds.c.id == build)) == 1

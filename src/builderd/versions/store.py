@@ -20,7 +20,6 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
-    bindparam,
     cast,
     exists,
     false,
@@ -97,27 +96,8 @@ versions = Table(
 )
 
 
-_OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
-_ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
-_NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
 #: The input of a job may have a megabyte, and no view shows it.
-_SHOWN: Select[Any] = select(
-    *(column for column in versions.c if column.name != "stdin"), literal("").label("stdin")
-).where(tuple_(versions.c.builder_id, versions.c.number).in_(bindparam("keys", expanding=True)))
-_CURRENT_WITH_CREDENTIAL = select(versions).where(
-    builders.c.tenant_id == bindparam("tenant"),
-    text(LIVE),
-    builders.c.id == versions.c.builder_id,
-    builders.c.version == versions.c.number,
-)
-# JSON of names; a name has no character that JSON escapes.
-_credentials = cast(versions.c.credentials, Text)
-_RESERVE_DISK = (
-    update(builders)
-    .where(builders.c.id == bindparam("builder"), builders.c.version == bindparam("which"))
-    .where(builders.c.disk_released_at.is_(None))
-    .values(reserved_disk=bindparam("size"))
-)
+_SHOWN: Select[Any] = select(*(column for column in versions.c if column.name != "stdin"), literal("").label("stdin"))
 
 
 def _uses_bundle(is_it: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -126,25 +106,6 @@ def _uses_bundle(is_it: ColumnElement[bool]) -> ColumnElement[bool]:
     ) | exists().where(is_it).where(
         backups.c.builder_id == versions.c.builder_id, backups.c.version == versions.c.number
     ).where(backups.c.status != BackupStatus.FAILED)
-
-
-_USES_BUNDLE = select(_uses_bundle(versions.c.bundle_hash == bindparam("bundle")))
-_named = (
-    select(versions.c.bundle_hash).where(versions.c.bundle_hash.in_(bindparam("bundles", expanding=True))).distinct()
-).cte("named")
-_USED_BUNDLES = select(_named.c.bundle_hash).where(_uses_bundle(versions.c.bundle_hash == _named.c.bundle_hash))
-_LEFT_OUT = (versions.c.builder_id == bindparam("builder")) & versions.c.number.in_(
-    bindparam("without", expanding=True)
-)
-_BUNDLES_OF_TENANT = union(
-    select(versions.c.bundle_hash)
-    .join(builders, builders.c.id == versions.c.builder_id)
-    .where(builders.c.tenant_id == bindparam("tenant"), builders.c.status != Status.DELETED)
-    .where(versions.c.status != VersionStatus.DROPPED, ~_LEFT_OUT),
-    select(versions.c.bundle_hash)
-    .join(backups, (backups.c.builder_id == versions.c.builder_id) & (backups.c.version == versions.c.number))
-    .where(backups.c.tenant_id == bindparam("tenant"), backups.c.status != BackupStatus.FAILED),
-)
 
 
 def _layers(column: ColumnElement[str]) -> Select[str]:
@@ -157,10 +118,6 @@ def _layers(column: ColumnElement[str]) -> Select[str]:
 
 
 _COLUMNS = (versions.c.layer_key, versions.c.build_key)
-_ALL_LAYERS = union(*(_layers(column) for column in _COLUMNS))
-# Each by its index.
-_USED_LAYERS = union(*(_layers(column).where(column.in_(bindparam("layers", expanding=True))) for column in _COLUMNS))
-_LAYERS_OF_TENANT = union(*(_layers(column).where(builders.c.tenant_id == bindparam("tenant")) for column in _COLUMNS))
 
 
 class Versions(Repository[Version]):
@@ -170,11 +127,14 @@ class Versions(Repository[Version]):
         super().add(value)
         # The first version is the current one of a builder whose row is stored already; its resources never change.
         size = value.settings.resources.disk
-        self._change(_RESERVE_DISK, builder=value.builder_id, which=value.number, size=size)
+        is_it = builders.c.id == value.builder_id, builders.c.version == value.number
+        reserve = update(builders).where(*is_it, builders.c.disk_released_at.is_(None))
+        self._change(reserve, reserved_disk=size)
 
     def get(self, builder: BuilderId, number: int) -> Version | None:
         with damage_named(builder):
-            row = self._connection.execute(_ONE, {"builder": builder, "number": number}).first()
+            is_it = versions.c.builder_id == builder, versions.c.number == number
+            row = self._connection.execute(select(versions).where(*is_it)).first()
             return None if row is None else _version(row)
 
     def require(self, builder: BuilderId, number: int) -> Version:
@@ -186,27 +146,31 @@ class Versions(Repository[Version]):
     def list(self, builder: BuilderId) -> Sequence[Version]:
         """Return all versions, newest first."""
         with damage_named(builder):
-            return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).all()]
+            own = select(versions).where(versions.c.builder_id == builder).order_by(versions.c.number.desc())
+            return [_version(row) for row in self._connection.execute(own).all()]
 
     def shown(self, keys: Collection[tuple[BuilderId, int]]) -> Mapping[BuilderId, Version]:
         """Return the versions of these builders and numbers, by builder, in one query; without their ``stdin``."""
         if not keys:
             return {}
-        found = read_each(self._connection, _SHOWN, {"keys": list(keys)}, _version, "builder_id")
+        shown = _SHOWN.where(tuple_(versions.c.builder_id, versions.c.number).in_(list(keys)))
+        found = read_each(self._connection, shown, {}, _version, "builder_id")
         return {version.builder_id: version for version in found}
 
     def current_with_credential(self, tenant: TenantId, credential: str) -> Sequence[Version]:
         """Return the current versions of the tenant's live builders that get this credential."""
-        has_it = _credentials.contains(json.dumps(credential), autoescape=True)
-        current = _CURRENT_WITH_CREDENTIAL.where(has_it)
-        return read_each(self._connection, current, {"tenant": tenant}, _version, "builder_id")
+        is_current = builders.c.id == versions.c.builder_id, builders.c.version == versions.c.number
+        # JSON of names; a name has no character that JSON escapes.
+        has_it = cast(versions.c.credentials, Text).contains(json.dumps(credential), autoescape=True)
+        current = select(versions).where(builders.c.tenant_id == tenant, text(LIVE), *is_current, has_it)
+        return read_each(self._connection, current, {}, _version, "builder_id")
 
     def uses_bundle(self, bundle_hash: str) -> bool:
         """Return True if a version of an undeleted builder, or one with a backup, has this bundle.
 
         A dropped version has none.
         """
-        return bool(self._connection.scalar(_USES_BUNDLE, {"bundle": bundle_hash}))
+        return bool(self._connection.scalar(select(_uses_bundle(versions.c.bundle_hash == bundle_hash))))
 
     def bundles_of_tenant(
         self, tenant_id: TenantId, builder: BuilderId | None = None, without: Collection[int] = ()
@@ -215,28 +179,45 @@ class Versions(Repository[Version]):
 
         Those that only versions ``without`` of this builder have are left out.
         """
-        values = {"tenant": tenant_id, "builder": builder or "", "without": list(without)}
-        return frozenset(self._connection.scalars(_BUNDLES_OF_TENANT, values).all())
+        left_out = (versions.c.builder_id == (builder or "")) & versions.c.number.in_(list(without))
+        of_version = (backups.c.builder_id == versions.c.builder_id) & (backups.c.version == versions.c.number)
+        of_builders = (
+            select(versions.c.bundle_hash)
+            .join(builders, builders.c.id == versions.c.builder_id)
+            .where(builders.c.tenant_id == tenant_id, builders.c.status != Status.DELETED)
+            .where(versions.c.status != VersionStatus.DROPPED, ~left_out)
+        )
+        of_backups = (
+            select(versions.c.bundle_hash)
+            .join(backups, of_version)
+            .where(backups.c.tenant_id == tenant_id, backups.c.status != BackupStatus.FAILED)
+        )
+        return frozenset(self._connection.scalars(union(of_builders, of_backups)).all())
 
     def used_bundles(self, bundles: Collection[str]) -> frozenset[str]:
         """Return those among these bundles that are used, as ``uses_bundle`` says."""
         found = set[str]()
         for some in batches(list(bundles)):
-            found.update(self._connection.scalars(_USED_BUNDLES, {"bundles": some}).all())
+            named = select(versions.c.bundle_hash).where(versions.c.bundle_hash.in_(some)).distinct().cte("named")
+            used = select(named.c.bundle_hash).where(_uses_bundle(versions.c.bundle_hash == named.c.bundle_hash))
+            found.update(self._connection.scalars(used).all())
         return frozenset(found)
 
     def used_layers(self, layers: Collection[str]) -> Collection[str]:
         """Return those of these layers that a builder may still run, of any tenant."""
         found = set[str]()
         for some in batches(list(layers)):
-            found.update(self._connection.scalars(_USED_LAYERS, {"layers": some}).all())
+            # Each by its index.
+            used = union(*(_layers(column).where(column.in_(some)) for column in _COLUMNS))
+            found.update(self._connection.scalars(used).all())
         return found
 
     def layers(self, tenant: TenantId | None = None) -> Collection[str]:
         """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""
-        if tenant is None:
-            return frozenset(self._connection.scalars(_ALL_LAYERS).all())
-        return frozenset(self._connection.scalars(_LAYERS_OF_TENANT, {"tenant": tenant}).all())
+        found = [_layers(column) for column in _COLUMNS]
+        if tenant is not None:
+            found = [layers.where(builders.c.tenant_id == tenant) for layers in found]
+        return frozenset(self._connection.scalars(union(*found)).all())
 
     def _row(self, value: Version) -> dict[str, Any]:
         row = row_of(value)

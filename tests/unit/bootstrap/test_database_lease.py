@@ -278,7 +278,7 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
         (line,) = await describe_database(one)
         assert f"belongs to the service on host {owned.instance.host_name}" in line
         (line,) = await describe_code(one)
-        assert re.fullmatch(r"stored code: 0\.0 kB, and \S+ GB are free for more", line)
+        assert re.fullmatch(r"stored code: 0 B, and \S+ GB are free for more", line)
         with pytest.raises(InvalidState, match="no key yet"):
             await rotate_vault(one, print)
         await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)

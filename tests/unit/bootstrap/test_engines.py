@@ -133,7 +133,7 @@ async def test_doctor_tells_when_little_is_left_for_code(tmp_path: Path) -> None
         assert line.endswith("are free for more")
         full = settings.model_copy(update={"store": settings.store.model_copy(update={"floor": 1e9})})
         (line,) = await describe_code(full)
-        assert "0.0 kB are free for more: nearly full. Its operator can free space" in line
+        assert "0 B are free for more: nearly full. Its operator can free space" in line
 
 
 @pytest.mark.postgres

@@ -17,7 +17,7 @@ from tests.previews.visitor import ask
 
 from builderd.core.errors import EngineUnavailable
 from builderd.previews.haproxy import pause, process, runtime_api
-from builderd.previews.haproxy.options import ProxyFiles
+from builderd.previews.haproxy.options import ProxyFiles, Timeouts
 from builderd.previews.model import Route, RouteState
 
 pytestmark = pytest.mark.haproxy
@@ -94,7 +94,7 @@ def test_unknown_entry_of_the_map_is_dropped_and_lost_routes_are_put(make_proxy:
 
 
 def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App) -> None:
-    proxy = make_proxy().start()
+    proxy = make_proxy(timeouts=Timeouts(drain=30)).start()
     host, master, worker = proxy.open(app), master_of(proxy), worker_of(proxy)
     with proxy.visitor.dial() as connection:
         connection.sendall(f"GET /slow?0.5 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())

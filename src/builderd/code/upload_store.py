@@ -6,7 +6,9 @@ import asyncio
 import errno
 import hashlib
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from builderd.code.store import UPLOAD_CHUNK_BYTES
 from builderd.core.errors import Conflict, NoCapacity, QuotaExceeded, TooLarge
-from builderd.core.ids import UploadId, is_id
+from builderd.core.ids import TenantId, UploadId, is_id
 from builderd.core.resources import GB, size_text
 from builderd.database.unit_of_work import Store, UnitOfWork
 
@@ -143,6 +145,8 @@ class SharedUploads:
         self._share = share
         #: One chunk is stored at a time, so that each counts those before it.
         self._turn = asyncio.Lock()
+        #: Stored bytes by tenant; None: to be read.
+        self._taken: Counter[TenantId | None] | None = None
         self._locks = _Locks()
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
@@ -175,19 +179,30 @@ class SharedUploads:
     async def _put(self, upload: UploadId, number: int, chunk: bytearray) -> None:
         """Store the chunk as the upload's last one. Raises ``NoCapacity`` and ``QuotaExceeded``: nothing is done."""
 
-        def put(uow: UnitOfWork) -> None:
-            grown = uow.stored_uploads.put_last(upload, number, bytes(chunk))
+        def put(uow: UnitOfWork, taken: Counter[TenantId | None]) -> tuple[TenantId | None, int]:
+            record, grown = uow.uploads.get(upload), uow.stored_uploads.put_last(upload, number, bytes(chunk))
+            tenant_id = record.tenant_id if record else None
             if grown > 0:
-                self._check(uow, upload, grown)
+                self._check(uow, taken, tenant_id, grown)
+            return tenant_id, grown
 
         async with self._turn:
-            await self._store.write(put)
+            # Read again after a call that failed or was cut off, which may have stored its chunk: their sum looks at
+            # every chunk of all tenants, some 30 ms where the database is full of them.
+            taken, self._taken = self._taken, None
+            if taken is None:
+                taken = Counter(await self._store.read(lambda uow: uow.stored_uploads.of_tenants()))
+            try:
+                tenant_id, grown = await self._store.write(partial(put, taken=taken))
+            except (NoCapacity, QuotaExceeded):
+                self._taken = taken
+                raise
+            taken[tenant_id] += grown
+            self._taken = taken
 
-    def _check(self, uow: UnitOfWork, upload: UploadId, grown: int) -> None:
-        """Raise when the upload, which has grown by so many bytes, leaves too few for others."""
-        taken, record = uow.stored_uploads.of_tenants(), uow.uploads.get(upload)
-        own = taken.get(record.tenant_id if record else None, 0) - grown
-        free = self._most_bytes - sum(taken.values()) + grown
+    def _check(self, uow: UnitOfWork, taken: Counter[TenantId | None], tenant_id: TenantId | None, grown: int) -> None:
+        """Raise when an upload that grows by so many bytes leaves too few for others."""
+        own, free = taken[tenant_id], self._most_bytes - taken.total()
         if grown > free:
             raise NoCapacity(
                 f"The database keeps {self._most_bytes / GB:.1f} GB of uploads at most, and is full of them: try "
@@ -234,7 +249,8 @@ class SharedUploads:
         return await self._store.read(lambda uow: uow.stored_uploads.chunk(upload, number)) or b""
 
     async def delete(self, upload: UploadId) -> None:
-        async with self._locks.alone(upload):
+        async with self._locks.alone(upload), self._turn:
+            self._taken = None
             await self._store.write(lambda uow: uow.stored_uploads.delete(upload))
 
     async def ids(self) -> Collection[UploadId]:

@@ -141,6 +141,31 @@ async def test_uploads_at_the_same_time_keep_the_limit_too(store: Store, tmp_pat
     assert 30 <= await total(store) <= 40
 
 
+async def test_bytes_deleted_beside_a_write_are_free_again(store: Store, tmp_path: Path) -> None:
+    one = service(store, tmp_path / "one", most_bytes=40)
+    await one.write(OTHER, 0, pieces(bytes(30)), LIMIT)
+    await asyncio.gather(one.write(ONE, 0, pieces(bytes(10)), LIMIT), one.delete(OTHER))
+    assert await one.write(ONE, 10, pieces(bytes(30)), LIMIT) == 40
+
+
+async def test_write_that_is_cut_off_in_the_database_counts_as_it_is_stored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, write = service(store, tmp_path / "one", most_bytes=40), store.write
+
+    async def lost(work: object) -> object:
+        await write(work)  # type: ignore[arg-type]
+        raise StoreUnavailable("The answer was lost.")
+
+    monkeypatch.setattr(store, "write", lost)
+    with pytest.raises(StoreUnavailable):
+        await one.write(OTHER, 0, pieces(bytes(10)), LIMIT)
+    monkeypatch.setattr(store, "write", write)
+    with pytest.raises(NoCapacity):
+        await one.write(ONE, 0, pieces(bytes(40)), LIMIT)
+    assert await total(store) <= 40
+
+
 async def test_one_of_several_tenants_leaves_space_for_the_others(store: Store, tmp_path: Path) -> None:
     one = service(store, tmp_path / "one", most_bytes=80, share=0.5)
     greedy = await upload_of(store, "greedy")

@@ -359,6 +359,10 @@ class BackupChecks(Queries):
 
     def record(self, checks: Mapping[BuilderId, BackupCheck]) -> None:
         """Store when each builder, locked by ``due``, is to be looked at again."""
-        for builder, check in checks.items():
-            times = {"backup_check_at": check.check_at, "drill_base_at": check.drill_base_at}
-            self._change(update(builders).where(_row.id == builder), **times)
+        if checks:
+            of = update(builders).where(_row.id == bindparam("builder"))
+            times = of.values(backup_check_at=bindparam("check_at"), drill_base_at=bindparam("base_at"))
+            rows = [
+                {"builder": one, "check_at": at.check_at, "base_at": at.drill_base_at} for one, at in checks.items()
+            ]
+            self._connection.execute(times, rows)

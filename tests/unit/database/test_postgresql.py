@@ -91,7 +91,9 @@ async def test_deadlocked_transactions_both_succeed(store: Store, postgres_url: 
         runs = await asyncio.gather(
             store.write(lock_in_order(builders[0], builders[1])), other.write(lock_in_order(builders[1], builders[0]))
         )
-    assert sorted(runs) == [1, 2]
+    # The one that was ended may be quicker to lock again than the other one is to wake: then they meet once more.
+    assert min(runs) == 1
+    assert max(runs) > 1
 
 
 @pytest.mark.postgres

@@ -1,10 +1,10 @@
-"""List the files of one part of the suite: python tests/parts.py real|incus|simple|fast
+"""List the files of one part of the suite: python tests/parts.py real|incus|heavy|fast
 
 ``real``: files that may hold tests with a marker of NEEDS, each of their own file or one of a fixture that a
 conftest.py beside or above it makes; a line that also says ``slow`` is about tests of script/soak. ``incus``: files
-with tests on a cluster of Incus, which one process runs. ``simple``: all that may hold a test without such a marker.
-``fast``: those of them that heavy.txt does not name. Collecting only these files saves each process of pytest
-importing the others. tests/conftest.py checks that none is missed.
+with tests on a cluster of Incus, which one process runs. ``heavy``: those of heavy.txt. ``fast``: all others that may
+hold a test without such a marker. Collecting only these files saves each process of pytest importing the others.
+tests/conftest.py checks that none is missed.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def files(part: str) -> list[Path]:
             return [file for file in files if may_need(file)]
         case "incus":
             return [file for file in files if may_use_incus(file)]
-        case "simple":
-            return [file for file in files if not _has(file, rf"^pytestmark = .*{_MARKS}")]
+        case "heavy":
+            return [file for file in files if file in heavy()]
         case "fast":
             return [file for file in files if file not in heavy() and not _has(file, rf"^pytestmark = .*{_MARKS}")]
         case _:
-            raise SystemExit(f"unknown part {part!r}: real, incus, simple or fast")
+            raise SystemExit(f"unknown part {part!r}: real, incus, heavy or fast")
 
 
 if __name__ == "__main__":

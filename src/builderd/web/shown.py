@@ -126,7 +126,7 @@ MESSAGES, STAGES = SENTENCES["messages"], SENTENCES["stages"]
 
 def event_text(event: Event) -> str:
     """Return what happened, without a full stop."""
-    details = event.details
+    details, first = event.details, event.reason.split("\n")[0]
     if event.type in ("stage.started", "stage.finished") and "stage" in details:
         name = STAGES.get(str(details["stage"]), str(details["stage"]))
         if event.type == "stage.started":
@@ -135,13 +135,14 @@ def event_text(event: Event) -> str:
         took = f" in {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
         return f"{name} {'passed' if details.get('ok') else 'failed'}{took}"
     if event.type == "builder.status" and "to" in details:
-        return f"Is {details['to']} now: {event.reason}" if event.reason else f"Is {details['to']} now"
-    text = (
-        event.reason.split("\n")[0]
-        or SENTENCES["events"].get(event.type)
-        or event.type.replace(".", " ").replace("_", " ")
-    )
+        return f"Is {details['to']} now: {first}" if first else f"Is {details['to']} now"
+    text = first or SENTENCES["events"].get(event.type) or event.type.replace(".", " ").replace("_", " ")
     return sentence(text).removesuffix(".")
+
+
+def is_reachable(status: Status) -> bool:
+    """Return whether the URL leads to the app, or to what says when it runs again: not before it was up."""
+    return status not in (Status.CREATING, Status.FAILED)
 
 
 @dataclass(frozen=True, slots=True)

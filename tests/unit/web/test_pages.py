@@ -10,6 +10,8 @@ from decimal import Decimal
 
 import pytest
 from starlette.routing import Route
+from tests.fakes.sandboxes import Behaviour
+from tests.service import MINIMAL
 from tests.unit.web.conftest import Pages
 
 from builderd.backups import service as backups
@@ -18,6 +20,7 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.metrics.model import Usage, UsageBucket, start_of
 from builderd.money.model import Billing, Segment
 from builderd.previews.model import RESPONSE_TIMES
+from builderd.sandboxes.model import LogStream
 from builderd.tokens import limits
 from builderd.tokens.model import Scope
 from builderd.web.app import Site
@@ -426,3 +429,35 @@ async def test_damaged_repository_is_shown_beside_the_backups(pages: Pages) -> N
     assert "is damaged" not in (await pages.browser.get("/builders/my-api/backups")).text
     await application.store.write(damage)
     assert "pack &lt;b&gt; is damaged" in (await pages.browser.get("/builders/my-api/backups")).text
+
+
+async def test_lines_have_their_level_by_what_they_say_and_not_by_their_stream(pages: Pages) -> None:
+    lines = ("INFO:     Started", "ERROR:root:no", "\x1b[33mWARNING:root:look\x1b[0m", "plain")
+    await pages.create()
+    (sandbox,) = pages.service.engine.known
+    pages.service.engine.print(sandbox, *lines, stream=LogStream.STDERR)
+    shown = (await pages.browser.get("/builders/my-api/logs")).text
+    rows = re.findall(r'<p class="(e|w|)"><time.*?<i title="(\w+)">.</i><span>(.*?)</span>', shown)
+    assert rows == [
+        ("", "info", "INFO:     Started"),
+        ("e", "error", "ERROR:root:no"),
+        ("w", "warning", "WARNING:root:look"),
+        ("", "stderr", "plain"),
+    ]
+    errors = (await pages.browser.get("/builders/my-api/logs?stream=errors")).text
+    assert ("ERROR:root:no" in errors, "plain" in errors) == (True, False)
+    saved = (await pages.browser.get("/builders/my-api/logs/download?stream=errors")).text
+    assert [line.split(" ", 1)[1] for line in saved.splitlines()] == ["stderr ERROR:root:no"]
+
+
+async def test_app_that_failed_shows_no_url_but_stage_reason_lines_and_next_step(pages: Pages) -> None:
+    ends = Behaviour(listens_at=None, exits_at=1, exit_code=1, lines=("Error: no database",))
+    pages.service.engine.behave(str(MINIMAL["entrypoint"]), ends)
+    body = {**MINIMAL, "name": "my-api"}
+    assert (await pages.service.client(pages.service.write).post("/api/v1/builders", json=body)).status_code == 422
+    for path in ("/builders", "/builders/my-api", "/builders/my-api/versions/1", "/builders/my-api/settings"):
+        text = (await pages.browser.get(path)).text
+        assert 'target="_blank"' not in text, path
+    failed = (await pages.browser.get("/builders/my-api/versions/1")).text
+    texts = ("It failed at start", "exited with code 1", "Next:", '<p class="e">', "Error: no database", "Stages")
+    assert [failed.index(text) for text in texts] == sorted(failed.index(text) for text in texts)

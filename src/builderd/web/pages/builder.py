@@ -29,7 +29,7 @@ from builderd.review.model import Finding, Severity
 from builderd.review.verdicts import NewAcceptance, ReviewView
 from builderd.tokens.model import Scope
 from builderd.versions.model import Version
-from builderd.web.shown import State, share, state_of
+from builderd.web.shown import State, is_reachable, share, state_of
 from builderd.web.visits import Visit, number_in, page, see_other
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class BuilderFrame:
     url: str
     state: State
     needs_restart: bool
+    is_reachable: bool
     review_open: int
     review_warnings: int
     qa_failed: int
@@ -70,6 +71,7 @@ def frame_of(uow: UnitOfWork, visit: Visit) -> BuilderFrame:
         url=view.preview_url,
         state=state_of(builder, visit.application.limits),
         needs_restart=view.needs_restart,
+        is_reachable=builder.job_type.has_preview and is_reachable(builder.status),
         review_open=len(found.verdict.open) + found.verdict.untold if found else 0,
         review_warnings=sum(one.severity is Severity.WARN for one in found.report.findings) if found else 0,
         qa_failed=sum(one.outcome is Outcome.FAILED for one in checks),

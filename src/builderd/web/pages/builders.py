@@ -14,7 +14,7 @@ from builderd.builders.store import BuilderQuery
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.metrics.model import Load, start_of
 from builderd.money.model import cents
-from builderd.web.shown import plural, spark_area, spark_line, state_in_words
+from builderd.web.shown import is_reachable, plural, spark_area, spark_line, state_in_words
 from builderd.web.visits import Visit, number_in, page
 
 PER_PAGE = 25
@@ -109,6 +109,7 @@ def _row(visit: Visit, one: ShownBuilder, loads: Mapping[int, Load]) -> dict[str
     visited = reading.visited if reading else None
     return {
         "builder": one,
+        "is_reachable": is_reachable(one.life.status),
         "url": application.preview_domain.url(one.host),
         "state": state_in_words(one.life, application.limits),
         "reviewed": one.review.reviewed(visit.now),

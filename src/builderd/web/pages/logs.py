@@ -8,29 +8,55 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.logs import service as logs
+from builderd.logs.levels import ANSI, Level, LevelReader
 from builderd.logs.service import LogPosition
 from builderd.metrics import service as metrics
 from builderd.metrics.model import Usage, add, response_seconds
 from builderd.previews.model import STATUS_CLASSES
-from builderd.sandboxes.model import LogStream
+from builderd.sandboxes.model import LogLine, LogStream
 from builderd.server.streams import event, stream
 from builderd.web.pages.builder import builder_page, frame_of, read_frame
 from builderd.web.policy import check_origin
 from builderd.web.shown import size
 from builderd.web.visits import Visit, page, route, visit_of
 
-#: Lines of the page itself, which needs no script; and of the stream, which begins further back.
-SHOWN, TAIL = 300, 100_000
+#: Lines of the page itself, which needs no script; those among which it looks for errors; and of the stream, which
+#: begins further back.
+SHOWN, LOOKED_AT, TAIL = 300, 10_000, 100_000
 #: Lines in one event, and seconds that a line may wait for others.
 BATCH, WAIT_SECONDS = 400, 0.1
 STREAMS = {stream.value: stream for stream in LogStream}
+#: Choice of the lines that are errors, of any stream.
+ERRORS = "errors"
+CHOICES = (
+    ("", "All"),
+    (ERRORS, "Errors"),
+    ("stdout", "stdout"),
+    ("stderr", "stderr"),
+    ("build", "Build"),
+    ("release", "Release"),
+)
+
+
+class ShownLine(NamedTuple):
+    """A line as the pages show it: its text has no control sequences of terminals."""
+
+    time: datetime
+    stream: LogStream
+    level: Level | None
+    text: str
+
+
+def shown_line(line: LogLine, reader: LevelReader) -> ShownLine:
+    """Return the line with its level; ``reader`` had the lines before it."""
+    return ShownLine(line.time, line.stream, reader.read(line), ANSI.sub("", line.text))
 
 
 def _search_of(visit: Visit) -> str:
@@ -51,8 +77,9 @@ async def _read_lines(visit: Visit, builder_id: str, tail: int) -> AsyncGenerato
 async def show_logs(visit: Visit) -> Response:
     """Show the last lines; the page's script goes on from there."""
     frame = await visit.read(lambda uow: frame_of(uow, visit))
-    lines = [line async for line in await _read_lines(visit, frame.builder.id, SHOWN)]
-    stream_name = visit.request.query_params.get("stream", "")
+    chosen, reader = visit.request.query_params.get("stream", ""), LevelReader()
+    found = await _read_lines(visit, frame.builder.id, LOOKED_AT if chosen == ERRORS else SHOWN)
+    lines = [line async for one in found if _is_chosen(line := shown_line(one.line, reader), chosen)][-SHOWN:]
     return await builder_page(
         visit,
         "logs.html",
@@ -60,14 +87,18 @@ async def show_logs(visit: Visit) -> Response:
         frame,
         lines=lines,
         q=_search_of(visit),
-        stream=stream_name if stream_name in STREAMS else "",
-        streams=(("", "All"), ("stdout", "Output"), ("stderr", "Errors"), ("build", "Build"), ("release", "Release")),
+        stream=chosen if chosen in dict(CHOICES) else "",
+        streams=CHOICES,
     )
+
+
+def _is_chosen(line: ShownLine, chosen: str) -> bool:
+    return chosen != ERRORS or line.level is Level.ERROR
 
 
 @route("/builders/{name}/logs/stream")
 async def stream_logs(request: Request) -> Response:
-    """Send the last lines and then each as it is written, in batches: [microseconds, stream, version, text]."""
+    """Send the last lines and then each as it is written, in batches: [microseconds, stream, version, text, level]."""
     check_origin(request)
     visit = await visit_of(request)
     builder = await visit.find()
@@ -86,7 +117,7 @@ async def stream_logs(request: Request) -> Response:
 
 async def _batches(visit: Visit, builder_id: str, after: LogPosition | None) -> AsyncGenerator[bytes]:
     wanted = _filter_of(visit, None if after else TAIL, after.time if after else None)
-    pages = visit.operations.paged_reads
+    pages, chosen, reader = visit.operations.paged_reads, visit.request.query_params.get("stream", ""), LevelReader()
     followed = logs.follow(visit.application, visit.token.tenant_id, builder_id, wanted, pages)
     coming = asyncio.ensure_future(anext(followed, None))
     batch: list[logs.FollowedLine] = []
@@ -102,7 +133,8 @@ async def _batches(visit: Visit, builder_id: str, after: LogPosition | None) -> 
                 batch.append(line)
                 if len(batch) < BATCH:
                     continue
-            rows = [_row(line) for line in batch if after is None or line.position > after]
+            found = [(one, shown_line(one.line, reader)) for one in batch if after is None or one.position > after]
+            rows = [_row(one, line) for one, line in found if _is_chosen(line, chosen)]
             if rows:
                 text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
                 yield event("lines", text, str(batch[-1].position))
@@ -116,19 +148,21 @@ async def _batches(visit: Visit, builder_id: str, after: LogPosition | None) -> 
         await followed.aclose()
 
 
-def _row(line: logs.FollowedLine) -> list[object]:
-    return [line.position.microseconds, line.line.stream.value, line.version, line.line.text]
+def _row(one: logs.FollowedLine, line: ShownLine) -> list[object]:
+    return [one.position.microseconds, line.stream.value, one.version, line.text, line.level or ""]
 
 
 @page("/builders/{name}/logs/download")
 async def download(visit: Visit) -> Response:
     """Return the last lines as a text file."""
-    builder = await visit.find()
+    builder, chosen, reader = await visit.find(), visit.request.query_params.get("stream", ""), LevelReader()
     found = await _read_lines(visit, builder.id, TAIL)
 
     async def text() -> AsyncGenerator[str]:
         async with aclosing(found):
             async for line in found:
+                if not _is_chosen(shown_line(line.line, reader), chosen):
+                    continue
                 yield f"{line.line.time.isoformat()} {line.line.stream.value} {line.line.text}\n"
 
     headers = {"Content-Disposition": f'attachment; filename="{builder.name}.log"'}

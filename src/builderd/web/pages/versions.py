@@ -17,12 +17,14 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import Event
 from builderd.events.store import EventQuery
 from builderd.logs import service as logs
+from builderd.logs.levels import LevelReader
 from builderd.server.answers import failure
 from builderd.tokens.model import Scope
 from builderd.versions import service as deployments
 from builderd.versions.model import Version, VersionStatus
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
+from builderd.web.pages.logs import ShownLine, shown_line
 from builderd.web.shown import SENTENCES, STAGES
 from builderd.web.visits import Visit, number_in, page, see_other, text_of
 
@@ -106,7 +108,8 @@ async def show_version(visit: Visit) -> Response:
     state = _state(frame, version)
     wanted, pages = logs.LogFilter(10 * LAST_LINES), visit.operations.paged_reads
     found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, wanted, pages)
-    lines = [line async for line in found if line.version == version.number][-LAST_LINES:]
+    reader, why = LevelReader(), version.status_reason or frame.builder.status_reason
+    lines = [shown_line(one.line, reader) async for one in found if one.version == version.number][-LAST_LINES:]
     return await builder_page(
         visit,
         "version.html",
@@ -116,6 +119,8 @@ async def show_version(visit: Visit) -> Response:
         stages=stages,
         state=state,
         lines=lines,
+        # The lines follow as lines, where the log has them.
+        reason=why.partition("\nIts last lines:\n")[0] if lines else why,
         failed_stage=next((one.name for one in stages if one.kind == "fail"), ""),
         for_agent=_for_agent(version, lines) if state == "failed" else "",
         next_step=SENTENCES["next_steps"].get(version.failure_code or "", "") if state == "failed" else "",
@@ -135,11 +140,11 @@ def _state(frame: BuilderFrame, version: Version) -> str:
     return "serves" if version.number == builder.version else "past"
 
 
-def _for_agent(version: Version, lines: Sequence[logs.VersionedLine]) -> str:
+def _for_agent(version: Version, lines: Sequence[ShownLine]) -> str:
     """Return the failure as the API answers it, with the last lines, to be copied for a program."""
     kind = outcomes.FAILURES.get(version.failure_code or "")
     error = (kind or BuilderdError)(version.status_reason, data={"version": version.number})
-    body = {**failure(error).body, "log": [line.line.text for line in lines]}
+    body = {**failure(error).body, "log": [line.text for line in lines]}
     return json.dumps(body, indent=1, ensure_ascii=False)
 
 

@@ -211,6 +211,8 @@
     end.disabled = true;
     input.addEventListener("input", () => { end.disabled = input.value !== input.dataset.typed; });
   }
+  // The chosen one of a row that is wider than the page comes into view.
+  for (const chosen of $$(".tabs [aria-current], .seg [aria-current]")) chosen.parentElement.scrollLeft = chosen.offsetLeft - (chosen.parentElement.clientWidth - chosen.offsetWidth) / 2;
   for (const select of $$("[data-submit]")) select.addEventListener("change", () => select.form.requestSubmit());
   if (location.search.includes("done=")) { const url = new URL(location.href); url.searchParams.delete("done"); history.replaceState(null, "", url); }
 

@@ -21,11 +21,17 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 #: The command of a sandbox without one of its own: its init (tini) reaps what others leave behind.
 SANDBOX_COMMAND = "exec sleep infinity"
+#: The command of a static site without one of its own: all of its files are served.
+STATIC_COMMAND = "serve-static ."
+#: GB of memory of a static site whose request names none: its server needs a tenth.
+STATIC_MEMORY = 0.125
 
 
 class JobType(StrEnum):
     #: A web app: kept running, restarted when it exits.
     ALWAYS_ON = "always_on"
+    #: A web app of files alone: those of a folder, which the server of static sites (``serve-static``) serves.
+    STATIC = "static"
     #: A command that runs to its end.
     ONE_TIME = "one_time"
     #: A process without a port: kept running as an app is, but nobody visits it.
@@ -36,12 +42,12 @@ class JobType(StrEnum):
     @property
     def has_preview(self) -> bool:
         """True for what may listen on a port and is visited."""
-        return self in (JobType.ALWAYS_ON, JobType.SANDBOX)
+        return self in (JobType.ALWAYS_ON, JobType.STATIC, JobType.SANDBOX)
 
     @property
     def must_listen(self) -> bool:
         """True for what is up only once its port can be reached."""
-        return self is JobType.ALWAYS_ON
+        return self in (JobType.ALWAYS_ON, JobType.STATIC)
 
     @property
     def is_judged(self) -> bool:

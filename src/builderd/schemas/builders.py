@@ -147,8 +147,8 @@ Credential = Annotated[
 NO_ENTRYPOINT = "is required: the command that starts the app (or a file named Procfile with a line web: <command>)"
 
 
-def _is_sandbox(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("job_type") == JobType.SANDBOX
+def _is(value: Any, *kinds: JobType) -> bool:
+    return isinstance(value, dict) and value.get("job_type") in kinds
 
 
 def _may_tell(value: dict[Any, Any]) -> bool:
@@ -200,7 +200,8 @@ class NewBuilder(Shape):
     entrypoint: Entrypoint | None = Field(
         default=None,
         description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>. "
-        "Left out: the web line of a file named Procfile (a worker's: the worker line).",
+        "Left out: the web line of a file named Procfile (a worker's: the worker line). Of a static site: "
+        "`serve-static FOLDER`, with ` --single-page` where index.html is all pages; left out: all files.",
     )
     files: Files = Field(
         default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
@@ -208,11 +209,14 @@ class NewBuilder(Shape):
     source: Source | None = Field(default=None, description="An upload, in place of `files`.")
     port: JsonInt = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
-    resources: Resources = Field(default_factory=Resources)
+    resources: Resources = Field(
+        default_factory=Resources, description="A static site has 0.125 GB of memory where that is left out."
+    )
     job_type: JobType = Field(
         default=JobType.ALWAYS_ON,
         strict=False,
-        description="always_on: an app that listens on `port`; worker: a process without a port, kept running; "
+        description="always_on: an app that listens on `port`; static: files alone, served by a server of builderd's; "
+        "worker: a process without a port, kept running; "
         "one_time: a command that runs to its end; sandbox: no app, for commands, files, SSH and terminals. "
         "A Procfile with a worker line alone makes a worker.",
     )
@@ -265,14 +269,14 @@ class NewBuilder(Shape):
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Require either files or a source."""
-        is_required = cls.code_is_required and not _is_sandbox(value)
+        is_required = cls.code_is_required and not _is(value, JobType.SANDBOX)
         return with_field_errors(_code_errors(value, is_required), lambda: handler(value))
 
     @model_validator(mode="wrap")
     @classmethod
     def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Require an entrypoint, unless a Procfile may name it."""
-        is_required = cls.code_is_required and not _is_sandbox(value)
+        is_required = cls.code_is_required and not _is(value, JobType.SANDBOX, JobType.STATIC)
         lacks = is_required and isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
         return with_field_errors([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.application import Application
 from builderd.builders import service as builders
-from builderd.builders.model import SANDBOX_COMMAND, JobType, Visibility
+from builderd.builders.model import SANDBOX_COMMAND, STATIC_COMMAND, STATIC_MEMORY, JobType, Visibility
 from builderd.builders.service import Caller
 from builderd.code import service as bundles
 from builderd.code.entrypoints import find_build, process_commands
@@ -51,6 +51,8 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         settings = new_settings(new, entrypoint, application.limits.default_isolation)
         if new.build is None and job_type is not JobType.SANDBOX:
             settings = replace(settings, build=find_build(code, entrypoint))
+        if job_type is JobType.STATIC and "memory" not in new.resources.model_fields_set:
+            settings = replace(settings, resources=replace(settings.resources, memory=STATIC_MEMORY))
         if new.env_file:
             settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
         if new.release is None and job_type in RELEASING:
@@ -94,8 +96,8 @@ def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
 
 def _command(bundle: Bundle, job_type: JobType) -> str:
     """Return the command of the bundle's ``Procfile``, or a sandbox's. Raises ``ValidationFailed`` without one."""
-    if job_type is JobType.SANDBOX:
-        return SANDBOX_COMMAND
+    if job_type in (JobType.SANDBOX, JobType.STATIC):
+        return SANDBOX_COMMAND if job_type is JobType.SANDBOX else STATIC_COMMAND
     command = process_commands(bundle).get("worker" if job_type is JobType.WORKER else "web")
     why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
     if command is None or why is not None:

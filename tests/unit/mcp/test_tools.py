@@ -82,7 +82,7 @@ async def test_a_deployment_can_be_left_to_itself(writer: Agent) -> None:
 
 
 async def test_workers_jobs_and_sandboxes_are_deployed(writer: Agent) -> None:
-    for job_type in ("worker", "one_time"):
+    for job_type in ("worker", "one_time", "static"):
         made = await writer.done("deploy_code", name=job_type[:3], files=CODE, entrypoint=RUN, job_type=job_type)
         assert made["job_type"] == job_type
     made = await writer.done("deploy_code", name="box", job_type="sandbox")

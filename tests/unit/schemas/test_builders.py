@@ -60,7 +60,7 @@ def test_each_amount_is_judged_though_another_is_no_number() -> None:
 
 def test_choices_are_named() -> None:
     assert faults(job_type="daily", visibility="x", isolation=1) == {
-        "job_type": ["must be 'always_on', 'one_time', 'worker' or 'sandbox'"],
+        "job_type": ["must be 'always_on', 'static', 'one_time', 'worker' or 'sandbox'"],
         "visibility": ["must be 'public' or 'private'"],
         "isolation": ["must be 'standard' or 'strong'"],
     }

@@ -474,6 +474,22 @@ async def test_a_procfile_with_a_worker_line_alone_makes_a_worker_and_names_its_
     assert response.json()["data"]["entrypoint"] == OTHER
 
 
+async def test_a_static_site_serves_all_its_files_with_little_memory_unless_it_says_otherwise(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"job_type": "static", "files": {"index.html": "", "Procfile": "web: python3 main.py"}}
+    for name, more, memory, start in (
+        ("one", {}, 0.125, "serve-static ."),
+        ("two", {"resources": {"cpu": 0.5}, "entrypoint": "serve-static public"}, 0.125, "serve-static public"),
+        ("three", {"resources": {"memory": 1}}, 1, "serve-static ."),
+    ):
+        created = await client.post(BUILDERS, json={**body, "name": name, **more})
+        data = created.json()["data"]
+        assert (data["job_type"], data["resources"]["memory"], data["entrypoint"]) == ("static", memory, start)
+        kept = await client.put(created.headers["location"], json={"files": {"index.html": "2"}})
+        assert kept.json()["data"]["entrypoint"] == start
+
+
 async def test_a_worker_cannot_be_stopped_as_idle(client: httpx.AsyncClient) -> None:
     body = {"name": "bot", "entrypoint": "python3 main.py", "files": {"main.py": ""}, "job_type": "worker"}
     refused = await client.post(BUILDERS, json={**body, "auto_stop_interval": 5})

@@ -394,6 +394,15 @@ async def test_a_sandbox_needs_no_code_and_is_private_unless_it_is_made_public(p
         assert (made["job_type"], made["visibility"], made["auto_stop_interval"]) == ("sandbox", visibility, 30)
 
 
+async def test_a_static_site_is_deployed_by_the_form_without_a_command(pages: Pages) -> None:
+    form = {"name": "site", "job_type": "static", "path": "index.html", "content": "x", "private": "yes", "port": "80"}
+    assert (await pages.browser.post("/new", data=form)).status_code == 303
+    (made,) = (await pages.service.client(pages.service.read).get("/api/v1/builders")).json()["data"]
+    shown = (made["job_type"], made["entrypoint"], made["visibility"], made["port"])
+    assert shown == ("static", "serve-static .", "private", 80)
+    assert "static site" in (await pages.browser.get("/builders/site")).text
+
+
 async def test_a_gate_is_left_out_only_with_the_scope(pages: Pages) -> None:
     form = {"name": "unseen", "entrypoint": "x", "path": "main.py", "content": "x", "skip_review": "yes"}
     async with pages.stranger() as browser:

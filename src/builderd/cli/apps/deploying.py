@@ -300,7 +300,7 @@ class _Deployment(Sending):
             raise
         self.answered(pending)
         self.know(builder.uuid)
-        self._session.result(builder, builder.url if builder.data.job_type == "always_on" else builder.name)
+        self._session.result(builder, builder.url if builder.data.job_type in ("always_on", "static") else builder.name)
 
     def _pending(self) -> Pending:
         url, _, _ = self._session.service()

@@ -37,9 +37,10 @@ Files = Annotated[
     Field(description="All files by relative path. Text as it is; other bytes as {content, encoding: base64}."),
 ]
 JobType = Annotated[
-    Literal["always_on", "worker", "sandbox", "one_time"],
+    Literal["always_on", "static", "worker", "sandbox", "one_time"],
     Field(
-        description="always_on (default): a web app. worker: no port, such as a bot. one_time: a job that ends. "
+        description="always_on (default): a web app. static: files alone, such as a built page. "
+        "worker: no port, such as a bot. one_time: a job that ends. "
         "sandbox: no app, for exec_command."
     ),
 ]
@@ -50,7 +51,9 @@ Skip = Annotated[bool, Field(description="Needs a token with the scope skip-gate
 class Settings(TypedDict, total=False):
     """Settings of a deployment, under the names of the API; those that are left out stay, or have their default."""
 
-    entrypoint: Annotated[str, Field(description="Command that starts it in its folder, such as `python3 main.py`.")]
+    entrypoint: Annotated[
+        str, Field(description="Command that starts it, such as `python3 main.py`; a static site: `serve-static dist`.")
+    ]
     port: Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
     env: Annotated[dict[str, str], Field(description="Environment variables; no secrets: use store_credentials.")]
     env_file: Annotated[str, Field(description='A file among files with lines NAME=VALUE, such as ".env"; env wins.')]

@@ -166,7 +166,7 @@ async def _log_tail(builder: AsyncBuilder) -> str:
 
 
 def _deployed(state: BuilderState, note: str = "") -> CallToolResult:
-    if state.job_type == "always_on":
+    if state.job_type in ("always_on", "static"):
         text = f"{state.name} is {state.status} at {state.preview_url} (version {state.version})."
     else:
         text = f"The {state.job_type} {state.name} is {state.status} (version {state.version})."

@@ -167,7 +167,7 @@ TEXTS: Mapping[str, str] = {
 #: Boxes that are ticked or not; none is at first.
 BOXES = ("private", "public", "sleeps", *FLAGS)
 #: Kinds that listen on a port, have visitors and may sleep.
-LISTENING = (JobType.ALWAYS_ON, JobType.SANDBOX)
+LISTENING = (JobType.ALWAYS_ON, JobType.STATIC, JobType.SANDBOX)
 
 
 def values_of(form: Form) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def request_of(values: Mapping[str, Any], files: Sequence[tuple[str, str]]) -> M
         # Left out for an app, a Procfile with a worker line alone still makes a worker.
         asked["job_type"] = kind
     if kind in LISTENING:
-        is_private = values["private"] if kind == JobType.ALWAYS_ON else not values["public"]
+        is_private = not values["public"] if kind == JobType.SANDBOX else values["private"]
         asked["port"] = number(values["port"])
         asked["protocol"] = values["protocol"]
         asked["visibility"] = "private" if is_private else "public"

@@ -99,7 +99,7 @@
     };
     for (const name of ["require_qa", "skip_review", "skip_qa", "install_scripts"]) asked[name] = ticked(name);
     if (kind !== "always_on") asked.job_type = kind;
-    if (kind === "always_on" || kind === "sandbox") {
+    if (["always_on", "static", "sandbox"].includes(kind)) {
       asked.port = number(fields.port.value); asked.protocol = fields.protocol.value;
       asked.visibility = (kind === "sandbox" ? !ticked("public") : ticked("private")) ? "private" : "public";
       asked.auto_stop_interval = ticked("sleeps") ? number(fields.minutes.value) : 0;
@@ -126,7 +126,9 @@
       location.href = made.location;
     } catch (error) { fault(error.message); button.disabled = false; $("sending").hidden = true; }
   });
-  if (isNew) form.addEventListener("input", () => {
+  if (isNew) form.addEventListener("input", (event) => {
+    const { memory, job_type: kind } = form.elements;  // A static site needs a tenth of an app's.
+    if (event.target.name === "job_type" && ["1", "0.125"].includes(memory.value)) memory.value = kind.value === "static" ? "0.125" : "1";
     const d = form.dataset, part = (name) => Number(form.elements[name].value) * Number(d[`rate${name[0].toUpperCase()}${name.slice(1)}`]);
     const stopped = part("disk"), frozen = stopped + part("memory"), show = (id, sum) => { if (Number.isFinite(sum)) $(id).textContent = d.sign + sum.toFixed(4); };
     show("rate", frozen + part("cpu")); show("rate-frozen", frozen); show("rate-stopped", stopped);

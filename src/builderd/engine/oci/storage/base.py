@@ -182,6 +182,7 @@ PACKAGES = (
     "ca-certificates",
     "curl",
     "git",
+    "nginx",
     "nodejs",
     "npm",
     "openssh-sftp-server",
@@ -208,6 +209,9 @@ LEFT_OUT = (
     "path-include=/usr/share/doc/*/copyright",
 )
 
+#: The server of static sites.
+SERVE_STATIC = (Path(__file__).parent / "serve-static").read_text()
+
 #: The new file system is in $1. No program in it keeps more rights than its caller has. Its tmp stays as it is:
 #: mmdebstrap keeps its configuration of apt there, without which its last steps would clean the host's own lists.
 FINISH = "\n".join(
@@ -219,6 +223,8 @@ FINISH = "\n".join(
         f"rm -f {' '.join(MOUNT_FILES)}",
         f"touch {' '.join(MOUNT_FILES)}",
         "find . -xdev -type f -perm /6000 -exec chmod a-s {} +",
+        f"cat >usr/local/bin/serve-static <<'SCRIPT'\n{SERVE_STATIC}SCRIPT",
+        "chmod 755 usr/local/bin/serve-static",
         "rm -rf var/cache/debconf/*-old var/lib/dpkg/*-old var/log/*.log var/log/apt",
     )
 )

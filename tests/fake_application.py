@@ -54,7 +54,7 @@ def make_application(
         vault=in_memory(),
         webhooks=FakeWebhookSender(),
         limits=limits,
-        prices=Prices(),
+        prices=Prices(shown=True),
         preview_domain=PreviewDomain("http", "localhost", 8080),
         instance="first",
         ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),

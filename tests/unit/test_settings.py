@@ -73,6 +73,19 @@ def test_the_file_in_the_data_directory_is_read_without_being_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", False),
+        ("[prices]\ndisk = 0.01", True),
+        ("[prices]\ndisk = 0.01\n[money]\nshown = false", False),
+        ("[money]\nshown = true", True),
+    ],
+)
+def test_money_is_shown_once_a_price_is_set_or_as_the_operator_says(tmp_path: Path, text: str, shown: bool) -> None:
+    assert load(write(tmp_path / "own.toml", text)).to_prices().shown is shown
+
+
+@pytest.mark.parametrize(
     ("text", "given"), [("preview_port = 8090", {"port": 8081}), ("[ssh]\nport = 0", {"preview_port": 8022})]
 )
 def test_the_command_line_is_judged_together_with_the_file(tmp_path: Path, text: str, given: dict[str, Any]) -> None:
@@ -112,7 +125,7 @@ def test_every_section_is_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("BUILDERD_EGRESS__ALLOW", "10.1.0.0/16, 10.2.0.0/16,")
     settings = load(file)
     assert settings.database == "postgresql://builderd@db/builderd"
-    assert settings.to_prices() == Prices("USD", cpu=Decimal("0.1"))
+    assert settings.to_prices() == Prices("USD", cpu=Decimal("0.1"), shown=True)
     limits = settings.to_limits()
     assert limits.maximum == Resources(8, 16, 10)
     assert (limits.default_isolation, limits.start_timeout, limits.exec_output) == (Isolation.STRONG, 5, 500_000)

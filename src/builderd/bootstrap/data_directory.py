@@ -79,9 +79,10 @@ def identity(data_dir: Path) -> str:
 
 
 @contextmanager
-def lock(data_dir: Path) -> Iterator[None]:
+def lock(data_dir: Path, url: str = "") -> Iterator[None]:
     """Lock the directory for this process; the kernel releases the lock when the process ends.
 
+    ``url`` is where the process listens, for ``listening``.
     Raises ``EngineUnavailable`` when another process has it.
     """
     descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -90,6 +91,21 @@ def lock(data_dir: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EngineUnavailable(f"A service is already running on {data_dir}: stop it first.") from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, url.encode())
         yield
     finally:
         os.close(descriptor)
+
+
+def listening(data_dir: Path) -> str:
+    """Return where the service of this directory listens, "" while none runs."""
+    try:
+        with (data_dir / LOCK_FILE).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read()
+    except OSError:
+        return ""
+    return ""

@@ -45,7 +45,7 @@ def serve(settings: Settings, *, take_over: bool = False, new_database: bool = F
     _log_to_stderr(settings.log_level)
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_descriptors()
-    with lock(settings.data_dir):
+    with lock(settings.data_dir, settings.local_url):
         asyncio.run(_serve(settings, supervisor, take_over=take_over, new_database=new_database))
 
 

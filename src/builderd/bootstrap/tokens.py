@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from builderd.bootstrap.data_directory import listening
 from builderd.bootstrap.database import database_location, existing_store, has_content, store
 from builderd.core.ids import TokenId
 from builderd.database.unit_of_work import UnitOfWork
@@ -83,10 +84,11 @@ def link_url(settings: Settings, code: str, url: str | None = None) -> str:
 
 
 def page_url(settings: Settings) -> str:
-    """Return where browsers reach the web pages: the public URL, or the address that the service listens on."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104 -- compared only
-    host = f"[{host}]" if ":" in host else host
-    return settings.public_url or f"http://{host}:{settings.port}"
+    """Return where browsers reach the web pages: the public URL, or the address that the service listens on.
+
+    Options of `builderd serve` may differ from the settings: a service that runs says where it listens.
+    """
+    return settings.public_url or listening(settings.data_dir) or settings.local_url
 
 
 async def list_tokens(settings: Settings, tenant: str) -> Sequence[Token]:

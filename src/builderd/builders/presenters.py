@@ -38,6 +38,7 @@ def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Bui
         last_backup_at=view.last_good_backup.created_at if view.last_good_backup else None,
         last_backup_error=_error(view.last_backup),
         member=builder.location,
+        domains=list(view.domains),
     )
 
 

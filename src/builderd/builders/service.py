@@ -86,6 +86,7 @@ class BuilderView:
     cost: Cost
     needs_restart: bool
     review_passed: bool | None
+    domains: Sequence[str] = ()
     last_backup: Backup | None = None
     last_good_backup: Backup | None = None
 
@@ -266,7 +267,7 @@ def _views(
     builders = [builder for builder in builders if builder.id in versions]
     ids = [builder.id for builder in builders]
     stale = credentials.stale_among(uow, [(builder, versions[builder.id]) for builder in builders])
-    sums = uow.ledger.totals(ids, now)
+    sums, hosts = uow.ledger.totals(ids, now), uow.domains.hosts(ids)
     tried = uow.backups.newest_of(ids)
     done = {one: backup for one, backup in tried.items() if backup.status is BackupStatus.DONE}
     if others := [one for one in tried if one not in done]:
@@ -279,6 +280,7 @@ def _views(
             cost=spending.shown(application, versions[builder.id].settings.resources, sums.get(builder.id, Sum())),
             needs_restart=builder.id in stale,
             review_passed=versions[builder.id].reviewed(now),
+            domains=hosts.get(builder.id, ()),
             last_backup=tried.get(builder.id),
             last_good_backup=done.get(builder.id),
         )

@@ -348,7 +348,7 @@ def addresses_of(texts: Sequence[str]) -> list[Address]:
 
 
 def no_record(host: str, ours: Sequence[str]) -> str:
-    return f"no record: {host} has no A or AAAA record; create {_wanted(host, ours)}"
+    return f"no record: {host} has no A or AAAA record; create {wanted_record(host, ours)}"
 
 
 def strangers(found: Sequence[Address], ours: Sequence[str]) -> list[Address]:
@@ -361,7 +361,7 @@ def points_elsewhere(host: str, alias: str, strange: Sequence[Address], ours: Se
     """Return the reason for records that lead to other machines, all of them or some."""
     through = f" (through the CNAME to {alias})" if alias and alias != host else ""
     listed = ", ".join(map(str, strange))
-    return f"points elsewhere: {host} leads to {listed}{through}; it should be {_wanted(host, ours)}"
+    return f"points elsewhere: {host} leads to {listed}{through}; it should be {wanted_record(host, ours)}"
 
 
 def ipv6_elsewhere(host: str, strange: Sequence[Address], ours: Sequence[str]) -> str:
@@ -400,7 +400,8 @@ def caa_forbids(host: str, caa: Sequence[tuple[str, str]], authority: Collection
     return f"CAA forbids: the CAA records of {host} allow {allowed or 'no authority'}; add {wanted}"
 
 
-def _wanted(host: str, ours: Sequence[str]) -> str:
+def wanted_record(host: str, ours: Sequence[str]) -> str:
+    """Return the DNS record that the host needs, in words."""
     if not ours:
         return "a record for the public address of this service, which its operator sets as acme.addresses"
     kinds = [f"{'AAAA' if ':' in text else 'A'} {text}" for text in ours]

@@ -65,7 +65,7 @@ def add(
         host=host,
         created_at=now,
         created_by=caller.actor,
-        reason="its first check is due",
+        reason=f"its first check is due; it needs {domains.wanted_record(host, rules.addresses)}",
         next_try_at=now,
     )
     uow.domains.add(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Column, Index, Integer, LargeBinary, Table, Text, and_, delete, func, select, update
@@ -13,7 +13,7 @@ from builderd.core.addresses import names_above
 from builderd.core.ids import BuilderId, DomainId, TenantId
 from builderd.database.columns import NAME, builder_columns, metadata, unique_where
 from builderd.database.connection import Kind
-from builderd.database.repository import Repository
+from builderd.database.repository import Repository, batches
 from builderd.database.types import ForeignText, UtcDateTime, enum_column
 from builderd.domains.model import AcmeAccount, Domain, DomainRoute, DomainStatus, WildcardCertificate
 
@@ -98,6 +98,15 @@ class Domains(Repository[Domain]):
     def of_builder(self, builder: BuilderId) -> Sequence[Domain]:
         """Return the builder's domains, sorted by host."""
         return self._all(select(domains).where(_live, _c.builder_id == builder).order_by(_c.host))
+
+    def hosts(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[str]]:
+        """Return the hosts of those of these builders that have domains, sorted."""
+        found: dict[BuilderId, list[str]] = {}
+        for some in batches(builders):
+            of_some = select(_c.builder_id, _c.host).where(_live, _c.builder_id.in_(some)).order_by(_c.host)
+            for builder, host in self._connection.execute(of_some):
+                found.setdefault(builder, []).append(host)
+        return found
 
     def related(self, host: str) -> Sequence[Domain]:
         """Return all tenants' claims of this host, of names above it and below it, oldest first.

@@ -39,6 +39,7 @@ class Prices:
     """Per hour: one vCPU, one GB of memory, one GB of disk.
 
     ``frozen_cpu`` and ``frozen_memory`` are the shares, from 0 to 1, of the first two that a frozen builder pays.
+    ``shown``: pages and the command line show money; the API has it in any case.
     """
 
     currency: str = "EUR"
@@ -47,6 +48,7 @@ class Prices:
     disk: Decimal = Decimal("0.0055")
     frozen_cpu: Decimal = Decimal(0)
     frozen_memory: Decimal = Decimal(1)
+    shown: bool = False
 
     def hourly_rate(self, resources: Resources, billing: Billing) -> Decimal:
         """Return the exact price of an hour in this billing state."""
@@ -233,6 +235,11 @@ class Spent:
 
     money: Decimal
     hourly_rate: Decimal
+
+    def forecast(self, now: datetime) -> Decimal:
+        """Return what the month will have cost, to the cent, if all that runs now goes on to its end."""
+        seconds = seconds_between(now.replace(microsecond=0), next_month(now))
+        return cents(self.money + self.hourly_rate * seconds / SECONDS_PER_HOUR)
 
     def reaches(self, amount: Decimal, now: datetime) -> datetime | None:
         """Return when ``amount`` will be spent at the present rate; None if not within the present month."""

@@ -97,8 +97,9 @@ def _env_text(value: Any) -> str | None:
 
 def _env_errors(env: Mapping[str, str | None]) -> Iterator[FieldError]:
     for name, value in env.items():
-        why = "must be text, a number or a boolean" if value is None else env_error(name, value)
-        if why is not None:
+        # Compared with the port once that is known: ``VersionSettings.without_port``.
+        why = "must be text, a number or a boolean" if value is None else name != "PORT" and env_error(name, value)
+        if why:
             yield (name,), why
     why = env_size_error({name: value or "" for name, value in env.items()})
     if why is not None:
@@ -337,7 +338,8 @@ class Builder(ShownSettings, BuilderHead):
     ``last_backup_error`` is null unless the last backup failed or is damaged. ``disk_released_at`` is when one that
     never came up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which
     it was last started, empty on a single machine.
-    ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
+    ``review_passed`` and ``qa_passed`` are null until that gate has judged the version. ``domains`` are its custom
+    domains, whatever their state.
     """
 
     job_type: JobType
@@ -358,6 +360,7 @@ class Builder(ShownSettings, BuilderHead):
     last_backup_error: str | None
     disk_released_at: Time | None
     member: str
+    domains: list[str]
 
 
 BuilderAnswer = Success[Builder]

@@ -105,12 +105,14 @@ class Part(View):
 class Health(View):
     """Version of builderd that responds, and its role in its cluster.
 
-    ``worker`` is the host of the service that works, as a standby knows it.
+    ``worker`` is the host of the service that works, as a standby knows it. ``shows_money``: the operator has set
+    prices, and wants costs shown to people.
     """
 
     version: str
     role: Role = "working"
     worker: str | None = None
+    shows_money: bool = False
 
 
 class Readiness(View):
@@ -130,6 +132,7 @@ class Readiness(View):
     clock: Part = Part(ready=True, message="an earlier service does not say")
     role: Role = "working"
     worker: str | None = None
+    shows_money: bool = False
 
 
 def _exact(time: datetime) -> str:

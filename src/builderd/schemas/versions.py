@@ -184,7 +184,7 @@ def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation)
         "build": new.build or "",
         "release": new.release or "",
     }
-    return VersionSettings(**{**copied, **converted})
+    return VersionSettings(**{**copied, **converted}).without_port()
 
 
 def given_fields(new: NewVersion | NewSettings, without: Collection[str] = CODE) -> dict[str, Any]:

@@ -73,7 +73,11 @@ class Identity:
     def require(self, scope: Scope, what: str = "This call") -> None:
         """Raise ``Forbidden`` when the token lacks the scope."""
         if not self.token.allows(scope):
-            raise Forbidden(f"{what} needs a token with the scope {scope}: ask the operator of this service for one.")
+            raise Forbidden(
+                f"{what} needs a token with the scope {scope}: ask the operator of this service for one. "
+                f"`builderd token create --tenant NAME --scope {scope}` on its machine makes it, or `builderd tokens "
+                f"create NAME --scope {scope}` with a token that has the scope."
+            )
 
 
 def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:

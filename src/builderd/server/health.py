@@ -22,9 +22,9 @@ router = APIRouter(tags=[openapi.SERVICE])
 
 
 @router.get("/healthz", responses={**openapi.answer(200, Success[Health], "It is alive."), **openapi.failures()})
-async def healthz() -> Response:
+async def healthz(application: TheApplication) -> Response:
     """Report whether the service is alive."""
-    return alive().response()
+    return alive(shows_money=application.prices.shown).response()
 
 
 @router.get("/readyz", responses={**openapi.answer(200, Success[Readiness], "It can take work."), **openapi.failures()})

@@ -87,10 +87,12 @@ class ApiPort:
         return self._app or stamped(scope, _not_started(self._waits_for()))
 
 
-def alive(worker: str | None = None) -> Answer:
+def alive(worker: str | None = None, *, shows_money: bool = False) -> Answer:
     """Return the answer of ``/healthz``; with ``worker``, of a service that stands by."""
     if worker is None:
-        return success(Success[Health](message="builderd is alive.", data=Health(version=__version__)))
+        return success(
+            Success[Health](message="builderd is alive.", data=Health(version=__version__, shows_money=shows_money))
+        )
     data = Health(version=__version__, role="standby", worker=worker or None)
     return success(Success[Health](message="builderd is alive and stands by.", data=data))
 

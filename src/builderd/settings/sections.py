@@ -100,6 +100,12 @@ class PriceSettings(Section):
     frozen_memory: Share = Decimal(1)
 
 
+class MoneySettings(Section):
+    """Costs on pages and in the command line: shown, not shown, or None: once a price is set."""
+
+    shown: bool | None = None
+
+
 class LimitSettings(Section):
     """Limits of every builder: bounds of ``resources`` in vCPU and GB; times in seconds; sizes in MB (10^6 bytes).
 

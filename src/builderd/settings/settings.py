@@ -25,6 +25,7 @@ from builderd.settings.sections import (
     IdleSettings,
     IncusSettings,
     LimitSettings,
+    MoneySettings,
     OpenIdSettings,
     PackageSource,
     Port,
@@ -80,6 +81,7 @@ class Settings(BaseSettings):
     #: For tests: kill the service once at this fault point of the reconciler.
     fault: str | None = None
     prices: PriceSettings = PriceSettings()
+    money: MoneySettings = MoneySettings()
     limits: LimitSettings = LimitSettings()
     idle: IdleSettings = IdleSettings()
     preview: PreviewSettings = PreviewSettings()
@@ -172,6 +174,12 @@ class Settings(BaseSettings):
         return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
 
     @property
+    def local_url(self) -> str:
+        """Return the URL at which this machine reaches the API."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104 (compared only)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def public_host(self) -> str | None:
         """Return the host of ``public_url`` if the previews' proxy serves the API there over HTTPS, else None.
 
@@ -206,7 +214,8 @@ class Settings(BaseSettings):
         return PreviewDomain(scheme, self.preview.domain, None if port == STANDARD_PORTS[scheme] else port)
 
     def to_prices(self) -> Prices:
-        return Prices(**self.prices.model_dump())
+        shown = bool(self.prices.model_fields_set) if self.money.shown is None else self.money.shown
+        return Prices(**self.prices.model_dump(), shown=shown)
 
     def to_tenant_limits(self) -> TenantLimits:
         """Return the limits of tenants; each setting of a tenant's own overrides the one of all tenants."""

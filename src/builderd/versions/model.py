@@ -108,6 +108,13 @@ class VersionSettings:
         """Settings without skipped gates: skipping needs a scope, so it is not inherited by the next version."""
         return replace(self, skip_review=False, skip_qa=False)
 
+    def without_port(self) -> VersionSettings:
+        """Return settings without a variable PORT that repeats ``port``; raise ``ValidationFailed`` for another one."""
+        given = self.env.get("PORT", str(self.port))
+        if given != str(self.port):
+            raise ValidationFailed({"env.PORT": [f"is the app's port, {self.port}: set `port` instead, or as well"]})
+        return replace(self, env={name: value for name, value in self.env.items() if name != "PORT"})
+
 
 #: Names of all settings. Shapes have fields of the same names, the table of versions has columns.
 SETTING_NAMES = tuple(one.name for one in fields(VersionSettings))

@@ -238,7 +238,7 @@ def _check_disk(base: Version, settings: VersionSettings) -> None:
 def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
     given = dict(change.settings)
     resources = replace(settings.resources, **given.pop("resources", {}))
-    return replace(settings.with_gates, resources=resources, **given)
+    return replace(settings.with_gates, resources=resources, **given).without_port()
 
 
 def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:

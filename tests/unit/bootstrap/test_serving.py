@@ -13,8 +13,10 @@ import pytest
 from pydantic import SecretStr
 from tests.previews.proxy import free_port
 
+from builderd.bootstrap.data_directory import lock
 from builderd.bootstrap.run import take_down
 from builderd.bootstrap.serving import Supervisor
+from builderd.bootstrap.tokens import page_url
 from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSettings
 
 #: Imported while calls wait: each costs at least a tenth of what the process has done until it listens.
@@ -54,6 +56,13 @@ PORT = int(sys.argv[2])
 serving.import_module = lambda name: Rest()
 serving.serve(Settings(data_dir=Path(sys.argv[1]), port=PORT))
 """
+
+
+def test_sign_in_links_lead_where_the_service_of_the_directory_listens(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, port=1000)
+    with lock(tmp_path, "http://127.0.0.1:2000"):
+        assert page_url(settings) == "http://127.0.0.1:2000"
+    assert page_url(settings) == "http://127.0.0.1:1000"
 
 
 def test_health_is_answered_before_the_rest_is_imported_and_calls_wait_for_it(tmp_path: Path) -> None:

@@ -222,6 +222,12 @@ def test_at_that_time_so_much_is_spent_and_a_moment_before_it_was_not(
         assert money + rate * (micro - 1) / 1_000_000 / SECONDS_PER_HOUR < amount
 
 
+def test_forecast_starts_from_what_runs_now() -> None:
+    now = datetime(2026, 6, 29, 12, 0, 0, 5, tzinfo=UTC)
+    assert Spent(Decimal("0.10"), Decimal("0.2")).forecast(now) == Decimal("7.30")
+    assert Spent(Decimal("0.10"), Decimal(0)).forecast(now) == Decimal("0.10")
+
+
 def test_zero_rate_never_reaches_a_cap() -> None:
     assert Spent(Decimal(1), Decimal(0)).reaches(Decimal(2), CAP_TIME) is None
     assert Spent(Decimal(2), Decimal(0)).reaches(Decimal(2), CAP_TIME) == CAP_TIME

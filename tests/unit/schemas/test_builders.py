@@ -45,7 +45,7 @@ def test_numbers_and_booleans_of_the_environment_become_text() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["1X", "", "A-B", "A=B", "Ä", "A B", "A\0", *sorted(PLATFORM_ENV)])
+@pytest.mark.parametrize("name", ["1X", "", "A-B", "A=B", "Ä", "A B", "A\0", *sorted(PLATFORM_ENV - {"PORT"})])
 def test_hostile_and_reserved_variables_are_refused(name: str) -> None:
     assert list(faults(env={name: "x"})) == [f"env.{name}"]
 

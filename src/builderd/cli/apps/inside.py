@@ -63,7 +63,7 @@ def _drawn(found: LogDensity) -> str:
     return "\n".join([bars, f"{found.lines} lines, {errors} of them errors, {span}", *versions])
 
 
-@command("exec NAME")
+@command("exec [NAME]")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Send standard input to the command.")
 @click.option("-t", "--tty", is_flag=True, help="Run it on a terminal; -it for what is typed too.")
@@ -73,7 +73,7 @@ def _drawn(found: LogDensity) -> str:
 def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **options: Any) -> None:
     """Run a command beside the app, and exit with its code (124 when it is killed after --limit).
 
-    NAME may be . for the builder of this folder. One word is given to the shell as it is: exec app -- 'ls | wc -l'.
+    One word is given to the shell as it is: exec app -- 'ls | wc -l'.
     """
     text = words[0] if len(words) == 1 else shlex.join(words)
     builder = session.builder(name)
@@ -133,14 +133,14 @@ def end(session: Session, name: str | None) -> None:
     session.result({"ended": builder.uuid}, f"No SSH token of {builder.name} is valid any more.")
 
 
-@command("connect NAME", ssh)
+@command("connect [NAME]", ssh)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND...]")
 def connect(session: Session, name: str, words: Sequence[str]) -> None:
     """Log in with this machine's ssh, with the gateway's key checked."""
     raise SystemExit(_run_ssh(session.builder(name).ssh(), [], words))
 
 
-@command("port-forward NAME")
+@command("port-forward [NAME]")
 @click.argument("ports", metavar="[LOCAL:]PORT")
 def port_forward(session: Session, name: str, ports: str) -> None:
     """Forward a local port to one of a builder's, through the SSH gateway, until Ctrl-C."""
@@ -192,13 +192,18 @@ def _place(text: str) -> tuple[str | None, str]:
     name, colon, path = text.partition(":")
     if not colon or "/" in name:
         return None, text
-    return name, path.removeprefix("/app/").lstrip("/")
+    return name, _in_app(path)
+
+
+def _in_app(path: str) -> str:
+    """Return a path as the API takes it, relative to the app's folder ``/app``."""
+    return path.removeprefix("/app").lstrip("/") if path == "/app" or path.startswith("/app/") else path.lstrip("/")
 
 
 files = click.Group("files", help="List, show, fetch and delete the files of a builder.")
 
 
-@command("list NAME", files)
+@command("list [NAME]", files)
 @click.argument("path", default="")
 def files_list(session: Session, name: str, path: str) -> None:
     """List a folder."""
@@ -208,13 +213,13 @@ def files_list(session: Session, name: str, path: str) -> None:
         "CHANGED": "mtime",
         "NAME": lambda one: one.name + {"folder": "/", "link": f" -> {one.target}"}.get(one.type, ""),
     }
-    session.table(session.builder(name).files.list(path), columns, "The folder is empty.")
+    session.table(session.builder(name).files.list(_in_app(path)), columns, "The folder is empty.")
 
 
-@command("cat NAME PATH", files)
+@command("cat [NAME] PATH", files)
 def cat(session: Session, name: str, path: str) -> None:
     """Print a file."""
-    content = session.builder(name).files.read(path)
+    content = session.builder(name).files.read(_in_app(path))
     if session.as_json:
         session.result({"path": path, "content": content.decode(errors="replace")})
     elif sys.stdout.isatty():
@@ -224,18 +229,18 @@ def cat(session: Session, name: str, path: str) -> None:
         sys.stdout.flush()
 
 
-@command("rm NAME PATH", files)
+@command("rm [NAME] PATH", files)
 @click.option("-r", "--recursive", is_flag=True, help="A folder with all that is in it.")
 def files_rm(session: Session, name: str, path: str, recursive: bool) -> None:
     """Delete a file."""
     try:
-        session.builder(name).files.delete(path, recursive=recursive)
+        session.builder(name).files.delete(_in_app(path), recursive=recursive)
     except NotFound as error:
         raise click.ClickException(error.message) from error
     session.result({"deleted": path}, f"{path} is deleted.")
 
 
-@command("archive NAME", files)
+@command("archive [NAME]", files)
 @click.argument("file", type=click.Path(dir_okay=False, writable=True, path_type=Path))
 def archive(session: Session, name: str, file: Path) -> None:
     """Fetch all files as one tar.zst."""

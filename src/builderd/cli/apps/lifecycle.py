@@ -30,11 +30,15 @@ def ps(session: Session, status: str | None, quiet: bool) -> None:
         return
     columns: Columns = {
         "NAME": "name",
+        "KIND": "data.job_type",
         "STATUS": "status",
         "VERSION": "version",
-        "COST": "{0.data.cost.cost:.2f} {0.data.cost.currency}",
+        "VISIBILITY": "data.visibility",
+        "AUTO-STOP": lambda one: f"{one.data.auto_stop_interval} min" if one.data.auto_stop_interval else "never",
+        **({"COST": "{0.data.cost.cost:.2f} {0.data.cost.currency}"} if session.shows_money else {}),
         "CREATED": "data.created_at",
-        "URL": "url",
+        "DOMAINS": "data.domains",
+        "URL": lambda one: served_at(one) or "-",
     }
     session.table(found, columns, "You have no builders: run builderd deploy in a folder of code.")
 
@@ -43,28 +47,41 @@ def ps(session: Session, status: str | None, quiet: bool) -> None:
 def status(session: Session, name: str | None) -> None:
     """Show a builder: its status with the reason, its address, version, resources and cost."""
     builder = session.builder(name)
-    session.result(builder, _described(builder))
+    session.result(builder, _described(builder, shows_money=session.shows_money))
 
 
-def _described(builder: Builder) -> str:
+def served_at(builder: Builder) -> str:
+    """Return the URL where it serves or wakes for visitors, "" for kinds without one and where nothing would answer."""
+    has_url = builder.data.job_type not in ("worker", "one_time") and builder.status not in ("failed", "deleted")
+    return builder.url if has_url else ""
+
+
+def _described(builder: Builder, *, shows_money: bool) -> str:
     data = builder.data
     resources = data.resources
     judged = {True: "passed", False: "failed", None: "not judged yet"}
     lines = {
         "name": f"{data.name}  ({data.uuid})",
         "status": f"{data.status}{f': {data.status_reason}' if data.status_reason else ''}",
-        "url": data.preview_url,
+        "url": served_at(builder) or (data.preview_url and f"nothing is served at {data.preview_url}"),
+        "kind": f"{data.job_type}, {data.visibility}, {_auto_stop(data.auto_stop_interval)}",
+        "domains": ", ".join(data.domains),
         "version": str(data.version),
         "started by": data.entrypoint,
         "resources": f"{resources.cpu:g} vCPU, {resources.memory:g} GB memory, {resources.disk:g} GB disk",
         "gates": f"review {judged[data.review_passed]}, QA {judged[data.qa_passed]}",
-        "cost": f"{data.cost.cost:.2f} {data.cost.currency} ({data.cost.hourly_rate:.4f} an hour while it runs)",
     }
+    if shows_money:
+        lines["cost"] = f"{data.cost.cost:.2f} {data.cost.currency} ({data.cost.hourly_rate:.4f} an hour while it runs)"
     if data.exit_code is not None:
         lines["exit code"] = str(data.exit_code)
     if data.needs_restart:
         lines["restart"] = "needed: it runs with credentials that were changed since"
     return "\n".join(f"{label:<11} {value}" for label, value in lines.items() if value)
+
+
+def _auto_stop(minutes: int) -> str:
+    return f"stops after {minutes} minutes without use" if minutes else "never stops by itself"
 
 
 @command("open [NAME]")
@@ -129,11 +146,14 @@ def versions(session: Session, name: str | None) -> None:
 
 
 @command("diff [NAME]")
+@click.argument("first", type=int, required=False, metavar="[OLD]")
+@click.argument("second", type=int, required=False, metavar="[NEW]")
 @click.option("--from", "old", type=int, metavar="VERSION", help="[default: the one before]")
 @click.option("--to", "new", type=int, metavar="VERSION", help="[default: the current one]")
 @click.option("--patch", "as_patch", is_flag=True, help="Print the files' difference as a patch for git apply.")
-def diff(session: Session, name: str | None, old: int | None, new: int | None, as_patch: bool) -> None:
+def diff(session: Session, name: str | None, as_patch: bool, **numbers: int | None) -> None:
     """Show how two versions differ: their files, as a unified diff, and their settings."""
+    old, new = (_only(numbers[one], numbers[other]) for one, other in (("first", "old"), ("second", "new")))
     try:
         if as_patch:
             text = session.builder(name).patch(old, new)
@@ -161,11 +181,19 @@ def _difference(found: VersionDiff) -> Iterator[str]:
             yield click.style(line, fg=DIFF_COLOURS[line[0]]) if line[0] in DIFF_COLOURS else line
 
 
+def _only(argument: int | None, option: int | None) -> int | None:
+    """Return the version that is given as an argument or as an option."""
+    if argument is not None and option is not None:
+        raise click.UsageError(f"{argument} and {option} are two versions for one: give one of them")
+    return argument if option is None else option
+
+
 @command("rollback [NAME]")
-@click.option("--to", "version", type=int, help="The version.  [default: the one before]")
-def rollback(session: Session, name: str | None, version: int | None) -> None:
+@click.argument("version", type=int, required=False, metavar="[VERSION]")
+@click.option("--to", type=int, help="The version.  [default: the one before]")
+def rollback(session: Session, name: str | None, version: int | None, to: int | None) -> None:
     """Deploy an old version again, as a new one. What the app wrote stays."""
-    builder = session.builder(name)
+    version, builder = _only(version, to), session.builder(name)
     try:
         builder.rollback(version, on_stage=lambda stage: show_stage(session, stage))
     except ValueError as error:
@@ -194,14 +222,12 @@ def scale(session: Session, name: str | None, cpu: float | None, memory: float |
     session.result(builder, f"{builder.name} has {now.cpu:g} vCPU, {now.memory:g} GB memory, {now.disk:g} GB disk.")
 
 
-@command("auto-stop NAME")
+@command("auto-stop [NAME]")
 @click.argument("minutes", type=int)
 def auto_stop(session: Session, name: str, minutes: int) -> None:
     """Set after how many minutes without use a builder stops by itself; 0: never."""
     builder = session.builder(name).set_auto_stop(minutes)
-    session.result(
-        builder, f"{builder.name} stops after {minutes} minutes without use." if minutes else "It never stops."
-    )
+    session.result(builder, f"{builder.name} {_auto_stop(minutes)}.")
 
 
 env = click.Group("env", help="List and change the environment variables of a builder.")
@@ -214,7 +240,7 @@ def env_list(session: Session, name: str | None) -> None:
     session.result(found, "\n".join(f"{key}={value}" for key, value in sorted(found.items())) or None)
 
 
-@command("set NAME", env)
+@command("set [NAME]", env)
 @click.argument("variables", nargs=-1, required=True, metavar="NAME=VALUE...")
 def env_set(session: Session, name: str, variables: Sequence[str]) -> None:
     """Set some, and keep the others."""
@@ -222,14 +248,14 @@ def env_set(session: Session, name: str, variables: Sequence[str]) -> None:
     _change_env(session, name, lambda now: {**now, **found})
 
 
-@command("unset NAME", env)
+@command("unset [NAME]", env)
 @click.argument("variables", nargs=-1, required=True)
 def unset(session: Session, name: str, variables: Sequence[str]) -> None:
     """Remove some."""
     _change_env(session, name, lambda now: {key: value for key, value in now.items() if key not in variables})
 
 
-@command("import NAME", env)
+@command("import [NAME]", env)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def import_(session: Session, name: str, file: Path) -> None:
     """Set those of a file with lines NAME=VALUE, as .env files have them."""

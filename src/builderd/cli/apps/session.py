@@ -14,6 +14,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from builderd.builders.model import NAME
 from builderd.cli.group import printable
 from builderd.client.errors import (
     ApiError,
@@ -113,6 +116,11 @@ class Session:
         if url and url.rstrip("/") != found.url:
             raise NotSignedIn(f"BUILDERD_URL is {url}, and BUILDERD_TOKEN is not set")
         return found.url, token or found.token, found.ca
+
+    @property
+    def shows_money(self) -> bool:
+        """True where costs are shown to people: the operator of the service has set prices."""
+        return self.client.health().shows_money
 
     def builder(self, name: str | None) -> Builder:
         """Return the builder of a name or uuid; of the folder's ``builder.toml`` without one or for ``.``."""
@@ -309,10 +317,32 @@ def _steps(following: Iterable[str]) -> Iterable[str]:
 _CA = click.Path(exists=True, dir_okay=False)
 
 
+class OfFolder(click.Command):
+    """Command whose first argument, a builder's name, may be left out before others: ``.`` is put in its place."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        before = args[: args.index("--")] if "--" in args else args
+        _, *others = (one for one in self.params if isinstance(one, click.Argument))
+        with suppress(click.UsageError):  # is raised again below
+            found, _, _ = self.make_parser(ctx).parse_args(list(before))
+            given = {name: text for name, text in found.items() if isinstance(text, str | tuple)}
+            name = given.get("name")
+            if "--" in args:
+                left_out = name is None
+            else:
+                is_other = isinstance(name, str) and not (name == "." or NAME.fullmatch(name))
+                is_number = isinstance(name, str) and name.isdecimal() and others[:1] and others[0].type is click.INT
+                left_out = is_other or is_number or any(one.required and not given.get(str(one.name)) for one in others)
+            if others and left_out:
+                args = [".", *args]
+        return super().parse_args(ctx, args)
+
+
 def command(usage: str, group: click.Group | None = None) -> Callable[..., click.Command]:
     """Make a command of a function whose first argument is the session.
 
     ``usage`` is its name and its plain arguments, such as ``end NAME [LEASE]``; others are decorators below.
+    ``[NAME]`` before other arguments may be left out. A command ``list`` of a group is ``ls``, too.
     """
     name, *arguments = usage.split()
 
@@ -329,7 +359,11 @@ def command(usage: str, group: click.Group | None = None) -> Callable[..., click
         made: Callable[..., None] = wrapped
         for word in reversed(arguments):
             made = click.argument(word.strip("[]").lower(), required=not word.startswith("["))(made)
-        return (group or click).command(name)(made)
+        built = (group or click).command(name, cls=OfFolder if arguments[:1] == ["[NAME]"] else click.Command)(made)
+        if group is not None and name == "list":
+            group.add_command(alias := copy(built), "ls")
+            alias.hidden = True
+        return built
 
     return decorate
 
@@ -394,7 +428,7 @@ def _cell(row: Any, shown: str | Callable[[Any], Any]) -> str:
     if value is None:
         return "-"
     if isinstance(value, list):
-        return printable(",".join(value))
+        return printable(",".join(value)) or "-"
     if hasattr(value, "strftime"):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     return printable(next(iter(str(value).splitlines()), ""))

@@ -75,9 +75,10 @@ def credentials_rm(session: Session, name: str, force: bool) -> None:
 @click.option("--by-day", is_flag=True, help="Show days (UTC), at most 366, instead of builders.  [this month's]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a table for spreadsheets.")
 def spending(session: Session, since: datetime | None, until: datetime | None, by_day: bool, as_csv: bool) -> None:
-    """Show what your builders have cost, deleted ones included."""
+    """Show what your builders have cost, deleted ones included. Without prices of the operator: how long they ran."""
     found: Spending | DaysSpending
     rows: Sequence[Any]
+    shows_money = session.as_json or as_csv or session.shows_money
     if by_day:
         # The first and the last day whole.
         first = since.astimezone(UTC).date() if since else None
@@ -89,17 +90,22 @@ def spending(session: Session, since: datetime | None, until: datetime | None, b
     else:
         month = session.client.spending.get(since=since, until=until)
         found, rows, empty = month, month.deployments, "No builder has cost anything."
-        rate = {"PER HOUR": "{.hourly_rate:.4f}", "COST": "{.cost:.2f}"}
-        columns = {"NAME": "name", "HOURS": "{.runtime_hours:.2f}", **rate}
+        rate = {"PER HOUR": "{.hourly_rate:.4f}"} if shows_money else {}
+        columns = {"NAME": "name", "HOURS": "{.runtime_hours:.2f}", **rate, "COST": "{.cost:.2f}"}
         sheet = {"uuid": "uuid", "name": "name", "hours": "runtime_hours", "per_hour": "hourly_rate"}
         sheet[f"cost_{month.currency}"] = "cost"
+    if not shows_money:
+        del columns["COST"]
     if session.as_json:
         session.result(found)
     elif as_csv:
         click.echo(csv_text([tuple(sheet), *map(attrgetter(*sheet.values()), rows)]), nl=False)
     else:
         session.table(rows, columns, empty)
-        click.echo(f"total {found.total_cost:.2f} {found.currency}")
+        if shows_money:
+            click.echo(f"total {found.total_cost:.2f} {found.currency}")
+        else:
+            session.say("No money is shown: the operator of this service has set no prices.")
 
 
 @command("cap [NAME]")

@@ -97,7 +97,7 @@ def leases_take(session: Session, name: str | None, seconds: int, reason: str) -
     session.result(lease, lease.id)
 
 
-@command("renew NAME LEASE", leases)
+@command("renew [NAME] LEASE", leases)
 @SECONDS
 def renew(session: Session, name: str, lease: str, seconds: int) -> None:
     """Renew a lease, from now on."""
@@ -105,7 +105,7 @@ def renew(session: Session, name: str, lease: str, seconds: int) -> None:
     session.result(renewed, f"It lasts until {renewed.expires_at:%H:%M:%S} UTC.")
 
 
-@command("end NAME LEASE", leases)
+@command("end [NAME] LEASE", leases)
 def end(session: Session, name: str, lease: str) -> None:
     """End a lease early."""
     session.builder(name).leases.end(lease)
@@ -247,7 +247,7 @@ def links_list(session: Session, name: str | None) -> None:
     )
 
 
-@command("revoke NAME LINK", preview_links)
+@command("revoke [NAME] LINK", preview_links)
 def revoke(session: Session, name: str, link: str) -> None:
     """End a link at once."""
     session.builder(name).preview_links.revoke(link)

@@ -23,7 +23,7 @@ from builderd.events.model import Delivery, Webhook, is_pattern
 from builderd.events.store import EventQuery
 from builderd.money import caps
 from builderd.money import service as spending
-from builderd.money.model import SECONDS_PER_HOUR, WARNING_SHARE, Billing, cents, csv_text, month_of, next_month
+from builderd.money.model import WARNING_SHARE, Billing, Spent, csv_text, month_of, next_month
 from builderd.schemas.account import NewCredential, NewToken, NewWebhook
 from builderd.server.health import readiness, vital_parts
 from builderd.sessions import revocations
@@ -363,9 +363,6 @@ def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> dict[str, Any]:
     cap = caps.view_of_tenant(uow, application, tenant, visit.now)
     days = spending.by_day(uow, application, tenant, visit.now, (month, next_month(month)))
     hourly = sum((rate for _, rate in rates.values()), Decimal(0))
-    # To the second.
-    hours = (cap.resets_at - visit.now) // timedelta(seconds=1) / SECONDS_PER_HOUR
-    expected = cents(cap.spent + hourly * hours)
     return {
         "rows": rows,
         "total": report.total_cost,
@@ -373,7 +370,7 @@ def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> dict[str, Any]:
         "now": now,
         "more": max(0, report.total - SHOWN),
         "days": days.days,
-        "expected": expected,
+        "expected": Spent(cap.spent, hourly).forecast(visit.now),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial, reduce
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.store import EventQuery
 from builderd.metrics.model import add, resample, response_seconds, start_of
 from builderd.money import caps
-from builderd.money.model import Billing
+from builderd.money.model import Billing, Spent
 from builderd.qa import service as qa
 from builderd.qa.model import Outcome
 from builderd.review import verdicts
@@ -113,26 +114,22 @@ async def show_overview(visit: Visit) -> Response:
         (name, visit.application.prices.hourly_rate(resources, billing))
         for name, billing in (("awake", Billing.RUNNING), ("frozen", Billing.FROZEN), ("stopped", Billing.STOPPED))
     ]
-    cap = found["cap"]
-    begin = visit.now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    passed = (visit.now - begin) / (cap.resets_at - begin)
-    # What the month will have cost at its pace so far.
-    projected = float(cap.spent) / passed if passed > 0 else float(cap.spent)
     gauges = _gauges(visit, frame)
-    return await builder_page(
-        visit, "overview.html", "", frame, **found, rates=rates, gauges=gauges, projected=projected
-    )
+    return await builder_page(visit, "overview.html", "", frame, **found, rates=rates, gauges=gauges)
 
 
 def _overview(uow: UnitOfWork, visit: Visit, frame: BuilderFrame) -> dict[str, Any]:
     builder, tenant = frame.builder, visit.token.tenant_id
     events, _ = uow.events.page(tenant, EventQuery(builder.id), page=1, per_page=SHOWN_EVENTS)
     taken = backups.of_builder(uow, tenant, builder.id, visit.now)
+    cap = caps.view_of_builder(uow, visit.application, builder, visit.now)
+    hourly = uow.ledger.rates_of_builders([builder.id]).get(builder.id, Decimal(0))
     return {
         "report": qa.get(uow, tenant, builder.id).report,
         "requests": _requests(uow, visit, frame.version, builder),
         "events": events,
-        "cap": caps.view_of_builder(uow, visit.application, builder, visit.now),
+        "cap": cap,
+        "projected": float(Spent(cap.spent, hourly).forecast(visit.now)),
         "backup": next((one for one in taken if one.status is BackupStatus.DONE), None),
     }
 

@@ -73,7 +73,7 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert "review   ok" in deployed.stderr
     assert [file["path"] for file in box.json("deploy", "--list")["files"]] == ["builder.toml", "main.py"]
     assert [one["version"] for one in box.json("versions")] == [2, 1]
-    assert box.json("rollback", "my-app", "--to", "1")["version"] == 3
+    assert box.json("rollback", "1")["version"] == 3
 
     # Looking
     assert [one["name"] for one in box.json("ps")] == ["my-app"]
@@ -84,7 +84,7 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     assert box.run("logs", "-n", "5", "--search", "no such text").stdout == ""
     assert box.json("logs", "--density")["lines"] >= 0
     done = {"exit_code": 0, "output": "", "stderr": "", "truncated": False, "hint": ""}
-    assert box.json("exec", ".", "--", "true") == done
+    assert box.json("exec", "--", "true") == box.json("exec", "my-app", "--", "true") == done
     types = [json.loads(line)["type"] for line in box.run("events", "--json").stdout.splitlines()]
     assert types[0] == "builder.created"
     assert box.run("events", "my-app", "--type", "version.*").exit_code == 0
@@ -95,28 +95,32 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
         box.run("api", "GET", path)
 
     # Changing
-    assert box.json("env", "set", "my-app", "A=1", "B=x=y") == {"A": "1", "B": "x=y"}
+    assert box.json("env", "set", "A=1", "B=x=y", "PORT=8000") == {"A": "1", "B": "x=y"}
+    assert "is the app's port, 8000" in box.run("env", "set", "PORT=1", code=1).stderr
     assert box.run("env", "list").stdout == "A=1\nB=x=y\n"
     (box.folder / ".env").write_text("# c\nexport C='3'\n\n")
-    assert box.json("env", "import", "my-app", ".env") == {"A": "1", "B": "x=y", "C": "3"}
-    assert box.json("env", "unset", "my-app", "A", "C") == {"B": "x=y"}
+    assert box.json("env", "import", ".env") == {"A": "1", "B": "x=y", "C": "3"}
+    assert box.json("env", "unset", "A", "C") == {"B": "x=y"}
     assert box.json("clear-builds") == {"results": 0, "bytes": 0}
     assert box.json("scale", "--memory", "2")["resources"]["memory"] == 2
-    assert box.json("auto-stop", "my-app", "15")["auto_stop_interval"] == 15
+    assert box.json("auto-stop", "15")["auto_stop_interval"] == 15
     assert box.json("stop")["status"] == "stopped"
     assert box.json("start")["status"] == "running"
     assert box.json("restart")["status"] == "running"
     assert box.json("service-token")["service_token"] != made["service_token"]
 
     assert {one["name"] for one in box.json("diff", "--from", "1")["settings"]} >= {"env", "resources"}
-    assert "env: {} -> {'B': 'x=y'}" in box.run("diff", "my-app", "--from", "1").stdout
+    assert "env: {} -> {'B': 'x=y'}" in box.run("diff", "1", "7").stdout
+    assert box.run("diff", "my-app", "1", "2").stdout == box.run("diff", "--from", "1", "--to", "2").stdout
+    box.run("diff", "1", "2", "--to", "3", code=2)
     assert box.run("diff", "my-app", "--from", "1", "--patch").stdout.startswith("From version 1 to version ")
 
     # Files
     (box.folder / "local").write_text("text")
     assert box.json("cp", "local", "my-app:data/") == {"files": 1}
     assert [one["name"] for one in box.json("files", "list", "my-app", "data")] == ["local"]
-    assert box.run("files", "cat", ".", "data/local").stdout == "text"
+    assert [one["name"] for one in box.json("files", "ls", "/app/data")] == ["local"]
+    assert box.run("files", "cat", "data/local").stdout == "text"
     assert box.json("cp", ".:/app/data", "fetched") == {"files": 1}
     assert (box.folder / "fetched/local").read_text() == "text"
     assert box.json("cp", ".:data/local", "one") == {"files": 1}

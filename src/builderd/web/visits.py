@@ -165,7 +165,8 @@ class Renderer:
             auto_reload=False,
         )
         self._templates.filters.update(shown.FILTERS, event_text=event_text)
-        self._templates.globals.update(asset=assets.url, currency=application.prices.currency)
+        prices = application.prices
+        self._templates.globals.update(asset=assets.url, currency=prices.currency, shows_money=prices.shown)
 
     async def page(self, visit: Visit, template: str, values: Mapping[str, Any], status: int) -> Response:
         """Render a page with its frame; with ``visit.part``, only the region of this name, a block of the template."""

@@ -470,3 +470,13 @@ async def test_app_that_failed_shows_no_url_but_stage_reason_lines_and_next_step
     failed = (await pages.browser.get("/builders/my-api/versions/1")).text
     texts = ("It failed at start", "exited with code 1", "Next:", '<p class="e">', "Error: no database", "Stages")
     assert [failed.index(text) for text in texts] == sorted(failed.index(text) for text in texts)
+
+
+async def test_money_is_shown_where_the_operator_has_set_prices_alone(pages: Pages) -> None:
+    await pages.create()
+    paths = (*(path for path in TENANT if path != "/new"), *(f"/builders/my-api{end}" for end in BUILDER))
+    assert [path for path in paths if "€" not in (await pages.browser.get(path)).text] == []
+    pages.web.state.renderer._templates.globals["shows_money"] = False
+    for path in paths:
+        text = (await pages.browser.get(path)).text
+        assert not re.search(r"€|\bcosts?\b|Spending|spent", text), path

@@ -9,7 +9,7 @@
   const make = (name, text, className = "") => Object.assign(document.createElement(name), { textContent: text, className });
   const SERIOUS = { error: "e", warning: "w" }, MARKS = { build: "›", release: "›", stderr: "∶" };
   // Lines are [microseconds, stream, version, text, level]; those from `from` on, before `to`, are in the document.
-  let lines = [], from = 0, to = 0, begun = false, drawn = false, following = true, moved = false, source = null, lost = 0, errors = 0, last = 0, due = 0;
+  let lines = [], from = 0, to = 0, begun = false, drawn = false, following = true, touched = 0, source = null, lost = 0, errors = 0, last = 0, due = 0;
   follow.parentElement.hidden = false;
 
   function row([us, stream, version, text, level]) {
@@ -50,7 +50,7 @@
     drawn = false;
     if (following) {
       if (lines.length - to > ROWS || from > to) show(lines.length - ROWS); else append(lines.length - to);
-      if (view.scrollTop + view.clientHeight < view.scrollHeight) { moved = true; view.scrollTop = view.scrollHeight; }
+      view.scrollTop = view.scrollHeight;
     } else if (to - from < ROWS) append(ROWS - to + from);
     $("count").textContent = `${lines.length.toLocaleString()} lines kept${errors ? `, ${errors.toLocaleString()} of them errors` : ""}`;
     if (query) $("found").textContent = lines.length.toLocaleString();
@@ -98,17 +98,18 @@
     setFollow(false);
     if (index < from || index >= to) show(index - STEP);
     const row = view.children[index - from];
-    moved = true; view.scrollTop += row.getBoundingClientRect().top - view.getBoundingClientRect().top;
+    view.scrollTop += row.getBoundingClientRect().top - view.getBoundingClientRect().top;
   });
   function setFollow(on) { following = follow.checked = on; if (on) draw(); }
   follow.addEventListener("change", () => setFollow(follow.checked));
+  // New lines move the view, too: only the reader's own hand ends the following.
+  for (const kind of ["wheel", "touchmove", "pointerdown", "keydown"]) view.addEventListener(kind, () => { touched = Date.now(); }, { passive: true });
   view.addEventListener("scroll", () => {
-    if (moved) { moved = false; return; }
-    if (!begun) return;
     const below = view.scrollHeight - view.scrollTop - view.clientHeight, end = below < 40 && to === lines.length;
+    if (!begun || (following && (end || Date.now() - touched > 1000))) return;
     if (end !== following) setFollow(end);
     if (view.scrollTop < 400 && from > 0) prepend();
-    else if (below < 400 && to < lines.length && !following) append(STEP);
+    else if (below < 400 && to < lines.length) append(STEP);
   }, { passive: true });
   addEventListener("keydown", (event) => { if (event.key === "f" && !event.ctrlKey && !event.metaKey && !event.target.closest?.("input, textarea, select")) setFollow(!following); });
   function mark(state, text) { live.dataset.is = state; live.textContent = text; }

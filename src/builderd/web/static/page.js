@@ -136,7 +136,7 @@
   // Palette
   const palette = $("#palette"), list = $("#palette-list"), box = palette && $("input", palette);
   let entries = null, found = [], at = 0;
-  const places = [["Builders", "/builders", "g b"], ["Deploy a new builder", "/new", ""], ["Activity", "/activity", ""], ["Spending", "/spending", ""], ["Tokens", "/tokens", ""], ["Credentials", "/credentials", ""], ["Webhooks", "/webhooks", ""], ["Sessions", "/sessions", ""]];
+  const places = [["Builders", "/builders", "g b"], ["Deploy a new builder", "/new", ""], ["Activity", "/activity", ""], ["Spending", "/spending", ""], ["Tokens", "/tokens", ""], ["Credentials", "/credentials", ""], ["Webhooks", "/webhooks", ""], ["Sessions", "/sessions", ""]].filter(([, href]) => href === "/new" || $(`.side a[href="${href}"]`));
   const tabs = [["overview", "", "o"], ["logs", "/logs", "l"], ["metrics", "/metrics", "m"], ["versions", "/versions", "v"], ["review", "/review", ""], ["QA", "/qa", ""], ["files", "/files", "f"], ["terminal", "/terminal", "t"], ["backups", "/backups", ""], ["settings", "/settings", "s"]];
   async function openPalette() {
     if (!palette || palette.open) return;

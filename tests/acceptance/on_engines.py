@@ -63,6 +63,7 @@ NOT_ON_INCUS: Mapping[str, str] = {
     # tests
     "test_mixed_operations_leave_nothing_in_the_service": "mounts, groups and firewall of this machine",
     "test_app_gets_credentials_under_strong_isolation": "`strong` is refused there: `test_incus.py`",
+    "test_python_of_a_page_that_runs_it_in_the_browser_is_served_under_strong_isolation": "`strong`, as above",
     "test_lost_host_network_is_created_again_at_start": "the network is Incus's, which makes it at its own start",
     "test_lost_store_is_restored_from_backups": "the pools are Incus's: a lost one is a lost member, "
     "`test_incus_members.py`",

@@ -83,7 +83,8 @@ def test_site_is_served_as_browsers_expect_it(service: LiveService) -> None:
 def test_output_of_a_build_is_served_and_its_links_lead_nowhere(service: LiveService) -> None:
     made = (
         f"mkdir -p out/deep && mv '{QUOTED}' out/ && cd out/'{QUOTED}' && echo app > index.html && mkdir assets docs"
-        " && printf 'packed' | gzip > big.js.gz && echo big > big.js && echo down > docs/load.py"
+        " && echo > assets/a-CizuXTuG.js && echo big > big.js && echo down > docs/load.py"
+        " && printf packed | gzip > big.js.gz"
         " && ln -s /etc/passwd passwd.txt && ln -s / all && ln -s ../../.env env.txt && ln -s index.html other.html"
     )
     files = {f"{HOSTILE}/x": "", ".env": "secret"}
@@ -95,7 +96,14 @@ def test_output_of_a_build_is_served_and_its_links_lead_nowhere(service: LiveSer
         for path in ("gone.js", "passwd.txt", "env.txt", "other.html", "all/etc/host.conf", "index.html/x.js"):
             assert service.visit(data, path).status_code == 404, path
         assert service.visit(data, "docs/load.py").text == "down\n"
+        assert "immutable" in service.visit(data, "assets/a-CizuXTuG.js").headers["cache-control"]
         assert service.visit(data, "big.js", headers={"Accept-Encoding": "gzip"}).text == "packed"
+
+
+def test_python_of_a_page_that_runs_it_in_the_browser_is_served_under_strong_isolation(service: LiveService) -> None:
+    files = {"index.html": '<script type="py" src="main.py"></script> <!-- PyScript -->', "main.py": "1", "a.sh": "1"}
+    with service.deployed("py", files, None, job_type="static", isolation="strong") as data:
+        assert [service.visit(data, path).status_code for path in ("", "main.py", "a.sh")] == [200, 200, 404]
 
 
 @pytest.mark.parametrize(

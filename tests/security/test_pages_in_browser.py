@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 from tests.browser import Network, own_network
+from tests.fakes.sandboxes import Behaviour
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.core.ids import BuilderId
@@ -143,6 +144,11 @@ async def plant(service: Service) -> None:
     files["main.py"] += f"print({MARKUP!r})\n"
     answer = await client.put(f"/api/v1/builders/{uuid}", json={"files": files})
     assert answer.status_code == 200, answer.text
+    # One that failed, with a word that is wider than a phone.
+    ends = Behaviour(listens_at=None, exits_at=1, exit_code=1, lines=(f"Error: {'x' * 500}{MARKUP}",))
+    service.engine.behave("failing", ends)
+    answer = await client.post("/api/v1/builders", json={**MINIMAL, "name": "failed", "entrypoint": "failing"})
+    assert answer.status_code == 422, answer.text
     await client.put("/api/v1/credentials/smtp", json={"values": {"PASSWORD": MARKUP}})
     # Figures of an hour, so that the charts and their table are there too.
     usage = Usage(300, 75, 300 * 2**20, 2**20, 2**30, 600, 0, 1234, 900, 5, 4, 1, within_5_ms=2)
@@ -183,7 +189,8 @@ async def test_pages_show_planted_markup_as_text_and_stay_usable(found: Opened, 
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     faults: list[str] = []
     found.page.on("pageerror", lambda error: faults.append(str(error)))
-    for path in (*TENANT, *(f"/builders/planted{end}" for end in BUILDER)):
+    failed = ("/builders/failed", "/builders/failed/versions/1", "/builders/failed/logs")
+    for path in (*TENANT, *failed, *(f"/builders/planted{end}" for end in BUILDER)):
         await found.page.goto(found.url(path))
         await found.page.wait_for_selector("time[data-clock], time[data-moment], main", state="attached")
         await found.page.evaluate("document.querySelectorAll('main details').forEach((one) => (one.open = true))")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,15 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?:…" else ".")
 
 
+#: Where the reason of a failure begins to quote lines.
+_QUOTED = re.compile(r"\s*Its last lines:\n|\n(?=error: |npm error )")
+
+
+def without_lines(reason: str) -> str:
+    """Return the reason of a failure without the last lines of the app or the installer."""
+    return _QUOTED.split(reason)[0]
+
+
 def host(url: str) -> str:
     """Return a URL's host and port."""
     return urlsplit(url).netloc
@@ -115,7 +125,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-_SHOWN = (money, rate, size, duration, ago, iso, clock, day, sentence, host, path, number, plural)
+_SHOWN = (money, rate, size, duration, ago, iso, clock, day, sentence, without_lines, host, path, number, plural)
 FILTERS: Mapping[str, Callable[..., Any]] = {one.__name__: one for one in _SHOWN}
 
 #: Sentences of the pages, by subject and key.

@@ -25,7 +25,7 @@ from builderd.versions.model import Version, VersionStatus
 from builderd.web.pages import deploying
 from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of, read_frame
 from builderd.web.pages.logs import ShownLine, shown_line
-from builderd.web.shown import SENTENCES, STAGES
+from builderd.web.shown import SENTENCES, STAGES, without_lines
 from builderd.web.visits import Visit, number_in, page, see_other, text_of
 
 #: Events of a builder among which those of one version are looked for.
@@ -119,8 +119,7 @@ async def show_version(visit: Visit) -> Response:
         stages=stages,
         state=state,
         lines=lines,
-        # The lines follow as lines, where the log has them.
-        reason=why.partition("\nIts last lines:\n")[0] if lines else why,
+        reason=without_lines(why) if lines else why,
         failed_stage=next((one.name for one in stages if one.kind == "fail"), ""),
         for_agent=_for_agent(version, lines) if state == "failed" else "",
         next_step=SENTENCES["next_steps"].get(version.failure_code or "", "") if state == "failed" else "",

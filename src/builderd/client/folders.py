@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from builderd.code.detection.project import Project
 from builderd.code.model import hash_of_digests
 
 #: Left out in any case: version control, installed dependencies, which the service installs itself.
@@ -71,6 +72,16 @@ class Folder:
         above = f"{root.rstrip('/')}/"
         files = [replace(one, path=one.path[len(above) :]) for one in self.files if one.path.startswith(above)]
         return Folder(self.root / root, files, [])
+
+    @property
+    def project(self) -> Project:
+        """Return the same files, for detection."""
+
+        def read(path: str, limit: int) -> bytes:
+            with (self.root / path).open("rb") as opened:
+                return opened.read(limit)
+
+        return Project((file.path for file in self.files), read)
 
     @property
     def fits_json(self) -> bool:

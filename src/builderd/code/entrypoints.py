@@ -1,8 +1,4 @@
-"""Commands that start a project, from its Procfile and package.json, and the files that a command runs.
-
-The commands are read, never run; a project's files are untrusted. Formats:
-https://devcenter.heroku.com/articles/procfile and https://docs.npmjs.com/cli/configuring-npm/package-json
-"""
+"""Files that a command runs. Commands are read, never run; a project's files are untrusted."""
 
 from __future__ import annotations
 
@@ -14,25 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from builderd.code.model import Bundle, BundleFile
+from builderd.code.model import BundleFile
 
-PROCFILE = "Procfile"
 #: Only this many bytes of a manifest are read.
 MAX_BYTES = 1_000_000
-_PROCESS = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
-
-
-def process_commands(bundle: Bundle) -> dict[str, str]:
-    """Return the commands of the Procfile by process, in the file's order; the first line of a process counts."""
-    file = bundle.file(PROCFILE)
-    if file is None:
-        return {}
-    commands: dict[str, str] = {}
-    for line in file.head(MAX_BYTES).decode(errors="replace").splitlines():
-        match = _PROCESS.fullmatch(line)
-        if match is not None:
-            commands.setdefault(match["process"], match["command"])
-    return commands
 
 
 def read_manifest(file: BundleFile | None) -> dict[str, Any] | None:
@@ -292,17 +273,3 @@ def module_files(module: str, paths: Collection[str], folders: Sequence[str] = (
             for path in (f"{stem}.py", f"{stem}/__init__.py", f"{stem}/__main__.py" if count == len(parts) else ""):
                 if path in paths:
                     yield path
-
-
-NPM_BUILD = "npm run build"
-#: An entrypoint that builds at each start, as it had to before there was a build step.
-_BUILDS = re.compile(r"\b(?:npm|yarn|pnpm|bun)\s+(?:run\s+)?build\b|\b(?:next|vite|astro|nuxt|nuxi)\s+build\b")
-
-
-def find_build(bundle: Bundle, entrypoint: str) -> str:
-    """Return the build command of the project: its ``package.json`` has a script ``build``. Empty without one.
-
-    An entrypoint that builds by itself needs no other build.
-    """
-    package = None if _BUILDS.search(entrypoint) else read_package(bundle.file(PACKAGE))
-    return NPM_BUILD if package is not None and package.scripts.get("build", "").strip() else ""

@@ -20,7 +20,6 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from builderd.builders.model import NAME, JobType, Status, Visibility, name_error
-from builderd.code.entrypoints import PROCFILE
 from builderd.code.model import MAX_PATH_BYTES, optional_path_error
 from builderd.core import resources as domain
 from builderd.credentials.model import NAME as CREDENTIAL_NAME
@@ -145,18 +144,8 @@ Credential = Annotated[
 ]
 
 
-NO_ENTRYPOINT = "is required: the command that starts the app (or a file named Procfile with a line web: <command>)"
-
-
 def _is(value: Any, *kinds: JobType) -> bool:
     return isinstance(value, dict) and value.get("job_type") in kinds
-
-
-def _may_tell(value: dict[Any, Any]) -> bool:
-    files = value.get("files")
-    root = value.get("root")
-    procfile = f"{root.rstrip('/')}/{PROCFILE}" if isinstance(root, str) and root else PROCFILE
-    return "source" in value or (isinstance(files, dict) and procfile in files)
 
 
 def _code_errors(value: Any, required: bool) -> Iterator[FieldError]:
@@ -201,8 +190,8 @@ class NewBuilder(Shape):
     entrypoint: Entrypoint | None = Field(
         default=None,
         description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>. "
-        "Left out: the web line of a file named Procfile (a worker's: the worker line). Of a static site: "
-        "`serve-static FOLDER`, with ` --single-page` where index.html is all pages; left out: all files.",
+        "Left out: what is detected in the code: the line of a Procfile, a framework, a static site. Of a static site: "
+        "`serve-static FOLDER`, with ` --single-page` where index.html is all pages.",
     )
     files: Files = Field(
         default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
@@ -219,7 +208,7 @@ class NewBuilder(Shape):
         description="always_on: an app that listens on `port`; static: files alone, served by a server of builderd's; "
         "worker: a process without a port, kept running; "
         "one_time: a command that runs to its end; sandbox: no app, for commands, files, SSH and terminals. "
-        "A Procfile with a worker line alone makes a worker.",
+        "Left out, without an entrypoint: what is detected in the code.",
     )
     backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
     auto_stop_interval: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
@@ -237,12 +226,12 @@ class NewBuilder(Shape):
     build: Command | None = Field(
         default=None,
         description="Run once a version, before it starts: what it writes into the app's folder belongs to the "
-        "version. Left out: `npm run build` where package.json has a script `build`. Empty: none.",
+        "version. Left out: what is detected; with an entrypoint, the script `build` of package.json. Empty: none.",
     )
     release: Command | None = Field(
         default=None,
         description="Run once before a version takes over, on its disk, such as a migration; if it fails, the "
-        "deployment fails. Left out: the release line of a file named Procfile (apps and workers). Empty: none.",
+        "deployment fails. Left out: what is detected; with an entrypoint, the Procfile's. Empty: none.",
     )
     stdin: Stdin = Field(default="", description="Of a one_time job: what its command reads.")
     start_timeout: JsonInt = Field(
@@ -272,14 +261,6 @@ class NewBuilder(Shape):
         """Require either files or a source."""
         is_required = cls.code_is_required and not _is(value, JobType.SANDBOX)
         return with_field_errors(_code_errors(value, is_required), lambda: handler(value))
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Require an entrypoint, unless a Procfile may name it."""
-        is_required = cls.code_is_required and not _is(value, JobType.SANDBOX, JobType.STATIC)
-        lacks = is_required and isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
-        return with_field_errors([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 
 
 class Cost(View):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from builderd.application import Application
 from builderd.builders import service as builders
 from builderd.builders.model import SANDBOX_COMMAND, STATIC_COMMAND, STATIC_MEMORY, JobType, Visibility
 from builderd.builders.service import Caller
 from builderd.code import service as bundles
-from builderd.code.entrypoints import find_build, process_commands
+from builderd.code.detection.detect import build_for, detect
+from builderd.code.detection.model import Detected
+from builderd.code.detection.project import Project, project_of
 from builderd.code.model import Alteration, Bundle, folder_of, make_bundle
 from builderd.core.errors import BundleLost, ValidationFailed
 from builderd.core.ids import TenantId
-from builderd.schemas.builders import NO_ENTRYPOINT, NewBuilder
+from builderd.schemas.builders import NewBuilder
 from builderd.schemas.files import bundle_files
 from builderd.schemas.versions import NewVersion, given_fields, new_settings
 from builderd.versions import service as deployments
@@ -27,6 +29,9 @@ from builderd.versions.service import Change
 FEW_FILES, SMALL_BYTES = 20, 50_000
 #: Kinds whose ``Procfile`` may name a release: those that it can start.
 RELEASING = frozenset({JobType.ALWAYS_ON, JobType.WORKER})
+#: A site whose request asks for one, and whose code has no page that is found.
+ALL_FILES = Detected("static", STATIC_COMMAND, "the request asks for it", "static")
+T = TypeVar("T")
 
 
 async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuilder) -> Bundle:
@@ -39,30 +44,30 @@ async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuild
 
 
 async def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
-    """Return the builder that a request asks for.
+    """Return the builder that a request asks for; what it leaves out is detected in its code.
 
-    Raises ``ValidationFailed`` without a usable command, and for an ``env_file`` that is missing or faulty. A refusal
-    removes an upload's code again.
+    Raises ``ValidationFailed`` where nothing starts the code, and for an ``env_file`` that is missing or faulty. A
+    refusal removes an upload's code again.
     """
     async with bundles.dropped_on_error(application, bundle if new.source else None):
         code = _code_in(bundle, new.root)
-        job_type = _job_type(new, code)
-        entrypoint = new.entrypoint or _command(code, job_type)
-        settings = new_settings(new, entrypoint, application.limits.default_isolation)
+        found = await _started(new, code)
+        job_type = new.job_type if "job_type" in new.model_fields_set else JobType(found.job_type)
+        settings = new_settings(new, found.entrypoint, application.limits.default_isolation)
         if new.build is None and job_type is not JobType.SANDBOX:
-            settings = replace(settings, build=find_build(code, entrypoint))
+            settings = replace(settings, build=found.build)
         if job_type is JobType.STATIC and "memory" not in new.resources.model_fields_set:
             settings = replace(settings, resources=replace(settings.resources, memory=STATIC_MEMORY))
         if new.env_file:
             settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
         if new.release is None and job_type in RELEASING:
-            settings = replace(settings, release=_release(code))
+            settings = replace(settings, release=found.release)
         # A sandbox's preview is private unless the request says otherwise.
-        is_private = new.job_type is JobType.SANDBOX and "visibility" not in new.model_fields_set
+        is_private = (found.is_private or job_type is JobType.SANDBOX) and "visibility" not in new.model_fields_set
         return builders.NewBuilder(
             name=new.name,
             bundle_hash=bundle.hash,
-            settings=settings,
+            settings=replace(settings, root=new.root or found.root),
             job_type=job_type,
             visibility=Visibility.PRIVATE if is_private else new.visibility,
             auto_stop_interval=new.auto_stop_interval,
@@ -78,31 +83,54 @@ def _code_in(bundle: Bundle, root: str) -> Bundle:
     return code
 
 
-def _release(bundle: Bundle) -> str:
-    """Return the release command of the bundle's ``Procfile``. Raises ``ValidationFailed`` for one that cannot run."""
-    command = process_commands(bundle).get("release", "")
-    if why := stage_command_error(command):
-        raise ValidationFailed({"release": [why]})
-    return command
+async def _started(new: NewBuilder, code: Bundle) -> Detected:
+    """Return what starts the code: the request's command, that of the kind that it asks for, or what is found."""
+    kind = new.job_type if "job_type" in new.model_fields_set else None
+    command = new.entrypoint or (SANDBOX_COMMAND if kind is JobType.SANDBOX else "")
+    if command:
+        build, release = await _beside(code, lambda project: (build_for(project, command), release_of(project)))
+        found = Detected("", command, "", build=build, release=release)
+    else:
+        found = await _found(code, kind)
+    if kind is JobType.STATIC and found.job_type != "static" and not command:
+        found = replace(ALL_FILES, build=found.build)
+    return _checked(found)
 
 
-def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
-    """Return the job type: a worker where the request leaves it out and the ``Procfile`` has only ``worker:``."""
-    if "job_type" in new.model_fields_set or new.entrypoint is not None:
-        return new.job_type
-    commands = process_commands(bundle)
-    return JobType.WORKER if "worker" in commands and "web" not in commands else new.job_type
+async def _found(code: Bundle, kind: JobType | None = None) -> Detected:
+    """Return what is found in the code. Raises ``ValidationFailed`` with what to send instead of code that is not run.
+
+    ``kind``: the line of the ``Procfile`` that counts.
+    """
+    found = await _beside(code, lambda project: detect(project, kind))
+    if isinstance(found, Detected):
+        return found
+    if kind is JobType.STATIC:
+        return ALL_FILES
+    raise ValidationFailed({"entrypoint": [f"is required: {found.reason}"]})
 
 
-def _command(bundle: Bundle, job_type: JobType) -> str:
-    """Return the command of the bundle's ``Procfile``, or a sandbox's. Raises ``ValidationFailed`` without one."""
-    if job_type in (JobType.SANDBOX, JobType.STATIC):
-        return SANDBOX_COMMAND if job_type is JobType.SANDBOX else STATIC_COMMAND
-    command = process_commands(bundle).get("worker" if job_type is JobType.WORKER else "web")
-    why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
-    if command is None or why is not None:
-        raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
-    return command
+async def _beside(code: Bundle, read: Callable[[Project], T]) -> T:
+    """Return what is read from the code, of much code in a thread."""
+    is_small = len(code.files) <= FEW_FILES and code.size <= SMALL_BYTES
+    return read(project_of(code)) if is_small else await asyncio.to_thread(read, project_of(code))
+
+
+def release_of(project: Project) -> str:
+    """Return the release command of a project whose start is given: that of its Procfile."""
+    return project.processes.get("release", "")
+
+
+def _checked(found: Detected) -> Detected:
+    """Return what was found. Raises ``ValidationFailed`` where one of its commands cannot run."""
+    checks = {
+        "entrypoint": entrypoint_error(found.entrypoint),
+        "build": stage_command_error(found.build),
+        "release": stage_command_error(found.release),
+    }
+    if errors := {name: [why] for name, why in checks.items() if why}:
+        raise ValidationFailed(errors)
+    return found
 
 
 async def new_version(
@@ -132,7 +160,7 @@ async def _given(
         given["bundle_hash"] = bundle.hash
     given |= await _env_file(application, caller, builder_id, new, bundle)
     if bundle is not None or "root" in given:
-        given = {**await _kept_commands(application, caller, builder_id, bundle, given.get("root")), **given}
+        given = {**await _found_again(application, caller, builder_id, bundle, given), **given}
     return given
 
 
@@ -152,22 +180,21 @@ async def _env_file(
     return {"env_file": path, "env_file_values": values}
 
 
-async def _kept_commands(
-    application: Application, caller: Caller, builder_id: str, bundle: Bundle | None, root: str | None
-) -> Mapping[str, str]:
-    """Return the commands of the new ``Procfile`` in place of those that came from the old one.
+async def _found_again(
+    application: Application, caller: Caller, builder_id: str, bundle: Bundle | None, given: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the commands that are found in the new code, in place of those that were found in the old one.
 
-    A command that did not come from there is left out, and stays. ``bundle`` and ``root`` are None where they stay.
-    Raises ``ValidationFailed``, also for a ``root`` that the code does not have.
+    A command that differs from what the old code has was given, and stays. ``bundle`` is None where the code stays.
+    Raises ``ValidationFailed``, also for a ``root`` that the code does not have, and for code of another kind.
     """
     builder, base = await application.store.read(
         lambda uow: (builders.get(uow, caller.tenant_id, builder_id), deployments.base(uow, caller, builder_id))
     )
-    settings = base.settings
+    settings, root = base.settings, given.get("root")
     code = bundle or await bundles.fetch(application, base)
     code = _code_in(code, settings.root if root is None else root)
-    commands = process_commands(code)
-    if not commands and not settings.release:
+    if builder.job_type is JobType.SANDBOX:
         return {}
     try:
         old = await bundles.fetch_root(application, base)
@@ -176,12 +203,28 @@ async def _kept_commands(
             raise
         # The new code mends the builder. Which commands came from the lost files is not known: all of them stay.
         return {}
-    before, kept = process_commands(old), {}
-    process = next((name for name in commands if before.get(name) == settings.entrypoint), None)
-    if process is not None:
-        if why := entrypoint_error(commands[process]):
-            raise ValidationFailed({"entrypoint": [why]})
-        kept["entrypoint"] = commands[process]
-    if builder.job_type in RELEASING and settings.release == before.get("release", ""):
-        kept["release"] = _release(code)
+    before = await _beside(old, lambda project: detect(project, builder.job_type))
+    if not isinstance(before, Detected) or given.get("entrypoint"):
+        before = Detected("", "", "", release=await _beside(old, release_of))
+    kept: dict[str, Any] = {}
+    name = next((name for name, command in before.commands.items() if command == settings.entrypoint), None)
+    if name is not None:
+        found = await _found(code, builder.job_type)
+        kept["entrypoint"] = found.commands.get(name, found.entrypoint)
+        _check_kind(builder.job_type, found)
+        kept |= {"build": found.build} if settings.build == before.build else {}
+        kept |= {"root": found.root} if found.root else {}
+    else:
+        found = Detected("", settings.entrypoint, "", release=await _beside(code, release_of))
+    if builder.job_type in RELEASING and settings.release == before.release:
+        kept["release"] = found.release
+    _checked(replace(found, entrypoint=kept.get("entrypoint", settings.entrypoint)))
     return kept
+
+
+def _check_kind(job_type: JobType, found: Detected) -> None:
+    """Raise ``ValidationFailed`` where the new code is of another kind than the builder, which cannot change."""
+    fits = found.job_type == job_type or job_type is JobType.ONE_TIME
+    if not fits and not (job_type is JobType.ALWAYS_ON and found.job_type in ("static", "one_time")):
+        why = f"cannot be changed: it is {job_type.value!r}, and the new code is {found.job_type!r} ({found.reason})"
+        raise ValidationFailed({"job_type": [f"{why}: deploy it as another builder"]})

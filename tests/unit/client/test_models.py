@@ -78,7 +78,9 @@ FOREIGN = {
     "wsproto",
 }
 #: Modules of nouns: the words of the schemas.
-MODELS = {"model", "diffs", "entrypoints", "failures"}
+MODELS = {"model", "diffs", "failures"}
+#: Detection, which the command line and the service share.
+MODELS |= {"detection", "detect", "modules", "node", "project", "python", "requested"}
 #: Other parts of this package.
 OWN = (
     "builderd.cli.apps",

@@ -3,17 +3,14 @@ from __future__ import annotations
 import pytest
 
 from builderd.code.entrypoints import (
-    NPM_BUILD,
     Entry,
     Package,
     entry_of,
-    find_build,
     interpreted,
     module_files,
-    process_commands,
     read_package,
 )
-from builderd.code.model import BundleFile, make_bundle
+from builderd.code.model import BundleFile
 
 PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/run", "tool/__main__.py", "package.json"}
 
@@ -164,28 +161,6 @@ def test_commands_of_a_folder_are_found_in_there_and_never_complete() -> None:
     assert ("web/build.js", "node") in set(interpreted("cd web\nnpm start", paths, packages.get))
 
 
-@pytest.mark.parametrize(
-    ("text", "command"),
-    [
-        ("web: gunicorn app:app", "gunicorn app:app"),
-        ("# comment\r\nworker: celery\r\nweb:python3 main.py --port $PORT  \r\n", "python3 main.py --port $PORT"),
-        ("web: a\nweb: b", "a"),
-        ("worker: celery", None),
-        ("web:", None),
-        ("web2: x", None),
-        ("", None),
-        ("\xff", None),
-    ],
-)
-def test_first_line_of_a_process_is_its_command(text: str, command: str | None) -> None:
-    bundle = make_bundle([BundleFile("Procfile", text.encode("latin-1"))])
-    assert process_commands(bundle).get("web") == command
-
-
-def test_without_the_file_there_is_no_process() -> None:
-    assert process_commands(make_bundle([BundleFile("main.py", b"")])) == {}
-
-
 def test_package_file_names_the_folders_entry_and_its_scripts() -> None:
     content = b'{"main": "a.js", "scripts": {"start": "node a.js", "x": 1}}'
     assert read_package(BundleFile("package.json", content)) == Package("a.js", {"start": "node a.js"})
@@ -195,24 +170,3 @@ def test_package_file_names_the_folders_entry_and_its_scripts() -> None:
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
 def test_unreadable_package_file_is_ignored(content: bytes) -> None:
     assert read_package(BundleFile("package.json", content)) is None
-
-
-@pytest.mark.parametrize(
-    ("package", "entrypoint", "found"),
-    [
-        ('{"scripts": {"build": "vite build"}}', "npm start", NPM_BUILD),
-        ('{"scripts": {"build": ""}}', "npm start", ""),
-        ('{"scripts": {"build": 1}}', "npm start", ""),
-        ('{"scripts": []}', "npm start", ""),
-        ("no JSON", "npm start", ""),
-        ("[]", "npm start", ""),
-        ('{"scripts": {"build": "vite build"}}', "npm run build && npm start", ""),
-        ('{"scripts": {"build": "next build"}}', "npx next build; npx next start", ""),
-    ],
-)
-def test_script_build_is_run_unless_the_entrypoint_builds(package: str, entrypoint: str, found: str) -> None:
-    assert find_build(make_bundle([BundleFile("package.json", package.encode())]), entrypoint) == found
-
-
-def test_project_without_package_json_has_no_build() -> None:
-    assert find_build(make_bundle([BundleFile("main.py", b"")]), "python3 main.py") == ""

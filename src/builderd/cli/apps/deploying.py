@@ -21,7 +21,6 @@ from builderd.cli.apps.lifecycle import show_stage
 from builderd.cli.apps.project import FILE, JOB, KnownCode, Pending, Project, State, file_schema, fingerprint
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command, shown
 from builderd.cli.group import printable
-from builderd.client.detection import Start, detect, roots_with_a_start
 from builderd.client.errors import (
     ApiError,
     BuilderdError,
@@ -35,6 +34,9 @@ from builderd.client.errors import (
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine
 from builderd.client.retries import ended_by_machine, new_key
+from builderd.code.detection.detect import detect
+from builderd.code.detection.model import Detected
+from builderd.code.detection.project import PROCFILE
 from builderd.core.resources import size_text
 from builderd.schemas.builders import NewBuilder
 
@@ -179,16 +181,14 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
     project = Project.load(directory)
     if project.settings and not force:
         raise click.UsageError(f"{directory / FILE} is there already: change it, or use --force")
-    start = Start(entrypoint, "the command line says so") if entrypoint else detect(read_folder(directory))
-    settings = {
-        "name": name or project.default_name(),
-        **({"entrypoint": start.entrypoint} if start and start.entrypoint else {}),
-    }
+    settings = {"name": name or project.default_name(), **({"entrypoint": entrypoint} if entrypoint else {})}
     project.write(settings)
-    if start is None:
-        session.say(f"Nothing that starts the code was found: add an entrypoint to {directory / FILE}.")
-    else:
-        session.say(f"Starts with: {printable(start.command)}\n  because {printable(start.reason)}")
+    if not entrypoint:
+        found = detect(read_folder(directory).project)
+        if isinstance(found, Detected):
+            _print_found(session, found)
+        else:
+            session.say(f"{printable(found.reason)}\nAdd an entrypoint to {directory / FILE}.")
     session.result({"file": str(directory / FILE), **settings}, f"Wrote {directory / FILE}.")
 
 
@@ -234,8 +234,8 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
         session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
         return
     start = _start(session, project, _below(folder, options.get("root")), entrypoint, flags["yes"])
-    if start.entrypoint:
-        options["entrypoint"] = start.entrypoint
+    if start:
+        options["entrypoint"] = start
     chosen = name or project.name or project.default_name()
     if not NAME.fullmatch(chosen):
         raise click.UsageError(
@@ -243,7 +243,7 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
         )
     if not project.settings:
         # The answers are asked for once.
-        project.write({"name": chosen, **({"entrypoint": start.entrypoint} if start.entrypoint else {})})
+        project.write({"name": chosen, **({"entrypoint": start} if start else {})})
         session.say(f"Wrote {project.root / FILE}.")
         folder = _folder(project, options)
     _print_sent(session, folder)
@@ -338,30 +338,39 @@ class _Deployment(Sending):
         self._began = True
 
 
-def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> Start:
-    """Return what starts the code: the given command, or the one that is found and confirmed."""
-    given = entrypoint or project.settings.get("entrypoint")
-    if given:
-        return Start(given, "it is given")
-    found = detect(folder)
-    if found is None:
-        where = shlex.quote(str(project.root))
-        apps = [f"builderd deploy {where} --root {shlex.quote(root)}" for root in roots_with_a_start(folder)]
-        raise ActionRequired(
-            f"nothing was found that starts the code in {folder.root}",
-            *apps,
-            f"builderd deploy {where} --entrypoint 'COMMAND'",
-        )
-    session.say(f"Starts with: {printable(found.command)}\n  because {printable(found.reason)}")
-    if found.entrypoint is None or yes:
-        return found
-    where = shlex.quote(str(project.root))
-    question = f"Start the code with `{printable(found.command)}`?"
+def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> str:
+    """Return the given command, or "" where the service starts what is found in the code, which is shown and confirmed.
+
+    Raises ``ActionRequired`` where nothing starts it.
+    """
+    if given := entrypoint or project.settings.get("entrypoint"):
+        return str(given)
+    found, where = detect(folder.project, project.settings.get("job_type")), shlex.quote(str(project.root))
+    if not isinstance(found, Detected):
+        if project.settings.get("job_type") in ("static", "sandbox"):
+            return ""
+        apps = [f"builderd deploy {where} --root {shlex.quote(root)}" for root in found.roots]
+        raise ActionRequired(printable(found.reason), *apps, f"builderd deploy {where} --entrypoint 'COMMAND'")
+    _print_found(session, found)
+    # Once there is a builder.toml, the command was confirmed.
+    if yes or project.settings or found.framework == PROCFILE:
+        return ""
+    question = f"Start the code with `{printable(found.entrypoint)}`?"
     if not session.confirm(
         question, f"builderd deploy {where} --yes", f"builderd deploy {where} --entrypoint 'COMMAND'", default=True
     ):
         raise click.UsageError("name the command with --entrypoint")
-    return found
+    return ""
+
+
+def _print_found(session: Session, found: Detected) -> None:
+    session.say(f"Found {found.framework}: {printable(found.reason)}.")
+    commands = {"build": found.build, "release": found.release, "start": found.entrypoint, **found.processes}
+    for label, text in commands.items():
+        if text:
+            session.say(f"  {label:<8} {printable(text)}")
+    for note in found.notes:
+        session.say(f"  note: {printable(note)}")
 
 
 def _print_sent(session: Session, folder: Folder) -> None:
@@ -393,7 +402,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     options = {key: value for key, value in project.options.items() if key not in NOT_OF_JOBS}
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()
-    options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
+    options |= {"job_type": "one_time", **({"entrypoint": start} if start else {})}
     _print_sent(session, folder)
     made_up = f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
     with _job(session, folder, State(project.root, JOB), options, name, made_up) as builder:

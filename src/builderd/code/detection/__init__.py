@@ -1,1 +1,1 @@
-"""Detection of what a folder of code is and what starts it. Reads names and texts; runs nothing."""
+"""Detection of a project's kind and of its commands. Reads names and texts; runs nothing."""

@@ -1,4 +1,4 @@
-"""What a folder of code is, and what starts it: the one answer of the service and of the command line."""
+"""Find the kind of a project and its commands: one answer for the service and the command line."""
 
 from __future__ import annotations
 
@@ -9,32 +9,23 @@ from fnmatch import fnmatchcase
 
 from builderd.code.detection.model import Detected, Refusal, shown
 from builderd.code.detection.modules import Modules
-from builderd.code.detection.node import build_of, detect_node, lock_notes, static, unbuilt
-from builderd.code.detection.project import PACKAGE, PROCFILE, Project
+from builderd.code.detection.node import build_of, detect_node, static, unbuilt
+from builderd.code.detection.project import PACKAGE, PROCFILE, TABLE, WORDS, Project
 from builderd.code.detection.python import detect_program, detect_python
-from builderd.code.detection.table import TABLE
 
-#: Entrypoints that build at each start, as they had to before there was a build step.
-_BUILDS = re.compile(r"\b(?:npm|yarn|pnpm|bun)\s+(?:run\s+)?build\b|\b(?:next|vite|astro|nuxt|nuxi)\s+build\b")
-#: Files that make a folder a project of its own.
-MANIFESTS = (PACKAGE, "requirements.txt", "pyproject.toml", "Pipfile", "setup.py", PROCFILE, "manage.py")
-#: Folders in which a site may lie that is built already.
-PAGES = ("public", "dist", "build", "site", "www", "html", "static", "docs", "_site", "out", "src")
+_BUILDS, _NO_APPS, MANIFESTS = re.compile(WORDS["builds"]), re.compile(WORDS["no_apps"]), tuple(WORDS["manifests"])
 MAX_ROOTS, MAX_TRIED, MAX_NOTES = 5, 30, 8
-#: Refused tools that say how the code is run, and not what it is.
-_WEAK = ("Docker", "Docker Compose", "Nix")
-NOTHING = (
-    "nothing was found that starts the code: name the command (entrypoint), or add a file named Procfile with the line "
-    "`web: COMMAND`"
-)
 
 
-def detect(project: Project) -> Detected | Refusal:
-    """Return what the code is and what starts it, or why nothing does."""
+def detect(project: Project, kind: str | None = None) -> Detected | Refusal:
+    """Return what the code is and what starts it, or why nothing does.
+
+    ``kind`` is the job type that is asked for: it chooses the line of a Procfile.
+    """
     if not project.paths:
         return Refusal("the folder has no files that are sent.")
-    if project.processes:
-        return _with_notes(project, _of_procfile(project))
+    if (named := _of_procfile(project, kind)) is not None:
+        return _with_notes(project, named)
     found = None if _is_monorepo(project) else _at_top(project)
     if not isinstance(found, Detected):
         found = _below(project, found)
@@ -46,10 +37,14 @@ def build_for(project: Project, entrypoint: str) -> str:
     return "" if _BUILDS.search(entrypoint) else build_of(project)
 
 
-def _of_procfile(project: Project) -> Detected:
+def _of_procfile(project: Project, kind: str | None = None) -> Detected | None:
+    """Return the app of a Procfile: its line ``web``, else ``worker``, else the first; None without one."""
     commands = {name: text for name, text in project.processes.items() if name != "release"}
-    name = next((one for one in ("web", "worker") if one in commands), next(iter(commands), ""))
-    entrypoint = commands.pop(name, "")
+    wanted = ("worker", "web") if kind == "worker" else ("web", "worker")
+    name = next((one for one in (*wanted, *commands) if one in commands), "")
+    if not name:
+        return None
+    entrypoint = commands.pop(name)
     rest = _at_top(project)
     build = rest.build if isinstance(rest, Detected) else build_of(project)
     return Detected(
@@ -67,41 +62,30 @@ def _at_top(project: Project) -> Detected | Refusal | None:
     """Return the app of the folder itself. A language that is not run wins over pages that lie beside it."""
     modules = Modules(project)
     foreign = _foreign(project)
-    is_strong = foreign is not None and foreign[0] not in _WEAK
+    is_strong = foreign is not None and foreign[0] not in WORDS["weak"]
     node = detect_node(project)
     if (python := detect_python(project, modules)) is not None:
-        has_build = isinstance(python, Detected) and isinstance(node, Detected) and node.build not in ("", "true")
-        return _with_build(python, node) if has_build else python
+        return python
     if isinstance(node, Detected) and not (is_strong and node.job_type == "static"):
         return node
     program = detect_program(project, modules)
     if is_strong and foreign and (program is None or program.job_type == "one_time"):
-        return _refused(*foreign)
-    for found in (node, _site(project), program, _notebooks(project), _static(project)):
-        if found is not None:
-            return found
-    return _refused(*foreign) if foreign else None
+        return foreign[2]
+    others = (node, _site(project), program, _notebooks(project), _static(project), foreign[2] if foreign else None)
+    return next((one for one in others if one is not None), None)
 
 
-def _with_build(python: Detected, node: Detected) -> Detected:
-    """Return the app in Python, with the build of the page that is made beside it."""
-    return replace(python, build=" && ".join(filter(None, (node.build, python.build))))
-
-
-def _foreign(project: Project) -> tuple[str, str, str] | None:
-    """Return name, file and what to send instead of the first language that is not run."""
+def _foreign(project: Project) -> tuple[str, str, Refusal] | None:
+    """Return name, file and refusal of the first language that is not run."""
     for entry in TABLE["refused"]:
         for pattern in entry["files"]:
             paths = project.paths if "/" in pattern else project.top
             if "*" not in pattern and pattern not in paths:
                 continue
             if path := next((one for one in sorted(paths) if fnmatchcase(one, pattern)), ""):
-                return entry["name"], path, entry["instead"]
+                name, instead = entry["name"], entry["instead"]
+                return name, path, Refusal(f"{shown(path)}: {name} is not run yet: {instead}.")
     return None
-
-
-def _refused(name: str, path: str, instead: str) -> Refusal:
-    return Refusal(f"{shown(path)}: {name} is not run yet: {instead}.")
 
 
 def _site(project: Project) -> Detected | Refusal | None:
@@ -122,21 +106,14 @@ def _notebooks(project: Project) -> Detected | Refusal | None:
     books = sorted(path for path in project.paths if path.endswith(".ipynb"))
     if not books:
         return None
-    reason = f"{shown(books[0])}: a folder of notebooks"
-    if project.python_packages.isdisjoint({"jupyterlab", "jupyter", "notebook"}):
-        return Refusal(f"{reason}, but jupyterlab is in no requirements.txt: add it, and it is served as a lab.")
-    program = "notebook" if project.python_packages.isdisjoint({"jupyterlab", "jupyter"}) else "lab"
-    # Without a token of its own: its preview is private, and asks who comes.
-    command = (
-        f"jupyter {program} --ip 0.0.0.0 --port $PORT --no-browser --IdentityProvider.token='' "
-        "--ServerApp.allow_remote_access=True"
-    )
-    note = "Its preview must stay private: JupyterLab asks for no token of its own, and runs what a visitor writes."
-    return Detected("JupyterLab", command, reason, is_private=True, notes=(note,))
+    reason, lab = f"{shown(books[0])}: a folder of notebooks", TABLE["notebooks"]
+    if project.python_packages.isdisjoint(lab["packages"]):
+        return Refusal(f"{reason}, but {lab['refused']}")
+    return Detected("JupyterLab", lab["start"], reason, is_private=True, notes=(lab["note"],))
 
 
 def _static(project: Project) -> Detected | Refusal | None:
-    page = project.first("index.html", *(f"{folder}/index.html" for folder in PAGES))
+    page = project.first("index.html", *(f"{folder}/index.html" for folder in WORDS["pages"]))
     if not page:
         return None
     if source := unbuilt(project, page):
@@ -144,9 +121,6 @@ def _static(project: Project) -> Detected | Refusal | None:
         return Refusal(f"{page} asks for {shown(source)}, which a browser cannot read before a build: {cure}.")
     folder = page.rpartition("/")[0]
     return static("static", f"{page}: a static site", folder or ".")
-
-
-# Monorepos
 
 
 def _is_monorepo(project: Project) -> bool:
@@ -161,57 +135,57 @@ def _is_monorepo(project: Project) -> bool:
     )
 
 
-def _folders_of_apps(project: Project) -> Sequence[str]:
-    """Return folders, at most two deep, that are projects of their own."""
-    found = {path.rpartition("/")[0] for path in project.paths if path.rpartition("/")[2] in MANIFESTS}
-    usual = [one for one in found if one and one.count("/") <= 1 and not re.search(r"(?:^|/)(?:node_modules|tests?|docs|examples?|\.)", one)]
+def _folders(project: Project, *, manifests: bool = True) -> Sequence[str]:
+    """Return folders, at most two deep, that may have an app: those with a manifest, or with any file."""
+    found = {path.rpartition("/")[0] for path in project.paths if not manifests or path.rpartition("/")[2] in MANIFESTS}
+    usual = [one for one in found if one and one.count("/") <= 1 and not _NO_APPS.search(one)]
     return sorted(usual, key=lambda one: (one.count("/"), one))[:MAX_TRIED]
 
 
 def _below(project: Project, top: Refusal | None) -> Detected | Refusal:
     """Return the only app of a folder, or a refusal that names the folders of all."""
-    found = {root: detected for root in _folders_of_apps(project) if isinstance(detected := _app_below(project, root), Detected)}
-    apps = {root: one for root, one in found.items() if one.job_type != "one_time"} or found
-    if len(apps) == 1:
-        ((root, one),) = apps.items()
-        return replace(one, root=root, reason=f"{one.reason}, in {shown(root)}")
-    if apps:
-        named = ", ".join(f"{shown(root)} ({one.framework})" for root, one in list(apps.items())[:MAX_ROOTS])
-        return Refusal(f"the code has several apps: {named}: deploy each with its folder as root.", list(apps)[:MAX_ROOTS])
-    return top or Refusal(f"{NOTHING}.")
+    for manifests in (True, False):
+        tried = {root: _app_below(project, root) for root in _folders(project, manifests=manifests)}
+        found = {root: one for root, one in tried.items() if isinstance(one, Detected)}
+        apps = {root: one for root, one in found.items() if one.job_type != "one_time"} or found
+        if len(apps) == 1 and manifests:
+            ((root, one),) = apps.items()
+            return replace(one, root=root, reason=f"{one.reason}, in {shown(root)}")
+        if apps and not (top and not manifests):
+            named = ", ".join(f"{shown(root)} ({one.framework})" for root, one in list(apps.items())[:MAX_ROOTS])
+            cure = "deploy each with its folder as root"
+            return Refusal(f"the apps of this code lie in folders: {named}: {cure}.", list(apps)[:MAX_ROOTS])
+    return top or Refusal(WORDS["nothing"])
 
 
 def _app_below(project: Project, root: str) -> Detected | Refusal | None:
     inner = project.below(root)
-    return _of_procfile(inner) if inner.processes else _at_top(inner)
-
-
-# Notes
+    return _of_procfile(inner) or _at_top(inner)
 
 
 def _with_notes(project: Project, found: Detected) -> Detected:
-    inner = project.below(found.root) if found.root else project
-    notes = [*found.notes, *_notes(project, inner, found)]
+    notes = [*found.notes, *_notes(project, found)]
     return replace(found, notes=tuple(dict.fromkeys(notes))[:MAX_NOTES])
 
 
-def _notes(project: Project, inner: Project, found: Detected) -> Iterator[str]:
+def _notes(project: Project, found: Detected) -> Iterator[str]:
+    inner = project.below(found.root) if found.root else project
     for name, why in TABLE["unread"].items():
         if name in project.top:
             yield f"{name} is not read: {why}."
     foreign = _foreign(inner)
-    if foreign and foreign[0] not in _WEAK and found.framework != PROCFILE:
+    if foreign and foreign[0] not in WORDS["weak"] and found.framework != PROCFILE:
         yield f"{shown(foreign[1])} is not used: {foreign[0]} is not run."
-    yield from lock_notes(inner)
-    if not found.root and found.framework != PROCFILE:
-        others = [root for root in _folders_of_apps(project) if root not in found.entrypoint and root not in found.build]
-        scripts = " ".join(project.scripts.values())
-        for root in [one for one in others if one.split("/")[-1] not in scripts][:3]:
-            if isinstance(one := _app_below(project, root), Detected) and one.job_type != "one_time":
-                yield f"{shown(root)} has an app of its own ({one.framework}), which is not started: deploy it with root."
+    if inner.package and inner.top.isdisjoint({"package-lock.json", "npm-shrinkwrap.json"}):
+        for lock in inner.top.intersection(WORDS["locks"]):
+            yield f"{lock} is not read: npm installs the newest versions that package.json allows."
+    commands = " ".join((found.entrypoint, found.build, *project.scripts.values()))
+    others = [one for one in _folders(project) if one.split("/")[-1] not in commands]
+    for root in others[: 0 if found.root or found.framework == PROCFILE else 3]:
+        if isinstance(one := _app_below(project, root), Detected) and one.job_type != "one_time":
+            yield f"{shown(root)} has an app of its own ({one.framework}), which is not started: deploy it too."
     example = inner.first(".env.example", ".env.sample", ".env.template", "env.example")
-    if example and ".env" not in inner.top:
-        names = re.findall(r"(?m)^(?:export )?([A-Z][A-Z0-9_]{1,60})=", inner.text(example))
-        if names:
-            listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-            yield f"{example} names variables that the app may need: set them in env ({listed})."
+    names = re.findall(r"(?m)^(?:export )?([A-Z][A-Z0-9_]{1,60})=", inner.text(example))
+    if names and ".env" not in inner.top:
+        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        yield f"{example} names variables that the app may need: set them in env ({listed})."

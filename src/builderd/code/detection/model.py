@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 #: Characters of a name from the code that a message repeats.
 MAX_SHOWN = 80
@@ -15,35 +15,34 @@ Kind = Literal["always_on", "worker", "one_time", "static"]
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """An app as it was found in the code: the settings of its version, and why."""
+    """An app as it was found in the code: the settings of its version, and why.
 
-    #: As people name it: "FastAPI", "Procfile".
+    ``framework`` is its name for people, ``reason`` a clause for them: "main.py makes an app of FastAPI". ``port`` is
+    where it listens if it does not follow ``PORT``, None: it does, or this is not known. ``output`` is the folder of a
+    static site that is served (".": all), ``single_page`` True where every path is answered by its page.
+    ``processes`` are the further ones of a Procfile, without ``release``. ``root`` is the folder of the code in which
+    it runs ("": all). ``is_private``: its preview must not be open to everybody, such as a notebook server's.
+    ``notes`` are sentences about what lies in the folder and is not used.
+    """
+
     framework: str
     entrypoint: str
-    #: One clause for people: "main.py makes a FastAPI app".
     reason: str
     job_type: Kind = "always_on"
-    #: Port on which it listens where it does not follow ``PORT``; None: it follows it, or this is not known.
     port: int | None = None
     build: str = ""
-    #: Folder that is served, of a static site: relative to the code's folder, "." for all of it.
     output: str = ""
-    #: True where every path is answered by the page, of a static site.
     single_page: bool = False
     release: str = ""
-    #: Further processes of a Procfile by name: without the one that ``entrypoint`` is, and without ``release``.
     processes: Mapping[str, str] = field(default_factory=dict)
-    #: Folder of the code in which it runs; "": all of it.
     root: str = ""
-    #: True where its preview must not be open to everybody, such as that of a notebook server.
     is_private: bool = False
-    #: Sentences about what lies in the folder and is not used, and why.
     notes: tuple[str, ...] = ()
 
     @property
-    def told(self) -> Mapping[str, Any]:
-        """Return what the API tells of it."""
-        return {"framework": self.framework, "reason": self.reason, "notes": list(self.notes)}
+    def commands(self) -> Mapping[str, str]:
+        """Return its commands by process: that of ``entrypoint`` under "", and the lines of a Procfile."""
+        return {"": self.entrypoint, **self.processes}
 
 
 @dataclass(frozen=True, slots=True)

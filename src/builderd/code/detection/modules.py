@@ -5,17 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
-from builderd.code.detection.project import Project
+from builderd.code.detection.project import WORDS, Project
 
-#: Names of the files in which an app usually is, the likeliest first.
-USUAL = ("wsgi", "asgi", "main", "app", "server", "application", "api", "run", "streamlit_app", "Home", "index", "bot")
-#: Folders of code that is not the app.
-_OTHERS = re.compile(r"(?:^|/)(?:tests?|testing|examples?|docs?|scripts|migrations|alembic|benchmarks|\..*)/", re.I)
-_TEST = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|conftest|setup|noxfile|fabfile|tasks|gunicorn[^/]*)\.py$")
+USUAL: Sequence[str] = WORDS["usual"]
+_OTHERS = re.compile(WORDS["others"], re.IGNORECASE)
 MAX_MODULES, MAX_SOURCE, MAX_SOURCES, MAX_NODES = 300, 200_000, 1_500_000, 200_000
 MAX_DOTS, MAX_HOPS = 12, 5
 
@@ -24,35 +22,32 @@ _RAW = {("scope", "receive", "send"): "asgi", ("environ", "start_response"): "ws
 
 @dataclass
 class Module:
-    """One module. Names are dotted, by where they are imported from: ``fastapi.FastAPI``."""
+    """One module. Names are dotted, by where they are imported from: ``fastapi.FastAPI``; own ones begin with dots.
+
+    ``imports`` has each local name, ``objects`` what was called to make each variable of the module, ``factories`` what
+    each function calls that needs no argument, ``calls`` all that is called anywhere; methods of unknown objects are
+    as ``.run``. ``loops``: it has an endless loop.
+    """
 
     path: str
-    #: Local name → what it was imported as; those of its own package begin with dots.
     imports: dict[str, str] = field(default_factory=dict)
-    #: Variable of the module → what was called to make it, in order.
     objects: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    #: Function of the module that needs no argument → what it calls.
     factories: dict[str, list[str]] = field(default_factory=dict)
-    #: All that is called anywhere; methods of unknown objects as ``.run``.
     calls: set[str] = field(default_factory=set)
-    #: True where it has an endless loop.
     loops: bool = False
-
-    @property
-    def depth(self) -> int:
-        return self.path.removeprefix("src/").count("/")
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
         """Return how likely the app is in it: the lowest is the likeliest."""
         name = self.path.rpartition("/")[2].removesuffix(".py")
         usual = USUAL.index(name) if name in USUAL else len(USUAL)
-        return is_other(self.path), self.depth - (name == "__init__"), usual, self.path
+        depth = self.path.removeprefix("src/").count("/") - (name == "__init__")
+        return bool(_OTHERS.search(self.path)), depth, usual, self.path
 
-
-def is_other(path: str) -> bool:
-    """Return True for code that is not the app: tests, examples, scripts."""
-    return bool(_OTHERS.search(path) or _TEST.search(path))
+    @property
+    def is_other(self) -> bool:
+        """Return True for code that is not the app: tests, examples, scripts."""
+        return self.rank[0] > 0
 
 
 class Modules:
@@ -86,12 +81,14 @@ class Modules:
 
     def locate(self, name: str, by: str) -> str:
         """Return the file that an import of this dotted name in the file ``by`` runs, else ""."""
-        dots = len(name) - len(name.lstrip("."))
-        parts, above = name.strip(".").split("."), by.split("/")[:-1]
+        inner = name.lstrip(".")
+        dots, parts, above = len(name) - len(inner), inner.strip(".").split("."), by.split("/")[:-1]
+        if not name.strip("."):
+            parts = [] if dots else ["."]
         bases = [above[: len(above) - dots + 1]] if dots else [above[:count] for count in range(len(above), -1, -1)]
         bases += [] if dots else [["src"]]
         for base in bases:
-            stem = "/".join((*base, *filter(None, parts)))
+            stem = "/".join((*base, *parts))
             if found := self._project.first(f"{stem}.py", f"{stem}/__init__.py"):
                 return found
         return ""
@@ -99,36 +96,28 @@ class Modules:
     def origins(self, name: str, by: str, hops: int = MAX_HOPS) -> Iterator[str]:
         """Yield a dotted name and, for one of another module of the project, what that makes it of."""
         yield name
-        owner, _, attribute = name.rpartition(".")
-        path = self.locate(owner or "." * (len(name) - len(name.lstrip("."))), by) if hops and owner.strip(".") else ""
-        if not path and hops and name.startswith("."):
-            path = self.locate("." * (len(name) - len(name.lstrip("."))), by)
-        if not path or path == by:
-            return
-        module = self.parsed(path)
-        made = [*module.objects.get(attribute, ()), *module.factories.get(attribute, ())]
-        for one in (*made[:50], *filter(None, [module.imports.get(attribute)])):
-            yield from self.origins(one, path, hops - 1)
+        attribute = name.rpartition(".")[2]
+        path = self.locate(name[: -len(attribute)], by) if hops else ""
+        if path and path != by:
+            module = self.parsed(path)
+            made = [*module.objects.get(attribute, ()), *module.factories.get(attribute, ())]
+            for one in (*made[:50], module.imports.get(attribute)):
+                yield from self.origins(one, path, hops - 1) if one else ()
 
     def base(self, module: Module) -> str:
         """Return the folder from which its imports work, "" for that of the code."""
         above = module.path.split("/")[:-1]
         dots = max((len(one) - len(one.lstrip(".")) for one in module.imports.values()), default=0)
-        most = max(len(above) - dots, 0)
-        bases = ["/".join(above[:count]) for count in range(most + 1)]
         names = {one.split(".")[0] for one in module.imports.values() if not one.startswith(".")}
 
-        def works(base: str) -> tuple[int, bool, bool, int]:
-            prefix = f"{base}/" if base else ""
-            local = sum(
-                f"{prefix}{name}.py" in self._project.paths or f"{prefix}{name}" in self._project.folders
-                for name in names
-            )
-            inner = module.path.removeprefix(prefix).split("/")[:-1]
-            is_importable = all(part.isidentifier() for part in inner)
-            return is_importable * (local + 1), is_importable, base == "src", -len(base)
+        def works(count: int) -> tuple[int, bool, int]:
+            prefix = "".join(f"{one}/" for one in above[:count])
+            found = self._project.paths | self._project.folders
+            local = sum(f"{prefix}{name}.py" in found or f"{prefix}{name}" in found for name in names)
+            is_importable = all(part.isidentifier() for part in above[count:])
+            return is_importable * (local + 1), prefix == "src/", -count
 
-        return max(bases, key=works)
+        return "/".join(above[: max(range(max(len(above) - dots, 0) + 1), key=works)])
 
 
 def _read(text: str, module: Module) -> None:
@@ -136,41 +125,45 @@ def _read(text: str, module: Module) -> None:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    for count, node in enumerate(_nodes(tree)):
-        if count > MAX_NODES:
-            break
-        match node:
-            case ast.Import():
-                for one in node.names:
-                    module.imports[one.asname or one.name.split(".")[0]] = one.name if one.asname else one.name.split(".")[0]
-                    # ``import a.b`` is a dependency on the module, too.
-                    module.imports.setdefault(one.name, one.name)
-            case ast.ImportFrom():
-                origin = "." * node.level + (node.module or "")
-                for one in node.names:
-                    module.imports[one.asname or one.name] = f"{origin}.{one.name}" if node.module else origin + one.name
-            case ast.While(test=ast.Constant(value=True) | ast.Constant(value=1)):
-                module.loops = True
-    for node in list(_nodes(tree))[:MAX_NODES]:
+    nodes = list(islice(ast.walk(tree), MAX_NODES))
+    for node in nodes:
+        _add_import(node, module)
+    for node in nodes:
         if isinstance(node, ast.Call):
             module.calls.update(_called(node, module))
+        elif isinstance(node, ast.While):
+            module.loops = module.loops or (isinstance(node.test, ast.Constant) and bool(node.test.value))
     for statement in _statements(tree.body):
-        match statement:
-            case ast.Assign(value=ast.Call() as call):
-                for target in statement.targets:
-                    first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
-                    if isinstance(first, ast.Name):
-                        module.objects[first.id] += _called(call, module)
-            case ast.Assign(value=ast.Attribute() as value, targets=[ast.Name() as name]):
-                module.objects[name.id].append(f".{value.attr}")
-            case ast.AnnAssign(value=ast.Call() as call, target=ast.Name() as name):
-                module.objects[name.id] += _called(call, module)
-            case ast.With() | ast.AsyncWith():
-                for item in statement.items:
-                    if isinstance(item.context_expr, ast.Call) and isinstance(item.optional_vars, ast.Name):
-                        module.objects[item.optional_vars.id] += _called(item.context_expr, module)
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                _add_function(statement, module)
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            _add_function(statement, module)
+        for target, value in _assigned(statement):
+            first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
+            if isinstance(first, ast.Name):
+                made = [f".{value.attr}"] if isinstance(value, ast.Attribute) else []
+                module.objects[first.id] += _called(value, module) if isinstance(value, ast.Call) else made
+
+
+def _add_import(node: ast.AST, module: Module) -> None:
+    if isinstance(node, ast.Import):
+        for one in node.names:
+            first = one.name.split(".")[0]
+            module.imports[one.asname or first] = one.name if one.asname else first
+            # ``import a.b`` needs the module, too.
+            module.imports.setdefault(one.name, one.name)
+    elif isinstance(node, ast.ImportFrom):
+        origin = "." * node.level + (f"{node.module}." if node.module else "")
+        module.imports.update((one.asname or one.name, origin + one.name) for one in node.names)
+
+
+def _assigned(statement: ast.stmt) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Yield what a statement assigns to: targets and values, those of ``with … as`` too."""
+    match statement:
+        case ast.Assign():
+            yield from ((target, statement.value) for target in statement.targets)
+        case ast.AnnAssign():
+            yield statement.target, statement.value
+        case ast.With() | ast.AsyncWith():
+            yield from ((one.optional_vars, one.context_expr) for one in statement.items if one.optional_vars)
 
 
 def _add_function(function: ast.FunctionDef | ast.AsyncFunctionDef, module: Module) -> None:
@@ -179,18 +172,9 @@ def _add_function(function: ast.FunctionDef | ast.AsyncFunctionDef, module: Modu
     if raw and (raw == "asgi") == isinstance(function, ast.AsyncFunctionDef):
         module.objects[function.name].append(raw)
     needed = len(arguments) - len(function.args.defaults) + sum(one is None for one in function.args.kw_defaults)
-    if needed <= 0 and any(isinstance(one, ast.Return) and one.value for one in _nodes(function)):
-        calls = (one for one in _nodes(function) if isinstance(one, ast.Call))
+    if needed <= 0 and any(isinstance(one, ast.Return) and one.value for one in ast.walk(function)):
+        calls = (one for one in ast.walk(function) if isinstance(one, ast.Call))
         module.factories[function.name] = [name for call in calls for name in _called(call, module)][:200]
-
-
-def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes in the order of the text, without recursion."""
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        waiting += reversed(list(ast.iter_child_nodes(node)))
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
@@ -205,7 +189,7 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _called(call: ast.Call, module: Module) -> list[str]:
-    """Return the dotted names that a call and the calls before its dots name; a method of another object as ``.run``."""
+    """Return the dotted names that a call and the calls before its dots name; methods of objects as ``.run``."""
     found, node = [], call.func
     parts: list[str] = []
     for _ in range(MAX_DOTS):
@@ -223,4 +207,3 @@ def _called(call: ast.Call, module: Module) -> list[str]:
             case _:
                 break
     return [*found, *([f".{parts[0]}"] if parts else [])]
-

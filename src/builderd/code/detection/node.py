@@ -5,47 +5,20 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builderd.code.detection.model import Detected, Kind, Refusal, shown
-from builderd.code.detection.project import PACKAGE, Project, table
-from builderd.code.detection.table import TABLE
+from builderd.code.detection.project import TABLE, WORDS, Project
+from builderd.dependencies.requested import table
 
 FRAMEWORKS: Sequence[Mapping[str, Any]] = TABLE["node"]
 SERVERS: Mapping[str, str] = dict(one.split("=") for one in TABLE["node_apps"]["servers"])
 WORKERS: Mapping[str, str] = dict(one.split("=") for one in TABLE["node_apps"]["workers"])
-NPM_BUILD = "npm run build"
 #: Makes the packages for development available, where a start needs them and nothing is built.
 NO_BUILD = "true"
-#: Scripts that start an app, the likeliest first.
-STARTS = ("start:prod", "start:production", "start", "serve:prod", "production", "prod", "server", "serve")
-#: A script that serves sources, or pages that a server of ours serves.
-_DEVELOPS = re.compile(
-    r"\b(?:vite(?!-node)|react-scripts|react-app-rewired|craco|vue-cli-service|astro|gatsby|docusaurus|eleventy"
-    r"|webpack|webpack-dev-server|parcel|rsbuild|http-server|live-server|browser-sync|expo|ionic|vitepress|vuepress"
-    r"|slidev|hexo|stencil|quasar|ember|storybook|wrangler|electron|turbo|lerna)\b"
-    r"|(?:^|&&|npx )\s*(?:ng|nx|serve)\b|\b(?:next|nuxt|nuxi|remix|react-router|svelte-kit|vinxi|nest|nitro|strapi)"
-    r" (?:dev|preview|develop)\b|\bnest start\b|\bnodemon\b|\bts-node-dev\b|--watch\b|\bwatch\b|--hot\b|^echo\b"
-)
-_WATCHES = re.compile(
-    r"(?:.*&&\s*)?(?:NODE_ENV=\w+\s+)?(?:nodemon|node\s+--watch|(?P<tsx>tsx)\s+watch|ts-node-dev)"
-    r"(?:\s+(?:--?[\w-]+(?:=\S+)?))*\s+(?P<file>[\w./-]+\.[cm]?[jt]s)"
-)
-_BUN = re.compile(r"^(?:bun|bunx|deno)\b")
-#: Files that are an app's, where package.json names none.
-FILES = tuple(
-    f"{folder}{name}.{ending}"
-    for ending in ("js", "mjs", "cjs", "ts", "mts")
-    for folder in ("", "src/")
-    for name in ("server", "index", "app", "main")
-)
-#: A source of a page that a browser cannot read before it is built.
-_SOURCE = re.compile(
-    r"""<(?:script|link)\b[^>]{0,500}\b(?:src|href)\s*=\s*["']?(?P<path>[^"'\s>]{1,300}\.(?:tsx?|jsx|vue|svelte|scss|sass|less))\b"""
-    r"|(?P<template>%PUBLIC_URL%|<%=?\s|%sveltekit\.|%VITE_\w+%)",
-    re.IGNORECASE,
-)
+_DEVELOPS, _WATCHES, _BUN = (re.compile(WORDS[name]) for name in ("develops", "watches", "bun"))
+_SOURCE = re.compile(WORDS["source"], re.IGNORECASE)
 
 
 def detect_node(project: Project) -> Detected | Refusal | None:
@@ -58,10 +31,10 @@ def detect_node(project: Project) -> Detected | Refusal | None:
     for entry in FRAMEWORKS:
         if packages.keys().isdisjoint(entry["needs"]):
             continue
-        is_site = "start" not in entry
-        if is_site and served and start:
+        if "start" not in entry and served and start:
             break
-        if is_site and entry["name"] in ("webpack", "Parcel", "Vite") and not _has_page(project):
+        # A bundler that has no page makes a part of a server, or a library.
+        if entry.get("bundles") and not any(f"/{path}".endswith("/index.html") for path in project.paths):
             continue
         return _of_framework(project, entry, start)
     return _of_app(project, served, start)
@@ -70,18 +43,17 @@ def detect_node(project: Project) -> Detected | Refusal | None:
 def unbuilt(project: Project, page: str) -> str:
     """Return what the page asks for that a browser cannot read before it is built, else ""."""
     match = _SOURCE.search(project.text(page))
-    return (match["path"] or match["template"]) if match else ""
+    return (match[1] or match[2]) if match else ""
 
 
 def build_of(project: Project, default: str = "", script: str = "build") -> str:
     """Return the command that builds the project: its script ``build``, else the default."""
-    name = next((one for one in ("heroku-postbuild", script) if one in project.scripts), "")
-    return f"npm run {name}" if name else default
+    return next((f"npm run {one}" for one in ("heroku-postbuild", script) if one in project.scripts), default)
 
 
 def _start_script(project: Project) -> str:
     """Return the name of the script that starts a server, "" without one that is more than a tool to develop with."""
-    named = (one for one in STARTS if one in project.scripts)
+    named = (one for one in WORDS["starts"] if one in project.scripts)
     return next((one for one in named if not _DEVELOPS.search(project.scripts[one])), "")
 
 
@@ -89,54 +61,41 @@ def _npm(script: str) -> str:
     return "npm start" if script == "start" else f"npm run {script}"
 
 
-def _has_page(project: Project) -> bool:
-    """Return True where a bundler's pages are the project, rather than a part of a server or a library."""
-    return any(path.rpartition("/")[2] == "index.html" for path in project.paths) or any(
-        re.search(r"\bwebpack(?:-dev-server)? serve|html-webpack-plugin", text)
-        for text in (*project.scripts.values(), *project.node_packages)
-    )
-
-
 def _of_framework(project: Project, entry: Mapping[str, Any], start: str) -> Detected | Refusal:
     name, config = entry["name"], "\n".join(project.config(one) for one in entry.get("config", ()))
     reason = f"package.json asks for {next(one for one in entry['needs'] if one in project.node_packages)}"
-    if "adapters" in entry and (refused := _other_adapter(project, entry, config)):
-        return Refusal(f"{reason}, and {refused}")
+    used = re.findall(f"['\"]({entry['adapters']})['\"]", config) if "adapters" in entry else []
+    if used and used[0] not in entry["fits"]:
+        return Refusal(f"{reason}, and its adapter {shown(used[0])} is for another platform: use {entry['fits'][0]}.")
     folder = _script_match(project, entry.get("folder")) or ("docs" if "docs" in project.folders else ".")
     build = build_of(project, entry.get("build", "").replace("{folder}", folder), entry.get("script", "build"))
     output = _output(project, entry, config).replace("{folder}", folder)
-    notes: tuple[str, ...] = ()
-    special = SPECIAL.get(name)
-    if special is not None and (found := special(project, build, start, config, reason)) is not None:
+    if name == "Angular" and (found := _angular(project, build, reason)) is not None:
         return found
+    variant = entry.get("variant", {})
+    if variant and bool(re.search(variant["when"], config)) is variant["is"]:
+        command = variant["build"].replace("{build}", build)
+        return Detected(name, variant["start"], reason, build=command, release=_prisma(project))
     if "output" in entry and _is_static(project, entry, config):
         single = bool(entry.get("pages") or ("single_page" in entry and re.search(entry["single_page"], config)))
         return static(name, reason, output, single_page=single, build=build)
     command = _npm(start) if start else entry["start"]
-    return Detected(name, command, reason, build=build, release=_prisma(project), notes=notes)
+    return Detected(name, command, reason, build=build, release=_prisma(project))
 
 
-def static(
-    framework: str, reason: str, output: str, *, single_page: bool = False, build: str = "", notes: Sequence[str] = ()
-) -> Detected:
+def static(framework: str, reason: str, output: str, *, single_page: bool = False, build: str = "") -> Detected:
     """Return a static site that is served from a folder."""
     output = posixpath.normpath(output.lstrip("/") or ".")
     output = "." if output.startswith("..") else output
     entrypoint = f"serve-static {shlex.quote(output)}{' --single-page' if single_page else ''}"
-    return Detected(
-        framework, entrypoint, reason, "static", None, build, output, single_page, notes=tuple(notes)
-    )
+    return Detected(framework, entrypoint, reason, "static", None, build, output, single_page)
 
 
 def _is_static(project: Project, entry: Mapping[str, Any], config: str) -> bool:
-    if "start" not in entry:
-        return True
     if "static_unless" in entry:
         return not re.search(entry["static_unless"], config)
-    in_script = entry.get("static_script")
-    if in_script and re.search(in_script, project.scripts.get("build", "")):
-        return True
-    return bool("static" in entry and re.search(entry["static"], config))
+    texts = ((entry.get("static"), config), (entry.get("static_script"), project.scripts.get("build", "")))
+    return "start" not in entry or any(pattern and re.search(pattern, text) for pattern, text in texts)
 
 
 def _script_match(project: Project, pattern: str | None) -> str:
@@ -151,63 +110,26 @@ def _output(project: Project, entry: Mapping[str, Any], config: str) -> str:
     return re.sub(r"^(?:\.\./)+", "", named) or str(entry.get("output", ""))
 
 
-def _other_adapter(project: Project, entry: Mapping[str, Any], config: str) -> str:
-    """Return why the adapter that is used does not run here, "" for one that does or that chooses by itself."""
-    used = [one for one in project.node_packages if re.match(entry["adapters"], one) and one in config]
-    fits = (entry["adapter"], "@sveltejs/adapter-static", "@sveltejs/adapter-auto")
-    other = next((one for one in used if one not in fits), "")
-    return f"its adapter {shown(other)} is for another platform: use {entry['adapter']}." if other else ""
-
-
 def _prisma(project: Project) -> str:
     has_migrations = any(path.startswith("prisma/migrations/") for path in project.paths)
     return "npx prisma migrate deploy" if has_migrations and "prisma" in project.node_packages else ""
 
 
-# Frameworks that need more than a line of the table
-
-
-def _next(project: Project, build: str, start: str, config: str, reason: str) -> Detected | None:
-    if not re.search(r"output\s*:\s*['\"]standalone", config):
-        return None
-    copies = "cp -r .next/static .next/standalone/.next/ && if [ -d public ]; then cp -r public .next/standalone/; fi"
-    command = "HOSTNAME=0.0.0.0 node .next/standalone/server.js"
-    return Detected("Next.js", command, reason, build=f"{build} && {copies}", release=_prisma(project))
-
-
-def _sveltekit(project: Project, build: str, start: str, config: str, reason: str) -> Detected | None:
-    if re.search(r"@sveltejs/adapter-(?:node|static)", config):
-        return None
-    # adapter-auto takes adapter-node where it finds itself on a platform that runs containers, and installs it.
-    return Detected("SvelteKit", "node build", reason, build=f"GCP_BUILDPACKS=1 {build}", release=_prisma(project))
-
-
-def _angular(project: Project, build: str, start: str, config: str, reason: str) -> Detected | None:
-    projects = table(project.json("angular.json"), "projects")
-    for name, one in projects.items():
-        for group in ("architect", "targets"):
-            target = table(one, group, "build")
-            if not target or table(one).get("projectType", "application") != "application":
-                continue
-            options, path = table(target, "options"), f"dist/{name}"
-            wanted, browser = options.get("outputPath"), "browser"
-            if isinstance(wanted, dict):
-                path, browser = str(wanted.get("base", path)), str(wanted.get("browser", "browser"))
-            elif isinstance(wanted, str):
-                path = wanted
-            if options.get("ssr") and options.get("outputMode") != "static":
-                command = f"node {shlex.quote(posixpath.normpath(f'{path}/server/server.mjs'))}"
-                return Detected("Angular", command, reason, port=4000, build=build)
-            is_new = str(target.get("builder", "")).endswith(":application")
-            output = f"{path}/{browser}" if is_new else path
-            return static("Angular", reason, output, single_page=True, build=build)
+def _angular(project: Project, build: str, reason: str) -> Detected | None:
+    """Return the first application of ``angular.json``: its builders put the page into a folder of their output."""
+    for name, one in table(project.json("angular.json"), "projects").items():
+        target = table(one, "architect", "build") or table(one, "targets", "build")
+        options, is_new = table(target, "options"), str(target.get("builder", "")).endswith(":application")
+        if not target or table(one).get("projectType", "application") != "application":
+            continue
+        wanted = options.get("outputPath", f"dist/{name}")
+        path = str(table(wanted).get("base", f"dist/{name}") if isinstance(wanted, dict) else wanted)
+        if options.get("ssr") and options.get("outputMode") != "static":
+            command = f"node {shlex.quote(posixpath.normpath(f'{path}/server/server.mjs'))}"
+            return Detected("Angular", command, reason, port=4000, build=build)
+        browser = f"/{table(wanted).get('browser', 'browser')}" if is_new else ""
+        return static("Angular", reason, path + browser, single_page=True, build=build)
     return None
-
-
-SPECIAL = {"Next.js": _next, "SvelteKit": _sveltekit, "Angular": _angular}
-
-
-# Apps without a framework of the table
 
 
 def _of_app(project: Project, served: str, start: str) -> Detected | Refusal | None:
@@ -252,33 +174,19 @@ def _command(project: Project, served: str, start: str) -> tuple[str, str, str] 
         return _npm(start), f"package.json has the script `{start}`: {shown(text)}", text
     if own:
         return own, f"package.json asks for {served}", own
-    for script in (*STARTS, "dev", "develop"):
+    for script in (*WORDS["starts"], "dev", "develop"):
         match = _WATCHES.match(project.scripts.get(script, ""))
-        if match and match["file"].removeprefix("./") in project.paths:
-            found = _file(project, match["file"].removeprefix("./"))
-            if found:
-                return found, f"package.json has the script `{script}`: {shown(project.scripts[script])}", found
-    main = project.package.get("main")
-    named = [main] if isinstance(main, str) else []
-    for path in (*(posixpath.normpath(one) for one in named), *(f"{one}.js" for one in named), *FILES):
+        if match and match[1] in project.paths and (found := _file(project, match[1])):
+            return found, f"package.json has the script `{script}`: {shown(project.scripts[script])}", found
+    main = str(project.package.get("main"))
+    for path in (posixpath.normpath(main), f"{main}.js", *WORDS["files"]):
         if path in project.paths and (found := _file(project, path)):
-            is_main = path in named
-            return found, f"package.json {'names the main file ' if is_main else 'and '}{shown(path)}", found
+            return found, f"package.json {'names the main file' if path == main else 'and'} {shown(path)}", found
     return None
 
 
 def _file(project: Project, path: str) -> str:
     """Return the command that runs a file, "" for TypeScript without a program that runs it."""
-    quoted = shlex.quote(path)
-    if not path.endswith(("ts", "tsx")):
-        return f"node {quoted}"
-    runner = next((one for one in ("tsx", "ts-node") if one in project.node_packages), "")
-    return f"npx {runner} {quoted}" if runner else ""
-
-
-def lock_notes(project: Project) -> Iterator[str]:
-    """Yield a sentence for each lock that npm does not read."""
-    if PACKAGE in project.top and not project.top & {"package-lock.json", "npm-shrinkwrap.json"}:
-        for name in ("pnpm-lock.yaml", "yarn.lock", "bun.lock", "bun.lockb"):
-            if name in project.top:
-                yield f"{name} is not read: npm installs the newest versions that package.json allows."
+    runners = (f"npx {one}" for one in ("tsx", "ts-node") if one in project.node_packages)
+    runner = next(runners, "") if path.endswith("ts") else "node"
+    return f"{runner} {shlex.quote(path)}" if runner else ""

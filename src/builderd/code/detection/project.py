@@ -1,9 +1,6 @@
-"""What the files of a project say: their names, texts, and the packages that they ask for.
+"""Files of a project: their names, their texts, and the packages that they ask for.
 
 All of it is hostile: texts are read up to a limit, and a manifest that cannot be read is an empty one.
-Formats: https://packaging.python.org/en/latest/specifications/pyproject-toml/,
-https://python-poetry.org/docs/pyproject/, https://pipenv.pypa.io/en/latest/pipfile.html,
-https://docs.npmjs.com/cli/configuring-npm/package-json and https://devcenter.heroku.com/articles/procfile
 """
 
 from __future__ import annotations
@@ -13,20 +10,22 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from importlib import resources
 from typing import Any
 
 from builderd.code.model import Bundle
+from builderd.dependencies.requested import python_packages, table
 
+#: The table of frameworks.
+TABLE: dict[str, Any] = tomllib.loads(resources.files(__package__).joinpath("frameworks.toml").read_text("utf-8"))
+WORDS = TABLE["words"]
 #: Bytes of one text that are read, and of all texts together.
 MAX_TEXT, MAX_TEXTS = 400_000, 6_000_000
-MAX_INCLUDES = 20
+MAX_DOTS = 500
 PACKAGE, PROCFILE = "package.json", "Procfile"
 #: Reads the first bytes of a file of the project: path, bytes at most.
 Reader = Callable[[str, int], bytes]
 
-_NAME = re.compile(r"\s*[\"']?([A-Za-z0-9][A-Za-z0-9._-]{0,100})")
-_INCLUDE = re.compile(r"\s*(?:-r|--requirement)[ =]?\s*([^\s#]{1,200})")
-_INSTALL_REQUIRES = re.compile(r"install_requires\s*=\s*(\[[^\]]*\]|(?:[^\n]*\n(?:[ \t]+[^\n]*\n?)*))")
 _PROCESS = re.compile(r"(?P<process>[A-Za-z0-9_-]{1,63})\s*:\s*(?P<command>\S.*?)\s*")
 
 
@@ -53,7 +52,10 @@ class Project:
 
     def toml(self, path: str) -> dict[str, Any]:
         """Return the document of a TOML file; empty where it cannot be read."""
-        return _table_of(lambda: tomllib.loads(self.text(path)))
+        text = self.text(path)
+        # A key of very many parts takes the square of their number.
+        is_usual = all(line.count(".") <= MAX_DOTS for line in text.split("\n"))
+        return _table_of(lambda: tomllib.loads(text)) if is_usual else {}
 
     def below(self, root: str) -> Project:
         """Return the project in one of its folders."""
@@ -78,62 +80,13 @@ class Project:
 
     def config(self, stem: str) -> str:
         """Return the text of a JavaScript or TypeScript configuration such as ``vite.config``, without comments."""
-        endings = (".js", ".ts", ".mjs", ".mts", ".cjs", ".cts")
-        return without_comments(self.text(self.first(*(f"{stem}{one}" for one in endings))))
-
-    # Python
-
-    @cached_property
-    def python_manifests(self) -> tuple[str, ...]:
-        """Files that list Python packages."""
-        names = ("requirements.txt", "pyproject.toml", "pylock.toml", "Pipfile.lock", "Pipfile", "setup.py")
-        others = ("setup.cfg", "environment.yml", "environment.yaml", "uv.lock", "poetry.lock", "pdm.lock")
-        return tuple(one for one in (*names, *others) if one in self.top)
+        text = self.text(self.first(*(f"{stem}.{one}" for one in ("js", "ts", "mjs", "mts", "cjs", "cts"))))
+        return re.sub(r"(?m)(?:^|(?<=\s))//[^\n]*|/\*(?:[^*]|\*(?!/)){0,5000}\*/", "", text)
 
     @cached_property
     def python_packages(self) -> frozenset[str]:
-        """Names of the packages that the manifests ask for, in lower case with hyphens."""
-        found = [*self._requirements("requirements.txt", set()), *self._of_pyproject(), *self._of_others()]
-        return frozenset(re.sub(r"[-_.]+", "-", name).lower() for name in found)
-
-    def _requirements(self, path: str, known: set[str]) -> Iterator[str]:
-        if path in known or len(known) >= MAX_INCLUDES:
-            return
-        known.add(path)
-        folder = path.rpartition("/")[0]
-        for line in self.text(path).splitlines():
-            if match := _INCLUDE.match(line):
-                yield from self._requirements(f"{folder}/{match[1]}".lstrip("/"), known)
-            elif match := _NAME.match(line):
-                yield match[1]
-                # ``fastapi[standard]`` brings a server.
-                yield from _extras(line, match)
-
-    def _of_pyproject(self) -> Iterator[str]:
-        document = self.toml("pyproject.toml")
-        listed = table(document, "project").get("dependencies")
-        for line in listed if isinstance(listed, list) else ():
-            if isinstance(line, str) and (match := _NAME.match(line)):
-                yield match[1]
-                yield from _extras(line, match)
-        for name, wanted in table(document, "tool", "poetry", "dependencies").items():
-            yield name
-            extras = wanted.get("extras") if isinstance(wanted, dict) else None
-            yield from (f"{name}-{one}" for one in extras or () if isinstance(extras, list) and isinstance(one, str))
-
-    def _of_others(self) -> Iterator[str]:
-        yield from table(self.toml("Pipfile"), "packages")
-        yield from table(self.json("Pipfile.lock"), "default")
-        for line in self.text(self.first("environment.yml", "environment.yaml")).splitlines():
-            if (match := re.match(r"\s*-\s+([A-Za-z0-9._-]+)", line)) is not None:
-                yield match[1]
-        for path in ("setup.cfg", "setup.py"):
-            if (listed := _INSTALL_REQUIRES.search(self.text(path))) is not None:
-                yield from (m[1] for one in re.split(r"[\n,\[]", listed[1]) if (m := _NAME.match(one)))
-        for path in ("uv.lock", "poetry.lock", "pdm.lock", "pylock.toml"):
-            yield from re.findall(r'(?m)^name = "([A-Za-z0-9._-]{1,100})"$', self.text(path))
-
-    # Node
+        """Names of the Python packages that the manifests ask for."""
+        return python_packages(self.text, self.toml("pyproject.toml"))
 
     @cached_property
     def package(self) -> dict[str, Any]:
@@ -151,8 +104,6 @@ class Project:
         groups = (table(self.package, name) for name in ("devDependencies", "dependencies"))
         return {name: text for group in groups for name, text in _texts(group)}
 
-    # Procfile
-
     @cached_property
     def processes(self) -> Mapping[str, str]:
         """Commands of the Procfile by process, in the file's order; the first line of a process counts."""
@@ -169,18 +120,6 @@ def project_of(bundle: Bundle) -> Project:
     return Project(files, lambda path, limit: files[path].head(limit))
 
 
-def table(document: Any, *path: str) -> dict[str, Any]:
-    """Return the object below these keys; empty where there is none."""
-    for name in path:
-        document = document.get(name) if isinstance(document, dict) else None
-    return document if isinstance(document, dict) else {}
-
-
-def without_comments(text: str) -> str:
-    """Return JavaScript without the comments that a line begins with or ends with after a blank."""
-    return re.sub(r"(?m)(?:^|(?<=\s))//[^\n]*|/\*(?:[^*]|\*(?!/)){0,5000}\*/", "", text)
-
-
 def _table_of(parse: Callable[[], Any]) -> dict[str, Any]:
     try:
         document = parse()
@@ -191,9 +130,3 @@ def _table_of(parse: Callable[[], Any]) -> dict[str, Any]:
 
 def _texts(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     return ((name, text) for name, text in group.items() if isinstance(text, str))
-
-
-def _extras(line: str, name: re.Match[str]) -> Iterator[str]:
-    """Yield ``fastapi-standard`` for ``fastapi[standard]``."""
-    extras = re.match(r"\[([\w,. -]{1,100})\]", line[name.end(1) :])
-    yield from (f"{name[1]}-{one.strip()}" for one in (extras[1].split(",") if extras else ()))

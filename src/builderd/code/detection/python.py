@@ -8,27 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from builderd.code.detection.model import Detected, Refusal, shown
-from builderd.code.detection.modules import Module, Modules, is_other
-from builderd.code.detection.project import Project, table
-from builderd.code.detection.table import TABLE
+from builderd.code.detection.model import Detected, Kind, Refusal, shown
+from builderd.code.detection.modules import USUAL, Module, Modules
+from builderd.code.detection.node import build_of
+from builderd.code.detection.project import TABLE, WORDS, Project
+from builderd.dependencies.requested import missing_list, table
 
 FRAMEWORKS: Sequence[Mapping[str, Any]] = TABLE["python"]
-#: Variables that are an app where a module only imports them.
-APPS = ("application", "app", "server", "api", "asgi", "wsgi", "demo")
-#: Functions that make an app, the likeliest first.
-FACTORIES = ("create_app", "make_app", "build_app", "get_app", "app_factory", "create_application", "get_application")
+APPS, FACTORIES = WORDS["apps"], WORDS["factories"]
 OWN_OF_FLASK = next(str(one["own"]) for one in FRAMEWORKS if one["name"] == "Flask")
-#: Words of a file that listens on a port, or that goes on without one.
-_LISTENS = re.compile(r"\bsocket\b|http\.server|\.listen\(|start_server|\bserve\(|\.run\(|socketserver|tornado|twisted")
+_LISTENS = re.compile(WORDS["listens"])
 _SCRIPT = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*:\s*([A-Za-z_]\w*)", re.ASCII)
-#: Scripts of pyproject.toml that start an app; of other names, the only one does.
-SCRIPTS = ("start", "serve", "server", "web", "main", "app")
-_WORDS = frozenset(
-    word.split(".")[0].strip(".")
-    for entry in FRAMEWORKS
-    for word in (*entry.get("makes", ()), *entry.get("calls", ()), entry.get("imports", ""))
-) | {"environ", "receive", *APPS, *FACTORIES}
+_NAMES = (name for one in FRAMEWORKS for name in (*one.get("makes", ()), *one.get("calls", ()), one.get("imports", "")))
+_WORDS = frozenset(name.lstrip(".").split(".")[0] for name in _NAMES if name) | {"environ", "receive", *APPS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +36,27 @@ class Found:
     def name(self) -> str:
         return str(self.entry["name"])
 
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        return self.module.is_other, self.is_factory, self.module.rank, FRAMEWORKS.index(self.entry)
+
+    @property
+    def job_type(self) -> Kind:
+        return "worker" if "job_type" in self.entry else "always_on"
+
 
 def detect_python(project: Project, modules: Modules) -> Detected | Refusal | None:
     """Return the app that the Python files have, None without one that a framework or a server makes."""
     if (django := _django(project)) is not None:
         return _with_packages(project, "django", django)
-    found = sorted(_candidates(modules), key=_order)
+    found = sorted(_candidates(modules), key=lambda one: (one.job_type == "worker", *one.rank))
     if not found:
         return None
     first = found[0]
     if "refused" in first.entry:
         return Refusal(f"{first.entry['refused']}.")
-    others = {one.name: one for one in found[1:] if _is_apart(first, one)}
+    apart = (one for one in found[1:] if one.job_type == "worker" and one.name not in ("Python", first.name))
+    others = {one.name: one for one in apart if one.module.path != first.module.path and not one.module.is_other}
     notes = [
         f"{shown(one.module.path)} {_made(one)} too, which is not started: name its command in a Procfile."
         for one in list(others.values())[:3]
@@ -63,33 +64,17 @@ def detect_python(project: Project, modules: Modules) -> Detected | Refusal | No
     return _with_packages(project, first.entry.get("package", ""), _started(project, modules, first, notes))
 
 
-def _order(found: Found) -> tuple[bool, bool, tuple[Any, ...], int]:
-    is_worker = found.entry.get("job_type") == "worker"
-    return is_worker, found.module.rank[0], (found.is_factory, *found.module.rank), FRAMEWORKS.index(found.entry)
-
-
-def _is_apart(first: Found, other: Found) -> bool:
-    """Return True for an app of another framework that the first does not include, as far as names tell."""
-    is_plain = other.name in ("Python", "ASGI", "WSGI", "Starlette", first.name) or is_other(other.module.path)
-    return not is_plain and other.module.path != first.module.path and other.entry.get("job_type") == "worker"
-
-
 def _candidates(modules: Modules) -> Iterator[Found]:
     mentioned = modules.mentioning(_WORDS)
     # A file that another one imports is not the one to run.
-    inner = {modules.locate(name, one.path) for one in mentioned for name in _import_names(one)}
+    origins = [(name, one.path) for one in mentioned for name in one.imports.values()]
+    inner = {modules.locate(name, by) for origin, by in origins for name in (origin, origin.rpartition(".")[0])}
     for module in mentioned:
         for entry in FRAMEWORKS:
-            if (found := _match(entry, module, modules)) is None:
-                continue
-            if found.variable or module.path not in inner:
+            found = _match(entry, module, modules)
+            if found is not None and (found.variable or module.path not in inner):
                 yield found
                 break
-
-
-def _import_names(module: Module) -> Iterator[str]:
-    for name in module.imports.values():
-        yield from (name, name.rpartition(".")[0])
 
 
 def _match(entry: Mapping[str, Any], module: Module, modules: Modules) -> Found | None:
@@ -97,24 +82,15 @@ def _match(entry: Mapping[str, Any], module: Module, modules: Modules) -> Found 
     if wanted and not any(f"{one}.".startswith(f"{wanted}.") for one in module.imports.values()):
         return None
     if makes := frozenset(entry.get("makes", ())):
-        apps = [name for name, calls in module.objects.items() if _makes(calls, makes, module, modules)]
-        apps += [
-            name
-            for name in APPS
-            if name in module.imports and _makes([module.imports[name]], makes, module, modules)
-        ]
-        if apps:
-            return Found(entry, module, min(apps, key=lambda one: (APPS.index(one) if one in APPS else 99)))
-        made = [name for name, calls in module.factories.items() if _makes(calls, makes, module, modules)]
-        if made:
-            name = min(made, key=lambda one: (FACTORIES.index(one) if one in FACTORIES else 99))
-            return Found(entry, module, name, is_factory=True)
+        objects = {**{name: [module.imports[name]] for name in APPS if name in module.imports}, **module.objects}
+        for groups, usual in ((objects, APPS), (module.factories, FACTORIES)):
+            made = [name for name, calls in groups.items() if _makes(calls, makes, module, modules)]
+            if name := next((one for one in (*usual, *made) if one in made), ""):
+                return Found(entry, module, name, groups is module.factories)
         return Found(entry, module) if makes & module.calls and entry.get("job_type") == "worker" else None
-    calls = entry.get("calls")
-    is_called = calls is None or any(one in module.calls for one in calls)
-    if is_called and "/pages/" in f"/{module.path}" and calls is None:
-        return None
-    return Found(entry, module) if is_called else None
+    # A page of Streamlit is no app by itself.
+    called = any(one in module.calls for one in entry["calls"]) if "calls" in entry else "pages/" not in module.path
+    return Found(entry, module) if called else None
 
 
 def _makes(calls: Sequence[str], makes: frozenset[str], module: Module, modules: Modules) -> bool:
@@ -122,10 +98,10 @@ def _makes(calls: Sequence[str], makes: frozenset[str], module: Module, modules:
 
 
 def _made(found: Found) -> str:
-    if found.entry.get("job_type") == "worker":
+    if found.job_type == "worker":
         return f"runs {found.name}"
     if found.variable:
-        return f"makes a {found.name} app" if found.name[0] not in "AEIO" else f"makes an app of {found.name}"
+        return f"makes an app of {found.name}"
     return "serves on a port of its own" if found.name == "Python" else f"is an app of {found.name}"
 
 
@@ -163,8 +139,9 @@ def _started(project: Project, modules: Modules, found: Found, notes: list[str])
         found.name,
         prefix + command,
         f"{shown(path)} {_made(found)}",
-        job_type=entry.get("job_type", "always_on"),
+        job_type=found.job_type,
         port=entry.get("port"),
+        build=build_of(project),
         release=_release(project, found, prefix, words["app"]),
         notes=tuple(notes),
     )
@@ -185,102 +162,79 @@ def _server(project: Project, entry: Mapping[str, Any], kind: str, notes: list[s
 
 
 def _release(project: Project, found: Found, prefix: str, app: str) -> str:
-    if "flask-migrate" in project.python_packages and found.name == "Flask" and "migrations" in project.folders:
+    if found.name == "Flask" and "flask-migrate" in project.python_packages and "migrations" in project.folders:
         return f"{prefix}flask --app {app} db upgrade"
-    if "alembic.ini" in project.top and found.entry.get("job_type") != "worker":
-        return f"{prefix}alembic upgrade head"
-    return ""
-
-
-# Django
+    return f"{prefix}alembic upgrade head" if "alembic.ini" in project.top and found.job_type != "worker" else ""
 
 
 def _django(project: Project) -> Detected | None:
-    manage = project.text("manage.py")
+    below = sorted((one for one in project.paths if one.endswith("/manage.py")), key=lambda one: (one.count("/"), one))
+    path = project.first("manage.py", *below[:1])
+    manage = project.text(path)
     if "django" not in manage.lower():
         return None
-    named = re.search(r"DJANGO_SETTINGS_MODULE['\"]\s*,\s*['\"]([A-Za-z_][\w.]{0,200})['\"]", manage)
-    settings = named[1] if named else "settings"
-    name = settings.split(".settings")[0].split(".")[0]
+    folder = path.rpartition("/")[0]
+    prefix = f"PYTHONPATH={shlex.quote(folder)} " if folder else ""
+    setting = re.search(r"DJANGO_SETTINGS_MODULE['\"]\s*,\s*['\"]([A-Za-z_][\w.]{0,200})['\"]", manage)
+    name = (setting[1] if setting else "settings").split(".settings")[0].split(".")[0]
     texts = [project.text(one) for one in sorted(project.paths) if re.search(r"settings(?:/[^/]*)?\.py$", one)][:10]
     text, packages = "\n".join(texts), project.python_packages
-    asgi, wsgi = (re.search(rf"{kind}_APPLICATION\s*=\s*['\"]([\w.]+)\.(\w+)['\"]", text) for kind in ("ASGI", "WSGI"))
-    notes, serve = [], "python3 manage.py runserver --noreload 0.0.0.0:$PORT"
-    if asgi and "daphne" in packages:
-        serve = f"daphne -b 0.0.0.0 -p $PORT {asgi[1]}:{asgi[2]}"
-    elif (asgi or "gunicorn" not in packages) and "uvicorn" in packages:
-        serve = f"uvicorn {asgi[1] if asgi else f'{name}.asgi'}:{asgi[2] if asgi else 'application'} --host 0.0.0.0 --port $PORT"
-    elif "gunicorn" in packages:
-        serve = f"gunicorn {wsgi[1] if wsgi else f'{name}.wsgi'}:{wsgi[2] if wsgi else 'application'} --bind 0.0.0.0:$PORT"
-    elif "waitress" in packages:
-        serve = f"waitress-serve --listen=0.0.0.0:$PORT {wsgi[1] if wsgi else f'{name}.wsgi'}:application"
+    named = dict(re.findall(r"(ASGI|WSGI)_APPLICATION\s*=\s*['\"]([\w.]+)\.\w+['\"]", text))
+    notes, command = [], f"python3 {shlex.quote(path)} runserver --noreload 0.0.0.0:$PORT"
+    kinds = ("asgi", "wsgi") if "ASGI" in named or "gunicorn" not in packages else ("wsgi", "asgi")
+    servers = ((kind, server) for kind in kinds for server in TABLE["servers"][kind] if server in packages)
+    if (first := next(servers, None)) is not None:
+        app = f"{named.get(first[0].upper(), f'{name}.{first[0]}')}:application"
+        command = TABLE["servers"][first[0]][first[1]].replace("{app}", app).replace("{made}", app)
+        command = prefix + re.sub(r"\{\w+\}", "", command)
     elif re.search(r"(?m)^DEBUG\s*=\s*False", text):
         notes.append("Django's own server does not serve static files without DEBUG: add gunicorn and whitenoise.")
     if "celery" in packages:
-        notes.append(f"Celery's worker is not started: a Procfile with `worker: celery -A {name} worker` starts it too.")
-    build = "python3 manage.py collectstatic --noinput" if re.search(r"(?m)^\s*STATIC_ROOT\s*=", text) else ""
-    release = "python3 manage.py migrate --noinput"
-    reason = "manage.py: a Django project"
-    return Detected("Django", serve, reason, build=build, release=release, notes=tuple(notes))
+        notes.append(f"Celery's worker is not started: name it in a Procfile (worker: celery -A {name} worker).")
+    run = f"python3 {shlex.quote(path)}"
+    collect = f"{run} collectstatic --noinput" if re.search(r"(?m)^\s*STATIC_ROOT\s*=", text) else ""
+    build = " && ".join(filter(None, (build_of(project), collect)))
+    release, reason = f"{run} migrate --noinput", f"{shown(path)}: a Django project"
+    return Detected("Django", command, reason, build=build, release=release, notes=tuple(notes))
 
 
 def _with_packages(project: Project, package: str, found: Detected) -> Detected | Refusal:
     """Return the app, or a refusal where no list that is read names its packages: it could not start."""
-    manifests = set(project.python_manifests)
-    requirements = sorted(one for one in project.paths if re.search(r"requirements[^/]*(?:/[^/]*)?\.(?:txt|in)$", one))
-    if not package or manifests & {"requirements.txt", "pyproject.toml", "pylock.toml", "Pipfile.lock", "setup.py", "setup.cfg"}:
-        return found
-    if package.replace("-", "_") in project.folders or f"{package}.py" in project.top:
-        return found
-    cure = f"add a requirements.txt with the line {package}, and its other packages"
-    if "Pipfile" in manifests:
-        cure = "run `pipenv lock`, and deploy Pipfile.lock too"
-    elif other := next((one for one in manifests if one.startswith("environment")), ""):
-        cure = f"{other} of Conda is not read: write its packages into a requirements.txt"
-    elif requirements:
-        cure = f"add a requirements.txt with the line -r {shown(requirements[0])}"
-    return Refusal(f"{found.reason}, but no list of its packages is there that is read: {cure}.")
-
-
-# Programs without a framework
+    is_here = package.replace("-", "_") in project.folders or f"{package}.py" in project.top
+    cure = "" if not package or is_here else missing_list(project.paths, package)
+    return Refusal(f"{found.reason}, but no list of its packages is there that is read: {cure}.") if cure else found
 
 
 def detect_program(project: Project, modules: Modules) -> Detected | None:
     """Return the Python program that the code has, None without one that stands out."""
-    usual = [path for path in modules.paths if not is_other(path) and modules.parsed(path).rank[2] < 90]
-    named = [path for path in usual if Module(path).rank[2] < len(_USUAL) and Module(path).depth <= 1]
-    packages = [path for path in modules.paths if path.endswith("/__main__.py") and Module(path).depth == 1]
-    if (script := _script(project, SCRIPTS)) or (not named and (script := _script(project))):
-        return _program(project, modules, *script)
-    if named:
-        path = named[0]
-        return _program(project, modules, f"python3 {shlex.quote(path)}", f"{shown(path)}: a Python program", path)
-    if packages:
-        folder = packages[0].removesuffix("/__main__.py")
-        base, _, package = folder.rpartition("/")
-        prefix = f"PYTHONPATH={shlex.quote(base)} " if base else ""
-        command = f"{prefix}python3 -m {shlex.quote(package)}"
-        return _program(project, modules, command, f"{shown(packages[0])}: a Python program", packages[0])
+    usual = [path for path in modules.paths if not Module(path).is_other and path != "__init__.py"]
+    named = [path for path in usual if Module(path).rank[2] < len(USUAL) and Module(path).rank[1] <= 1]
     top = [path for path in usual if "/" not in path]
-    if len(top) == 1:
-        path = top[0]
-        reason = f"{shown(path)}: the only Python program"
-        return _program(project, modules, f"python3 {shlex.quote(path)}", reason, path)
-    return None
+    packages = [path for path in modules.paths if path.endswith("/__main__.py") and Module(path).rank[1] == 1]
+    if script := _script(project, WORDS["scripts"]) or (None if named else _script(project)):
+        return _program(project, modules, *script)
+    if not named and packages:
+        base, _, package = packages[0].removesuffix("/__main__.py").rpartition("/")
+        prefix = f"PYTHONPATH={shlex.quote(base)} " if base else ""
+        reason = f"{shown(packages[0])}: a Python program"
+        return _program(project, modules, f"{prefix}python3 -m {shlex.quote(package)}", reason)
+    path = named[0] if named else top[0] if len(top) == 1 else ""
+    reason = f"{shown(path)}: {'a' if named else 'the only'} Python program"
+    return _program(project, modules, f"python3 {shlex.quote(path)}", reason) if path else None
 
 
-def _program(project: Project, modules: Modules, command: str, reason: str, path: str) -> Detected:
+def _program(project: Project, modules: Modules, command: str, reason: str) -> Detected:
     """Return a program with its kind: does it listen, does it go on without end, or does it end by itself."""
-    texts = [project.text(one) for one in modules.paths if not is_other(one)]
-    if any(_LISTENS.search(text) for text in texts):
-        return Detected("Python", command, reason)
-    if any(modules.parsed(one).loops for one in modules.paths if not is_other(one)):
-        return Detected("Python", command, f"{reason}, with an endless loop and no port", job_type="worker")
-    return Detected("Python", command, f"{reason} that ends by itself", job_type="one_time")
+    paths, found = [one for one in modules.paths if not Module(one).is_other], Detected("Python", command, reason)
+    if not any(_LISTENS.search(project.text(one)) for one in paths):
+        loops = any(modules.parsed(one).loops for one in paths)
+        why = ", with an endless loop and no port" if loops else " that ends by itself"
+        found = replace(found, reason=reason + why, job_type="worker" if loops else "one_time")
+    return replace(found, build=build_of(project))
 
 
-def _script(project: Project, names: Sequence[str] = ()) -> tuple[str, str, str] | None:
-    """Return command, reason and file of a script of ``pyproject.toml``: one of these names, or else the only one.
+def _script(project: Project, names: Sequence[str] = ()) -> tuple[str, str] | None:
+    """Return command and reason of a script of ``pyproject.toml``: one of these names, or else the only one.
 
     The code is not installed, so its function is called.
     """
@@ -292,7 +246,7 @@ def _script(project: Project, names: Sequence[str] = ()) -> tuple[str, str, str]
         return None
     module = named[1].replace(".", "/")
     for folder, variables in (("", ""), ("src/", "PYTHONPATH=src ")):
-        if path := project.first(f"{folder}{module}.py", f"{folder}{module}/__init__.py"):
+        if project.first(f"{folder}{module}.py", f"{folder}{module}/__init__.py"):
             call = f"import sys; from {named[1]} import {named[2]}; sys.exit({named[2]}())"
-            return f"{variables}python3 -c '{call}'", f"pyproject.toml has the script `{shown(name)}`", path
+            return f"{variables}python3 -c '{call}'", f"pyproject.toml has the script `{shown(name)}`"
     return None

@@ -20,7 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     app = tmp_path / "my-app"
     app.mkdir()
-    (app / "main.py").write_text("print('hello')\n")
+    (app / "main.py").write_text("import http.server\nprint('hello')\n")
     monkeypatch.chdir(app)
     return app
 

@@ -21,8 +21,6 @@ from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
 from builderd.client._sync import uploads
-from builderd.client.detection import detect
-from builderd.client.folders import read_folder
 
 
 def run(*words: str) -> Result:
@@ -233,75 +231,6 @@ def test_an_interrupted_deployment_goes_on_and_is_resumed(
     resumed = run("deploy", "--json")
     assert (resumed.exit_code, json.loads(resumed.stdout)["version"]) == (0, 1)
     assert builders(running) == {"my-app": 1}
-
-
-FLASK = "from flask import Flask\napp = Flask(__name__)\n"
-FLASK_START = "python3 -m flask --app shop:app run --host 0.0.0.0 --port $PORT"
-CASES: list[tuple[dict[str, str], str | None, str]] = [
-    ({"Procfile": "web: gunicorn x\n", "main.py": FLASK}, "gunicorn x", "Procfile"),
-    ({"app.py": FLASK}, "python3 -m flask --app app:app run --host 0.0.0.0 --port $PORT", "Flask"),
-    ({"app.py": FLASK, "requirements.txt": "gunicorn==1"}, "python3 -m gunicorn app:app --bind 0.0.0.0:$PORT", "Flask"),
-    (
-        {"app/main.py": "from fastapi import FastAPI\napi: FastAPI = FastAPI()\n"},
-        "python3 -m uvicorn app.main:api --host 0.0.0.0 --port $PORT",
-        "FastAPI",
-    ),
-    (
-        {"streamlit_app.py": "import streamlit as st\n"},
-        "python3 -m streamlit run streamlit_app.py --server.address 0.0.0.0 --server.port $PORT --server.headless true",
-        "Streamlit",
-    ),
-    (
-        {"manage.py": "import django\nos.environ.setdefault('X', 'site.settings')\n"},
-        "python3 manage.py migrate --noinput && python3 manage.py runserver --noreload 0.0.0.0:$PORT",
-        "Django",
-    ),
-    ({"package.json": '{"scripts": {"start": "node x"}}'}, "npm start", "script `start`"),
-    ({"package.json": '{"main": "x.js"}', "x.js": ""}, "node x.js", "main file"),
-    (
-        {"pyproject.toml": '[project.scripts]\nmigrate = "db:migrate"\n', "db/__init__.py": "", "index.html": ""},
-        "python3 -m http.server $PORT",
-        "static",
-    ),
-    ({"pyproject.toml": '[project.scripts]\na = "shop:class"\n', "shop/__init__.py": ""}, None, ""),
-    ({"package.json": "[]", "index.html": ""}, "python3 -m http.server $PORT", "static"),
-    ({"package.json": "{", "tool.py": ""}, "python3 tool.py", "only Python"),
-    (
-        {"pyproject.toml": '[project.scripts]\nsite = "shop.web:main"\n', "shop/web.py": "", "setup.py": ""},
-        "python3 -c 'import sys; from shop.web import main; sys.exit(main())'",
-        "script `site`",
-    ),
-    (
-        {
-            "pyproject.toml": '[project.scripts]\nimport = "shop.load:main"\nserve = "shop:run"\n',
-            "src/shop/__init__.py": "",
-        },
-        "PYTHONPATH=src python3 -c 'import sys; from shop import run; sys.exit(run())'",
-        "script `serve`",
-    ),
-    ({"pyproject.toml": '[project.scripts]\na = "shop:run"\n', "shop.py": FLASK}, FLASK_START, "Flask"),
-    ({"pyproject.toml": '[project.scripts]\na = "shop:run"\n', "main.py": "", "shop.py": ""}, "python3 main.py", ""),
-    # Scripts of which none is known to start an app, and what is none that could be called.
-    ({"pyproject.toml": '[project.scripts]\na = "shop:a"\nb = "shop:b"\n', "shop/__init__.py": ""}, None, ""),
-    ({"pyproject.toml": '[project.scripts]\na = "other:run"\n', "shop/__init__.py": ""}, None, ""),
-    ({"pyproject.toml": "[project.scripts]\na = \"shop:run'; id; '\"\n", "shop/__init__.py": ""}, None, ""),
-    ({"pyproject.toml": "[project]\nscripts = 1\n", "shop/__init__.py": ""}, None, ""),
-    ({"pyproject.toml": "project = [", "shop/__init__.py": ""}, None, ""),
-    ({"a.py": "", "b.py": ""}, None, ""),
-    ({"notes.txt": ""}, None, ""),
-]
-
-
-@pytest.mark.parametrize(("files", "command", "reason"), CASES)
-def test_the_start_of_usual_folders_is_found(
-    tmp_path: Path, files: dict[str, str], command: str | None, reason: str
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    found = detect(read_folder(tmp_path))
-    assert (found.command if found else None) == command
-    assert reason in (found.reason if found else "")
 
 
 def test_app_of_a_monorepo_is_named_and_found_in_its_folder(running: Running, home: Path) -> None:

@@ -57,6 +57,7 @@ tell("cookie", Promise.resolve(document.cookie));
 TENANT = (
     "/builders",
     "/new",
+    "/new?template=flask",
     "/activity",
     "/spending",
     "/credentials",

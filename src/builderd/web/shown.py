@@ -90,11 +90,12 @@ def day(time: datetime) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a text that begins with a capital letter and ends with a full stop."""
+    """Return a text that begins with a capital letter, unless with the name of a file, and ends with a full stop."""
     text = text.strip()
     if not text:
         return ""
-    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?:…" else ".")
+    is_name = not set(text.split()[0][:-1]).isdisjoint("._/")
+    return (text[0] if is_name else text[0].upper()) + text[1:] + ("" if text[-1] in ".!?:…" else ".")
 
 
 #: Where the reason of a failure begins to quote lines.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
+import tarfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -236,6 +238,11 @@ async def test_a_change_of_another_origin_is_refused_with_a_valid_cookie(pages: 
 
 async def test_a_builder_is_made_of_pasted_files_and_mended_in_the_editor(pages: Pages) -> None:
     form = {"name": "pasted", "entrypoint": "python3 main.py", "path": "main.py", "content": "print('one')\r\n"}
+    looked = (
+        await pages.browser.post("/new", data={"look": "", "path": ["main.py", ""], "content": ["x = 1", ""]})
+    ).text
+    assert looked.count('name="path"') == 1
+    assert "x = 1</textarea>" in looked
     answer = await pages.browser.post("/new", data=form)
     assert answer.headers["location"] == "/builders/pasted/versions/1"
     edited = {"version": "1", "path": "main.py", "content": "print('two')", "entrypoint": "python3 main.py"}
@@ -257,7 +264,7 @@ async def test_a_refused_form_says_what_is_wrong_and_keeps_every_choice(pages: P
     assert answer.status_code == 422
     for text in ("kept", "No Name", 'id="e-name"', 'id="e-cpu"', 'value="many" aria-invalid="true"', 'value="KEPT"'):
         assert text in answer.text
-    for text in ('value="sandbox" checked', 'name="public" value="yes" checked', 'value="often" aria-invalid="true"'):
+    for text in ('value="sandbox" selected', 'name="public" value="yes" checked', 'value="often" aria-invalid="true"'):
         assert text in answer.text
     good = {"name": "a", "entrypoint": "x", "path": "main.py", "content": "x", "env_file": ".env"}
     assert "names a file that is not in files" in (await pages.browser.post("/new", data=good)).text.lower()
@@ -407,9 +414,9 @@ async def test_a_gate_is_left_out_only_with_the_scope(pages: Pages) -> None:
     form = {"name": "unseen", "entrypoint": "x", "path": "main.py", "content": "x", "skip_review": "yes"}
     async with pages.stranger() as browser:
         await pages.sign_in(browser, pages.service.write)
-        assert 'name="skip_review"' not in (await browser.get("/new")).text
+        assert 'name="skip_review"' not in (await browser.get("/new?kind=sandbox")).text
         assert (await browser.post("/new", data=form)).status_code == 403
-    assert 'name="skip_review"' in (await pages.browser.get("/new")).text
+    assert 'name="skip_review"' in (await pages.browser.get("/new?kind=sandbox")).text
     assert (await pages.browser.post("/new", data=form)).status_code == 303
 
 
@@ -474,9 +481,129 @@ async def test_app_that_failed_shows_no_url_but_stage_reason_lines_and_next_step
 
 async def test_money_is_shown_where_the_operator_has_set_prices_alone(pages: Pages) -> None:
     await pages.create()
-    paths = (*(path for path in TENANT if path != "/new"), *(f"/builders/my-api{end}" for end in BUILDER))
+    paths = ("/new?kind=sandbox", *TENANT, *(f"/builders/my-api{end}" for end in BUILDER))
     assert [path for path in paths if "€" not in (await pages.browser.get(path)).text] == []
     pages.web.state.renderer._templates.globals["shows_money"] = False
     for path in paths:
         text = (await pages.browser.get(path)).text
         assert not re.search(r"€|\bcosts?\b|Spending|spent", text), path
+
+
+def archive_of(files: dict[str, str]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content.encode()))
+    return made.getvalue()
+
+
+async def send(pages: Pages, files: dict[str, str], instead: str = "") -> str:
+    """Send an archive as the page's script does, and return the upload's id."""
+    headers = {"Content-Type": "application/octet-stream", "Accept": "application/json"}
+    content = archive_of(files)
+    sent = await pages.browser.post("/new/archive", params={"instead": instead}, content=content, headers=headers)
+    assert sent.status_code == 201, sent.text
+    upload: str = sent.json()["upload_id"]
+    return upload
+
+
+async def uploads_of(pages: Pages) -> set[str]:
+    now = pages.service.application.clock.now()
+    return {str(one) for one in await pages.service.store.read(lambda uow: uow.uploads.live(now))}
+
+
+FLASK = {"app.py": "from flask import Flask\n\napp = Flask(__name__)\n", "requirements.txt": "flask\n"}
+
+
+async def test_archive_shows_what_it_is_before_it_is_deployed(pages: Pages) -> None:
+    first = await send(pages, {"index.html": "x"})
+    upload = await send(pages, {**FLASK, "Dockerfile": "FROM scratch"}, instead=first)
+    assert await uploads_of(pages) == {upload}
+    query = {"upload": upload, "name": "My App", "left": "node_modules,<b>"}
+    shown = (await pages.browser.get("/new", params=query)).text
+    for text in (
+        "<h2>Flask</h2>",
+        "app.py makes an app of Flask",
+        'value="my-app"',
+        "3 files",
+        "node_modules",
+        "Dockerfile",
+    ):
+        assert text in shown, text
+    assert "<b>" not in shown[shown.index("Left out") : shown.index("Files</summary>")]
+    # Nothing of a look is kept.
+    assert not await pages.service.application.bundles.hashes()
+    fields = dict(re.findall(r'name="(was-\w+|upload)" value="([^"]*)"', shown))
+    form = {**fields, **{name.removeprefix("was-"): text for name, text in fields.items()}, "name": "my-app"}
+    made = await pages.browser.post("/new", data=form)
+    assert made.headers["location"] == "/builders/my-app/versions/1", made.text
+    assert not await uploads_of(pages)
+    reader = pages.service.client(pages.service.read)
+    (builder,) = (await reader.get("/api/v1/builders")).json()["data"]
+    assert builder["entrypoint"] == fields["was-entrypoint"]
+
+
+async def test_folder_of_a_monorepo_is_chosen_and_looked_at(pages: Pages) -> None:
+    files = {f"{folder}/{path}": text for folder in ("api", "web") for path, text in FLASK.items()}
+    upload = await send(pages, files)
+    shown = (await pages.browser.get("/new", params={"upload": upload})).text
+    assert 'name="look" value="api" formnovalidate' in shown
+    looked = await pages.browser.post("/new", data={"upload": upload, "look": "web", "name": "mine", "cpu": "2"})
+    for text in ("<h2>Flask</h2>", 'name="root" type="text" value="web"', 'value="mine"', 'name="was-root" value=""'):
+        assert text in looked.text, text
+    refused = await pages.browser.post("/new", data={"upload": upload, "name": "mine", "root": "none"})
+    assert refused.status_code == 422
+    assert "is no folder of the code" in refused.text
+
+
+async def test_upload_that_is_no_archive_or_not_ones_own_leads_back_to_the_beginning(pages: Pages) -> None:
+    headers = {"Content-Type": "application/octet-stream", "Accept": "application/json"}
+    sent = await pages.browser.post("/new/archive", content=b"no archive", headers=headers)
+    other = await send(pages, FLASK)
+    await pages.create()
+    async with pages.stranger() as browser:
+        await pages.sign_in(browser, pages.service.other)
+        for one, page in ((pages.browser, sent.json()["upload_id"]), (browser, other)):
+            for path in ("/new", "/builders/my-api/deploy")[: 2 if one is pages.browser else 1]:
+                answer = await one.get(path, params={"upload": page})
+                assert answer.status_code == 422
+                assert "Choose a folder" in answer.text
+
+
+async def test_new_code_shows_what_it_is_and_goes_on_as_the_version_before(pages: Pages) -> None:
+    await pages.create(files={"Procfile": "web: python3 a.py", "a.py": ""}, entrypoint="python3 a.py")
+    upload = await send(pages, {**FLASK, "Procfile": "web: python3 app.py"})
+    shown = (await pages.browser.get("/builders/my-api/deploy", params={"upload": upload})).text
+    for text in ("<h2>Procfile</h2>", 'value="python3 app.py"', "Of version 1: python3 a.py"):
+        assert text in shown, text
+    refused = await pages.browser.post("/builders/my-api/deploy", data={"upload": upload, "port": "many"})
+    assert refused.status_code == 422
+    assert 'value="many"' in refused.text
+    form = {"upload": upload, "entrypoint": "python3 app.py", "port": "8000", "build": "", "root": ""}
+    made = await pages.browser.post("/builders/my-api/deploy", data=form)
+    assert made.headers["location"] == "/builders/my-api/versions/2", made.text
+    assert not await uploads_of(pages)
+
+
+@pytest.mark.parametrize(
+    ("template", "framework", "kind"),
+    [
+        ("flask", "Flask", "always_on"),
+        ("fastapi", "FastAPI", "always_on"),
+        ("express", "Express", "always_on"),
+        ("streamlit", "Streamlit", "always_on"),
+        ("static", "Static", "static"),
+        ("worker", "Procfile", "worker"),
+    ],
+)
+async def test_template_is_detected(pages: Pages, template: str, framework: str, kind: str) -> None:
+    shown = (await pages.browser.get("/new", params={"template": template})).text
+    for text in (
+        f"<h2>{framework}</h2>",
+        f'name="was-job_type" value="{kind}"',
+        f'name="name" type="text" value="{template}"',
+    ):
+        assert text in shown, text
+    assert "tell warn" not in shown

@@ -20,6 +20,8 @@ class Running:
     url: str
     #: The scope `admin`, of the same tenant as the service's `write` and `read`.
     admin: str
+    #: Loop of the service's thread.
+    loop: asyncio.AbstractEventLoop
 
 
 @contextmanager
@@ -30,7 +32,8 @@ def threaded_service(**limits: Any) -> Iterator[Running]:
 
     async def serve() -> None:
         async with running_service(**limits) as service, listening(service.app) as url:
-            started.append(Running(service, url, await service.token("acme", Scope.ADMIN)))
+            admin = await service.token("acme", Scope.ADMIN)
+            started.append(Running(service, url, admin, asyncio.get_running_loop()))
             ready.set()
             await asyncio.to_thread(over.wait)
 

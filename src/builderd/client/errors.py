@@ -18,7 +18,7 @@ class BuilderdError(Exception):
     """Base of the SDK's errors.
 
     ``request_id`` finds the call in the service's log. ``builder`` is the uuid of the builder that the error is about.
-    ``next_step`` is a command to run next, "" if there is none.
+    ``next_step`` is a command to run next, "" if there is none. ``note`` says how things are since, for people.
     """
 
     _next: ClassVar[str] = ""
@@ -31,6 +31,7 @@ class BuilderdError(Exception):
         self.message = message
         self.request_id = request_id
         self.builder = builder
+        self.note = ""
 
     @property
     def next_step(self) -> str:
@@ -150,6 +151,11 @@ class DeploymentFailed(Unprocessable, next_step="builderd logs {builder}"):
         super().__init__(code, message, **details)
         self.log_tail: list[str] = []
 
+    @property
+    def stage(self) -> str:
+        """Stage that failed: ``review``, ``install``, ``build``, ``release``, ``start`` or ``qa``."""
+        return self.code.removesuffix("_failed")
+
 
 class ReviewFailed(DeploymentFailed, codes="review_failed", next_step="builderd review {builder}"):
     """422 ``review_failed``: ``findings`` are the review's, as ``models.Finding`` has them."""
@@ -182,6 +188,11 @@ class QaFailed(DeploymentFailed, codes="qa_failed", next_step="builderd qa {buil
     def __init__(self, code: str, message: str, **details: Any) -> None:
         super().__init__(code, message, **details)
         self.report: Qa | None = None
+
+    @property
+    def next_step(self) -> str:
+        # The version before serves, and is the one whose verdict is shown without a number.
+        return f"{super().next_step} --version {self.data['version']}" if "version" in self.data else super().next_step
 
 
 class TooManyRequests(ApiError, status=429):

@@ -25,6 +25,8 @@ from builderd.code.model import hash_of_digests
 ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__"})
 #: Local state of the command line, which is not even listed.
 STATE = ".builderd"
+#: Settings of the command line, in the folder itself: they are no code, so that their change builds nothing again.
+SETTINGS = "builder.toml"
 OWN, GIT = ".builderdignore", ".gitignore"
 
 #: Beyond either, the code is sent as an upload, which can be resumed. The API takes 2,000 files and 20 MB as JSON.
@@ -179,7 +181,7 @@ def _walk(
     rules = (_Rules(base, GIT, _lines(folder / GIT)), *outer)
     for entry in sorted(folder.iterdir()):
         path, is_link, is_folder = f"{base}{entry.name}", entry.is_symlink(), entry.is_dir()
-        if entry.name == STATE:
+        if entry.name == STATE or path == SETTINGS:
             continue
         reason = ""
         if is_link:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.builders.model import NAME
-from builderd.cli.apps.lifecycle import show_stage
-from builderd.cli.apps.project import FILE, JOB, KnownCode, Pending, Project, State, file_schema, fingerprint
-from builderd.cli.apps.session import ActionRequired, Exit, Session, command, shown
+from builderd.builders.model import NAME, JobType
+from builderd.cli.apps.lifecycle import served_at
+from builderd.cli.apps.progress import Progress
+from builderd.cli.apps.project import (
+    FIELDS,
+    FILE,
+    JOB,
+    STATE,
+    KnownCode,
+    Pending,
+    Project,
+    State,
+    file_schema,
+    fingerprint,
+    folder_of,
+    keep_folder,
+)
+from builderd.cli.apps.session import ActionRequired, Exit, Session, command, pairs, shown
 from builderd.cli.group import printable
 from builderd.client.errors import (
     ApiError,
@@ -33,7 +47,7 @@ from builderd.client.errors import (
 )
 from builderd.client.folders import Folder, read_folder
 from builderd.client.models import LogLine
-from builderd.client.retries import ended_by_machine, new_key
+from builderd.client.retries import NOT_SENT, ended_by_machine, new_key
 from builderd.code.detection.detect import detect
 from builderd.code.detection.model import Detected
 from builderd.code.detection.project import PROCFILE
@@ -55,14 +69,16 @@ class Sending:
     def resumed(self, mark: str, what: str) -> Pending | None:
         """Return the unanswered call of the same code and settings, and say that it is resumed."""
         pending = self._state.pending(mark)
-        if pending is not None:
-            upload = not self._folder.fits_json and pending.upload_id is None and pending.stored is None
-            self._session.say(
-                "Resuming the upload that was interrupted."
-                if upload
-                else f"Resuming the {what} whose answer did not arrive."
-            )
+        if pending is not None and pending.upload_url is not None and pending.upload_id is None:
+            self._session.say("Resuming the upload that was interrupted.")
+        elif pending is not None and pending.sent:
+            self._session.say(f"Resuming the {what} whose answer did not arrive.")
         return pending
+
+    def not_begun(self, pending: Pending) -> None:
+        """Write down that the service has begun nothing: the same command resumes an upload at most."""
+        pending.sent = False
+        self._state.keep(pending)
 
     def send_code(self, pending: Pending) -> None:
         """Upload code that is too large for JSON, and write the call down before it is sent."""
@@ -76,6 +92,7 @@ class Sending:
             pending.upload_id = self._session.client.uploads.send_folder(
                 self._folder, self._progress, upload_url=pending.upload_url, on_begin=begun
             )
+        pending.sent = True
         self._state.keep(pending)
 
     def changes(self, pending: Pending) -> dict[str, Any] | None:
@@ -153,6 +170,7 @@ def _job(
             except ApiError as error:
                 # With the same key, an outcome would be the answer again.
                 if isinstance(error, Unavailable) and not ended_by_machine(error):
+                    sending.not_begun(pending)
                     raise
                 sending.answered(pending)
                 # It was deleted meanwhile: the same command begins another one.
@@ -181,6 +199,8 @@ def init(session: Session, directory: Path, name: str | None, entrypoint: str | 
     project = Project.load(directory)
     if project.settings and not force:
         raise click.UsageError(f"{directory / FILE} is there already: change it, or use --force")
+    (directory / FILE).unlink(missing_ok=True)
+    project = Project(directory)
     settings = {"name": name or project.default_name(), **({"entrypoint": entrypoint} if entrypoint else {})}
     project.write(settings)
     if not entrypoint:
@@ -199,6 +219,7 @@ def schema(session: Session) -> None:
     session.result(file_schema())
 
 
+KINDS = [one.value for one in JobType]
 #: Settings of an app that a job of the same folder does not have.
 NOT_OF_JOBS = {"auto_stop_interval", "visibility", "release"}
 
@@ -206,7 +227,10 @@ NOT_OF_JOBS = {"auto_stop_interval", "visibility", "release"}
 @command("deploy")
 @folder_argument
 @click.option("--name", help="Name of the builder.  [default: of builder.toml, or the folder's]")
-@click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
+@click.option("--type", "job_type", type=click.Choice(KINDS), help="Its kind.  [default: what is found]")
+@click.option("--start", "--entrypoint", "entrypoint", help="Command that starts the app.  [default: what is found]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port on which it must listen.  [default: what is found]")
+@click.option("--env", "variables", multiple=True, metavar="KEY=VALUE", help="Set a variable, and keep the others.")
 @click.option("--build", help="Command that builds it before its start; '' for none.  [default: what is found]")
 @click.option("--env-file", metavar="PATH", help="File of the code with variables, such as .env; '' for none.")
 @click.option("--root", metavar="FOLDER", help="Folder of the code in which it runs, such as apps/web of a monorepo.")
@@ -214,17 +238,22 @@ NOT_OF_JOBS = {"auto_stop_interval", "visibility", "release"}
 @click.option("--fresh", is_flag=True, help="Install the dependencies again.")
 @click.option("--list", "only_list", is_flag=True, help="List what would be sent and what is left out; send nothing.")
 @click.option("--yes", is_flag=True, help="Take what is found for the start without asking.")
+@click.option("--replace", is_flag=True, help="Replace the app of the same name that another folder was deployed to.")
 @click.option("--skip-review", is_flag=True, help="Leave the review out (needs the scope skip-gates).")
 @click.option("--skip-qa", is_flag=True, help="Leave QA out (needs the scope skip-gates).")
-def deploy(session: Session, directory: Path, name: str | None, entrypoint: str | None, **flags: Any) -> None:
+def deploy(session: Session, directory: Path, name: str | None, **flags: Any) -> None:
     """Deploy a folder: create a builder, or a new version of the one there is. Prints its URL.
+
+    Exits with 1 when the new version does not serve; the version before serves on. What the options choose is written
+    into builder.toml after success, without the variables.
 
     Ctrl-C leaves the deployment going. The same command resumes it, also after a lost connection: it never makes a
     second builder.
     """
     project = Project.load(directory)
-    given = {name: value for name, value in flags.items() if value not in (None, False)}
-    options = project.options | {name: value for name, value in given.items() if name in NewBuilder.model_fields}
+    given = {name: value for name, value in flags.items() if value not in (None, False, ())}
+    chosen = {name: value for name, value in given.items() if name in NewBuilder.model_fields}
+    options = project.options | chosen
     folder = _folder(project, options)
     if flags["only_list"]:
         sent = [{"path": file.path, "size": file.size} for file in folder.files]
@@ -233,21 +262,31 @@ def deploy(session: Session, directory: Path, name: str | None, entrypoint: str 
         lines += [f"{'left out':>9}  {one.path}  ({one.rule})" for one in folder.left_out]
         session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
         return
-    start = _start(session, project, _below(folder, options.get("root")), entrypoint, flags["yes"])
-    if start:
+    name = name or project.name or project.default_name()
+    if not NAME.fullmatch(name):
+        raise click.UsageError(f"{name!r} is no name: 1 to 63 lower-case letters, digits and hyphens, not at its ends")
+    existing = _existing(session, name)
+    _check_kind(project, existing, options.get("job_type"))
+    # What starts the code is asked for once.
+    is_known = flags["yes"] or existing is not None or any((project.root / one).exists() for one in (FILE, STATE))
+    if start := _start(session, project, _below(folder, options.get("root")), options, is_known):
         options["entrypoint"] = start
-    chosen = name or project.name or project.default_name()
-    if not NAME.fullmatch(chosen):
-        raise click.UsageError(
-            f"{chosen!r} is no name: 1 to 63 lower-case letters, digits and hyphens, not at its ends"
-        )
-    if not project.settings:
-        # The answers are asked for once.
-        project.write({"name": chosen, **({"entrypoint": start} if start else {})})
-        session.say(f"Wrote {project.root / FILE}.")
-        folder = _folder(project, options)
+    kind = existing.data.job_type if existing else options.get("job_type")
+    if kind not in ("one_time", "sandbox") and not flags["skip_qa"]:
+        options.setdefault("require_qa", True)
+    deployment = _Deployment(session, folder, name, options, flags)
+    pending = deployment.begin(existing, lambda found: _check_folder(session, project, found, flags))
     _print_sent(session, folder)
-    _Deployment(session, project, folder, chosen, options, flags["fresh"]).run()
+    builder = deployment.run(pending)
+    if project.name in (None, name):  # else the file is about another builder
+        _write_chosen(
+            session, project, {"name": name, **{key: chosen[of] for key, of in FIELDS.items() if of in chosen}}
+        )
+    if flags["variables"] and "env" in project.settings:
+        session.say(f"The next deployment has the variables of [env] in {FILE} alone: --env is not written into it.")
+    rate = f", {builder.data.cost.hourly_rate:.4f} {builder.data.cost.currency} an hour" if session.shows_money else ""
+    session.say(f"{name} {'serves' if served_at(builder) else 'runs'} version {builder.version}{rate}.")
+    session.result(builder, served_at(builder) or builder.name)
 
 
 def _folder(project: Project, options: Mapping[str, Any]) -> Folder:
@@ -264,22 +303,85 @@ def _below(folder: Folder, root: Any) -> Folder:
     return below
 
 
+def _existing(session: Session, name: str) -> Builder | None:
+    try:
+        return session.client.builders.get(name)
+    except NotFound:
+        return None
+
+
+def _check_kind(project: Project, existing: Builder | None, wanted: str | None) -> None:
+    """Raise ``ActionRequired`` for another kind than the builder has: it cannot change."""
+    if existing is None or wanted in (None, existing.data.job_type):
+        return
+    again, name = f"builderd deploy {shlex.quote(str(project.root))} --type {wanted}", existing.name
+    raise ActionRequired(
+        f"{name} is of the kind {existing.data.job_type}, which cannot change to {wanted}: give another name, or "
+        "delete it with its files first",
+        f"{again} --name {name[:59]}-new",
+        f"builderd delete {name} && {again}",
+    )
+
+
+def _check_folder(session: Session, project: Project, existing: Builder, flags: Mapping[str, Any]) -> None:
+    """Ask before the app of another folder is replaced. Raises ``ActionRequired`` with ``--yes`` or no terminal."""
+    name = existing.name
+    folder = folder_of(session.service()[0], name)
+    if flags["replace"] or folder == project.root.resolve() or (folder is None and project.name == name):
+        return
+    if all(one.status != "deployed" for one in existing.versions()):
+        return  # it never was up
+    again = f"builderd deploy {shlex.quote(str(project.root))}"
+    following = f"{again} --replace", f"{again} --name {name[:59]}-new"
+    whose = f"was deployed from {folder}" if folder else f"is there already, and no {FILE} here names it"
+    if flags["yes"]:
+        raise ActionRequired(f"{name} {whose}: --replace replaces it by this folder", *following)
+    if not session.confirm(f"{name} {whose}. Replace it by this folder?", *following):
+        raise click.UsageError("nothing was deployed: name another builder with --name")
+
+
+def _write_chosen(session: Session, project: Project, chosen: Mapping[str, Any]) -> None:
+    """Write what options chose into ``builder.toml``; what was only found is found anew the next time."""
+    changed = {key: value for key, value in chosen.items() if project.settings.get(key) != value}
+    if changed and project.write(changed):
+        session.say(f"Wrote {', '.join(changed)} into {project.root / FILE}.")
+    elif changed:
+        session.say(f"{project.root / FILE} is left as it is. Set in it: {', '.join(changed)}.")
+
+
 class _Deployment(Sending):
     """One deployment from a folder, with the key that is kept beside it."""
 
     def __init__(
-        self, session: Session, project: Project, folder: Folder, name: str, options: dict[str, Any], fresh: bool
+        self, session: Session, folder: Folder, name: str, options: Mapping[str, Any], flags: Mapping[str, Any]
     ) -> None:
-        super().__init__(session, folder, State(project.root))
+        super().__init__(session, folder, State(folder.root))
         self._name = name
         self._options = options
-        self._fresh = fresh
+        self._variables, self._fresh = pairs(flags["variables"], "--env"), flags["fresh"]
         self._began = False
+        self._stages = Progress(session)
 
-    def run(self) -> None:
-        pending = self._pending()
+    def begin(self, existing: Builder | None, check: Callable[[Builder], None]) -> Pending:
+        """Return the call to send: the unanswered one of the same command, or a new one that ``check`` admits."""
+        url, _, _ = self._session.service()
+        mark = fingerprint(url, self._name, self._options, self._variables, self._fresh, self._folder.bundle)
+        if (pending := self.resumed(mark, "deployment")) is not None:
+            return pending
+        if existing is not None:
+            check(existing)
+        keep_folder(url, self._name, self._folder.root)
+        return Pending(new_key(), mark, existing.uuid if existing else None)
+
+    def run(self, pending: Pending) -> Builder:
+        """Send the call and return the builder, which serves. Raises the error of the stage that failed."""
         try:
-            builder = self._send(pending)
+            with self._stages:
+                builder = self._send(pending)
+                self.answered(pending)
+                self.know(builder.uuid)
+                for note in builder.check_version(strict=self._options.get("require_qa", True)):
+                    self._session.say(f"Note: {printable(note)}")
         except KeyboardInterrupt:
             if self._began:
                 self._session.say(f"\nThe deployment goes on. Follow it: builderd logs -f {self._name}")
@@ -292,30 +394,39 @@ class _Deployment(Sending):
             has_failed = isinstance(error, DeploymentFailed) or ended_by_machine(error)
             if has_failed or not isinstance(error, Unavailable):
                 self.answered(pending)
+            elif not self._began:
+                self.not_begun(pending)
             if has_failed:
                 self.know(pending.builder or error.builder)
+                self._note_what_serves(error)
             raise
-        except NoAnswer:
-            self._session.say("The answer was lost. Run the same command again: it resumes this deployment.")
+        except NoAnswer as error:
+            if isinstance(error.__cause__, NOT_SENT) and not self._began:
+                self.not_begun(pending)
+            else:
+                self._session.say("The answer was lost. Run the same command again: it resumes this deployment.")
             raise
-        self.answered(pending)
-        self.know(builder.uuid)
-        self._session.result(builder, builder.url if builder.data.job_type in ("always_on", "static") else builder.name)
+        return builder
 
-    def _pending(self) -> Pending:
-        url, _, _ = self._session.service()
-        mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.bundle)
-        if (pending := self.resumed(mark, "deployment")) is not None:
-            return pending
-        try:
-            existing = self._session.client.builders.get(self._name).uuid
-        except NotFound:
-            existing = None
-        return Pending(new_key(), mark, existing)
+    def _note_what_serves(self, error: ApiError) -> None:
+        """Add to a failure which version serves now; one that took over and failed after it is rolled back."""
+        with suppress(BuilderdError):
+            now, failed = self._session.client.builders.get(str(error.builder)), error.data.get("version")
+            goes_on = f"Version {now.version} {'serves' if served_at(now) else 'runs'} on"
+            if now.version == failed:
+                before = [one.version for one in now.versions() if one.status == "deployed" and one.version != failed]
+                if not before:
+                    return
+                goes_on = f"Bring the version before back: builderd rollback {now.name} {before[0]}"
+                with suppress(BuilderdError):
+                    now.rollback(before[0])
+                    goes_on = f"Version {before[0]} is back, as version {now.version}"
+            error.note = f"{goes_on}{f', at {served_at(now)}' if served_at(now) else ''}."
 
-    def _send(self, pending: Pending) -> Any:
+    def _send(self, pending: Pending) -> Builder:
         changes = self.changes(pending)
         if changes is not None:
+            pending.sent = True
             self._state.keep(pending)
             # Refused: the version is gone, what was known of it is wrong, or the service is an older one. A mistake of
             # the settings is refused again.
@@ -325,35 +436,38 @@ class _Deployment(Sending):
         self.send_code(pending)
         return self._deploy(pending, self.code(pending))
 
-    def _deploy(self, pending: Pending, code: Mapping[str, Any]) -> Any:
-        builders = self._session.client.builders
-        on_stage = partial(show_stage, self._session)
-        common: dict[str, Any] = {"idempotency_key": pending.key, "on_stage": on_stage, "on_begin": self._begin}
-        if pending.builder is None:
-            return builders.create(self._name, **code, **common, **self._options)
-        options = {name: value for name, value in self._options.items() if name != "job_type"}
-        return builders.get(pending.builder).deploy(**code, **common, fresh=self._fresh, **options)
+    def _deploy(self, pending: Pending, code: Mapping[str, Any]) -> Builder:
+        builders, options = self._session.client.builders, {**self._options, "on_stage": self._stages.stage}
+        common: dict[str, Any] = {"idempotency_key": pending.key, "on_begin": self._begin}
+        builder = builders.get(pending.builder) if pending.builder else None
+        if self._variables:
+            kept = options.get("env", builder.data.env if builder else {})
+            options["env"] = {**kept, **self._variables}
+        if builder is None:
+            return builders.create(self._name, **code, **common, **options)
+        options.pop("job_type", None)
+        return builder.deploy(**code, **common, fresh=self._fresh, **options)
 
-    def _begin(self, _: str) -> None:
+    def _begin(self, path: str) -> None:
         self._began = True
+        self._stages.begin(path.rpartition("/")[2])
 
 
-def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> str:
+def _start(session: Session, project: Project, folder: Folder, options: Mapping[str, Any], yes: bool) -> str:
     """Return the given command, or "" where the service starts what is found in the code, which is shown and confirmed.
 
     Raises ``ActionRequired`` where nothing starts it.
     """
-    if given := entrypoint or project.settings.get("entrypoint"):
+    if given := options.get("entrypoint"):
         return str(given)
-    found, where = detect(folder.project, project.settings.get("job_type")), shlex.quote(str(project.root))
+    found, where = detect(folder.project, options.get("job_type")), shlex.quote(str(project.root))
     if not isinstance(found, Detected):
-        if project.settings.get("job_type") in ("static", "sandbox"):
+        if options.get("job_type") in ("static", "sandbox"):
             return ""
         apps = [f"builderd deploy {where} --root {shlex.quote(root)}" for root in found.roots]
         raise ActionRequired(printable(found.reason), *apps, f"builderd deploy {where} --entrypoint 'COMMAND'")
     _print_found(session, found)
-    # Once there is a builder.toml, the command was confirmed.
-    if yes or project.settings or found.framework == PROCFILE:
+    if yes or found.framework == PROCFILE:
         return ""
     question = f"Start the code with `{printable(found.entrypoint)}`?"
     if not session.confirm(
@@ -398,8 +512,8 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     project = Project.load(directory)
     folder = _folder(project, project.options)
     below = _below(folder, project.options.get("root"))
-    start = _start(session, project, below, shlex.join(args), yes=True)
     options = {key: value for key, value in project.options.items() if key not in NOT_OF_JOBS}
+    start = _start(session, project, below, {**options, **({"entrypoint": shlex.join(args)} if args else {})}, yes=True)
     if flags["with_stdin"]:
         options["stdin"] = sys.stdin.read()
     options |= {"job_type": "one_time", **({"entrypoint": start} if start else {})}

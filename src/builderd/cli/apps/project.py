@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import click
 
+from builderd.cli.apps import contexts
 from builderd.cli.apps.contexts import replace_file
 from builderd.cli.group import printable
 from builderd.client import folders
@@ -99,12 +100,52 @@ class Project:
         words = re.sub(r"[^a-z0-9]+", "-", self.root.resolve().name.lower()).strip("-")
         return words[:40].strip("-") or "app"
 
-    def write(self, settings: Mapping[str, Any]) -> None:
-        """Write a new ``builder.toml``."""
-        # JSON's texts, numbers, booleans and lists of them are TOML's too.
-        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items()]
-        (self.root / FILE).write_text("".join(["# See `builderd schema`, and docs/cli.md of builderd.\n", *lines]))
-        self.settings = dict(settings)
+    def write(self, settings: Mapping[str, Any]) -> bool:
+        """Write settings into ``builder.toml``, whose other lines stay; return False where its form does not allow it.
+
+        Settings are texts, numbers and booleans.
+        """
+        file, wanted = self.root / FILE, {**self.settings, **settings}
+        text = file.read_text() if file.exists() else "# See `builderd schema`, and docs/cli.md of builderd.\n"
+        for name, value in settings.items():
+            # JSON's texts, numbers and booleans are TOML's too. A setting stands before the first table.
+            table = re.search(r"^[ \t]*\[", text, re.MULTILINE)
+            end = table.start() if table else len(text)
+            line = f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+            if old := re.compile(rf"^{name}[ \t]*=.*\n?", re.MULTILINE).search(text, 0, end):
+                text = f"{text[: old.start()]}{line}{text[old.end() :]}"
+            else:
+                text = "".join([text[:end].rstrip("\n"), "\n", line, "\n" if table else "", text[end:]])
+        try:
+            if tomllib.loads(text) != wanted:
+                return False
+        except tomllib.TOMLDecodeError:
+            return False
+        file.write_text(text)
+        self.settings = wanted
+        return True
+
+
+def folder_of(service: str, name: str) -> Path | None:
+    """Return the folder of this machine from which a builder was deployed last; None if not known, or gone."""
+    found = _folders()[1].get(f"{service} {name}")
+    return Path(found) if found and Path(found).is_dir() else None
+
+
+def keep_folder(service: str, name: str, folder: Path) -> None:
+    """Write down that the builder is deployed from the folder."""
+    file, known = _folders()
+    if known.get(key := f"{service} {name}") != str(folder.resolve()):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(file, json.dumps({**known, key: str(folder.resolve())}, indent=1))
+
+
+def _folders() -> tuple[Path, dict[str, str]]:
+    file = contexts.location().with_name("folders.json")
+    try:
+        return file, dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return file, {}
 
 
 @dataclass(slots=True)
@@ -112,7 +153,7 @@ class Pending:
     """A deployment whose answer has not arrived: sent again with its key, it is not made twice.
 
     ``upload_url`` is set once an upload has begun, ``upload_id`` once it is complete. ``name`` is that of a job.
-    ``stored`` is the bundle that the call sends the changes to.
+    ``stored`` is the bundle that the call sends the changes to. ``sent``: the service may have begun.
     """
 
     key: str
@@ -122,6 +163,7 @@ class Pending:
     upload_id: str | None = None
     upload_url: str | None = None
     stored: str | None = None
+    sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,11 +281,11 @@ def exit_code_of(error: BuilderdError) -> int:
 
 
 def _described(error: BuilderdError, following: list[str]) -> dict[str, Any]:
-    body: dict[str, Any] = {"status": "error", "code": _error_code(error), "message": error.message}
+    body: dict[str, Any] = {"status": "error", "code": _error_code(error), "message": error.message, "note": error.note}
     if isinstance(error, ApiError):
         body |= {"errors": dict(error.errors), "data": dict(error.data), "http_status": error.status}
     if isinstance(error, DeploymentFailed):
-        body["log_tail"] = error.log_tail
+        body |= {"log_tail": error.log_tail, "stage": error.stage}
     return {**body, "request_id": error.request_id, "builder": error.builder, "next": following}
 
 
@@ -297,16 +297,19 @@ def _error_code(error: BuilderdError) -> str:
 
 def _error_lines(error: BuilderdError, following: list[str]) -> Iterable[str]:
     """Yield the lines about an error: what is wrong, the log's end, and what to run next."""
-    yield f"{click.style('Error:', fg='red')} {printable(error.message)}"
+    stage = f"{error.stage}: " if isinstance(error, DeploymentFailed) else ""
+    yield f"{click.style('Error:', fg='red')} {stage}{printable(error.message)}"
     if isinstance(error, ApiError):
         faults = [f"{path}: {reason}" for path, reasons in error.errors.items() for reason in reasons]
         yield from (f"  {printable(fault)}" for fault in faults if fault not in error.message)
-    # The message of a failed start has the end of the log already.
-    if isinstance(error, DeploymentFailed) and error.log_tail and error.log_tail[-1].strip() not in error.message:
+    # Most messages have the end of the log already.
+    if isinstance(error, DeploymentFailed) and error.log_tail and "last lines:" not in error.message:
         yield "The log's last lines:"
         yield from (f"  {printable(line)}" for line in error.log_tail)
     if error.request_id and isinstance(error, ApiError) and error.status >= 500:
         yield f"Request id, for the service's log: {error.request_id}"
+    if error.note:
+        yield printable(error.note)
     yield from _steps(following)
 
 

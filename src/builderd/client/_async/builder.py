@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from builderd.client._async.deployments import AsyncDeployment, DeployOptions, OnStage, no_stages, prepare
+from builderd.client._async.deployments import AsyncDeployment, DeployOptions, OnStage, explained, no_stages, prepare
 from builderd.client._async.executions import AsyncTerminal, ExecOptions, execute, open_terminal
 from builderd.client._async.files import AsyncFiles
 from builderd.client._async.parts import (
@@ -26,7 +26,7 @@ from builderd.client._async.streams import AsyncCalls, AsyncPages, AsyncStream, 
 from builderd.client._async.streams import follow as follow_stream
 from builderd.client._async.transport import AsyncTransport, parsed
 from builderd.client._sync.settings import SettingOptions
-from builderd.client.errors import NoAnswer, TimedOut
+from builderd.client.errors import NoAnswer, QaFailed, StartFailed, TimedOut
 from builderd.client.folders import Folder
 from builderd.client.logs import LogCursor
 from builderd.client.models import (
@@ -49,6 +49,10 @@ from builderd.client.retries import async_sleep
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
 SETTLED = frozenset({"running", "stopped", "completed", "failed", "deleted"})
 FINISHED = SETTLED - {"running"}
+#: Seconds for which ``check_version`` watches a version after its answer: many crash at their first requests.
+WATCH_SECONDS = 1.0
+#: Events that begin a version.
+BEGINNINGS = ("version.created", "builder.created")
 
 
 class AsyncBuilder(AsyncCalls):
@@ -175,6 +179,38 @@ class AsyncBuilder(AsyncCalls):
         """Change settings: at once where the app need not know of them, else as a new version of the same code."""
         call = AsyncDeployment(self._transport, idempotency_key, on_stage)
         return self._with(await call.run("PATCH", self._path(), dict(options)))
+
+    async def check_version(self, *, strict: bool = True) -> list[str]:
+        """Look at a new version a last time, after a second; return notes, such as that its port was found.
+
+        Raises ``DeploymentFailed`` where it does not serve: it ended after its answer, or QA's gate failed. That is a
+        note unless ``strict``. A job has only begun.
+        """
+        number, is_job, restarted = self.version, self.data.job_type == "one_time", ""
+        await async_sleep(0 if is_job else WATCH_SECONDS)
+        data, notes = (await self.refresh()).data, list[str]()
+        async for event in self.events(types=",".join((*BEGINNINGS, "builder.restarting", "port.adopted"))):
+            if event.type in BEGINNINGS:
+                break
+            if event.type == "builder.restarting":
+                restarted = restarted or event.reason
+            else:
+                notes.append(event.reason)
+        error, about = None, {"uuid": self.uuid, "version": number}
+        if data.status not in ("running", "completed" if is_job else "running") or data.version < number:
+            error = StartFailed(
+                "start_failed", f"It was up, and is {data.status} now: {data.status_reason}.", data=about
+            )
+        elif restarted:
+            error = StartFailed("start_failed", f"It was up, and ended: {restarted}.", data=about)
+        elif data.qa_passed is False:
+            failed = "\n".join(one.message for one in (await self.qa.get()).gate if one.outcome == "failed")
+            if strict:
+                raise await explained(self._transport, QaFailed("qa_failed", failed, data=about))
+            notes.append(f"QA failed, which require_qa = false permits: {failed}")
+        if error is not None:
+            raise await explained(self._transport, error)
+        return notes
 
     async def set_auto_stop(self, minutes: int) -> AsyncBuilder:
         """Stop it by itself after so many minutes without use; 0: never."""

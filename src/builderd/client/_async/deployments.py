@@ -198,7 +198,8 @@ async def explained(transport: AsyncTransport, error: BuilderdError) -> Builderd
             stream = "release" if isinstance(error, ReleaseFailed) else stream
             params = {"tail": TAIL_LINES, "stream": stream}
             answer = await transport.json("GET", api_path("builders", error.builder, "logs"), params=params)
-            error.log_tail = [line["text"] for line in answer["data"]]
+            number = error.data.get("version")
+            error.log_tail = [line["text"] for line in answer["data"] if number in (None, line["version"])]
         if isinstance(error, QaFailed):
             with suppress(BuilderdError):
                 params = {"version": error.data.get("version")}

@@ -71,7 +71,7 @@ def test_each_command_keeps_the_contract_and_each_call_has_a_command(box: Box) -
     deployed = box.run("deploy")
     assert deployed.stdout.strip() == made["preview_url"]
     assert "review   ok" in deployed.stderr
-    assert [file["path"] for file in box.json("deploy", "--list")["files"]] == ["builder.toml", "main.py"]
+    assert [file["path"] for file in box.json("deploy", "--list")["files"]] == ["main.py"]
     assert [one["version"] for one in box.json("versions")] == [2, 1]
     assert box.json("rollback", "1")["version"] == 3
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
+import time
+import tomllib
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import IO, Any
 
+import httpx2
 import pytest
 from click.testing import CliRunner, Result
 from tests.fakes.sandboxes import Behaviour
+from tests.fakes.testers import FakeTesters
 from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
-from builderd import Builderd, NotFound
+from builderd import Builderd, NoAnswer, NotFound
 from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
-from builderd.client._sync import uploads
+from builderd.client._sync import builder, uploads
+from builderd.qa.model import Visit
 
 
 def run(*words: str) -> Result:
@@ -224,7 +232,7 @@ def test_an_interrupted_deployment_goes_on_and_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("builderd.cli.apps.deploying.show_stage", interrupted)
+        patch.setattr("builderd.cli.apps.progress.show_stage", interrupted)
         stopped = run("deploy", "--yes")
     assert stopped.exit_code == 130
     assert "Follow it: builderd logs -f my-app" in stopped.stderr
@@ -290,7 +298,7 @@ def test_only_changed_files_are_sent_again(running: Running, home: Path, uploade
         "main.py": b"print('changed')\n",
         "new/file": b"new",
     }
-    assert set(files) == {"main.py", "new/file", "data.bin", "builder.toml"}
+    assert set(files) == {"main.py", "new/file", "data.bin"}
     assert run("deploy").exit_code == 0
     assert (len(uploaded), builders(running)) == (1, {"my-app": 3})
 
@@ -373,3 +381,142 @@ def test_a_lost_answer_of_changes_is_resumed(
         assert resumed.exit_code == 0, resumed.output
     assert "Resuming the deployment whose answer did not arrive." in resumed.stderr
     assert (len(uploaded), builders(running)) == (1, {"my-app": 2})
+
+
+def answer(running: Running, status: int) -> None:
+    """Have apps answer `GET /` with this status."""
+    testers = running.service.application.testers
+    assert isinstance(testers, FakeTesters)
+    testers.visits = deque([Visit(status, 0.01)])
+
+
+def test_a_version_that_fails_a_check_is_a_failed_deploy(running: Running, home: Path) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "main.py").write_text("print('other')\n")
+    answer(running, 500)
+    failed = run("deploy")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert "Error: qa: GET / was answered 500" in failed.stderr
+    assert "Version 1 serves on, at http://" in failed.stderr
+    assert failed.stderr.endswith("Next: builderd qa my-app --version 2\n")
+    as_json = json.loads(run("deploy", "--json").stdout)
+    assert (as_json["code"], as_json["stage"], as_json["next"]) == (
+        "qa_failed",
+        "qa",
+        ["builderd qa my-app --version 3"],
+    )
+    assert as_json["note"].startswith("Version 1 serves on")
+    (home / "builder.toml").write_text('name = "my-app"\nrequire_qa = false\n')
+    permitted = run("deploy")
+    assert permitted.exit_code == 0
+    assert "QA failed, which require_qa = false permits: GET / was answered 500" in permitted.stderr
+
+
+def test_first_version_that_fails_leaves_no_url_and_no_file(running: Running, home: Path) -> None:
+    answer(running, 500)
+    assert run("deploy", "--yes").stdout == ""
+    assert not (home / "builder.toml").exists()
+    assert "nothing is served at http://" in run("status", "my-app").stdout
+    answer(running, 200)
+    assert run("deploy").exit_code == 0
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_version_that_crashes_after_its_answer_is_a_failed_deploy(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, second: bool
+) -> None:
+    if second:
+        assert run("deploy", "--yes").exit_code == 0
+    (home / "main.py").write_text("print('other')\n")
+
+    refresh = builder.Builder.refresh
+
+    def crashed(app: builder.Builder) -> builder.Builder:
+        engine, until = running.service.engine, time.monotonic() + 30
+        while not any(one.type == "builder.restarting" for one in app.events()) and time.monotonic() < until:
+            for sandbox in list(engine.known):
+                running.loop.call_soon_threadsafe(partial(engine.end, sandbox, exit_code=3))
+            time.sleep(0.1)
+        return refresh(app)
+
+    monkeypatch.setattr(builder.Builder, "refresh", crashed)
+    failed = run("deploy", "--yes")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert "Error: start: It was up, and ended: exited with code 3, restart 1 of 5." in failed.stderr
+    assert ("Version 1 is back, as version 3, at http://" in failed.stderr) is second
+
+
+def test_options_are_written_into_the_file_and_detection_is_not(running: Running, home: Path) -> None:
+    chosen = ("--port", "9000", "--start", "python3 main.py", "--env", "A=1", "--env", "B=2")
+    assert run("deploy", "--yes", "--name", "mine", *chosen).exit_code == 0
+    written = tomllib.loads((home / "builder.toml").read_text())
+    assert written == {"name": "mine", "port": 9000, "entrypoint": "python3 main.py"}
+    (home / "builder.toml").write_text('# why\nname = "mine"\nport = 9000 # here\n\n[resources]\nmemory = 2\n')
+    made = json.loads(run("deploy", "--port", "9001", "--build", "", "--env", "B=3", "--json").stdout)
+    assert (made["port"], made["env"]) == (9001, {"A": "1", "B": "3"})
+    assert (home / "builder.toml").read_text() == (
+        '# why\nname = "mine"\nport = 9001\nbuild = ""\n\n[resources]\nmemory = 2\n'
+    )
+    # Another builder of the same folder changes nothing.
+    assert run("deploy", "--name", "other", "--port", "9002").exit_code == 0
+    assert "9002" not in (home / "builder.toml").read_text()
+
+
+def test_a_wrong_first_guess_is_corrected(running: Running, home: Path) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "main.py").rename(home / "server.py")
+    assert json.loads(run("deploy", "--json").stdout)["entrypoint"] == "python3 server.py"
+
+
+def test_another_folder_of_the_same_name_is_asked_about(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    other, copied = home.parent / "other/my-app", home.parent / "copied/my-app"
+    other.mkdir(parents=True)
+    (other / "main.py").write_text("print('another')\n")
+    shutil.copytree(home, copied)
+    for folder in (other, copied):
+        monkeypatch.chdir(folder)
+        for words in (("deploy", "--yes"), ("deploy",), ("deploy", "--name", "my-app", "--yes")):
+            refused = run(*words)
+            assert refused.exit_code == 4, refused.output
+            assert f"my-app was deployed from {home}" in refused.stderr
+            assert refused.stderr.endswith(
+                "Next: builderd deploy . --replace\nNext: builderd deploy . --name my-app-new\n"
+            )
+    assert builders(running) == {"my-app": 1}
+    assert run("deploy", "--replace").exit_code == 0
+    # A folder that moved, and one from elsewhere whose file names the builder, are its own.
+    moved = home.parent / "moved"
+    copied.rename(moved)
+    monkeypatch.chdir(moved)
+    assert run("deploy", "--yes").exit_code == 0
+    (home.parent / "config/builderd/folders.json").unlink()
+    assert run("deploy", "--yes").exit_code == 0
+    (home.parent / "config/builderd/folders.json").unlink()
+    monkeypatch.chdir(other)
+    assert "no builder.toml here names it" in run("deploy", "--yes").stderr
+
+
+def test_another_kind_is_refused_with_what_to_do(running: Running, home: Path) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "builder.toml").write_text('name = "my-app"\njob_type = "worker"\n')
+    refused = json.loads(run("deploy", "--json").stdout)
+    assert "my-app is of the kind always_on, which cannot change to worker" in refused["reason"]
+    assert refused["next"] == [
+        "builderd deploy . --type worker --name my-app-new",
+        "builderd delete my-app && builderd deploy . --type worker",
+    ]
+    assert builders(running) == {"my-app": 1}
+
+
+def test_nothing_is_resumed_that_was_not_begun(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise NoAnswer("no connection") from httpx2.ConnectError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builderd.client._sync.account.Builders.create", unreachable)
+        assert run("deploy", "--yes").exit_code == 5
+    again = run("deploy")
+    assert (again.exit_code, "Resuming" in again.stderr) == (0, False), again.output

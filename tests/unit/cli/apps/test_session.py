@@ -260,7 +260,7 @@ def test_the_settings_of_builder_toml_are_sent(running: Running, home: Path) -> 
     assert (made["name"], made["port"], made["auto_stop_interval"], made["env"]) == ("named", 9000, 30, {"A": "1"})
     assert made["resources"]["memory"] == 2
     (bundle,) = running.service.bundles.stored.values()
-    assert {file.path for file in bundle.files} == {"builder.toml", "main.py"}
+    assert {file.path for file in bundle.files} == {"main.py"}
     # From a folder below, too.
     below = home / "deep/er"
     below.mkdir(parents=True)

@@ -556,6 +556,9 @@ async def test_folder_of_a_monorepo_is_chosen_and_looked_at(pages: Pages) -> Non
     refused = await pages.browser.post("/new", data={"upload": upload, "name": "mine", "root": "none"})
     assert refused.status_code == 422
     assert "is no folder of the code" in refused.text
+    files = {"Procfile": "web: python3 app.py\nworker: python3 w.py", **FLASK}
+    shown = (await pages.browser.get("/new", params={"upload": await send(pages, files)})).text
+    assert 'Further processes: <span class="m">worker</span>' in shown
 
 
 async def test_upload_that_is_no_archive_or_not_ones_own_leads_back_to_the_beginning(pages: Pages) -> None:

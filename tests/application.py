@@ -67,11 +67,11 @@ FIRST_PAUSE, LAST_PAUSE = 0.001, 0.02
 def look_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at an app's port once: later looks take fake time alone, and would end what a test is about to look for."""
 
-    async def look(application: Application, sandbox: Sandbox, port: int, _: float) -> HealthCheck:
-        listening = await application.engine.sandboxes.listening(sandbox.id)
-        if not listening.reachable(port):
+    async def look(application: Application, sandbox: Sandbox, version: Version, _: float) -> HealthCheck:
+        listening = await application.engine.sandboxes.listening(sandbox.id, version.port)
+        if not listening.reachable(version.port):
             await asyncio.Event().wait()
-        return HealthCheck(True, listening, None, 0.0)
+        return HealthCheck(True, listening, None, 0.0, version.port)
 
     for module in (await_listening, inspection):
         monkeypatch.setattr(module, "wait_until_listening", look)

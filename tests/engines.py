@@ -101,9 +101,9 @@ async def until_state(engine: Engine, sandbox: SandboxId, state: SandboxState) -
     return report
 
 
-async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
+async def until_listening(engine: Engine, sandbox: SandboxId, port: int = 8000) -> Listening:
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        while not (listening := await engine.sandboxes.listening(sandbox)).sockets:
+        while not (listening := await engine.sandboxes.listening(sandbox, port)).sockets:
             await asyncio.sleep(0.01)
     return listening
 

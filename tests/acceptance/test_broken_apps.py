@@ -87,7 +87,6 @@ BROKEN: Mapping[str, Broken] = {
     "another port": _main(
         START, "port 5000", 'set "port" to 5000', TINY_APP.replace('int(os.environ["PORT"])', "5000")
     ),
-    "127.0.0.1": _main(START, "127.0.0.1:8000", "bind it to 0.0.0.0:8000", TINY_APP.replace("0.0.0.0", "127.0.0.1")),
     "IPv6 only": _main(START, "for IPv6 alone", "bind it to 0.0.0.0:8000", IPV6.format(ip="::", only=1)),
     "IPv6 loopback": _main(START, "does not have", "bind it to 0.0.0.0", IPV6.format(ip="::1", only=0)),
     "a missing module": _main(START, "module flask is missing", "add flask to requirements.txt", "import flask\n"),

@@ -272,7 +272,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self._called("list_sandboxes", "")
         return [found.report() for sandbox in list(self.known) if (found := self._look(sandbox))]
 
-    async def listening(self, sandbox: SandboxId) -> Listening:
+    async def listening(self, sandbox: SandboxId, port: int) -> Listening:
         self._called("listening", sandbox)
         found = self._look(sandbox)
         if found is None or found.end or found.half_made:
@@ -280,7 +280,11 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         does = found.behaviour
         if does.listens_at is None or found.looks < does.listens_at:
             return Listening(frozenset())
-        return Listening(frozenset({(does.address, does.port or found.spec.port)}))
+        sockets = does.sockets or ((does.address, does.port or found.spec.port),)
+        # Connections to the sandbox's address reach loopback, as on this machine's engine.
+        if {("127.0.0.1", port), ("0.0.0.0", port)} & set(sockets):
+            return Listening(frozenset({("0.0.0.0", port)}))
+        return Listening(frozenset(sockets))
 
     def _look(self, sandbox: SandboxId) -> FakeSandbox | None:
         found = self.known.get(sandbox)

@@ -13,12 +13,14 @@ from builderd.sandboxes.model import SandboxEnd, SandboxReport, SandboxSpec, San
 class Behaviour:
     """Behaviour of an app once it is started.
 
-    It listens on ``address`` and ``port`` (None: the spec's own) from the ``listens_at``-th look on (0: at once,
-    None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the start.
+    It listens on ``address`` and ``port`` (None: the spec's own), or on ``sockets``, from the ``listens_at``-th look on
+    (0: at once, None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the
+    start.
     """
 
     address: str = "0.0.0.0"
     port: int | None = None
+    sockets: tuple[tuple[str, int], ...] = ()
     listens_at: int | None = 0
     exits_at: int | None = None
     exit_code: int = 0

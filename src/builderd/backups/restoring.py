@@ -329,7 +329,8 @@ async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> st
     app, settings = context.app, item.version.settings
     wait = await wait_until_up(app, item, sandbox, app.limits.start_seconds(settings))
     if wait.reachable:
-        checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
+        version = replace(item.version, adopted_port=wait.port)
+        checks = await qa.judge(app, item.builder, version, replace(sandbox, listening_at=app.clock.now()))
         if gate_passed(checks):
             return None
         reason = gate_failure(checks)

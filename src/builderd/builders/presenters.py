@@ -30,7 +30,7 @@ def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Bui
         uuid=builder.id,
         preview_url=view.preview_url,
         service_token=token if with_token else f"…{token[-SHOWN_END:]}",
-        **shown_settings(view.version.settings, wire.Builder),
+        **shown_settings(view.version.settings, wire.Builder) | {"port": view.version.port},
         needs_restart=view.needs_restart,
         review_passed=view.review_passed,
         qa_passed=view.version.qa_passed,

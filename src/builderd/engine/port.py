@@ -60,8 +60,12 @@ class Sandboxes(Protocol):
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         """Return all sandboxes of this service, in any state."""
 
-    async def listening(self, sandbox: SandboxId) -> Listening:
-        """Return the TCP sockets that listen inside; empty when it does not run."""
+    async def listening(self, sandbox: SandboxId, port: int) -> Listening:
+        """Return the TCP sockets that listen inside, or this port alone where it answers at the sandbox's address.
+
+        Empty when it does not run. An engine may lead connections to that address on to loopback, where a port is open
+        there alone. The other ports are those of the last second.
+        """
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         """Freeze its processes, and give its memory back to the machine as far as possible.

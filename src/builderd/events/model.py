@@ -39,7 +39,7 @@ class Event:
     ``version.created``, ``version.deployed`` and ``version.failed`` (details: version, of the last also code),
     ``review.passed``, ``review.failed`` and ``review.accepted`` (details: version, or the finding with its reason),
     ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``qa.changed`` (details: version,
-    qa_passed), ``sandbox.started``,
+    qa_passed), ``port.adopted`` (details: version, port), ``sandbox.started``,
     ``sandbox.ended`` (details: exit_code, cause), ``domain.added``, ``domain.active``, ``domain.failed``,
     ``domain.renewed``, ``domain.expiring``, ``domain.lost``, ``domain.lapsed`` and ``domain.removed`` (details: host,
     name), ``preview_link.created`` and ``preview_link.revoked`` (details: link, port, expires_at),

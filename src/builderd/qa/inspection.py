@@ -246,7 +246,7 @@ class Copy:
     def target(self) -> Target:
         """Address of the running copy, with the app's preview URL as the host name."""
         assert self._ip is not None, "it runs"
-        address = Address(self._ip, self.version.settings.port)
+        address = Address(self._ip, self.version.port)
         h2c = self.version.settings.protocol is Protocol.H2C
         return Target(address, self._app.preview_domain.url(self.builder.host), h2c)
 
@@ -273,7 +273,9 @@ class Copy:
         self._sandbox = replace(sandbox, started_at=report.started_at or now)
         settings = self.version.settings
         timeout = START_TIMEOUT_FACTOR * self._app.limits.start_seconds(settings)
-        return await wait_until_listening(self._app, self._sandbox, settings.port, timeout)
+        wait = await wait_until_listening(self._app, self._sandbox, self.version, timeout)
+        self.version = replace(self.version, adopted_port=wait.port or self.version.adopted_port)
+        return wait
 
     async def report(self) -> SandboxReport:
         return await self._app.engine.sandboxes.report(self.id)

@@ -71,23 +71,23 @@ async def judge(
         seconds = (application.clock.now() - (started or sandbox.created_at)).total_seconds()
         lived = check_lived(report, seconds, settings.resources, await last_lines(application, sandbox.id))
         return in_order([lived, check_memory(report, settings.resources)])
-    port = check_port(settings.port, (listening - started).total_seconds() if started and listening else 0.0)
+    port = check_port(version.port, (listening - started).total_seconds() if started and listening else 0.0)
     if report.ip is None:  # it ended just now
         look = SecondLook(report, False, 0.0)
         lines = await last_lines(application, sandbox.id)
-        alive = check_alive(look, settings.port, GATE_PATH, settings.resources, lines)
+        alive = check_alive(look, version.port, GATE_PATH, settings.resources, lines)
         return in_order([port, alive, check_memory(report, settings.resources)])
     url, h2c = application.preview_domain.url(builder.host), settings.protocol is Protocol.H2C
-    target = Target(Address(report.ip, settings.port), url, h2c)
+    target = Target(Address(report.ip, version.port), url, h2c)
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
-    second = await _look_again(application, sandbox.id, settings.port, alive_after)
+    second = await _look_again(application, sandbox.id, version.port, alive_after)
 
     def checks(lines: Sequence[str]) -> tuple[Check, ...]:
         return in_order(
             [
                 port,
                 check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
-                check_alive(second, settings.port, GATE_PATH, settings.resources, lines),
+                check_alive(second, version.port, GATE_PATH, settings.resources, lines),
                 check_memory(second.report, settings.resources),
             ]
         )
@@ -106,7 +106,7 @@ async def _look_again(application: Application, sandbox: SandboxId, port: int, s
     begun = clock.passed()
     await clock.sleep(seconds)
     while True:
-        reachable = (await sandboxes.listening(sandbox)).reachable(port)
+        reachable = (await sandboxes.listening(sandbox, port)).reachable(port)
         report = await sandboxes.report(sandbox)
         waited = clock.passed() - begun
         if reachable or not report.alive or waited >= seconds + ENDING_SECONDS:

@@ -11,6 +11,8 @@ from builderd.sandboxes.model import EndCause, Listening, SandboxEnd, is_ipv6_on
 
 #: Number of the last log lines in a failure's message.
 SHOWN_LINES = 20
+#: Number of an app's ports in a message.
+SHOWN_PORTS = 10
 #: Characters of each of them.
 SHOWN_CHARACTERS = 500
 
@@ -75,22 +77,24 @@ def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: S
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
     """Message for an app that runs but whose port is closed, or open on an unreachable address."""
     reached = {ip for ip, found in listening.sockets if found == port}
-    elsewhere = {found for ip, found in listening.sockets if not is_loopback(ip)}
-    ports = sorted(elsewhere or {found for _, found in listening.sockets})
+    ports = sorted({found for _, found in listening.sockets})
+    shown = ", ".join([*map(str, ports[:SHOWN_PORTS]), *["…"] * (len(ports) > SHOWN_PORTS)])
     if reached and all(is_ipv6_only(ip) and not is_loopback(ip) for ip in reached):
         where = (
             f"The app listens on port {port} for IPv6 alone, and the preview asks by IPv4: "
             f"bind it to 0.0.0.0:{port}, or to [::]:{port} without IPV6_V6ONLY."
         )
-    elif reached:
+    elif reached or (len(ports) == 1 and all(is_loopback(ip) for ip, _ in listening.sockets)):
+        address = Address(*min(one for one in listening.sockets if not reached or one[1] == port))
         where = (
-            f"The app listens on {Address(min(reached), port)}, which cannot be reached from outside its sandbox: "
+            f"The app listens on {address}, which cannot be reached from outside its sandbox: "
             f"bind it to 0.0.0.0:{port}."
         )
     elif ports:
+        which = str(ports[0]) if len(ports) == 1 else "the one that visitors are to reach"
         where = (
-            f"The app listens on port {', '.join(map(str, ports))}, not on 0.0.0.0:{port}: let it listen on the port "
-            f'in $PORT, or set "port" to {ports[0]}.'
+            f"The app listens on port {shown}, not on 0.0.0.0:{port}: let it listen on the port in $PORT, "
+            f'or set "port" to {which}.'
         )
     else:
         where = (

@@ -135,7 +135,7 @@ async def _version(
         build_ready = on_disk or await layers.has_layer(version.build_key)
     return VersionState(
         number=version.number,
-        port=version.settings.port,
+        port=version.port,
         bundle_hash=version.bundle_hash,
         layer_ready=layer is not None and (layer == NO_LAYER or await layers.has_layer(layer)),
         build_ready=build_ready,

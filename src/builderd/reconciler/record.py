@@ -15,11 +15,12 @@ from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM
 from builderd.money import service as spending
 from builderd.money.model import Billing, Prices
+from builderd.previews.model import Address
 from builderd.qa import service as qa
 from builderd.qa.model import gate_of_failure
 from builderd.reconciler.failures import describe_end
 from builderd.reconciler.observe import StoredState, WorkItem, read
-from builderd.sandboxes.model import Sandbox, SandboxEnd, SandboxReport
+from builderd.sandboxes.model import Listening, Sandbox, SandboxEnd, SandboxReport
 from builderd.versions.model import Version, VersionStatus
 
 
@@ -98,6 +99,21 @@ def stage_finished(
     details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok, **more}
     uow, builder = transition.uow, transition.builder
     candidates.record(uow, builder, "stage.finished", SYSTEM, note or stage, transition.now, **details)
+
+
+def leads_to(transition: Transition, version: Version, port: int | None, listening: Listening) -> None:
+    """Record the port on which the version's app was found, and an event if its preview leads to another one now."""
+    uow, builder = transition.uow, transition.builder
+    if port is None or port == version.port:
+        return
+    stored = uow.versions.require(version.builder_id, version.number)
+    own = version.settings.port
+    uow.versions.save(replace(stored, adopted_port=None if port == own else port))
+    # Whichever the engine has seen before it reached the port.
+    where = Address(min((ip for ip, found in listening.sockets if found == port), default="0.0.0.0"), port)  # noqa: S104
+    reason = f"the app listens on {where}{'' if port == own else f', not on port {own}'}: the preview leads there"
+    details = {"version": version.number, "port": port}
+    candidates.record(uow, builder, "port.adopted", SYSTEM, reason, transition.now, **details)
 
 
 def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, report: SandboxReport) -> Sandbox:

@@ -197,7 +197,12 @@ class NewBuilder(Shape):
         default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
     )
     source: Source | None = Field(default=None, description="An upload, in place of `files`.")
-    port: JsonInt = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
+    port: JsonInt = Field(
+        default=DEFAULT_PORT,
+        ge=1,
+        le=65535,
+        description="Given to the app as PORT. Left out: an app that listens on another port is found there.",
+    )
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
     resources: Resources = Field(
         default_factory=Resources, description="A static site has 0.125 GB of memory where that is left out."
@@ -298,6 +303,8 @@ class ShownSettings(View):
     root: str
     env_file: str
     env_file_values: dict[str, str]
+    fixed_port: bool
+    known_port: int
 
 
 class BuilderHead(View):
@@ -315,6 +322,8 @@ class Builder(ShownSettings, BuilderHead):
 
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``env_file_values`` are the variables of the file ``env_file``; ``env`` wins over them.
+    ``port`` is the one on which its app was found; a ``fixed_port`` was given. ``known_port`` is the default of its
+    framework, 0 if unknown.
     ``needs_restart``: it runs with credentials that were changed since it started.
     ``last_backup_error`` is null unless the last backup failed or is damaged. ``disk_released_at`` is when one that
     never came up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which

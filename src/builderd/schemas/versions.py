@@ -183,6 +183,7 @@ def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation)
         "credentials": tuple(new.credentials),
         "build": new.build or "",
         "release": new.release or "",
+        "fixed_port": "port" in new.model_fields_set,
     }
     return VersionSettings(**{**copied, **converted}).without_port()
 

@@ -332,7 +332,7 @@ def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
         version=version.number,
         current=version.number == builder.version,
         bundle=version.bundle_hash,
-        **shown_settings(version.settings, wire.Version),
+        **shown_settings(version.settings, wire.Version) | {"port": version.port},
         review_passed=version.reviewed(now),
     )
 

@@ -91,6 +91,10 @@ class VersionSettings:
     env_file: str = ""
     #: The variables of that file, read when the version was made; ``env`` wins over them.
     env_file_values: Mapping[str, str] = field(default_factory=dict)
+    #: The request gave ``port``: the app must listen there. Otherwise it gets ``port``, and may listen elsewhere.
+    fixed_port: bool = False
+    #: Port on which apps of its framework listen by default; 0: unknown.
+    known_port: int = 0
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -119,7 +123,7 @@ class VersionSettings:
 #: Names of all settings. Shapes have fields of the same names, the table of versions has columns.
 SETTING_NAMES = tuple(one.name for one in fields(VersionSettings))
 #: Settings that follow from the code, and that no request gives.
-DERIVED_NAMES = frozenset({"env_file_values"})
+DERIVED_NAMES = frozenset({"env_file_values", "fixed_port", "known_port"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,8 @@ class Version:
     ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``review_key`` names the
     report that the first stands on, and ``review_until`` is when a finding that was accepted for it is not accepted
     any more. ``failure_code`` is the stage's error that a failed one met. ``rolled_back_to`` is the number of the
-    version whose code and settings it has again. ``fresh_since`` is the number of the builder's version that was last
+    version whose code and settings it has again. ``adopted_port`` is where its app was found to listen, if not on the
+    port of its settings. ``fresh_since`` is the number of the builder's version that was last
     to be installed afresh: from that one on its layers are not those that were made before.
     """
 
@@ -155,6 +160,12 @@ class Version:
     review_until: datetime | None = None
     build_key: str | None = None
     released: bool = False
+    adopted_port: int | None = None
+
+    @property
+    def port(self) -> int:
+        """Port to which its preview leads."""
+        return self.adopted_port or self.settings.port
 
     @property
     def release_due(self) -> bool:

@@ -154,7 +154,7 @@ def roll_back(
     check_settings(uow, application, caller.tenant_id, settings)
     candidates.give_up_restore(uow, builder, ANOTHER.format(caller.actor))
     version = _next(uow, base, settings, caller, now, bundle_hash=old.bundle_hash)
-    version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since)
+    version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since, adopted_port=old.adopted_port)
     return _launch(uow, application, builder, version)
 
 
@@ -174,7 +174,8 @@ def switch(
     its version stay.
     """
     version = _next(uow, _base(uow, builder), code.settings.with_gates, caller, now, bundle_hash=code.bundle_hash)
-    return _launch(uow, application, builder, replace(version, fresh_since=code.fresh_since), disk=disk)
+    version = replace(version, fresh_since=code.fresh_since, adopted_port=code.adopted_port)
+    return _launch(uow, application, builder, version, disk=disk)
 
 
 def renew_service_token(
@@ -237,6 +238,8 @@ def _check_disk(base: Version, settings: VersionSettings) -> None:
 
 def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
     given = dict(change.settings)
+    if "port" in given:
+        given["fixed_port"] = True
     resources = replace(settings.resources, **given.pop("resources", {}))
     return replace(settings.with_gates, resources=resources, **given).without_port()
 
@@ -273,6 +276,7 @@ def _next(
 ) -> Version:
     """Return the next version, not yet stored. Verdicts on the same code are kept, those on other code dropped."""
     newest = uow.versions.list(base.builder_id)[0]
+    adopted = None if settings.fixed_port or settings.port != base.settings.port else base.adopted_port
     return Version(
         builder_id=base.builder_id,
         number=newest.number + 1,
@@ -281,6 +285,7 @@ def _next(
         created_by=caller.actor,
         created_at=now,
         fresh_since=base.fresh_since,
+        adopted_port=adopted,
     )
 
 

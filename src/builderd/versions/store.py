@@ -89,6 +89,7 @@ versions = Table(
     Column("build_key", Text, index=True),
     Column("env_file_values", document()),
     Column("released", Boolean, nullable=False, server_default=false()),
+    Column("adopted_port", Integer),
     *setting_columns("entrypoint", "port", "isolation", "skip_review", "skip_qa", "require_qa"),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),

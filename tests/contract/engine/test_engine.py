@@ -83,12 +83,13 @@ async def test_start_without_its_layer_is_refused(engine: Engine) -> None:
     assert (await engine.sandboxes.report(spec.id)).state is SandboxState.ABSENT
 
 
-async def test_app_on_loopback_is_unreachable(engine: Engine) -> None:
+async def test_app_on_loopback_is_reached_at_the_sandboxs_address_on_this_machine_alone(engine: Engine) -> None:
     spec = await make_spec(engine, apps.LOOPBACK_SERVER)
     await engine.sandboxes.start(spec)
     listening = await until_listening(engine, spec.id)
-    assert listening.sockets == {("127.0.0.1", PORT)}
-    assert not listening.reachable(PORT)
+    is_cluster = bool(await engine.members())
+    assert listening.sockets == {("127.0.0.1" if is_cluster else "0.0.0.0", PORT)}
+    assert listening.reachable(PORT) is not is_cluster
 
 
 async def test_app_on_ipv6_alone_is_unreachable(engine: Engine) -> None:
@@ -117,7 +118,7 @@ async def test_exit_code_is_reported(engine: Engine) -> None:
     assert report.started_at
     assert report.end.at >= report.started_at
     assert report.ip is None
-    assert (await engine.sandboxes.listening(spec.id)).sockets == frozenset()
+    assert (await engine.sandboxes.listening(spec.id, PORT)).sockets == frozenset()
     assert await engine.sandboxes.usage(spec.id) is None
     assert await log_text(engine, spec.id) == ["good bye"]
 
@@ -183,7 +184,7 @@ async def test_unknown_sandbox_is_absent(engine: Engine) -> None:
     sandbox = new_sandbox_id()
     assert (await engine.sandboxes.report(sandbox)).state is SandboxState.ABSENT
     assert (await engine.sandboxes.stop(sandbox, 1)).state is SandboxState.ABSENT
-    assert (await engine.sandboxes.listening(sandbox)).sockets == frozenset()
+    assert (await engine.sandboxes.listening(sandbox, PORT)).sockets == frozenset()
     assert await engine.sandboxes.usage(sandbox) is None
     assert await engine.logs.read_log(sandbox) == ([], "", False)
     await engine.sandboxes.remove(sandbox)

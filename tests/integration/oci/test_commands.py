@@ -122,7 +122,7 @@ async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides
 ) -> None:
     monkeypatch.setattr(listening, "_COMMAND", ProcessSpec(("env", "-i", "sleep", "31337"), joined=True))
     async with asyncio.timeout(ENGINE_TIMEOUT):
-        assert (await engine.sandboxes.listening(strong_sandbox)).sockets == frozenset()
+        assert (await engine.sandboxes.listening(strong_sandbox, 8000)).sockets == frozenset()
     assert runtimes_of(strong_sandbox) == []
 
 

@@ -55,7 +55,7 @@ async def test_an_app_outlives_the_service_and_is_adopted(settings: EngineOption
         await engine.close()
         async with prepared(settings) as next_engine:
             assert await next_engine.sandboxes.report(spec.id) == report
-            assert (await next_engine.sandboxes.listening(spec.id)).reachable(PORT)
+            assert (await next_engine.sandboxes.listening(spec.id, PORT)).reachable(PORT)
             assert (await execute(next_engine, spec.id, "echo here", ENGINE_TIMEOUT, 100)).output == "here\n"
             exits = next_engine.sandboxes.exits()
             told = asyncio.ensure_future(anext(exits))
@@ -76,7 +76,7 @@ async def test_a_frozen_app_is_adopted_frozen(settings: EngineOptions) -> None:
         async with prepared(settings) as next_engine:
             assert await next_engine.sandboxes.report(spec.id) == frozen
             assert (await next_engine.sandboxes.thaw(spec.id)).state is SandboxState.RUNNING
-            assert (await next_engine.sandboxes.listening(spec.id)).reachable(PORT)
+            assert (await next_engine.sandboxes.listening(spec.id, PORT)).reachable(PORT)
 
 
 async def test_down_ends_frozen_sandboxes(tmp_path: Path) -> None:

@@ -105,8 +105,11 @@ def listening(*sockets: tuple[str, int]) -> Listening:
         ),
         ([("127.0.0.1", 8000), ("0.0.0.0", 9000)], "bind it to 0.0.0.0:8000"),
         ([("0.0.0.0", 5000)], "listens on port 5000, not on 0.0.0.0:8000: let it listen on the port in $PORT"),
-        ([("0.0.0.0", 5000), ("::", 4000), ("127.0.0.1", 3000)], "port 4000, 5000, not on"),
-        ([("127.0.0.1", 5000)], 'set "port" to 5000'),
+        (
+            [("0.0.0.0", 5000), ("::", 4000), ("127.0.0.1", 3000)],
+            'port 3000, 4000, 5000, not on 0.0.0.0:8000: let it listen on the port in $PORT, or set "port" to the one',
+        ),
+        ([("127.0.0.1", 5000)], "listens on 127.0.0.1:5000, which cannot be reached"),
     ],
 )
 def test_a_closed_port_says_where_the_app_listens_instead(sockets: list[tuple[str, int]], text: str) -> None:

@@ -21,8 +21,11 @@ FAILURES = {
     "it exits later": (Behaviour(listens_at=None, exits_at=30, exit_code=2), "exited with code 2"),
     "it ends without a failure": (Behaviour(exits_at=0, exit_code=0), "one_time"),
     "it is killed for memory": (Behaviour(exits_at=0, exit_code=137, out_of_memory=True), "limit 1 GB"),
-    "it listens on loopback": (Behaviour(address="127.0.0.1"), "listens on 127.0.0.1:8000"),
-    "it listens on another port": (Behaviour(port=5000), 'set "port" to 5000'),
+    "it listens on IPv6's loopback": (Behaviour(address="::1"), "listens on [::1]:8000"),
+    "it listens on two ports": (
+        Behaviour(sockets=(("0.0.0.0", 5000), ("127.0.0.1", 9000))),
+        "on port 5000, 9000, not on",
+    ),
     "it never listens": (Behaviour(listens_at=None), "did not listen on 0.0.0.0:8000 within 6"),
 }
 

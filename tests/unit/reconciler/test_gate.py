@@ -225,7 +225,7 @@ async def looked(
             sandbox, BuilderId("b"), SandboxState.EXITED if has_ended else SandboxState.RUNNING, end=end
         )
 
-    async def listening(sandbox: SandboxId) -> Listening:
+    async def listening(sandbox: SandboxId, port: int) -> Listening:
         return Listening(frozenset({("0.0.0.0", PORT)} if clock.passed() - begun >= listens_after else ()))
 
     monkeypatch.setattr(world.engine, "report", report)

@@ -105,6 +105,7 @@ SETTINGS = VersionSettings(
     require_qa=True,
     install_scripts=True,
     env_file=".env",
+    fixed_port=True,
 )
 CONTEXT = {"maximum": Resources(8, 16, 100)}
 

@@ -353,38 +353,37 @@ class Ports:
         #: Lists of the last second, and when they were made (``time.monotonic``).
         self._lists: dict[SandboxId, tuple[float, Listening]] = {}
 
-    async def listening(self, sandbox: SandboxId) -> Listening:
-        """Return the app's own port where it answers, else the sockets that listen inside."""
+    async def listening(self, sandbox: SandboxId, port: int) -> Listening:
+        """Return this port where it answers, else the sockets that listen inside."""
         address = await self._address(sandbox)
         if address is None:
             return _NOTHING
-        if await _answers(*address):
-            return Listening(frozenset({("0.0.0.0", address[1])}))  # noqa: S104
+        if await _answers(address, port):
+            return Listening(frozenset({("0.0.0.0", port)}))  # noqa: S104
         now = time.monotonic()
         self._lists = {one: listed for one, listed in self._lists.items() if now - listed[0] < LIST_PAUSE}
         if sandbox not in self._lists:
-            found = await self._list(sandbox, *address)
+            found = await self._list(sandbox)
             self._lists[sandbox] = time.monotonic(), found
-        return self._lists[sandbox][1]
+        sockets = self._lists[sandbox][1].sockets
+        # The kernel's tables show sockets for both protocols and those for IPv6 alone in the same way.
+        if ("::", port) in sockets and not await _answers(address, port):
+            sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
+        return Listening(sockets)
 
-    async def _address(self, sandbox: SandboxId) -> tuple[str, int] | None:
-        """Return the IP address and port of a running app, None of one that does not run."""
+    async def _address(self, sandbox: SandboxId) -> str | None:
+        """Return the IP address of a running app, None of one that does not run."""
         found = await self._running(sandbox)
         if found is None or found["status"] != "Running":
             return None
-        own = own_of(found)
-        return own.get("ip", ""), int(own.get("port", 0))
+        return own_of(found).get("ip", "")
 
-    async def _list(self, sandbox: SandboxId, ip: str, port: int) -> Listening:
+    async def _list(self, sandbox: SandboxId) -> Listening:
         try:
             _, output = await run_to_end(self._client, name_of(sandbox), LIST_PORTS)
         except InvalidState:  # it has ended
             return _NOTHING
-        sockets = parse_listening(output.decode())
-        # The kernel's tables show sockets for both protocols and those for IPv6 alone in the same way.
-        if ("::", port) in sockets and not await _answers(ip, port):
-            sockets = sockets - {("::", port)} | {(IPV6_ONLY, port)}
-        return Listening(sockets)
+        return Listening(parse_listening(output.decode()))
 
 
 async def _answers(ip: str, port: int) -> bool:

@@ -54,7 +54,9 @@ class Settings(TypedDict, total=False):
     entrypoint: Annotated[
         str, Field(description="Command that starts it, such as `python3 main.py`; a static site: `serve-static dist`.")
     ]
-    port: Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
+    port: Annotated[
+        int, Field(ge=1, le=65535, description="Port it must listen on. Left out: $PORT is 8000, another is found.")
+    ]
     env: Annotated[dict[str, str], Field(description="Environment variables; no secrets: use store_credentials.")]
     env_file: Annotated[str, Field(description='A file among files with lines NAME=VALUE, such as ".env"; env wins.')]
     credentials: Annotated[list[str], Field(description="Names of stored credentials that it gets as variables.")]

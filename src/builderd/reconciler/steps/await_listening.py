@@ -15,13 +15,17 @@ from builderd.qa.model import WORKER_ALIVE_SECONDS
 from builderd.qa.service import last_lines
 from builderd.reconciler import record as transitions
 from builderd.reconciler.failures import listens_elsewhere, not_listening
+from builderd.reconciler.listeners import adoptable_ports, choose_port
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.record import Result, Transition
 from builderd.sandboxes.model import Listening, Sandbox, SandboxReport
 from builderd.tokens.limits import StartLimit
+from builderd.versions.model import Version
 
 #: Seconds for an app that listens only on an unreachable address to open its port as well.
 ELSEWHERE_GRACE = 5.0
+#: Seconds for which an app that was given no port must have the same ports open, before the preview leads to another.
+SETTLE_SECONDS = 1.0
 #: Pause between two looks at the port: this part of the time since the start, and the bounds in seconds.
 PAUSE_SHARE, FIRST_PAUSE, LAST_PAUSE = 0.02, 0.002, 0.1
 #: Seconds between two questions to the engine for the sandbox's state and for what listens elsewhere: a question takes
@@ -40,6 +44,7 @@ async def await_listening(app: Application, item: WorkItem, sandbox: Sandbox) ->
 
         def record(transition: Transition) -> None:
             transition.uow.sandboxes.save(replace(sandbox, listening_at=transition.now))
+            transitions.leads_to(transition, item.version, wait.port, wait.listening)
             if transitions.same_generation(transition.builder, item.builder) and not transition.builder.settled:
                 seconds = (transition.now - sandbox.created_at).total_seconds()
                 transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
@@ -89,18 +94,22 @@ def _startup_seconds(sandbox: Sandbox | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """Outcome: ``reachable``, or else the report of an app that ``ended``, or else it listens at ``listening``."""
+    """Outcome: ``reachable``, or else the report of an app that ``ended``, or else it listens at ``listening``.
+
+    ``port`` is the one that can be reached, None of a worker.
+    """
 
     reachable: bool
     listening: Listening
     ended: SandboxReport | None
     seconds: float
+    port: int | None = None
 
 
 async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> HealthCheck:
     """Look until the app can be reached or the worker has lived long enough, the sandbox ends, or the time is over."""
     if item.builder.job_type.must_listen:
-        return await wait_until_listening(application, sandbox, item.version.settings.port, timeout)
+        return await wait_until_listening(application, sandbox, item.version, timeout)
     lifetime = WORKER_ALIVE_SECONDS if item.builder.job_type.is_judged else 0.0
     life = _limit(application, sandbox, lifetime)
     while True:
@@ -110,23 +119,30 @@ async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandb
         await application.clock.sleep(min(LAST_PAUSE, lifetime / 4))
 
 
-async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> HealthCheck:
-    """Look until the port can be reached, the sandbox ends, or the time is over.
+async def wait_until_listening(
+    application: Application, sandbox: Sandbox, version: Version, timeout: float
+) -> HealthCheck:
+    """Look until a port of the app can be reached, the sandbox ends, or the time is over.
 
     Counted from the start of the sandbox, so that a wait that was broken off continues where it was.
     """
     limit, next_report = _limit(application, sandbox, timeout), 0.0
     elsewhere: StartLimit | None = None
+    sandboxes, ports, settling = application.engine.sandboxes, frozenset[int](), limit
     while True:
-        listening = await application.engine.sandboxes.listening(sandbox.id)
-        if listening.reachable(port):
-            return HealthCheck(True, listening, None, limit.seconds)
+        listening = await sandboxes.listening(sandbox.id, version.port)
+        if (found := adoptable_ports(listening, version)) != ports:
+            ports, settling = found, StartLimit(application.engine, application.clock, SETTLE_SECONDS)
+        port = choose_port(listening, version, is_settled=settling.left <= 0)
+        # What is open may be so on loopback alone, but for the port that was dialled.
+        if port is not None and (port == version.port or (await sandboxes.listening(sandbox.id, port)).reachable(port)):
+            return HealthCheck(True, listening, None, limit.seconds, port)
         if limit.seconds >= next_report:
-            report = await application.engine.sandboxes.report(sandbox.id)
+            report = await sandboxes.report(sandbox.id)
             if not report.alive:
                 return HealthCheck(False, listening, report, limit.seconds)
             next_report = limit.seconds + REPORT_INTERVAL
-        if not listens_elsewhere(listening, port):
+        if not listens_elsewhere(listening, version.settings.port):
             elsewhere = None
         elif elsewhere is None:
             elsewhere = StartLimit(application.engine, application.clock, ELSEWHERE_GRACE)

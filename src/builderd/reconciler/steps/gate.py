@@ -31,14 +31,17 @@ from builderd.qa.model import (
 )
 from builderd.reconciler import record as transitions
 from builderd.reconciler.observe import WorkItem
-from builderd.reconciler.record import Result, Transition
+from builderd.reconciler.record import Record, Result, Transition
 from builderd.sandboxes.model import MACHINE_CAUSES, EndCause, Sandbox
+from builderd.tokens.limits import StartLimit
 from builderd.versions.model import Version
 
 log = logging.getLogger(__name__)
 
 #: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
+#: Seconds between two looks whether an app that was found on another port has opened its own.
+PORT_WATCH_INTERVAL = 2.0
 
 
 async def check_app(app: Application, watches: set[asyncio.Task[None]], item: WorkItem, sandbox: Sandbox) -> Result:
@@ -51,6 +54,8 @@ async def check_app(app: Application, watches: set[asyncio.Task[None]], item: Wo
         end = (await app.engine.sandboxes.report(sandbox.id)).end
         if end is not None and end.cause in MACHINE_CAUSES:
             return Result()  # the next look restarts the app, and it is judged then
+        if moves := await _moved(app, item, sandbox):
+            return moves
     seconds = (app.clock.now() - begun).total_seconds()
 
     def record(transition: Transition) -> None:
@@ -67,8 +72,24 @@ async def check_app(app: Application, watches: set[asyncio.Task[None]], item: Wo
         if goes_on and app.limits.qa_report and builder.job_type.must_listen:
             qa.want_report(uow, builder.id, item.version.number, SYSTEM, transition.now)
 
-    if is_quick and gate_passed(gate):
-        return Result(record, partial(_start_watch, app, watches, item, sandbox, gate))
+    is_watched = gate_passed(gate) and (is_quick or item.version.adopted_port is not None)
+    watch = partial(_start_watch, app, watches, item, sandbox, gate)
+    return Result(record, watch if is_watched else transitions.nothing)
+
+
+async def _moved(app: Application, item: WorkItem, sandbox: Sandbox) -> Result | None:
+    """Return the record that an app, found on another port before, listens on the one of its settings by now."""
+    own = item.version.settings.port
+    if item.version.adopted_port is None:
+        return None
+    listening = await app.engine.sandboxes.listening(sandbox.id, own)
+    if not listening.reachable(own):
+        return None
+
+    def record(transition: Transition) -> None:
+        transitions.leads_to(transition, item.version, own, listening)
+        transition.uow.builders.make_due(item.builder.id, transition.now)
+
     return Result(record)
 
 
@@ -78,6 +99,8 @@ async def _start_watch(
     async def watch() -> None:
         try:
             await _watch(app, item, sandbox, gate)
+            if item.version.adopted_port is not None:
+                await _watch_port(app, item, sandbox)
         except Exception:
             log.warning("watching a new version failed, its verdict stays", exc_info=True)
 
@@ -108,6 +131,29 @@ async def _watch(app: Application, item: WorkItem, sandbox: Sandbox, gate: tuple
 
     await app.store.write(record)
     app.signals.change(item.builder.id)
+
+
+async def _watch_port(app: Application, item: WorkItem, sandbox: Sandbox) -> None:
+    """Lead the preview to the port of the settings if the app opens it after another one, within its time to start.
+
+    Such as one that reports on its state while it still loads a model.
+    """
+    limit = StartLimit(app.engine, app.clock, app.limits.start_seconds(item.version.settings))
+    while limit.left > 0 and (await app.engine.sandboxes.report(sandbox.id)).alive:
+        await app.clock.sleep(PORT_WATCH_INTERVAL)
+        moved = await _moved(app, item, sandbox)
+        if moved is None or moved.record is None:
+            continue
+        record = moved.record
+
+        def apply(uow: UnitOfWork, record: Record = record) -> None:
+            builder = uow.builders.get(item.builder.id, lock=True)
+            if builder is not None and builder.desired is not Desired.DELETED:
+                record(Transition(uow, builder, app.prices, app.clock.now()))
+
+        await app.store.write(apply)
+        app.signals.desired_changed(item.builder.id)
+        return
 
 
 def _revised(transition: Transition, version: Version, gate: Sequence[Check]) -> None:

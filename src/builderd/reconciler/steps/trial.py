@@ -42,6 +42,7 @@ class _Verdict:
     trial: Sandbox
     end: SandboxEnd
     refusal: str | None
+    wait: HealthCheck | None = None
 
 
 def plan_trial(item: WorkItem) -> Result:
@@ -68,6 +69,8 @@ async def try_candidate(app: Application, item: WorkItem, trial: Sandbox) -> Res
             return
         candidate = item.for_candidate.version
         if verdict.refusal is None:
+            if verdict.wait is not None:
+                transitions.leads_to(transition, candidate, verdict.wait.port, verdict.wait.listening)
             _handed_over(transition, candidate)
             return
         transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
@@ -154,7 +157,7 @@ async def _started(app: Application, item: WorkItem, trial: Sandbox) -> datetime
 async def _judge(app: Application, item: WorkItem, trial: Sandbox, wait: HealthCheck) -> _Verdict:
     settings = item.version.settings
     if wait.reachable:
-        return _Verdict(replace(trial, listening_at=app.clock.now()), _STOPPED, None)
+        return _Verdict(replace(trial, listening_at=app.clock.now()), _STOPPED, None, wait)
     lines = await last_lines(app, trial.id)
     if wait.ended is None:
         is_elsewhere = listens_elsewhere(wait.listening, settings.port)

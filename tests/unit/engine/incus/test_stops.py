@@ -378,9 +378,9 @@ async def test_ports_are_listed_where_the_apps_own_one_does_not_answer(
     monkeypatch.setattr(module, "run_to_end", run)
     monkeypatch.setattr(module, "_answers", answers)
     for _ in range(5):
-        assert (await machine.sandboxes.listening(MANY[0])).sockets == {(IPV6_ONLY, 8000)}
+        assert (await machine.sandboxes.listening(MANY[0], 8000)).sockets == {(IPV6_ONLY, 8000)}
     is_open = True
-    assert (await machine.sandboxes.listening(MANY[0])).reachable(8000)
+    assert (await machine.sandboxes.listening(MANY[0], 8000)).reachable(8000)
     assert lists == [1]
 
 

@@ -91,7 +91,7 @@ class SlowApps:
     def _seconds(self, found: FakeSandbox) -> float:
         return (self._world.clock.now() - found.started_at).total_seconds()
 
-    async def listening(self, sandbox: SandboxId) -> Listening:
+    async def listening(self, sandbox: SandboxId, port: int) -> Listening:
         found = self._world.engine.known.get(sandbox)
         needs = self._needs(found) if found is not None else None
         if found is None or needs is None or self._seconds(found) < needs:

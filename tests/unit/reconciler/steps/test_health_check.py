@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from tests.application import ENTRYPOINT, World
+from tests.application import ENTRYPOINT, MAIN, World
 from tests.fakes.sandboxes import Behaviour
 
+from builderd.builders import service as builders
 from builderd.builders.model import JobType, Status
+from builderd.code.model import BundleFile
 from builderd.core.errors import StartFailed, ValidationFailed
 from builderd.core.ids import SandboxId
-from builderd.reconciler.steps.await_listening import ELSEWHERE_GRACE
+from builderd.reconciler.steps.await_listening import ELSEWHERE_GRACE, SETTLE_SECONDS
 from builderd.sandboxes.model import Listening
 from builderd.tokens.limits import BUSY_FACTOR
 from builderd.versions.model import VersionSettings
@@ -83,25 +86,78 @@ async def test_longer_than_the_service_allows_is_refused(world: World) -> None:
     assert refused.value.errors == {"start_timeout": ["must be at most 600 seconds, the limit of this service"]}
 
 
-@pytest.mark.parametrize(("opens_after", "is_up"), [(4.0, True), (40.0, False)])
-async def test_app_with_an_unreachable_port_has_five_seconds_for_its_own(
-    world: World, monkeypatch: pytest.MonkeyPatch, opens_after: float, is_up: bool
+LOAD, OWN = ("127.0.0.1", 9090), ("0.0.0.0", 8000)
+
+
+@dataclass
+class Opening:
+    """Sockets of an app over time: seconds after the test's begin → those that are open from then on."""
+
+    world: World
+    sockets: Mapping[float, Collection[tuple[str, int]]]
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.world.clock.passed()
+
+    @property
+    def seconds(self) -> float:
+        return self.world.clock.passed() - self.begun
+
+    async def listening(self, _: SandboxId, port: int) -> Listening:
+        now = next((found for at, found in sorted(self.sockets.items(), reverse=True) if self.seconds >= at), ())
+        if {(ip, port) for ip in ("0.0.0.0", "127.0.0.1")} & set(now):
+            return Listening(frozenset({("0.0.0.0", port)}))
+        return Listening(frozenset(now))
+
+
+@pytest.mark.parametrize("seconds", [4.0, 40.0])
+async def test_app_that_was_given_its_port_has_five_seconds_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """Notebooks and frameworks open ports of their helpers on loopback before the one that visitors ask."""
-    begun, loopback = world.clock.passed(), ("127.0.0.1", 9999)
-
-    async def listening(_: SandboxId) -> Listening:
-        is_open = world.clock.passed() - begun >= opens_after
-        return Listening(frozenset({loopback, ("0.0.0.0", 8000)} if is_open else {loopback}))
-
-    monkeypatch.setattr(world.engine, "listening", listening)
+    opening = Opening(world, {0: [LOAD], seconds: [LOAD, OWN]})
+    monkeypatch.setattr(world.engine, "listening", opening.listening)
     async with world.reconciling():
-        if is_up:
-            assert (await world.create()).status is Status.RUNNING
+        if seconds < ELSEWHERE_GRACE:
+            assert (await world.create(port=8000, fixed_port=True)).status is Status.RUNNING
             return
-        with pytest.raises(StartFailed, match=r"listens on port 9999, not on 0\.0\.0\.0:8000"):
-            await world.create()
-    assert ELSEWHERE_GRACE <= world.clock.passed() - begun <= ELSEWHERE_GRACE + 1
+        with pytest.raises(StartFailed, match=r"listens on 127\.0\.0\.1:9090, which cannot be reached"):
+            await world.create(port=8000, fixed_port=True)
+    assert ELSEWHERE_GRACE <= opening.seconds <= ELSEWHERE_GRACE + 1
+
+
+async def test_preview_leads_to_the_only_port_of_each_run_and_the_version_records_it(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(sockets=(("127.0.0.1", 5000), ("0.0.0.0", 9229))))
+    async with world.reconciling():
+        builder = await world.create()
+        route = await world.route(builder)
+        assert route is not None
+        assert route.destination is not None
+        assert (route.destination.port, (await world.version(builder)).port) == (5000, 5000)
+        begun = world.clock.passed()
+        await world.reached(builders.stop, builder)
+        await world.reached(builders.start, builder)
+        assert world.clock.passed() - begun < SETTLE_SECONDS, "it is known by now"
+        await world.deploy(builder, BundleFile(MAIN.path, b"new"))
+    assert (await world.version(await world.builder(builder))).adopted_port == 5000
+    said = [one.reason for one in await world.events(builder) if one.type == "port.adopted"]
+    assert said == ["the app listens on 127.0.0.1:5000, not on port 8000: the preview leads there"]
+
+
+@pytest.mark.parametrize("seconds", [0.6, 30.0])
+async def test_preview_leads_to_the_own_port_of_an_app_that_opens_it_after_another(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(world.engine, "listening", Opening(world, {0: [LOAD], seconds: [LOAD, OWN]}).listening)
+    async with world.reconciling():
+        builder = await world.create()
+
+        async def leads_to_own() -> bool:
+            route = await world.route(builder)
+            return route is not None and route.destination is not None and route.destination.port == 8000
+
+        await world.until(leads_to_own)
+    assert (await world.version(builder)).adopted_port is None
 
 
 @pytest.mark.parametrize("busy", [False, True])

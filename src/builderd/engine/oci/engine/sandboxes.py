@@ -112,11 +112,11 @@ class Sandboxes:
         record = self._find(sandbox)
         return record if record and self._machine.runs.is_running(record) else None
 
-    async def listening(self, sandbox: SandboxId) -> Listening:
+    async def listening(self, sandbox: SandboxId, port: int) -> Listening:
         record = self._find(sandbox)
         if record is None or record.started_at is None:
             return Listening(frozenset())
-        return Listening(await self._machine.listening_ports.of(record))
+        return Listening(await self._machine.listening_ports.of(record, port))
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         if record := self._running(sandbox):

@@ -23,12 +23,13 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import termios
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from builderd.engine.oci.network.iproute import run_ip
+from builderd.engine.oci.network.iproute import begin_nft, loopback_rules, run_ip
 from builderd.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -64,6 +65,8 @@ class Server:
         self._control = control
         #: Those that have a name, for as long as they run.
         self._named: dict[str, int] = {}
+        #: Loads of rules into sandboxes, until they have ended.
+        self._loads: list[subprocess.Popen[str]] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -130,7 +133,8 @@ class Server:
                 self._watch(request, pid, words)
                 if link:  # while the program begins
                     try:
-                        connect(link, namespaces["net"])
+                        self._loads = [load for load in self._loads if load.poll() is None]
+                        self._loads.append(connect(link, namespaces["net"]))
                     except OSError as error:
                         os.write(child_words, describe(error).encode())
         except BaseException:
@@ -258,8 +262,11 @@ class Link(NamedTuple):
     mtu: int
 
 
-def connect(network: Link, inside: int) -> None:
-    """Give a network namespace one link to the bridge, whose port is isolated from all others."""
+def connect(network: Link, inside: int) -> subprocess.Popen[str]:
+    """Give a network namespace one link to the bridge, whose port is isolated from all others.
+
+    Return the load of its rules, which goes on.
+    """
     link, mtu, mac = network.link, network.mtu, bytes.fromhex(network.mac).hex(":")
     if link in (name for _, name in socket.if_nameindex()):
         run_ip(f"link delete {link}")
@@ -275,6 +282,7 @@ def connect(network: Link, inside: int) -> None:
     try:
         setns(inside, CLONE_NEWNET)
         configure_inside(network.ip, network.gateway)
+        return begin_nft(loopback_rules(network.ip, network.gateway))
     finally:
         setns(home, CLONE_NEWNET)
         os.close(home)
@@ -285,6 +293,7 @@ def configure_inside(ip: str, gateway: str) -> None:
     write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
     for link in ("all", "eth0"):
         write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")
+    write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1")  # for ``loopback_rules``
     if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
         write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
     run_ip(

@@ -36,18 +36,18 @@ class ListeningPorts:
         #: Sockets last read, with their time; dropped when too old.
         self._results: dict[str, tuple[float, Sockets]] = {}
 
-    async def of(self, record: Record) -> Sockets:
-        """Return the listening sockets of a running sandbox: the app's own port alone once that accepts connections."""
-        if await _answers(record.ip, record.port):
-            return frozenset({("0.0.0.0", record.port)})  # noqa: S104
+    async def of(self, record: Record, port: int) -> Sockets:
+        """Return the listening sockets of a running sandbox: this port alone once that accepts connections."""
+        if await _answers(record.ip, port):
+            return frozenset({("0.0.0.0", port)})  # noqa: S104
         read_at, sockets = self._results.get(record.id, (record.started_at or 0.0, frozenset()))
         if self._runs.records.now() - read_at > _CACHE_SECONDS:
             sockets = await self._read(record)
-            if ("::", record.port) in sockets and not await _answers(record.ip, record.port):
-                sockets = sockets - {("::", record.port)} | {(IPV6_ONLY, record.port)}
             now = self._runs.records.now()
             self._results = {name: one for name, one in self._results.items() if now - one[0] <= _CACHE_SECONDS}
             self._results[record.id] = (now, sockets)
+        if ("::", port) in sockets and not await _answers(record.ip, port):
+            return sockets - {("::", port)} | {(IPV6_ONLY, port)}
         return sockets
 
     async def _read(self, record: Record) -> Sockets:

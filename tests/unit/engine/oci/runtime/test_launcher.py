@@ -231,8 +231,8 @@ async def test_sockets_are_cached_briefly(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ListeningPorts, "_read", look)
     records = [Record(name, "owner", "disk", "runsc", 0, "10.64.8.2", 8000, "boot") for name in ("a", "b", "c")]
     for record in (*records, *records):
-        assert await listening_ports.of(record) == {("127.0.0.1", 3000)}
+        assert await listening_ports.of(record, 8000) == {("127.0.0.1", 3000)}
     assert looks == ["a", "b", "c"]
     monkeypatch.setattr(listening, "_CACHE_SECONDS", 0)
-    await listening_ports.of(records[0])
+    await listening_ports.of(records[0], 8000)
     assert list(listening_ports._results) == ["a"]

@@ -134,9 +134,10 @@ async def wait_until_listening(
         if (found := adoptable_ports(listening, version)) != ports:
             ports, settling = found, StartLimit(application.engine, application.clock, SETTLE_SECONDS)
         port = choose_port(listening, version, is_settled=settling.left <= 0)
-        # What is open may be so on loopback alone, but for the port that was dialled.
-        if port is not None and (port == version.port or (await sandboxes.listening(sandbox.id, port)).reachable(port)):
-            return HealthCheck(True, listening, None, limit.seconds, port)
+        if port is not None:  # one that was not dialled may be open and yet out of reach, on loopback
+            dialled = listening if port == version.port else await sandboxes.listening(sandbox.id, port)
+            if dialled.reachable(port):
+                return HealthCheck(True, listening, None, limit.seconds, port)
         if limit.seconds >= next_report:
             report = await sandboxes.report(sandbox.id)
             if not report.alive:

@@ -67,7 +67,7 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         return builders.NewBuilder(
             name=new.name,
             bundle_hash=bundle.hash,
-            settings=replace(settings, root=new.root or found.root),
+            settings=replace(settings, root=new.root or found.root, known_port=found.port or 0),
             job_type=job_type,
             visibility=Visibility.PRIVATE if is_private else new.visibility,
             auto_stop_interval=new.auto_stop_interval,

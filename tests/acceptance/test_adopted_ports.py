@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.acceptance.live_service import LiveService
 
-pytestmark = [pytest.mark.root, pytest.mark.engines]
+pytestmark = pytest.mark.root
 
 #: The development server of Flask, with what opens beside it.
 FLASK = """\
@@ -29,6 +29,10 @@ def test_preview_leads_to_a_loopback_port_over_restarts_and_versions(service: Li
     path = f"/builders/{data['uuid']}"
     try:
         assert (data["port"], data["fixed_port"], data["qa_passed"]) == (5000, False, True)
+        events = service.call("GET", f"{path}/events").json()["data"]
+        assert [one["reason"] for one in events if one["type"] == "port.adopted"] == [
+            "the app listens on 127.0.0.1:5000, not on port 8000: the preview leads there"
+        ]
         seen = service.visit(data).text
         assert seen.startswith("flask for 10.")
         for _ in range(2):
@@ -39,10 +43,6 @@ def test_preview_leads_to_a_loopback_port_over_restarts_and_versions(service: Li
         assert (changed.status_code, changed.json()["data"]["port"]) == (200, 5000), changed.text
         assert service.visit(data).text == seen
         assert service.call("POST", f"{path}/rollback", json={"version": 1}).json()["data"]["port"] == 5000
-        events = service.call("GET", f"{path}/events?limit=100").json()["data"]
-        assert [one["reason"] for one in events if one["type"] == "port.adopted"] == [
-            "the app listens on 127.0.0.1:5000, not on port 8000: the preview leads there"
-        ]
     finally:
         service.call("DELETE", f"{path}?purge=true")
 

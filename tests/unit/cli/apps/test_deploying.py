@@ -425,8 +425,9 @@ def test_first_version_that_fails_leaves_no_url_and_no_file(running: Running, ho
 def test_a_version_that_crashes_after_its_answer_is_a_failed_deploy(
     running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, second: bool
 ) -> None:
+    deploy = ("deploy", "--yes", "--start", "python3 main.py")
     if second:
-        assert run("deploy", "--yes").exit_code == 0
+        assert run(*deploy).exit_code == 0
     (home / "main.py").write_text("print('other')\n")
 
     refresh = builder.Builder.refresh
@@ -440,7 +441,7 @@ def test_a_version_that_crashes_after_its_answer_is_a_failed_deploy(
         return refresh(app)
 
     monkeypatch.setattr(builder.Builder, "refresh", crashed)
-    failed = run("deploy", "--yes")
+    failed = run(*deploy)
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert "Error: start: It was up, and ended: exited with code 3, restart 1 of 5." in failed.stderr
     assert ("Version 1 is back, as version 3, at http://" in failed.stderr) is second

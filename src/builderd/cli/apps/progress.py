@@ -33,6 +33,7 @@ class Progress:
         self._over = threading.Event()
         self._writes = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_built = False
 
     def __enter__(self) -> Progress:
         return self
@@ -53,6 +54,7 @@ class Progress:
         """Report a stage that has ended."""
         with self._writes:
             self._since = time.monotonic()
+            self._is_built = self._is_built or stage.stage not in ("review", "install")
             self._clear()
             show_stage(self._session, stage)
 
@@ -60,7 +62,7 @@ class Progress:
         earlier = self._last_line(uuid)  # of the version before
         while not self._over.wait(TERMINAL_SECONDS if self._is_terminal else PLAIN_SECONDS):
             found = self._last_line(uuid)
-            text = printable(found).strip() if found != earlier else ""
+            text = printable(found).strip() if found != earlier and not self._is_built else ""
             with self._writes:
                 self._clear()
                 line = f"  {'…':<8} {time.monotonic() - self._since:.0f} s  {text}"

@@ -65,6 +65,7 @@ def builder() -> dict[str, Any]:
         "job_type": "always_on",
         "env": {},
         "env_file_values": {},
+        "detected": None,
         "resources": {"cpu": 1, "memory": 1, "disk": 1},
         "visibility": "public",
         "credentials": [],

@@ -285,6 +285,14 @@ class ShownResources(View):
     disk: float
 
 
+class Detected(View):
+    """What was found in the code: the framework by its name, why, and sentences about what is not used."""
+
+    framework: str
+    reason: str
+    notes: list[str]
+
+
 class ShownSettings(View):
     """Settings of a version, as a builder and a version show them."""
 
@@ -305,6 +313,7 @@ class ShownSettings(View):
     env_file_values: dict[str, str]
     fixed_port: bool
     known_port: int
+    detected: Detected | None
 
 
 class BuilderHead(View):
@@ -323,7 +332,8 @@ class Builder(ShownSettings, BuilderHead):
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``env_file_values`` are the variables of the file ``env_file``; ``env`` wins over them.
     ``port`` is the one on which its app was found; a ``fixed_port`` was given. ``known_port`` is the default of its
-    framework, 0 if unknown.
+    framework, 0 if unknown. ``detected`` is what was found in the code where the request gave no entrypoint, else
+    null.
     ``needs_restart``: it runs with credentials that were changed since it started.
     ``last_backup_error`` is null unless the last backup failed or is damaged. ``disk_released_at`` is when one that
     never came up gave its disk back; its next start makes a new one. ``member`` is the member of the cluster on which

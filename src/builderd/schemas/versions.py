@@ -14,6 +14,7 @@ from builderd.schemas.builders import (
     MAX_INTEGER,
     Command,
     Credential,
+    Detected,
     Env,
     Name,
     NewBuilder,
@@ -204,6 +205,7 @@ def shown_settings(settings: VersionSettings, shape: type[View]) -> dict[str, An
     converted = {
         "env": dict(settings.env),
         "env_file_values": dict(settings.env_file_values),
+        "detected": Detected(**settings.detected) if settings.detected else None,
         "resources": ShownResources(cpu=resources.cpu, memory=resources.memory, disk=resources.disk),
         "credentials": list(settings.credentials),
     }

@@ -67,7 +67,7 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         return builders.NewBuilder(
             name=new.name,
             bundle_hash=bundle.hash,
-            settings=replace(settings, root=new.root or found.root, known_port=found.port or 0),
+            settings=replace(settings, root=new.root or found.root, known_port=found.port or 0, detected=_told(found)),
             job_type=job_type,
             visibility=Visibility.PRIVATE if is_private else new.visibility,
             auto_stop_interval=new.auto_stop_interval,
@@ -210,16 +210,26 @@ async def _found_again(
     name = next((name for name, command in before.commands.items() if command == settings.entrypoint), None)
     if name is not None:
         found = await _found(code, builder.job_type)
-        kept["entrypoint"] = found.commands.get(name, found.entrypoint)
+        kept |= {
+            "entrypoint": found.commands.get(name, found.entrypoint),
+            "detected": _told(found),
+            "known_port": found.port or 0,
+        }
         _check_kind(builder.job_type, found)
         kept |= {"build": found.build} if settings.build == before.build else {}
         kept |= {"root": found.root} if found.root else {}
     else:
         found = Detected("", settings.entrypoint, "", release=await _beside(code, release_of))
+        kept["detected"] = {}
     if builder.job_type in RELEASING and settings.release == before.release:
         kept["release"] = found.release
     _checked(replace(found, entrypoint=kept.get("entrypoint", settings.entrypoint)))
     return kept
+
+
+def _told(found: Detected) -> Mapping[str, Any]:
+    """Return what the API tells of what was found; nothing of a command that was given."""
+    return {"framework": found.framework, "reason": found.reason, "notes": found.notes} if found.framework else {}
 
 
 def _check_kind(job_type: JobType, found: Detected) -> None:

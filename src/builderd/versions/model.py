@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from builderd.code.model import Bundle
 from builderd.core.errors import ValidationFailed
@@ -96,6 +97,9 @@ class VersionSettings:
     #: Port on which apps of its framework listen by default; 0: unknown.
     known_port: int = 0
 
+    #: What was detected in the code where no entrypoint was given (framework, reason, notes); empty: nothing was.
+    detected: Mapping[str, Any] = field(default_factory=dict)
+
     @property
     def variables(self) -> Mapping[str, str]:
         """Return all variables that the user gave: those of ``env_file``, and ``env`` over them."""
@@ -123,7 +127,7 @@ class VersionSettings:
 #: Names of all settings. Shapes have fields of the same names, the table of versions has columns.
 SETTING_NAMES = tuple(one.name for one in fields(VersionSettings))
 #: Settings that follow from the code, and that no request gives.
-DERIVED_NAMES = frozenset({"env_file_values", "fixed_port", "known_port"})
+DERIVED_NAMES = frozenset({"env_file_values", "fixed_port", "known_port", "detected"})
 
 
 @dataclass(frozen=True, slots=True)

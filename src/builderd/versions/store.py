@@ -88,6 +88,7 @@ versions = Table(
     Column("review_until", UtcDateTime),
     Column("build_key", Text, index=True),
     Column("env_file_values", document()),
+    Column("detected", document()),
     Column("released", Boolean, nullable=False, server_default=false()),
     Column("adopted_port", Integer),
     *setting_columns("entrypoint", "port", "isolation", "skip_review", "skip_qa", "require_qa"),
@@ -224,7 +225,7 @@ class Versions(Repository[Version]):
         row = row_of(value)
         settings = row_of(row.pop("settings"))
         resources = row_of(settings.pop("resources"))
-        texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values")}
+        texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values", "detected")}
         return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
 
 
@@ -233,6 +234,6 @@ def _version(row: Row[Any]) -> Version:
     resources = Resources(**{field.name: values.pop(field.name) for field in fields(Resources)})
     settings = {name: values.pop(name) for name in SETTING_NAMES if name != "resources"}
     settings["credentials"] = tuple(settings["credentials"])
-    # Versions from before the column have none.
-    settings["env_file_values"] = settings["env_file_values"] or {}
+    # Versions from before the columns have none.
+    settings |= {name: settings[name] or {} for name in ("env_file_values", "detected")}
     return Version(**values, settings=VersionSettings(**settings, resources=resources))

@@ -460,6 +460,23 @@ async def test_root_is_where_commands_are_looked_for(client: httpx.AsyncClient, 
     assert (gone.status_code, list(gone.json()["errors"])) == (422, ["root"])
 
 
+async def test_start_is_detected_in_the_code_of_each_version(client: httpx.AsyncClient) -> None:
+    files = {"main.py": "from fastapi import FastAPI\napp = FastAPI()\n", "requirements.txt": "fastapi\nuvicorn"}
+    created = await client.post(BUILDERS, json={"name": "found", "files": files})
+    data, url = created.json()["data"], created.headers["location"]
+    assert data["entrypoint"] == "uvicorn main:app --host 0.0.0.0 --port $PORT"
+    assert data["detected"] == {"framework": "FastAPI", "reason": "main.py makes an app of FastAPI", "notes": []}
+    moved = (await client.put(url, json={"files": {"api.py": files["main.py"], **files, "main.py": ""}})).json()["data"]
+    assert (moved["entrypoint"], moved["detected"]["reason"][:6]) == (
+        data["entrypoint"].replace("main:", "api:"),
+        "api.py",
+    )
+    refused = await client.put(url, json={"files": {"go.mod": ""}})
+    assert "Go is not run yet" in refused.json()["errors"]["entrypoint"][0]
+    given = (await client.put(url, json={"files": files, "entrypoint": "python3 main.py"})).json()["data"]
+    assert (given["entrypoint"], given["detected"]) == ("python3 main.py", None)
+
+
 async def test_a_procfile_with_a_worker_line_alone_makes_a_worker_and_names_its_command(
     client: httpx.AsyncClient,
 ) -> None:

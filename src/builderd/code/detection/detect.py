@@ -71,7 +71,12 @@ def _at_top(project: Project) -> Detected | Refusal | None:
     program = detect_program(project, modules)
     if is_strong and foreign and (program is None or program.job_type == "one_time"):
         return foreign[2]
-    others = (node, _site(project), program, _notebooks(project), _static(project), foreign[2] if foreign else None)
+    pages = _static(project)
+    if isinstance(pages, Detected) and program and program.job_type == "one_time":
+        program = None
+    package = next((one for one in TABLE["commands"] if one in project.python_packages), "")
+    own = Detected(package, TABLE["commands"][package], f"{package} is among its packages") if package else None
+    others = (node, _site(project), program, _notebooks(project), pages, foreign[2] if foreign else None, own)
     return next((one for one in others if one is not None), None)
 
 

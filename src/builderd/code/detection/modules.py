@@ -202,8 +202,11 @@ def _called(call: ast.Call, module: Module) -> list[str]:
                     found.append(f".{parts[0]}")
                 parts, node = [], node.func
             case ast.Name():
-                dotted = ".".join((module.imports.get(node.id, node.id), *reversed(parts)))
-                return [*found, dotted, *([f".{parts[0]}"] if parts else [])]
+                # A name that ``from … import *`` may have brought.
+                starred = [module.imports["*"][:-1] + node.id] if "*" in module.imports else []
+                names = [module.imports[node.id]] if node.id in module.imports else [node.id, *starred]
+                found += [".".join((name, *reversed(parts))) for name in names]
+                break
             case _:
                 break
     return [*found, *([f".{parts[0]}"] if parts else [])]

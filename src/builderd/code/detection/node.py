@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builderd.code.detection.model import Detected, Kind, Refusal, shown
-from builderd.code.detection.project import TABLE, WORDS, Project
+from builderd.code.detection.project import PACKAGE, TABLE, WORDS, Project
 from builderd.dependencies.requested import table
 
 FRAMEWORKS: Sequence[Mapping[str, Any]] = TABLE["node"]
@@ -18,12 +18,13 @@ WORKERS: Mapping[str, str] = dict(one.split("=") for one in TABLE["node_apps"]["
 #: Makes the packages for development available, where a start needs them and nothing is built.
 NO_BUILD = "true"
 _DEVELOPS, _WATCHES, _BUN = (re.compile(WORDS[name]) for name in ("develops", "watches", "bun"))
+_LISTENS, MAX_SOURCES = re.compile(r"\blisten\(|createServer|\bserve\("), 200
 _SOURCE = re.compile(WORDS["source"], re.IGNORECASE)
 
 
 def detect_node(project: Project) -> Detected | Refusal | None:
     """Return the app that ``package.json`` describes, None without one that is known."""
-    if not project.package:
+    if not project.package and (PACKAGE in project.top or not project.top.intersection(WORDS["files"])):
         return None
     packages = project.node_packages
     served = next((name for name in SERVERS if name in packages), "")
@@ -117,7 +118,7 @@ def _prisma(project: Project) -> str:
 
 def _angular(project: Project, build: str, reason: str) -> Detected | None:
     """Return the first application of ``angular.json``: its builders put the page into a folder of their output."""
-    for name, one in table(project.json("angular.json"), "projects").items():
+    for name, one in table(project.document("angular.json"), "projects").items():
         target = table(one, "architect", "build") or table(one, "targets", "build")
         options, is_new = table(target, "options"), str(target.get("builder", "")).endswith(":application")
         if not target or table(one).get("projectType", "application") != "application":
@@ -147,6 +148,10 @@ def _of_app(project: Project, served: str, start: str) -> Detected | Refusal | N
     command, reason, text = started
     prefix = TABLE["node_apps"]["environment"].get(served, "") if command.startswith("np") else ""
     kind: Kind = "worker" if worker else "always_on"
+    if not served and not start and kind == "always_on":
+        sources = (one for one in sorted(project.paths)[:MAX_SOURCES] if re.search(r"\.[cm]?[jt]s$", one))
+        texts = " ".join(map(project.text, sources))
+        kind = "always_on" if _LISTENS.search(texts) else "worker" if "setInterval(" in texts else "one_time"
     build = _build(project, text)
     release = _prisma(project) if served else ""
     return Detected(name, f"{prefix} {command}".strip(), reason, kind, build=build, release=release)
@@ -181,7 +186,7 @@ def _command(project: Project, served: str, start: str) -> tuple[str, str, str] 
     main = str(project.package.get("main"))
     for path in (posixpath.normpath(main), f"{main}.js", *WORDS["files"]):
         if path in project.paths and (found := _file(project, path)):
-            return found, f"package.json {'names the main file' if path == main else 'and'} {shown(path)}", found
+            return found, f"{'package.json names the main file ' * (path == main)}{shown(path)}", found
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib import resources
 from typing import Any
@@ -16,14 +16,11 @@ from typing import Any
 from builderd.code.model import Bundle
 from builderd.dependencies.requested import python_packages, table
 
-#: The table of frameworks.
 TABLE: dict[str, Any] = tomllib.loads(resources.files(__package__).joinpath("frameworks.toml").read_text("utf-8"))
 WORDS = TABLE["words"]
-#: Bytes of one text that are read, and of all texts together.
-MAX_TEXT, MAX_TEXTS = 400_000, 6_000_000
-MAX_DOTS = 500
+#: Bytes of one text, and of all texts together.
+MAX_TEXT, MAX_TEXTS, MAX_DOTS = 400_000, 6_000_000, 500
 PACKAGE, PROCFILE = "package.json", "Procfile"
-#: Reads the first bytes of a file of the project: path, bytes at most.
 Reader = Callable[[str, int], bytes]
 
 _PROCESS = re.compile(r"(?P<process>[A-Za-z0-9_-]{1,63})\s*:\s*(?P<command>\S.*?)\s*")
@@ -46,16 +43,16 @@ class Project:
             self._texts[path] = found.decode("utf-8-sig", "replace").replace("\r\n", "\n")
         return self._texts[path]
 
-    def json(self, path: str) -> dict[str, Any]:
-        """Return the object of a JSON file; empty where it cannot be read."""
-        return _table_of(lambda: json.loads(self.text(path) or "null"))
-
-    def toml(self, path: str) -> dict[str, Any]:
-        """Return the document of a TOML file; empty where it cannot be read."""
-        text = self.text(path)
-        # A key of very many parts takes the square of their number.
-        is_usual = all(line.count(".") <= MAX_DOTS for line in text.split("\n"))
-        return _table_of(lambda: tomllib.loads(text)) if is_usual else {}
+    def document(self, path: str) -> dict[str, Any]:
+        """Return the object of a JSON or a TOML file; empty where it cannot be read."""
+        text, is_json = self.text(path), path.endswith(".json")
+        # A TOML key of very many parts takes the square of their number.
+        if not is_json and any(line.count(".") > MAX_DOTS for line in text.split("\n")):
+            return {}
+        try:
+            return table(json.loads(text) if is_json else tomllib.loads(text))
+        except (ValueError, RecursionError, MemoryError):
+            return {}
 
     def below(self, root: str) -> Project:
         """Return the project in one of its folders."""
@@ -86,23 +83,23 @@ class Project:
     @cached_property
     def python_packages(self) -> frozenset[str]:
         """Names of the Python packages that the manifests ask for."""
-        return python_packages(self.text, self.toml("pyproject.toml"))
+        return python_packages(self.text, self.document("pyproject.toml"))
 
     @cached_property
     def package(self) -> dict[str, Any]:
         """The object of ``package.json``; empty without one that can be read."""
-        return self.json(PACKAGE)
+        return self.document(PACKAGE)
 
     @cached_property
     def scripts(self) -> Mapping[str, str]:
         """Scripts of ``package.json`` by name."""
-        return {name: text.strip() for name, text in _texts(table(self.package, "scripts")) if text.strip()}
+        named = table(self.package, "scripts").items()
+        return {name: text.strip() for name, text in named if isinstance(text, str) and text.strip()}
 
     @cached_property
-    def node_packages(self) -> Mapping[str, str]:
+    def node_packages(self) -> Mapping[str, Any]:
         """Packages of ``package.json`` with their versions, those for development too."""
-        groups = (table(self.package, name) for name in ("devDependencies", "dependencies"))
-        return {name: text for group in groups for name, text in _texts(group)}
+        return {**table(self.package, "devDependencies"), **table(self.package, "dependencies")}
 
     @cached_property
     def processes(self) -> Mapping[str, str]:
@@ -118,15 +115,3 @@ def project_of(bundle: Bundle) -> Project:
     """Return the project that a bundle has."""
     files = {file.path: file for file in bundle.files}
     return Project(files, lambda path, limit: files[path].head(limit))
-
-
-def _table_of(parse: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        document = parse()
-    except (ValueError, RecursionError, MemoryError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _texts(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((name, text) for name, text in group.items() if isinstance(text, str))

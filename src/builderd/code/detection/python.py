@@ -207,7 +207,9 @@ def _with_packages(project: Project, package: str, found: Detected) -> Detected 
 
 def detect_program(project: Project, modules: Modules) -> Detected | None:
     """Return the Python program that the code has, None without one that stands out."""
-    usual = [path for path in modules.paths if not Module(path).is_other and path != "__init__.py"]
+    usual = [
+        path for path in modules.paths if not Module(path).is_other and not path.rpartition("/")[2].startswith("__")
+    ]
     named = [path for path in usual if Module(path).rank[2] < len(USUAL) and Module(path).rank[1] <= 1]
     top = [path for path in usual if "/" not in path]
     packages = [path for path in modules.paths if path.endswith("/__main__.py") and Module(path).rank[1] == 1]
@@ -238,7 +240,7 @@ def _script(project: Project, names: Sequence[str] = ()) -> tuple[str, str] | No
 
     The code is not installed, so its function is called.
     """
-    document = project.toml("pyproject.toml")
+    document = project.document("pyproject.toml")
     scripts = table(document, "project", "scripts") or table(document, "tool", "poetry", "scripts")
     name = next((one for one in names or scripts if one in scripts and (names or len(scripts) == 1)), "")
     named = _SCRIPT.fullmatch(str(scripts.get(name, "")))

@@ -286,7 +286,7 @@ class ShownResources(View):
 
 
 class Detected(View):
-    """What was found in the code: the framework by its name, why, and sentences about what is not used."""
+    """Findings of detection: the framework by its name, the reason, and sentences about unused files."""
 
     framework: str
     reason: str

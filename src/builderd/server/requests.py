@@ -228,7 +228,7 @@ async def _found_again(
 
 
 def _told(found: Detected) -> Mapping[str, Any]:
-    """Return what the API tells of what was found; nothing of a command that was given."""
+    """Return the findings as the API shows them; empty for a command that was given."""
     return {"framework": found.framework, "reason": found.reason, "notes": found.notes} if found.framework else {}
 
 

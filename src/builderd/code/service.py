@@ -286,7 +286,7 @@ async def compare(application: Application, caller: Caller, builder_id: str, old
     if before.bundle_hash != after.bundle_hash:
         one, other = await fetch(application, before), await fetch(application, after)
         files = await asyncio.to_thread(diffs.compare, one, other)
-    names = (one.name for one in fields(VersionSettings))
+    names = (one.name for one in fields(VersionSettings) if one.name != "detected")
     pairs = [(name, getattr(before.settings, name), getattr(after.settings, name)) for name in names]
     return VersionDiff(before, after, files, [one for one in pairs if one[1] != one[2]])
 

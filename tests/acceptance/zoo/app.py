@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,6 @@ from typing import Any
 
 import httpx
 from tests.acceptance.live_service import LiveService
-from websockets.exceptions import WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
 #: Text, or ``{"content", "encoding": "base64"}``, by path.
 Files = Mapping[str, Any]
@@ -34,13 +31,6 @@ class Visit:
 
     def get(self, path: str = "", method: str = "GET", **options: Any) -> httpx.Response:
         return self.service.visit(self.data, path, method, **options)
-
-    def socket(self, path: str, **options: Any) -> ClientConnection:
-        """Open a WebSocket of the app through the preview."""
-        host = self.data["preview_url"].split("/")[2]
-        dialled = self.service.dial_preview()
-        opened: ClientConnection = connect(f"ws://{host}/{path}", sock=dialled, open_timeout=60, **options)
-        return opened
 
     def run(self, command: str, seconds: int = 120) -> str:
         """Return the output of a command beside the app, which must end with code 0."""
@@ -71,7 +61,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class ZooApp:
-    """``make`` returns the files, in a folder of its own; ``page`` is a text that a browser must show at ``at``.
+    """``make`` returns the files, in a folder of its own.
 
     ``fields`` are further fields of the create request: most apps need none; ``around`` gives more of them, while the
     app is looked at. ``archive``: its files are sent by the upload API.
@@ -83,8 +73,6 @@ class ZooApp:
     entrypoint: str | None
     proof: Proof
     kept: Kept
-    page: str = ""
-    at: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     around: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
     archive: bool = False
@@ -108,11 +96,6 @@ def written(**files: Any) -> Callable[[Path], Files]:
     return lambda _: named
 
 
-def given(files: Files) -> Callable[[Path], Files]:
-    """Return a maker of these files."""
-    return lambda _: files
-
-
 def eventually(visit: Visit, proof: Proof) -> float:
     """Repeat the proof until it holds; the seconds that took. Raises its last ``AssertionError``."""
     begun = time.monotonic()
@@ -120,7 +103,7 @@ def eventually(visit: Visit, proof: Proof) -> float:
         try:
             proof(visit)
             return time.monotonic() - begun
-        except (AssertionError, httpx.TransportError, OSError, WebSocketException):
+        except (AssertionError, httpx.TransportError, OSError):
             if time.monotonic() - begun > PATIENCE:
                 raise
             time.sleep(0.25)
@@ -157,30 +140,6 @@ def logs(text: str) -> Proof:
     return proof
 
 
-def turn(path: str, send: str, expect: str) -> Proof:
-    """Prove that a message of a WebSocket is answered by one that holds the text."""
-
-    def proof(visit: Visit) -> None:
-        with visit.socket(path) as socket:
-            socket.send(send)
-            for message in received(socket):
-                if expect in message:
-                    return
-            raise AssertionError(f"no {expect!r}")
-
-    return proof
-
-
-def received(socket: ClientConnection, seconds: float = 60) -> Iterator[str]:
-    """Yield the messages of a WebSocket as text, until none comes for so long."""
-    while True:
-        try:
-            message = socket.recv(seconds)
-        except TimeoutError:
-            return
-        yield message if isinstance(message, str) else message.decode(errors="replace")
-
-
 def has_file(path: str, text: bytes) -> Proof:
     """Prove that a file of the app, read by the API of files, holds the bytes."""
 
@@ -200,7 +159,3 @@ def all_of(*proofs: Proof) -> Proof:
             one(visit)
 
     return proof
-
-
-def package_json(**fields: Any) -> str:
-    return json.dumps({"name": "zoo", "private": True, **fields}, indent=2)

@@ -1,10 +1,9 @@
-"""The apps of the zoo, deployed as a new user would, and again as a new version: up, rightly judged, its data kept."""
+"""Apps that the API alone describes, deployed and again as a new version: up, rightly judged, their data kept."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
 import tarfile
 import tempfile
 import time
@@ -14,18 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import Page, sync_playwright
 from tests.acceptance.live_service import PLAIN, LiveService
 from tests.acceptance.zoo.app import Visit, ZooApp, eventually
-from tests.acceptance.zoo.node_apps import NODE_APPS
 from tests.acceptance.zoo.other_apps import OTHER_APPS
-from tests.acceptance.zoo.python_apps import PYTHON_APPS
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-#: Where screenshots go; set it to look at them.
-SCREENS = os.environ.get("BUILDERD_SCREENSHOTS", "")
 #: Seconds until a deployment must have an outcome, against hanging only.
 PATIENCE = 1800.0
 ASYNC = {"Prefer": "respond-async"}
@@ -37,9 +30,9 @@ class NotUp(AssertionError):
     """The app did not come up, or was judged wrongly."""
 
 
-@pytest.mark.parametrize("app", [*PYTHON_APPS, *NODE_APPS, *OTHER_APPS], ids=lambda app: app.name)
+@pytest.mark.parametrize("app", OTHER_APPS, ids=lambda app: app.name)
 def test_app_is_up_and_keeps_its_data(service: LiveService, app: ZooApp) -> None:
-    """Deploy the app, then a second version over its data; look at its page."""
+    """Deploy the app, then a second version over its data."""
     with tempfile.TemporaryDirectory() as folder, app.around() as more:
         body = {**app.body(Path(folder)), **more}
         visit = deploy(service, app, body)
@@ -50,8 +43,6 @@ def test_app_is_up_and_keeps_its_data(service: LiveService, app: ZooApp) -> None
             visit = redeploy(visit, app, body)
             eventually(visit, app.kept.read)
             eventually(visit, app.proof)
-            if app.page:
-                look(visit, app)
         finally:
             service.call("DELETE", f"{visit.path}?purge=true")
             service.wait_gone(str(visit.data["uuid"]))
@@ -150,38 +141,3 @@ def await_passed_gate(visit: Visit, app: ZooApp) -> None:
             break
     if passed is not True:
         raise NotUp(f"qa_passed is {passed}: {visit.service.call('GET', f'{visit.path}/qa').text}")
-
-
-def look(visit: Visit, app: ZooApp) -> None:
-    """Open the app's page in Chromium through its preview, wait for its text, and keep a picture of it."""
-    url = f"{visit.data['preview_url'].rstrip('/')}/{app.at}"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 760})
-        faults: list[str] = []
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        try:
-            _until_shown(page, url, app.page)
-        except PlaywrightError as error:
-            raise AssertionError(f"{url} shows no {app.page!r}: {error.message} Its console: {faults[-5:]}") from error
-        finally:
-            if SCREENS:
-                Path(SCREENS).mkdir(parents=True, exist_ok=True)
-                page.wait_for_timeout(1000)  # until pictures and fonts are drawn
-                page.screenshot(path=f"{SCREENS}/{app.name}.png")
-            browser.close()
-
-
-def _until_shown(page: Page, url: str, text: str) -> None:
-    """Load the page until it shows the text: Chromium drops what it loads when links of the host come and go."""
-    for is_last in (False, False, False, True):
-        try:
-            page.goto(url, timeout=90_000)
-            # A page may hold the text in hidden places too.
-            page.locator(f"text={text} >> visible=true").first.wait_for(timeout=90_000)
-        except PlaywrightError:
-            if is_last:
-                raise
-        else:
-            return

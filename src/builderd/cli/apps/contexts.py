@@ -6,7 +6,6 @@ Where the machine has a keyring (the package ``keyring`` with a usable backend),
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from platformdirs import user_config_path
+
+from builderd.client.kept import replace_file
 
 KEYRING = "keyring"
 SERVICE = "builderd"
@@ -95,15 +96,6 @@ def changed() -> Iterator[Contexts]:
     file = location()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     replace_file(file, json.dumps(asdict(contexts), indent=2))
-
-
-def replace_file(file: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file whole or not at all; until it is complete, only its owner may read it."""
-    new = file.with_name(f".{file.name}.{os.getpid()}")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        out.write(text)
-    new.chmod(mode)
-    new.replace(file)
 
 
 def _keyring() -> Any:

@@ -19,20 +19,7 @@ import click
 from builderd.builders.model import NAME, JobType
 from builderd.cli.apps.lifecycle import served_at
 from builderd.cli.apps.progress import Progress
-from builderd.cli.apps.project import (
-    FIELDS,
-    FILE,
-    JOB,
-    STATE,
-    KnownCode,
-    Pending,
-    Project,
-    State,
-    file_schema,
-    fingerprint,
-    folder_of,
-    keep_folder,
-)
+from builderd.cli.apps.project import FIELDS, FILE, Project, file_schema, folder_of, keep_folder
 from builderd.cli.apps.session import ActionRequired, Exit, Session, command, pairs, shown
 from builderd.cli.group import printable
 from builderd.client.errors import (
@@ -46,6 +33,7 @@ from builderd.client.errors import (
     ValidationFailed,
 )
 from builderd.client.folders import Folder, read_folder
+from builderd.client.kept import JOB, STATE, KnownCode, Pending, State, fingerprint
 from builderd.client.models import LogLine
 from builderd.client.retries import NOT_SENT, ended_by_machine, new_key
 from builderd.code.detection.detect import detect

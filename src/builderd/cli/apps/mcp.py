@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from builderd.cli.apps.contexts import replace_file
 from builderd.cli.apps.session import ActionRequired, Session, run
+from builderd.client.kept import replace_file
 
 NAME = "builderd"
 

@@ -24,10 +24,10 @@ from tests.swallowing_proxy import swallowing_proxy
 from tests.threaded_service import Running
 
 from builderd import Builderd, NoAnswer, NotFound
-from builderd.cli.apps.project import JOB, SENT, STATE, State
 from builderd.cli.group import builderd
 from builderd.client import folders
 from builderd.client._sync import builder, uploads
+from builderd.client.kept import JOB, SENT, STATE, State
 from builderd.qa.model import Visit
 
 

@@ -42,6 +42,8 @@ OPTION_TYPES = {
     "JsonInt": "int",
     "bool": "bool",
     "Env": "Mapping[str, str]",
+    "Processes": "Mapping[str, str]",
+    "Scale": "Mapping[str, int]",
     "Resources": "ResourceOptions",
     "list[Credential]": "Sequence[str]",
 }

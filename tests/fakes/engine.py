@@ -220,8 +220,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self._refuse_while_used(disk)
         self.known_disks.pop(disk, None)
 
-    def _refuse_while_used(self, disk: DiskId) -> None:
-        if any(s.spec.disk == disk and s.end is None for s in self.known.values()):
+    def _refuse_while_used(self, disk: DiskId, process: str | None = None) -> None:
+        users = [one for one in self.known.values() if one.spec.disk == disk and one.end is None]
+        if any(process in (None, one.spec.process) for one in users):
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
@@ -241,7 +242,7 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
             return known.report()
         self._disk(spec.disk)
         if known is None:
-            self._refuse_while_used(spec.disk)
+            self._refuse_while_used(spec.disk, spec.process)
         if spec.layer_key is not None and spec.layer_key not in self.known_layers:
             raise NotFound(f"There is no layer {spec.layer_key}.")
         if refusal := self.supports(spec.isolation):

@@ -60,7 +60,8 @@ def request_new(
         )
     settings = version_of(uow, backup).settings
     builders.check_settings(uow, application, caller.tenant_id, settings)
-    admission.admit(uow, application, caller.tenant_id, allocation_of(settings.resources, running=True), now)
+    needed = allocation_of(settings.resources, running=True, further=len(settings.processes))
+    admission.admit(uow, application, caller.tenant_id, needed, now)
     wanted = replace(_planned(application, backup, RestoreKind.NEW, caller.actor, now), name=name)
     uow.restores.add(wanted)
     return wanted

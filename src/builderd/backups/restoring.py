@@ -181,6 +181,7 @@ async def _make_builder(context: BackupContext, restore: Restore, stored: Stored
         auto_stop_interval=old.auto_stop_interval,
         backup_interval_hours=old.backup_interval_hours,
         disk=restore.disk,
+        scale={name: old.scale[name] for name in stored.version.settings.processes if name in old.scale},
     )
 
     def record(uow: UnitOfWork) -> Builder:

@@ -97,6 +97,12 @@ class DeleteQuery(Parameters):
     purge: bool = False
 
 
+class RestartQuery(Parameters):
+    """``process``: only this process of the app, such as ``worker``."""
+
+    process: str = Field(default="", max_length=63)
+
+
 #: What the calls that change what is wanted have in common.
 CHANGE: dict[str, Any] = {"openapi_extra": {"parameters": [openapi.PREFER]}}
 
@@ -131,9 +137,19 @@ async def start_builder(request: Request, application: TheApplication, identity:
         200, BuilderAnswer, "It runs anew.", 404, 409, 422, later="It is being restarted.", stages=True
     ),
 )
-async def restart_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
-    """Stop it if it runs, and start it."""
-    return await _answered(request, application, identity, uuid, RESTART)
+async def restart_builder(
+    request: Request,
+    application: TheApplication,
+    identity: Writer,
+    uuid: Uuid,
+    query: Annotated[RestartQuery, Query()],
+) -> Response:
+    """Stop it if it runs, and start it: all of it, or one process of an app that runs, which is answered at once."""
+    action = RESTART
+    if query.process:
+        command = partial(builders.restart_process, process=query.process)
+        action = Action(command, "restarted", door.started)
+    return await _answered(request, application, identity, uuid, action)
 
 
 @router.post(

@@ -15,7 +15,7 @@ from builderd.domains.model import Domain
 from builderd.events.model import SYSTEM, Event
 from builderd.money import service as spending
 from builderd.money.model import Billing, Prices
-from builderd.versions.model import Version, VersionStatus
+from builderd.versions.model import Version, VersionStatus, scaled
 
 
 class TakesOver(InvalidState):
@@ -36,6 +36,9 @@ def remove_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
         spending.bill(uow, prices, builder, current.settings.resources, Billing.STOPPED, now)
     disk = builder.candidate.disk if builder.candidate else None
     spare = (*builder.spare_disks, disk) if disk else builder.spare_disks
+    if builder.scale:
+        serving = uow.versions.require(builder.id, builder.version).settings
+        builder = replace(builder, scale=scaled(builder.scale, serving.processes))
     return replace(builder, candidate=None, handover=None, spare_disks=spare)
 
 

@@ -6,8 +6,8 @@ See ``domain.next_step`` for how the desired state is reached.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
@@ -179,6 +179,8 @@ class Builder:
     disk_has_data: bool = False
     location: str = ""
     disk_is_made: bool = False
+    #: Number of sandboxes of each further process, of the serving version and of the candidate.
+    scale: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def to_run(self) -> tuple[int, DiskId]:
@@ -198,6 +200,11 @@ class Builder:
         """All disks of the builder: the serving version's, the candidate's, and unused ones."""
         candidate = (self.candidate.disk,) if self.candidate and self.candidate.disk else ()
         return (self.disk, *candidate, *self.spare_disks)
+
+    @property
+    def further(self) -> int:
+        """Number of sandboxes of further processes, which each take what the app's own takes."""
+        return sum(self.scale.values())
 
     @property
     def wakes(self) -> bool:
@@ -275,7 +282,8 @@ def idle_action(
 ) -> IdleAction | None:
     """Decide whether an idle builder is frozen or auto-stopped; None while it is used or has a lease.
 
-    ``cpu_idle_for`` is the time since it last used CPU. ``freeze_after`` None: never freeze.
+    ``cpu_idle_for`` is the time since it last used CPU. ``freeze_after`` None: never freeze. An app with further
+    processes is never frozen, and stops as a whole.
     """
     if not can_idle(builder) or any(lease.expires_at > now for lease in leases):
         return None
@@ -284,6 +292,8 @@ def idle_action(
     if idle_for >= timedelta(minutes=builder.auto_stop_interval):
         return IdleAction.STOP
     if freeze_after is None or builder.asleep_since is not None or min(idle_for, cpu_idle_for) < freeze_after:
+        return None
+    if builder.further:  # a worker works though nobody visits the app
         return None
     return IdleAction.FREEZE
 
@@ -336,6 +346,14 @@ def is_crash(sandbox: Sandbox) -> bool:
 def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:
     """Return the crashes that count towards ``MAX_EXITS``."""
     return [one for one in sandboxes if is_crash(one) and end_time(one) > now - EXIT_WINDOW]
+
+
+def is_given_up(ends: Sequence[Sandbox]) -> bool:
+    """Return True for a process that ended too often: ``MAX_EXITS`` crashes within the window, the last one included.
+
+    Judged by its ends alone, so that it stays given up until it is restarted by name or with its app.
+    """
+    return bool(ends) and is_crash(ends[-1]) and len(recent_crashes(ends, end_time(ends[-1]))) >= MAX_EXITS
 
 
 def restart_delay(exits: int) -> timedelta:

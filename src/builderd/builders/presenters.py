@@ -39,6 +39,8 @@ def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Bui
         last_backup_error=_error(view.last_backup),
         member=builder.location,
         domains=list(view.domains),
+        scale=dict(builder.scale),
+        process_states=[wire.ProcessState.of(one) for one in view.processes],
     )
 
 

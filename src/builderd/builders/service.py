@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from builderd.application import Application
 from builderd.backups.model import Backup, BackupStatus
-from builderd.builders import candidates, outcomes, uses
+from builderd.builders import candidates, outcomes, processes, uses
 from builderd.builders.model import Builder, Cause, Desired, JobType, Status, StopKind, Visibility, auto_stop_error
 from builderd.builders.store import BuilderQuery
 from builderd.core.errors import (
@@ -29,7 +29,15 @@ from builderd.money import service as spending
 from builderd.money.model import Cost, Sum
 from builderd.previews.model import preview_host
 from builderd.tokens.model import Token
-from builderd.versions.model import Protocol, Version, VersionSettings, VersionStatus, env_size_error
+from builderd.versions.model import (
+    Protocol,
+    Version,
+    VersionSettings,
+    VersionStatus,
+    env_size_error,
+    scale_error,
+    scaled,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class NewBuilder:
     auto_stop_interval: int = 0
     backup_interval_hours: int = 0
     disk: DiskId | None = None
+    scale: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,7 @@ class BuilderView:
     domains: Sequence[str] = ()
     last_backup: Backup | None = None
     last_good_backup: Backup | None = None
+    processes: tuple[processes.ProcessView, ...] = ()
 
 
 def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
@@ -102,7 +112,10 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     check_job_type(new.job_type, new.settings)
     check_settings(uow, application, caller.tenant_id, new.settings)
     has_replaced = _replace_failed(uow, application, caller, new.name, now)
-    admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
+    check_scale(new.settings, new.scale)
+    scale = scaled(new.scale, new.settings.processes)
+    wanted = allocation_of(new.settings.resources, running=True, further=sum(scale.values()))
+    admission.admit(uow, application, caller.tenant_id, wanted, now)
     builder_id = BuilderId(new_id())
     builder = Builder(
         id=builder_id,
@@ -120,6 +133,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
         updated_at=now,
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
+        scale=scale,
         cause=Cause(caller.actor, f"created by {caller.actor}"),
         member=application.member,
     )
@@ -212,6 +226,23 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     return wanted
 
 
+def restart_process(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime, *, process: str
+) -> Builder:
+    """Have all sandboxes of one process replaced, also one that was given up; the others go on.
+
+    Raises ``NotFound``, also for a process that the app does not have, and ``InvalidState`` unless the app runs.
+    """
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    stored = processes.stored_name(uow, builder, process)
+    if builder.desired is not Desired.RUNNING or builder.status is not Status.RUNNING or builder.handover is not None:
+        raise InvalidState(f"The builder is {builder.status} or changes its version: wait, or start it as a whole.")
+    uow.sandboxes.mark_replaced(builder.id, builder.generation, stored)
+    reason = f"{process} restarted by {caller.actor}"
+    candidates.record(uow, builder, "process.restarting", caller.actor, reason, now, process=process)
+    return save_due(uow, builder, now)
+
+
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Set the desired state stopped, and cancel restores that would start it later.
 
@@ -277,12 +308,17 @@ def _views(
             builder=builder,
             version=versions[builder.id],
             preview_url=application.preview_domain.url(builder.host),
-            cost=spending.shown(application, versions[builder.id].settings.resources, sums.get(builder.id, Sum())),
+            cost=spending.shown(
+                application,
+                versions[builder.id].settings.resources.times(1 + builder.further),
+                sums.get(builder.id, Sum()),
+            ),
             needs_restart=builder.id in stale,
             review_passed=versions[builder.id].reviewed(now),
             domains=hosts.get(builder.id, ()),
             last_backup=tried.get(builder.id),
             last_good_backup=done.get(builder.id),
+            processes=processes.views(uow, builder, versions[builder.id]),
         )
         for builder in builders
     ]
@@ -305,11 +341,21 @@ def check_auto_stop(job_type: JobType, interval: int) -> None:
         raise ValidationFailed({"auto_stop_interval": [why]})
 
 
+def check_scale(settings: VersionSettings, scale: Mapping[str, int]) -> None:
+    """Raise ``ValidationFailed`` for a number of sandboxes that a process cannot have."""
+    found = {f"scale.{name}": scale_error(name, number, settings.processes) for name, number in scale.items()}
+    if errors := {field: [why] for field, why in found.items() if why is not None}:
+        raise ValidationFailed(errors)
+
+
 def check_job_type(job_type: JobType, settings: VersionSettings) -> None:
     """Raise ``ValidationFailed`` for an input of a builder that is no job, or a protocol of one without a preview."""
     if settings.stdin and job_type is not JobType.ONE_TIME:
         why = f"is read by jobs alone (job_type one_time, not {job_type.value}): send it with exec"
         raise ValidationFailed({"stdin": [why]})
+    if settings.processes and job_type not in (JobType.ALWAYS_ON, JobType.WORKER):
+        why = f"run beside an app or a worker, not beside a builder of job_type {job_type.value}: leave them out"
+        raise ValidationFailed({"processes": [why]})
     if settings.protocol is not Protocol.HTTP and not job_type.has_preview:
         why = f"is spoken with visitors, which a builder of job_type {job_type.value} has none of: leave it out"
         raise ValidationFailed({"protocol": [why]})

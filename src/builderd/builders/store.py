@@ -80,7 +80,9 @@ _UPDATE = (
     .values(reserved_disk=func.coalesce(_reserved_disk, 0.0), backup_check_at=CHECK_AT_AFTER_SAVE)
 )
 _FIELDS = tuple(field.name for field in fields(Builder))
-_SPARE_DISKS, _CANDIDATE, _CAUSE = (_FIELDS.index(name) for name in ("spare_disks", "candidate", "cause"))
+_SPARE_DISKS, _CANDIDATE, _CAUSE, _SCALE = (
+    _FIELDS.index(name) for name in ("spare_disks", "candidate", "cause", "scale")
+)
 #: The column of each field; the second column of a field that has two comes at the end.
 _NAMES = tuple("desired_by" if name == "cause" else name for name in _FIELDS)
 # In the order of the fields: a row becomes its value without a look at names, which takes most of the time for many.
@@ -168,7 +170,7 @@ def _greater(serving: ColumnElement[float], candidate: ColumnElement[float]) -> 
 
 
 def _of_running(name: str) -> ColumnElement[float]:
-    return _greater(case((_runs, versions.c[name]), else_=0.0), _candidates.c[name])
+    return _greater(case((_runs, versions.c[name]), else_=0.0), _candidates.c[name]) * (1 + builders.c.further)
 
 
 #: Parts of a GB in which disks are summed: a sum of binary fractions depends on its order.
@@ -177,7 +179,7 @@ _units = cast(func.round(builders.c.reserved_disk * float(UNITS)), BigInteger)
 _LIVE_SUMS = select(func.count(), cast(func.coalesce(func.sum(_units), 0), BigInteger)).where(text(LIVE))
 _ACTIVE_SUMS = (
     select(
-        func.count().label("running_builders"),
+        func.coalesce(func.sum(1 + builders.c.further), 0).label("running_builders"),
         func.coalesce(func.sum(_of_running("cpu")), 0.0).label("cpu"),
         func.coalesce(func.sum(_of_running("memory")), 0.0).label("memory"),
         func.coalesce(func.sum(_greater(versions.c.disk, _candidates.c.disk) - versions.c.disk), 0.0).label("disk"),
@@ -420,6 +422,8 @@ def _row(builder: Builder) -> dict[str, Any]:
     return {
         **row,
         "spare_disks": list(builder.spare_disks),
+        "scale": dict(builder.scale),
+        "further": builder.further,
         "desired_by": cause.actor,
         "desired_reason": cause.reason,
         "candidate": candidate.version if candidate else None,
@@ -433,6 +437,7 @@ def read_builder(row: Sequence[Any]) -> Builder:
     values = list(row)
     reason, opens_with, disk = values.pop(), values.pop(), values.pop()
     values[_SPARE_DISKS] = tuple(values[_SPARE_DISKS] or ())
+    values[_SCALE] = values[_SCALE] or {}
     values[_CAUSE] = Cause(values[_CAUSE], reason)
     number = values[_CANDIDATE]
     values[_CANDIDATE] = None if number is None else Candidate(number, disk, opens_with == number)

@@ -81,6 +81,9 @@ builders = Table(
     Column("disk_has_data", Boolean, nullable=False, server_default=false()),
     Column("location", Text, nullable=False, server_default=text("''")),
     Column("disk_is_made", Boolean, nullable=False, server_default=false()),
+    Column("scale", document()),
+    # The sum of ``scale``, which sums over all builders need. Not a field of ``Builder``.
+    Column("further", Integer, nullable=False, server_default=text("0")),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),

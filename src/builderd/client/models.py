@@ -45,7 +45,7 @@ from builderd.schemas.builder_parts import (
 )
 from builderd.schemas.builder_parts import PreviewLinkWithUrl as NewPreviewLink
 from builderd.schemas.builders import Builder as BuilderState
-from builderd.schemas.builders import Cost
+from builderd.schemas.builders import Cost, ProcessState
 from builderd.schemas.builders import ShownResources as Resources
 from builderd.schemas.files import FileEntry, UploadPlace, UploadState
 from builderd.schemas.monitoring import (
@@ -72,6 +72,7 @@ __all__ = ["Acceptance", "Answers", "Attempt", "Backup", "BuilderState", "ClassT
 __all__ += ["CredentialUse", "DaySpending", "DaysSpending", "Delivery", "Deployment", "Domain", "Ended", "Event"]
 __all__ += ["Execution", "FileDifference", "FileEntry", "Finding", "Health", "Lease", "LogBucket", "LogDensity"]
 __all__ += ["LogLine", "LogVersion", "Metrics", "Model", "NewPreviewLink", "NewToken", "Part", "PortPreview", "Present"]
+__all__ += ["ProcessState"]
 __all__ += ["PreviewLink", "Qa", "QaCheck", "QaScreenshot", "Readiness", "RemovedBuilds", "Resources", "ResponseTimes"]
 __all__ += ["Review", "RevokedToken", "SettingDifference", "Spending", "SpendingCap", "SshEnded", "SshGrant", "Stage"]
 __all__ += ["Step", "Token", "TxtRecord", "UploadPlace", "UploadState", "Version", "VersionDiff", "Webhook"]

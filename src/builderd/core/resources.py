@@ -34,6 +34,10 @@ class Resources:
     def disk_bytes(self) -> int:
         return int(self.disk * GB)
 
+    def times(self, sandboxes: int) -> Resources:
+        """Return the resources of so many sandboxes on one disk."""
+        return Resources(self.cpu * sandboxes, self.memory * sandboxes, self.disk)
+
 
 MINIMUM = Resources(cpu=0.25, memory=0.125, disk=1)
 
@@ -73,11 +77,15 @@ def larger_of(one: Allocation, other: Allocation) -> Allocation:
     return Allocation(*(max(getattr(one, each.name), getattr(other, each.name)) for each in fields(Allocation)))
 
 
-def allocation_of(resources: Resources, *, running: bool) -> Allocation:
-    """Return the allocation of one builder; CPU and memory only if it is to run."""
+def allocation_of(resources: Resources, *, running: bool, further: int = 0) -> Allocation:
+    """Return the allocation of one builder; CPU and memory only if it is to run.
+
+    Each sandbox of a ``further`` process takes as much as the app's own, and counts as a builder that runs.
+    """
     if not running:
         return Allocation(builders=1, disk=resources.disk)
-    return Allocation(1, 1, resources.cpu, resources.memory, resources.disk)
+    all_of_it = resources.times(1 + further)
+    return Allocation(1, 1 + further, all_of_it.cpu, all_of_it.memory, resources.disk)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,11 +70,11 @@ async def run_command(
     memory, encoding = operations_of(request).memory, request.app.state.encoding
     command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env, new.separate)
     if new.stream:
-        sandbox = await executions.running(application, caller, uuid)
+        sandbox = await executions.running(application, caller, uuid, new.process)
         pieces = executions.follow(application, caller, sandbox, command, memory)
         return stream(_events(pieces, encoding, caller.tenant_id, separate=new.separate))
     async with AsyncExitStack() as stack:
-        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, memory))
+        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, memory, new.process))
         return ResourceStream(stack.pop_all(), _answer(ended, encoding, caller.tenant_id), 200, {}, "application/json")
 
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from builderd.application import Application
+from builderd.builders import processes
 from builderd.builders import service as builders
 from builderd.builders.model import Builder
 from builderd.builders.service import Caller
 from builderd.builders.uses import User
 from builderd.code.model import folder_of
+from builderd.core.errors import InvalidState
 from builderd.core.ids import SandboxId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.dependencies.hints import start_hint
 from builderd.engine.port import Process, Sandboxes
 from builderd.executions.model import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.idle import service as wake
-from builderd.sandboxes.model import ExecResult, Sandbox
+from builderd.sandboxes.model import ExecResult, Sandbox, process_label
 from builderd.versions.model import Version
 
 #: Output past its limit is read and dropped, at a bounded rate, so that the command does not block.
@@ -74,13 +76,14 @@ async def run(
     builder_id: str,
     command: Command,
     memory: MemoryQuota,
+    process: str = "",
 ) -> AsyncIterator[Ended]:
     """Run the command and wait for it. Its output counts in the tenant's ``memory`` while the context lasts.
 
     While the budget is used up, the command blocks on its full pipe, and its timeout continues. Raises ``NotFound``,
     ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
     """
-    sandbox = await running(application, caller, builder_id)
+    sandbox = await running(application, caller, builder_id, process)
     with memory.reserve(caller.tenant_id) as reservation:
         output = Output(application.limits.exec_output, reservation=reservation)
         async with wake.keep_awake(application, sandbox):
@@ -150,8 +153,27 @@ async def session(
         yield process
 
 
-async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
-    """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``."""
+async def running(application: Application, caller: Caller, builder_id: str, process: str = "") -> SandboxId:
+    """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``.
+
+    ``process``: the first sandbox of a further process, or the one of this label (``worker.2``).
+    """
+    own = await _running(application, caller, builder_id)
+
+    def find(uow: UnitOfWork) -> Sandbox | None:
+        builder = builders.get(uow, caller.tenant_id, builder_id)
+        stored = processes.stored_name(uow, builder, process)
+        found = (one for one in uow.sandboxes.all_open(builder.id) if stored in (one.process, process_label(one)))
+        return next((one for one in found if one.started_at is not None), None)
+
+    if not process:
+        return own
+    if (sandbox := await application.store.read(find)) is None:
+        raise InvalidState(f"The process {process} does not run now: see process_states of the builder.")
+    return sandbox.id
+
+
+async def _running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
 
     def find(uow: UnitOfWork) -> tuple[Builder, Sandbox | None]:
         builder = builders.get(uow, caller.tenant_id, builder_id)

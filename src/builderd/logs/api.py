@@ -13,10 +13,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from builderd.application import Application
+from builderd.builders import processes
 from builderd.builders import service as builders
 from builderd.builders.api import Uuid
 from builderd.core.errors import ValidationFailed
 from builderd.core.ids import BuilderId, TenantId
+from builderd.database.unit_of_work import UnitOfWork
 from builderd.events import service as events
 from builderd.events.model import Event, is_pattern
 from builderd.events.store import EventQuery
@@ -51,6 +53,7 @@ class LogQuery(Parameters):
     since: UtcTime | None = Field(default=None, description="None from before this time.")
     stream: LogStream | None = None
     search: str = Field(default="", max_length=200, description="Those with this text in them, in any case of letters.")
+    process: str = Field(default="", max_length=63, description="Those of one process: web, worker, worker.2.")
     follow: bool = Field(default=False, description="Go on with each line as it is written, as an event stream.")
 
 
@@ -70,7 +73,8 @@ async def read_logs(
     async with AsyncExitStack() as stack:
         stack.enter_context(operations.log_reads.acquire(tenant_id))
         # An error before the first piece still gets its own status. Finding the beginning of a long log takes seconds.
-        begun = _begun(application, tenant_id, uuid, _filter_of(query), operations.paged_reads)
+        wanted = await _filter_of(application, tenant_id, uuid, query)
+        begun = _begun(application, tenant_id, uuid, wanted, operations.paged_reads)
         first, pieces = await until_disconnect(request, begun)
         return ResourceStream(stack.pop_all(), _joined(first, pieces), 200, {}, "application/json")
 
@@ -153,9 +157,9 @@ async def _stream(
 ) -> Response:
     operations = operations_of(request)
     tenant_id = identity.token.tenant_id
-    await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
+    wanted = await _filter_of(application, tenant_id, uuid, query)
     operations.log_streams.admit(tenant_id)
-    followed = _followed(operations, tenant_id, uuid, _filter_of(query), _given(request))
+    followed = _followed(operations, tenant_id, uuid, wanted, _given(request))
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
@@ -171,12 +175,21 @@ async def _followed(
                     yield event("line", _present(line).model_dump_json(), str(line.position))
 
 
-def _filter_of(query: LogQuery) -> LogFilter:
-    return LogFilter(query.tail, query.since, query.stream, query.search)
+async def _filter_of(application: Application, tenant_id: TenantId, uuid: str, query: LogQuery) -> LogFilter:
+    """Return the filter that a call asks for. Raises ``NotFound``, also for a process that the app does not have."""
+
+    def process(uow: UnitOfWork) -> str | None:
+        builder = builders.get(uow, tenant_id, uuid)
+        return processes.stored_name(uow, builder, query.process) if query.process else None
+
+    stored = await application.store.read(process)
+    return LogFilter(query.tail, query.since, query.stream, query.search, stored)
 
 
 def _present(line: logs.VersionedLine) -> LogLine:
-    return LogLine(time=line.line.time, stream=line.line.stream, version=line.version, text=line.line.text)
+    return LogLine(
+        time=line.line.time, stream=line.line.stream, version=line.version, text=line.line.text, process=line.process
+    )
 
 
 MAX_TYPES = 1_000

@@ -21,7 +21,7 @@ from builderd.builders.model import Builder, Desired
 from builderd.core.errors import EngineUnavailable
 from builderd.core.ids import BuilderId, SandboxId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
-from builderd.sandboxes.model import LogLine, LogMatch, LogStream, Sandbox
+from builderd.sandboxes.model import LogLine, LogMatch, LogStream, Sandbox, process_label
 from builderd.tokens.limits import PagedReads
 
 #: Interval at which a follower polls for new lines, in seconds, where its tenant has few followers.
@@ -41,17 +41,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class VersionedLine:
-    """A line and the version that wrote it."""
+    """A line and the version that wrote it; ``process`` is ``worker.1`` for one of a further process."""
 
     version: int
     line: LogLine
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FollowedLine(VersionedLine):
     """A line and its number ``nth`` among those with the same time."""
 
-    nth: int
+    nth: int = 0
 
     @property
     def position(self) -> LogPosition:
@@ -114,7 +115,8 @@ async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[
 class LogFilter:
     """Filter: the last ``tail`` lines (None: all) from ``since`` on, of one ``stream`` or of all, with ``search``.
 
-    ``search`` ignores the case of letters.
+    ``search`` ignores the case of letters. ``process`` is a further process, ``worker``, or one sandbox of it,
+    ``worker.2``; "" is the app's own, None all.
     ``spare`` is the number of extra lines to read: lines of the same time count, and filters may drop lines.
     """
 
@@ -122,12 +124,13 @@ class LogFilter:
     since: datetime | None = None
     stream: LogStream | None = None
     search: str = ""
+    process: str | None = None
     spare: int = 0
 
     @property
     def build(self) -> bool:
         """Return whether installer lines may pass the filter."""
-        return self.stream in (None, LogStream.BUILD)
+        return self.stream in (None, LogStream.BUILD) and self.process is None
 
     @property
     def run(self) -> bool:
@@ -136,6 +139,8 @@ class LogFilter:
 
     def reads(self, sandbox: Sandbox) -> bool:
         """Return whether lines of this sandbox may pass the filter: a release's are all of one stream."""
+        if self.process is not None and self.process not in (sandbox.process, process_label(sandbox)):
+            return False
         return self.stream is None or (self.stream is LogStream.RELEASE) is sandbox.release
 
     def is_older(self, sandbox: Sandbox) -> bool:
@@ -177,7 +182,7 @@ async def follow(
                 if too_many > 0:
                     too_many -= 1
                 else:
-                    yield FollowedLine(line.version, line.line, nth)
+                    yield FollowedLine(line.version, line.line, line.process, nth)
             if not follower.has_unread:
                 if follower.ended:
                     return
@@ -309,9 +314,10 @@ class Follower:
             async with self._place:
                 page = await self._application.engine.logs.read_log(sandbox.id, log.cursor, since=since, limit=PAGE)
             log.cursor, lines = page.cursor, page.lines
+            label = process_label(sandbox)
             if sandbox.release:  # callers see them as a stream of their own
                 lines = [replace(line, stream=LogStream.RELEASE) for line in lines]
-            self._buffer(log, [VersionedLine(sandbox.version, line) for line in lines], page.more)
+            self._buffer(log, [VersionedLine(sandbox.version, line, label) for line in lines], page.more)
         if sandbox.end is not None and not log.buffer:
             self._over.add(sandbox.id)
             del self._runs[sandbox.id]

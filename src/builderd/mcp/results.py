@@ -37,6 +37,7 @@ class Deployment(models.Model):
     exit_code: int | None
     cost: float
     currency: str
+    processes: list[str] = Field(description="State of each process, where there are several.")
 
 
 class Version(models.Model):
@@ -264,6 +265,10 @@ def deployment_of(state: models.BuilderState) -> Deployment:
         "auto_stop_minutes": state.auto_stop_interval,
         "cost": state.cost.cost,
         "currency": state.cost.currency,
+        "processes": [
+            f"{one.name}: {one.state}, {one.running} of {one.scale}, {one.restarts} restarts"
+            for one in state.process_states
+        ],
     }
     return Deployment.of(state, **other)
 

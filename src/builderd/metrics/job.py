@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from builderd.application import Application
@@ -24,6 +25,7 @@ from builderd.metrics.model import (
     UsageSample,
     merged,
     start_of,
+    together,
     usage_between,
 )
 from builderd.previews.model import PreviewActivity
@@ -67,7 +69,7 @@ class Sampling:
             if isinstance(used, Exception):
                 errors[one.sandbox_id] = used
             elif used is not None:
-                found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
+                found[one.sandbox_id] = self._reading(one, used, None if one.process else visited.get(one.host))
         # The check of members reports one that is away, once.
         if untold := [error for error in errors.values() if not isinstance(error, MemberAway)]:
             log.warning("usage unavailable builders=%d", len(untold), exc_info=untold[0])
@@ -76,11 +78,20 @@ class Sampling:
         kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in alive and sandbox not in found}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
         self._steps += [
-            UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()
+            UsageBucket(
+                one.watched.builder_id,
+                start_of(one.at),
+                # Averages are over the time of the app's own sandbox: those of others add to them.
+                replace(one.since_previous, seconds=0) if one.watched.process else one.since_previous,
+            )
+            for one in found.values()
         ]
         readings = [one for sandbox, one in self._last.items() if sandbox not in errors]
         self._app.usage.clear()
-        self._app.usage.update((one.watched.builder_id, one) for one in readings)
+        for reading in sorted(readings, key=lambda one: one.watched.process):
+            known = self._app.usage.get(reading.watched.builder_id)
+            both = reading if known is None else replace(known, used=together(known.used, reading.used))
+            self._app.usage[reading.watched.builder_id] = both
 
     async def _visits(self) -> Mapping[str, PreviewActivity]:
         try:

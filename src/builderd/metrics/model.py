@@ -126,6 +126,8 @@ class SampleTarget:
     host: str
     sandbox_id: SandboxId
     started_at: datetime
+    #: A further process, which adds to what the app's own sandbox uses; empty for that one.
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,12 @@ def add(one: Usage, other: Usage) -> Usage:
 def added_times(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     """Return the sum of two ``class_times``."""
     return tuple(map(sum, zip(one, other, strict=True))) if one and other else one or other
+
+
+def together(one: SandboxUsage, other: SandboxUsage) -> SandboxUsage:
+    """Return the usage of two sandboxes on one disk."""
+    total = {each.name: getattr(one, each.name) + getattr(other, each.name) for each in fields(SandboxUsage)}
+    return SandboxUsage(**{**total, "disk_bytes": max(one.disk_bytes, other.disk_bytes)})
 
 
 def usage_between(

@@ -78,12 +78,13 @@ _WATCHED = (
         builders.c.host,
         sandboxes.c.id.label("sandbox_id"),
         sandboxes.c.started_at,
+        sandboxes.c.process,
     )
     .select_from(sandboxes)
     .join(builders, builders.c.id == sandboxes.c.builder_id)
     .join(tenants, tenants.c.id == builders.c.tenant_id)
     .where(sandboxes.c.end_cause.is_(None), sandboxes.c.started_at.is_not(None), sandboxes.c.trial.is_(False))
-    .order_by(builders.c.id)
+    .order_by(builders.c.id, sandboxes.c.process, sandboxes.c.number)
 )
 # Summed by the database: of a day's rows, a page of builders has thousands.
 _number = (EpochSeconds(metrics.c.start) - bindparam("from", type_=BigInteger)) // bindparam("step", type_=BigInteger)

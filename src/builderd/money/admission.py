@@ -80,7 +80,7 @@ def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> 
     def of(number: int, *, running: bool) -> Allocation:
         version = new if new is not None and new.number == number else uow.versions.get(builder.id, number)
         assert version is not None, "a builder's versions are always stored"
-        allocation = allocation_of(version.settings.resources, running=running)
+        allocation = allocation_of(version.settings.resources, running=running, further=builder.further)
         return allocation if builder.disk_released_at is None else replace(allocation, disk=0)
 
     serving = of(builder.version, running=builder.desired is Desired.RUNNING)

@@ -46,23 +46,30 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
             return f"exited with code {end.exit_code}" if end.exit_code is not None else "exited"
 
 
-def exited_early(end: SandboxEnd, resources: Resources, port: int | None, lines: Sequence[str], hint: str = "") -> str:
+def exited_early(
+    end: SandboxEnd, resources: Resources, port: int | None, lines: Sequence[str], hint: str = "", process: str = ""
+) -> str:
     """Message for an app that ended before it listened, or for a worker (``port`` None) that ended at once.
 
-    ``hint`` says what its lines show to be missing (``start_hint``).
+    ``hint`` says what its lines show to be missing (``start_hint``), ``process`` is a further process.
     """
     what = f"The app ended before it listened on 0.0.0.0:{port}: {describe_end(end, resources)}."
     if port is None:
-        what = f"The worker ended before it was up: {describe_end(end, resources)}."
+        who = f"process {process}" if process else "worker"
+        what = f"The {who} ended before it was up: {describe_end(end, resources)}."
     advice = ""
     if hint:
         advice = f" {hint}"
     elif end.cause is EndCause.OUT_OF_MEMORY:
         advice = " Give it more with resources.memory."
+    elif end.cause is EndCause.EXITED and end.exit_code == 0 and process:
+        advice = " It must keep running: leave it out of the processes, or scale it to 0."
     elif end.cause is EndCause.EXITED and end.exit_code == 0:
         advice = ' It must keep running; for a command that runs to its end use "job_type": "one_time".'
     elif end.exit_code == 127:
-        advice = " The shell did not find the command: check the entrypoint and the requirements."
+        advice = (
+            f" The shell did not find the command: check {'it' if process else 'the entrypoint'} and the requirements."
+        )
     elif end.exit_code == 126:
         advice = ' The shell may not execute the command: mark its file as "executable", or name the interpreter.'
     return what + advice + quoted(lines)

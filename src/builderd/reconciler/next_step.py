@@ -20,6 +20,7 @@ from builderd.builders.model import (
     delay_before_restart,
     end_time,
     is_crash,
+    is_given_up,
     next_attempt,
     recent_crashes,
 )
@@ -32,10 +33,14 @@ def next_step(builder: Builder, seen: Observation) -> Step:
     started = seen.sandbox is not None and seen.sandbox.started_at is not None
     if started and (seen.report is None or not seen.report.alive):  # it ended by itself
         return _close_route(builder, seen) or Action.RECORD_END
+    if (ended := next((found for one in seen.processes if (found := one.ended)), None)) is not None:
+        return RecordProcessEnd(ended)
     if builder.desired is Desired.RUNNING:
         return _towards_running(builder, seen)
     if builder.desired is Desired.DELETED and builder.settled:
         return Wait()
+    if (stopping := _stop_processes(seen)) is not None:
+        return stopping
     if (closing := _close_route(builder, seen)) is not None:
         return closing
     if builder.desired is Desired.DELETED and seen.trial is not None:
@@ -58,21 +63,75 @@ def _close_route(builder: Builder, seen: Observation) -> Step | None:
     return SetRoute(closed) if seen.route != closed else None
 
 
+def _stop_processes(seen: Observation, generation: int | None = None) -> Step | None:
+    """Stop further processes together: those of another ``generation``, and those to be restarted or not wanted.
+
+    None for all of them. They stop while visitors still reach the app, before its own sandbox does: two workers never
+    work at once, and nothing writes a disk that is copied.
+    """
+    found = [
+        one.sandbox
+        for one in seen.processes
+        if one.sandbox is not None
+        and (generation is None or one.sandbox.generation != generation or one.sandbox.replaced or not one.wanted)
+    ]
+    return StopProcesses(tuple(found)) if found else None
+
+
 def _towards_running(builder: Builder, seen: Observation) -> Step:
-    if seen.sandbox is not None and seen.sandbox.generation != builder.generation:
+    if (stopping := _stop_processes(seen, builder.generation)) is not None:
+        return stopping
+    if seen.sandbox is not None and (seen.sandbox.generation != builder.generation or seen.sandbox.replaced):
         return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return _towards_started(builder, seen)
     if seen.sandbox.release:
         return Action.AWAIT_RELEASE
+    return _towards_up(builder, seen)
+
+
+def _towards_up(builder: Builder, seen: Observation) -> Step:
+    """Return the next step of an app whose own sandbox was started."""
+    assert seen.sandbox is not None, "the caller checked it"
+    further = _towards_processes(builder, seen)
+    if further is not None and not isinstance(further, Wait):
+        return further
     if builder.job_type.stays_up and seen.sandbox.listening_at is None:
         return Action.AWAIT_LISTENING
+    is_judged = seen.version.is_new and not builder.settled
+    if is_judged and (young := next((found for one in seen.processes if (found := one.young)), None)) is not None:
+        return AwaitProcess(young)
     is_up = builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
     if builder.job_type.has_preview and (step := _towards_visited(builder, seen, is_up=is_up)) is not None:
         return step
     if builder.job_type.stays_up and seen.version.qa_due and not builder.settled:
         return Action.CHECK_APP
-    return Wait() if is_up else Settle(Status.RUNNING)
+    if not is_up:
+        return Settle(Status.RUNNING)
+    return further or Wait()
+
+
+def _towards_processes(builder: Builder, seen: Observation) -> Step | None:
+    """Return the step that starts or gives up a further process, the wait for its restart, or None.
+
+    A process that crashes before its version was ever up fails that version, as the app itself would. Later it is
+    restarted by itself, and given up by itself: the app goes on.
+    """
+    due: list[datetime] = []
+    for one in seen.processes:
+        if not one.wanted or (one.sandbox is not None and one.sandbox.started_at is not None):
+            continue
+        if one.sandbox is not None:
+            return StartProcess(one.sandbox)
+        if seen.version.is_new and not builder.settled and one.ends and is_crash(one.ends[-1]):
+            return GiveUp(too_often=False, process=one)
+        if is_given_up(one.ends):
+            continue
+        at = end_time(one.ends[-1]) + delay_before_restart(one.ends, seen.now) if one.ends else seen.now
+        if at <= seen.now:
+            return PlanSandbox(next_attempt(one.ends), process=one.name, number=one.number)
+        due.append(at)
+    return Wait(min(due)) if due else None
 
 
 def _towards_visited(builder: Builder, seen: Observation, *, is_up: bool) -> Step | None:
@@ -100,10 +159,11 @@ def _towards_started(builder: Builder, seen: Observation) -> Step:
         return closing
     if (preparing := prepare(seen.version)) is not None:
         return preparing
-    if (making := _disk(seen)) is not None:
-        return making
-    if seen.disk_bundle != seen.version.bundle_hash or seen.disk_build != seen.version.build_key:
-        return Action.PUT_BUNDLE
+    making = _disk(seen)
+    if making is None and (seen.disk_bundle, seen.disk_build) != (seen.version.bundle_hash, seen.version.build_key):
+        making = Action.PUT_BUNDLE
+    if making is not None:
+        return _stop_processes(seen) or making
     if seen.sandbox is None:
         return PlanSandbox(attempt=next_attempt(seen.ends), release=seen.version.release_due)
     if seen.sandbox.disk != builder.to_run[1] or (seen.version.release_due and not seen.sandbox.release):
@@ -173,6 +233,35 @@ class VersionState:
     qa_required: bool = False
     #: The review has not passed yet: nothing of it may run.
     review_due: bool = False
+    #: It was never up.
+    is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """One sandbox of a further process, wanted or still there.
+
+    ``sandbox`` is the record that has not ended yet, ``report`` what the engine says of it, ``ends`` the ended ones of
+    the present run, oldest first. Not ``wanted``: the version has no such process, or its scale is smaller now.
+    """
+
+    name: str
+    number: int
+    wanted: bool
+    sandbox: Sandbox | None = None
+    report: SandboxReport | None = None
+    ends: tuple[Sandbox, ...] = ()
+
+    @property
+    def ended(self) -> Sandbox | None:
+        """The sandbox, if it was started and has ended by itself."""
+        is_started = self.sandbox is not None and self.sandbox.started_at is not None
+        return self.sandbox if is_started and (self.report is None or not self.report.alive) else None
+
+    @property
+    def young(self) -> Sandbox | None:
+        """The sandbox, until it has lived as long as a worker must to be up."""
+        return self.sandbox if self.sandbox is not None and self.sandbox.listening_at is None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +276,8 @@ class Observation:
     says so yet. ``sandbox`` is the builder's record that has not
     ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run, newest last.
     ``disk_leaving``: the member of the disk is to be emptied. ``paid_frozen``: the ledger counts it as frozen.
-    Sandboxes of a release count as ``sandbox`` while they run, and are not among ``ends``.
+    Sandboxes of a release count as ``sandbox`` while they run, and are not among ``ends``; those of further
+    ``processes`` are in neither.
     """
 
     now: datetime
@@ -206,6 +296,7 @@ class Observation:
     loss_due: bool = False
     disk_build: str = ""
     disk_leaving: bool = False
+    processes: tuple[ProcessState, ...] = ()
 
 
 class Action(Enum):
@@ -274,10 +365,15 @@ class BuildApp:
 
 @dataclass(frozen=True, slots=True)
 class PlanSandbox:
-    """Record a new sandbox before the engine creates it. A ``release`` runs the release command, not the app."""
+    """Record a new sandbox before the engine creates it. A ``release`` runs the release command, not the app.
+
+    ``attempt`` counts within the run, of a further ``process`` and ``number`` its own.
+    """
 
     attempt: int
     release: bool = False
+    process: str = ""
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +382,34 @@ class StopSandbox:
 
     #: Let requests in flight finish first.
     drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartProcess:
+    """Start the recorded sandbox of a further process."""
+
+    sandbox: Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitProcess:
+    """Wait until a further process has lived as long as a worker must, or has ended."""
+
+    sandbox: Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class StopProcesses:
+    """Stop these sandboxes of further processes at the same time, and record how each ended."""
+
+    sandboxes: tuple[Sandbox, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordProcessEnd:
+    """Record how a further process ended by itself, and remove its remains."""
+
+    sandbox: Sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,9 +428,13 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Give up an app that exited before it ever listened in this run, or too often: its status is ``failed``."""
+    """Give up an app that exited before it ever listened in this run, or too often: its status is ``failed``.
+
+    ``process`` is the further process that did so.
+    """
 
     too_often: bool
+    process: ProcessState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +444,10 @@ class Wait:
     until: datetime | None = None
 
 
-Step = Action | Review | Install | BuildApp | PlanSandbox | StopSandbox | SetRoute | Settle | GiveUp | Wait
+ProcessStep = StartProcess | AwaitProcess | StopProcesses | RecordProcessEnd
+Step = (
+    Action | Review | Install | BuildApp | PlanSandbox | StopSandbox | ProcessStep | SetRoute | Settle | GiveUp | Wait
+)
 
 
 def name_of(step: Step) -> str:

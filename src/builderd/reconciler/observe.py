@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ from builderd.core.members import MemberAway
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.engine.port import DiskReport
 from builderd.money.model import Billing
-from builderd.reconciler.next_step import Observation, VersionState, prepare
+from builderd.reconciler.next_step import Observation, ProcessState, VersionState, prepare
 from builderd.sandboxes.model import Sandbox, SandboxReport, SandboxState
-from builderd.versions.model import NO_BUILD, NO_LAYER, Protocol, Version
+from builderd.versions.model import NO_BUILD, NO_LAYER, Protocol, Version, VersionStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class StoredState(NamedTuple):
     trial: Sandbox | None
     ends: tuple[Sandbox, ...]
     billing: Billing | None
+    processes: tuple[ProcessState, ...] = ()
 
 
 def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
@@ -67,13 +69,43 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     candidate = uow.versions.get(builder_id, other) if other is not None else None
     # In one query: this is read at every step of every builder.
     sandboxes = uow.sandboxes.open_or_of_generation(builder_id, builder.generation)
-    ends = tuple(one for one in sandboxes if one.end and not one.trial and not one.release)
+    processes = process_states(builder, version, sandboxes)
+    sandboxes = [one for one in sandboxes if not one.process]
+    ends = tuple(one for one in sandboxes if one.end and not (one.trial or one.release or one.replaced))
     current = uow.versions.get(builder_id, builder.version) if builder.version != number else None
     keep_awake = [one for one in sandboxes if one.end is None]
     open_one, trial = (next((one for one in keep_awake if one.trial is is_trial), None) for is_trial in (False, True))
     paid = uow.ledger.current(builder_id)
     return StoredState(
-        WorkItem(builder, version, candidate, current), open_one, trial, ends, paid.billing if paid else None
+        WorkItem(builder, version, candidate, current),
+        open_one,
+        trial,
+        ends,
+        paid.billing if paid else None,
+        processes,
+    )
+
+
+def process_states(builder: Builder, version: Version, sandboxes: Sequence[Sandbox]) -> tuple[ProcessState, ...]:
+    """Return the sandboxes of further processes that this version is to have, and others that have not ended.
+
+    ``sandboxes`` are those of the present run, oldest first, and those that have not ended.
+    """
+    wanted = [
+        (name, number) for name in version.settings.processes for number in range(1, builder.scale.get(name, 1) + 1)
+    ]
+    found: dict[tuple[str, int], list[Sandbox]] = {key: [] for key in wanted}
+    for one in sandboxes:
+        if one.process and (one.end is None or (one.process, one.number) in found):
+            found.setdefault((one.process, one.number), []).append(one)
+    return tuple(
+        ProcessState(
+            *key,
+            wanted=key in wanted,
+            sandbox=next((one for one in own if one.end is None), None),
+            ends=tuple(one for one in own if one.end and not one.replaced),
+        )
+        for key, own in found.items()
     )
 
 
@@ -92,15 +124,10 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     loss = restores.Loss()
     if own_is_gone:
         loss = await application.store.read(lambda uow: restores.loss(uow, builder.id, now))
-    report = None
-    if sandbox is not None:
-        try:
-            report = await engine.sandboxes.report(sandbox.id)
-        except MemberAway:
-            if to_run:
-                raise
-            # One that is to end on a member that is away counts as running, so that it can be ended.
-            report = SandboxReport(sandbox.id, builder.id, SandboxState.RUNNING)
+    report = await _report(application, sandbox, to_run=to_run)
+    processes = [
+        replace(one, report=await _report(application, one.sandbox, to_run=to_run)) for one in stored.processes
+    ]
     # Recorded after it was made, so that it is paid and its loss will be noticed.
     is_recorded = stored.billing is not None and builder.disk_is_made
     size = item.version.settings.resources.disk_bytes
@@ -118,10 +145,23 @@ async def observe(application: Application, stored: StoredState) -> Observation:
         ends=stored.ends,
         route=await application.previews.get(builder.host),
         paid_frozen=stored.billing is Billing.FROZEN,
+        processes=tuple(processes),
         lost=loss.backup is not None,
         recovering=loss.recovering,
         loss_due=needs_disk and (item.version.released or (own_is_gone and builder.disk_is_made)),
     )
+
+
+async def _report(application: Application, sandbox: Sandbox | None, *, to_run: bool) -> SandboxReport | None:
+    if sandbox is None:
+        return None
+    try:
+        return await application.engine.sandboxes.report(sandbox.id)
+    except MemberAway:
+        if to_run:
+            raise
+        # One that is to end on a member that is away counts as running, so that it can be ended.
+        return SandboxReport(sandbox.id, sandbox.builder_id, SandboxState.RUNNING)
 
 
 async def _version(
@@ -145,4 +185,5 @@ async def _version(
         qa_required=version.settings.require_qa,
         qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,
         review_due=version.review_due(application.clock.now()),
+        is_new=version.status in (VersionStatus.PENDING, VersionStatus.FAILED),
     )

@@ -11,6 +11,7 @@ from builderd.builders import candidates
 from builderd.builders.model import Builder, Cause, Desired, Handover, JobType, Status
 from builderd.core.errors import StartFailed
 from builderd.core.ids import BuilderId
+from builderd.core.resources import Resources
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM
 from builderd.money import service as spending
@@ -20,7 +21,7 @@ from builderd.qa import service as qa
 from builderd.qa.model import gate_of_failure
 from builderd.reconciler.failures import describe_end
 from builderd.reconciler.observe import StoredState, WorkItem, read
-from builderd.sandboxes.model import Listening, Sandbox, SandboxEnd, SandboxReport
+from builderd.sandboxes.model import Listening, Sandbox, SandboxEnd, SandboxReport, process_label
 from builderd.versions.model import Version, VersionStatus
 
 
@@ -118,25 +119,39 @@ def leads_to(transition: Transition, version: Version, port: int | None, listeni
 
 def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, report: SandboxReport) -> Sandbox:
     """Record the start of a sandbox: from then on running time is billed. ``version`` is the one that runs."""
-    uow, builder, prices = transition.uow, transition.builder, transition.prices
+    uow, builder = transition.uow, transition.builder
     at = report.started_at or sandbox.created_at
     started = replace(sandbox, ip=report.ip, started_at=at)
     uow.sandboxes.save(started)
-    spending.bill(uow, prices, builder, version.settings.resources, Billing.RUNNING, at)
+    _bill(transition, version.settings.resources, version.settings.resources, at)
     for credential in version.settings.credentials:
         uow.credentials.touch(builder.tenant_id, credential, at, builder.id)
-    details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
-    candidates.record(uow, builder, "sandbox.started", SYSTEM, "started", at, **details)
+    details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt, **_process_of(sandbox)}
+    candidates.record(uow, builder, "sandbox.started", SYSTEM, f"{process_label(sandbox)} started".strip(), at, **details)
     return started
 
 
+def _bill(transition: Transition, running: Resources, resting: Resources, at: datetime) -> None:
+    """Bill each of the builder's sandboxes that run, with the resources of their version; without one, the disk."""
+    uow, builder = transition.uow, transition.builder
+    number = sum(one.started_at is not None for one in uow.sandboxes.all_open(builder.id))
+    resources = running.times(number) if number else resting
+    billing = Billing.RUNNING if number else Billing.STOPPED
+    spending.bill(uow, transition.prices, builder, resources, billing, at)
+
+
+def _process_of(sandbox: Sandbox) -> dict[str, str]:
+    """Return the detail of an event that names the further process."""
+    return {"process": process_label(sandbox)} if sandbox.process else {}
+
+
 def sandbox_ended(transition: Transition, sandbox: Sandbox, *, end: SandboxEnd, report: SandboxReport | None) -> None:
-    """Record the end of a sandbox: from then on only the disk is billed, that of the version to run next.
+    """Record the end of a sandbox: from then on what still runs is billed, or the disk of the version to run next.
 
     A sandbox whose start the engine reports, but the record lacks since the service died in between, is billed for its
     time all the same.
     """
-    uow, builder, prices, now = transition.uow, transition.builder, transition.prices, transition.now
+    uow, builder, now = transition.uow, transition.builder, transition.now
     ran = uow.versions.get(builder.id, sandbox.version)
     following = ran if builder.to_run[0] == sandbox.version else uow.versions.get(builder.id, builder.to_run[0])
     assert ran is not None, "a builder's versions are always stored"
@@ -147,13 +162,14 @@ def sandbox_ended(transition: Transition, sandbox: Sandbox, *, end: SandboxEnd, 
     uow.sandboxes.save(replace(sandbox, end=replace(end, at=at)))
     if sandbox.started_at is None:
         return
-    spending.bill(uow, prices, builder, following.settings.resources, Billing.STOPPED, at)
-    reason = describe_end(end, ran.settings.resources)
+    _bill(transition, ran.settings.resources, following.settings.resources, at)
+    reason = f"{process_label(sandbox)} {describe_end(end, ran.settings.resources)}".strip()
     details = {
         "sandbox": sandbox.id,
         "version": sandbox.version,
         "exit_code": end.exit_code,
         "cause": end.cause.value,
+        **_process_of(sandbox),
     }
     candidates.record(uow, builder, "sandbox.ended", SYSTEM, reason, at, **details)
 

@@ -30,15 +30,19 @@ from builderd.reconciler import record as transitions
 from builderd.reconciler.builds import Builds
 from builderd.reconciler.next_step import (
     Action,
+    AwaitProcess,
     BuildApp,
     GiveUp,
     Install,
     Observation,
     PlanSandbox,
+    RecordProcessEnd,
     Review,
     SetRoute,
     Settle,
+    StartProcess,
     Step,
+    StopProcesses,
     StopSandbox,
     Wait,
     candidate_step,
@@ -54,6 +58,7 @@ from builderd.reconciler.steps import (
     forget,
     gate,
     install,
+    processes,
     release,
     rest,
     review,
@@ -153,8 +158,16 @@ class Steps:
                 return trial.hand_over(item)
             case Settle(status):
                 return await settle.settle(app, item, observation, status)
-            case GiveUp(too_often):
-                return await settle.give_up(app, item, observation, too_often)
+            case GiveUp():
+                return await settle.give_up(app, item, observation, step)
+            case StartProcess(one):
+                return await start.start_sandbox(app, item, one)
+            case AwaitProcess(one):
+                return await processes.await_process(app, one)
+            case StopProcesses(some):
+                return await processes.stop_processes(app, some)
+            case RecordProcessEnd(one):
+                return await processes.record_process_end(app, item, one)
             case Action.FORGET:
                 return await forget.forget(app, item)
             case Wait():
@@ -293,9 +306,11 @@ class Worker:
         A long step gives way to a newer desired state, and one for the candidate also at ``until``.
         """
         name, item = name_of(step), stored.item
-        is_long = step in LONG_ACTIONS or isinstance(step, Review | Install | BuildApp)
+        is_long = step in LONG_ACTIONS or isinstance(step, Review | Install | BuildApp | AwaitProcess)
         self._context.fault(f"{name}.begun")
-        async with nullcontext() if is_long or isinstance(step, StopSandbox) else self._context.step_limit:
+        async with (
+            nullcontext() if is_long or isinstance(step, StopSandbox | StopProcesses) else self._context.step_limit
+        ):
             work = self._context.steps.perform(item, observation, step)
             if not is_long:
                 result: Result | None = await work

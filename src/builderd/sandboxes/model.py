@@ -75,6 +75,8 @@ class SandboxSpec:
     secret_files: Mapping[str, str] = field(default_factory=dict)
     tenant_id: str = ""
     root: str = ""
+    #: ``worker.1`` of a further process, which shares the disk with the app's own sandbox; empty for that one.
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +193,20 @@ class Sandbox:
     disk: DiskId
     trial: bool = False
     release: bool = False
+    #: Name of the further process that it runs, and which of its sandboxes this is (from 1); empty for the app's own.
+    process: str = ""
+    number: int = 1
+    #: A restart of its process was asked for: it stops if it runs, and its end counts for nothing.
+    replaced: bool = False
     ip: str | None = None
     started_at: datetime | None = None
     listening_at: datetime | None = None
     end: SandboxEnd | None = None
+
+
+def process_label(sandbox: Sandbox) -> str:
+    """Return ``worker.1`` for a sandbox of a further process, and nothing for the app's own."""
+    return f"{sandbox.process}.{sandbox.number}" if sandbox.process else ""
 
 
 def is_ipv6_only(ip: str) -> bool:

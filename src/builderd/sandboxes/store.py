@@ -21,6 +21,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    not_,
     select,
     text,
     update,
@@ -52,12 +53,15 @@ sandboxes = Table(
     Column("disk", Text, nullable=False, server_default=text("''")),
     Column("trial", Boolean, nullable=False, server_default=false()),
     Column("release", Boolean, nullable=False, server_default=false()),
+    Column("process", Text, nullable=False, server_default=text("''")),
+    Column("number", Integer, nullable=False, server_default=text("1")),
+    Column("replaced", Boolean, nullable=False, server_default=false()),
     version_key("sandboxes"),
     UniqueConstraint("builder_id", "generation", "attempt"),
     CheckConstraint("attempt >= 1", name="attempt"),
     CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
-    # At most one open sandbox that serves, and one open trial.
-    unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL", "trial"),
+    # At most one open sandbox that serves, one open trial, and one of each further process and number.
+    unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL", "trial", "process", "number"),
 )
 
 build_logs = Table(
@@ -86,6 +90,7 @@ open_builds = Table(
 
 
 _is_open = sandboxes.c.end_cause.is_(None) & sandboxes.c.trial.is_(False)
+_is_own = _is_open & (sandboxes.c.process == "")
 # Generations and attempts count up, so they order sandboxes even when they began in the same instant.
 _OLDEST_FIRST = select(sandboxes).order_by(sandboxes.c.generation, sandboxes.c.attempt)
 
@@ -93,6 +98,8 @@ _later = sandboxes.alias()
 _is_later = (
     (_later.c.builder_id == sandboxes.c.builder_id)
     & (_later.c.generation == sandboxes.c.generation)
+    & (_later.c.process == sandboxes.c.process)
+    & (_later.c.number == sandboxes.c.number)
     & (_later.c.attempt > sandboxes.c.attempt)
 )
 
@@ -106,13 +113,18 @@ class Sandboxes(Repository[Sandbox]):
             return self._first(select(sandboxes).where(is_it))
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
-        """Return the one that has not ended, at most one, without trials."""
+        """Return the app's own that has not ended, at most one, without trials and further processes."""
         with damage_named(builder):
-            return self._first(select(sandboxes).where(sandboxes.c.builder_id == builder, _is_open))
+            return self._first(select(sandboxes).where(sandboxes.c.builder_id == builder, _is_own))
+
+    def all_open(self, builder: BuilderId) -> Sequence[Sandbox]:
+        """Return the app's own and those of further processes that have not ended, without trials."""
+        with damage_named(builder):
+            return self._all(_OLDEST_FIRST.where(sandboxes.c.builder_id == builder, _is_open))
 
     def open_of_all(self, builders: Sequence[BuilderId]) -> Sequence[Sandbox]:
-        """Return those of these builders that have not ended, without trials."""
-        found = select(sandboxes).where(sandboxes.c.builder_id.in_(builders), _is_open)
+        """Return those that ``open_of`` returns of these builders."""
+        found = select(sandboxes).where(sandboxes.c.builder_id.in_(builders), _is_own)
         return read_each(self._connection, found, {}, lambda row: self._value(row._mapping), "builder_id")
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
@@ -132,6 +144,13 @@ class Sandboxes(Repository[Sandbox]):
             either = (sandboxes.c.generation == generation) | sandboxes.c.end_cause.is_(None)
             return self._all(_OLDEST_FIRST.where(sandboxes.c.builder_id == builder, either))
 
+    def mark_replaced(self, builder: BuilderId, generation: int, process: str) -> None:
+        """Mark those of a process (``worker``, "" for the app's own) or one of them (``worker.2``) as ``replaced``."""
+        name, _, number = process.partition(".")
+        own = sandboxes.c.builder_id == builder, sandboxes.c.generation == generation, sandboxes.c.process == name
+        is_it = sandboxes.c.number == int(number) if number.isdecimal() else not_(sandboxes.c.trial)
+        self._change(update(sandboxes).where(*own, is_it, not_(sandboxes.c.release)), replaced=True)
+
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` that ended before this time, none of the present generation; return the number."""
         over = (
@@ -143,7 +162,7 @@ class Sandboxes(Repository[Sandbox]):
         return self._change(delete(sandboxes).where(sandboxes.c.id.in_(over)))
 
     def delete_oldest(self, keep: int, limit: int) -> int:
-        """Delete up to ``limit`` ended ones of each generation that has more than ``keep``; return the number.
+        """Delete up to ``limit`` ended ones of each process's generation that has over ``keep``; return the number.
 
         The latest ``keep`` of it stay, and the last one that listened."""
         early = (
@@ -158,6 +177,8 @@ class Sandboxes(Repository[Sandbox]):
     def _row(self, value: Sandbox) -> dict[str, Any]:
         row, end = row_of(value), value.end
         del row["end"]
+        # Only ``mark_replaced`` writes it: a step that began before must not take it back.
+        del row["replaced"]
         return {
             **row,
             "end_cause": end.cause if end else None,

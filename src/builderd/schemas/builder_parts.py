@@ -45,6 +45,7 @@ class NewExecution(Shape):
     env: Env = Field(default_factory=dict, description="Added to the app's environment.")
     stream: bool = Field(default=False, description="Answer with its output as it comes, as an event stream.")
     separate: bool = Field(default=False, description="Keep standard error apart from standard output.")
+    process: str = Field(default="", max_length=63, description="A further process in whose sandbox it runs.")
 
 
 class Execution(View):

@@ -42,11 +42,15 @@ from builderd.versions.model import (
     DEFAULT_PORT,
     ENV_NAME,
     MAX_ENTRYPOINT_BYTES,
+    MAX_PROCESSES,
+    MAX_SCALE,
+    PROCESS_NAME,
     Isolation,
     Protocol,
     entrypoint_error,
     env_error,
     env_size_error,
+    process_errors,
     stage_command_error,
 )
 
@@ -124,6 +128,33 @@ Entrypoint = Annotated[
     str,
     checked_by(entrypoint_error),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
+]
+
+
+def _processes(value: Any) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        return value
+    errors = (((name,) if name else (), why) for name, why in process_errors(value))
+    return with_field_errors(errors, lambda: value)
+
+
+#: Further processes: name → command.
+Processes = Annotated[
+    dict[str, str],
+    BeforeValidator(_processes),
+    Field(
+        json_schema_extra={
+            "additionalProperties": {"type": "string", "minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES},
+            "propertyNames": {"pattern": f"^{PROCESS_NAME.pattern}$"},
+            "maxProperties": MAX_PROCESSES,
+        }
+    ),
+]
+
+#: Further process → number of its sandboxes.
+Scale = Annotated[
+    dict[str, Annotated[JsonInt, Field(ge=0, le=MAX_SCALE)]],
+    Field(max_length=MAX_PROCESSES, json_schema_extra={"propertyNames": {"pattern": f"^{PROCESS_NAME.pattern}$"}}),
 ]
 
 Command = Annotated[str, checked_by(stage_command_error), Field(json_schema_extra={"maxLength": MAX_ENTRYPOINT_BYTES})]
@@ -260,6 +291,13 @@ class NewBuilder(Shape):
         "dependencies are, such as an app of a monorepo. Empty: all of the code.",
     )
 
+    processes: Processes | None = Field(
+        default=None,
+        description="Of apps and workers: commands that run beside its own, by name, each in a sandbox of the same "
+        "size with the same environment and disk. Left out: the other lines of a file named Procfile. {}: none.",
+    )
+    scale: Scale = Field(default_factory=dict[str, int], description="Sandboxes of a further process; left out: 1.")
+
     @model_validator(mode="wrap")
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -314,6 +352,21 @@ class ShownSettings(View):
     fixed_port: bool
     known_port: int
     detected: Detected | None
+    processes: dict[str, str] = Field(default_factory=dict)
+
+
+class ProcessState(View):
+    """A process of an app: its sandboxes that should run and that do, and its restarts after crashes in this run.
+
+    ``state`` is ``running``, ``starting``, ``restarting``, ``failed`` (it crashed too often) or ``stopped``.
+    """
+
+    name: str
+    command: str
+    scale: int
+    running: int
+    state: str
+    restarts: int
 
 
 class BuilderHead(View):
@@ -340,6 +393,7 @@ class Builder(ShownSettings, BuilderHead):
     it was last started, empty on a single machine.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version. ``domains`` are its custom
     domains, whatever their state.
+    ``process_states`` has its own process and its further ones; it is empty without further ones.
     """
 
     job_type: JobType
@@ -361,6 +415,8 @@ class Builder(ShownSettings, BuilderHead):
     disk_released_at: Time | None
     member: str
     domains: list[str]
+    scale: dict[str, int] = Field(default_factory=dict)
+    process_states: list[ProcessState] = Field(default_factory=list[ProcessState])
 
 
 BuilderAnswer = Success[Builder]

@@ -144,12 +144,13 @@ ExactTime = Annotated[datetime, PlainSerializer(_exact, when_used="json")]
 
 
 class LogLine(View):
-    """Log line with the version that wrote it."""
+    """Log line with the version that wrote it; ``process`` is such as ``worker.1`` for one of a further process."""
 
     time: ExactTime
     stream: LogStream
     version: int
     text: str
+    process: str = ""
 
 
 class LogAnswer(Success[list[LogLine]]):

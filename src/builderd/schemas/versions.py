@@ -19,6 +19,7 @@ from builderd.schemas.builders import (
     Name,
     NewBuilder,
     Resources,
+    Scale,
     ShownResources,
     ShownSettings,
 )
@@ -65,7 +66,7 @@ class NewVersion(NewBuilder):
     With ``stored``, ``files`` are laid over the files of a kept version instead.
 
     A ``build`` that is left out is found, as for a new builder, only where the builder never had another version; a
-    ``release`` that came from the ``Procfile`` is read from the new one.
+    ``release`` and ``processes`` that came from the ``Procfile`` are read from the new one.
     ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
     """
 
@@ -92,6 +93,9 @@ class NewSettings(Shape):
     visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
     credentials: list[Credential] = Field(default_factory=list[str], max_length=MAX_CREDENTIALS)
     release: Command = Field(default="", description="Run once before the new version takes over; empty: none.")
+    scale: Scale = Field(
+        default_factory=dict[str, int], description="Sandboxes of further processes, at once; others keep theirs."
+    )
 
 
 class NewAutoStop(Shape):
@@ -185,6 +189,7 @@ def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation)
         "build": new.build or "",
         "release": new.release or "",
         "fixed_port": "port" in new.model_fields_set,
+        "processes": new.processes or {},
     }
     return VersionSettings(**{**copied, **converted}).without_port()
 
@@ -206,6 +211,7 @@ def shown_settings(settings: VersionSettings, shape: type[View]) -> dict[str, An
         "env": dict(settings.env),
         "env_file_values": dict(settings.env_file_values),
         "detected": Detected(**settings.detected) if settings.detected else None,
+        "processes": dict(settings.processes),
         "resources": ShownResources(cpu=resources.cpu, memory=resources.memory, disk=resources.disk),
         "credentials": list(settings.credentials),
     }

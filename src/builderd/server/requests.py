@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from builderd.application import Application
 from builderd.builders import service as builders
 from builderd.builders.model import SANDBOX_COMMAND, STATIC_COMMAND, STATIC_MEMORY, JobType, Visibility
+from builderd.builders.processes import read_procfile
 from builderd.builders.service import Caller
 from builderd.code import service as bundles
 from builderd.code.detection.detect import build_for, detect
@@ -62,6 +64,8 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
             settings = replace(settings, env_file_values=await asyncio.to_thread(read_env_file, bundle, new.env_file))
         if new.release is None and job_type in RELEASING:
             settings = replace(settings, release=found.release)
+        if new.processes is None:
+            settings = replace(settings, processes=read_procfile(folder_of(code, found.root), job_type, found.entrypoint))
         # A sandbox's preview is private unless the request says otherwise.
         is_private = (found.is_private or job_type is JobType.SANDBOX) and "visibility" not in new.model_fields_set
         return builders.NewBuilder(
@@ -72,6 +76,7 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
             visibility=Visibility.PRIVATE if is_private else new.visibility,
             auto_stop_interval=new.auto_stop_interval,
             backup_interval_hours=new.backup_interval_hours,
+            scale=new.scale,
         )
 
 
@@ -224,6 +229,12 @@ async def _found_again(
     if builder.job_type in RELEASING and settings.release == before.release:
         kept["release"] = found.release
     _checked(replace(found, entrypoint=kept.get("entrypoint", settings.entrypoint)))
+    processes: Mapping[str, str] = {}
+    with suppress(ValidationFailed):  # it may be from before a wrong line was refused
+        processes = read_procfile(old, builder.job_type, settings.entrypoint)
+    if settings.processes == processes:
+        command = kept.get("entrypoint", settings.entrypoint)
+        kept["processes"] = read_procfile(folder_of(code, found.root), builder.job_type, command)
     return kept
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
@@ -99,6 +99,8 @@ class VersionSettings:
 
     #: What was detected in the code where no entrypoint was given (framework, reason, notes); empty: nothing was.
     detected: Mapping[str, Any] = field(default_factory=dict)
+    #: Further processes: the command of each by its name. Each sandbox of one has the version's environment and disk.
+    processes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -109,7 +111,9 @@ class VersionSettings:
     def commands(self) -> str:
         """Return all commands that run the version's code, one a line: the subject of its review."""
         folder = f"cd {shlex.quote(self.root)}" if self.root else ""
-        return "\n".join(one for one in (folder, self.build, self.release, self.entrypoint) if one)
+        return "\n".join(
+            one for one in (folder, self.build, self.release, self.entrypoint, *self.processes.values()) if one
+        )
 
     @property
     def with_gates(self) -> VersionSettings:
@@ -202,6 +206,39 @@ def env_size_error(env: Mapping[str, str]) -> str | None:
     """Return the reason to reject the variables as a whole, or None."""
     size = sum(len(name) + len(value.encode(errors="surrogatepass")) + 2 for name, value in env.items())
     return f"must be at most {MAX_ENV_BYTES} bytes long in all" if size > MAX_ENV_BYTES else None
+
+
+#: Most further processes of a version, and most sandboxes of one of them.
+MAX_PROCESSES = MAX_SCALE = 10
+PROCESS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+#: Names that mean something else: the process that visitors reach, and the command before a version takes over.
+RESERVED_PROCESSES = {"web": "entrypoint", "release": "release"}
+
+
+def process_errors(processes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (process, reason) for each further process to reject; an empty name where they are too many."""
+    if len(processes) > MAX_PROCESSES:
+        yield "", f"has {len(processes)} further processes: an app has at most {MAX_PROCESSES} beside its own command"
+    for name, command in processes.items():
+        if not PROCESS_NAME.fullmatch(name):
+            yield name, "a process's name has at most 32 letters, digits, _ and -, and begins with a letter or digit"
+        elif name in RESERVED_PROCESSES:
+            yield name, f"is no further process: give its command as {RESERVED_PROCESSES[name]}"
+        elif why := entrypoint_error(command):
+            yield name, why
+
+
+def scale_error(name: str, number: int, processes: Mapping[str, str]) -> str | None:
+    """Return the reason to reject a number of sandboxes for a process of these, or None."""
+    if name not in processes:
+        known = ", ".join(processes) or "none"
+        return f"is no further process of the app (it has: {known}); its own command runs once"
+    return None if 0 <= number <= MAX_SCALE else f"must be from 0 to {MAX_SCALE}"
+
+
+def scaled(scale: Mapping[str, int], *processes: Mapping[str, str]) -> dict[str, int]:
+    """Return the number of sandboxes of each of these processes: as in ``scale``, 1 of a new one."""
+    return {name: scale.get(name, 1) for some in processes for name in some}
 
 
 def entrypoint_error(entrypoint: str) -> str | None:

@@ -20,6 +20,7 @@ from builderd.builders.service import (
     check_auto_stop,
     check_engine,
     check_job_type,
+    check_scale,
     check_settings,
     get,
     save_due,
@@ -33,7 +34,7 @@ from builderd.events.model import SYSTEM
 from builderd.money import admission
 from builderd.money import service as spending
 from builderd.money.model import Billing
-from builderd.versions.model import SETTING_NAMES, Version, VersionSettings, VersionStatus
+from builderd.versions.model import SETTING_NAMES, Version, VersionSettings, VersionStatus, scaled
 
 #: A version takes over within seconds.
 RETRY_AFTER = 5
@@ -56,6 +57,7 @@ class Change:
     visibility: Visibility | None = None
     auto_stop_interval: int | None = None
     backup_interval_hours: int | None = None
+    scale: Mapping[str, int] | None = None
     fresh: bool = False
 
     @classmethod
@@ -101,6 +103,7 @@ def deploy(
     settings = _settings(base.settings, change)
     check_job_type(builder.job_type, settings)
     check_settings(uow, application, caller.tenant_id, settings)
+    check_scale(settings, change.scale or {})
     _check_disk(base, settings)
     candidates.give_up_restore(uow, builder, ANOTHER.format(caller.actor))
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
@@ -120,8 +123,12 @@ def configure(
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     base = _base(uow, builder)
     settings = _settings(base.settings, change)
+    check_scale(settings, change.scale or {})
     if settings == base.settings.with_gates:
-        return Deployed(save_due(uow, _at_once(builder, caller, change), now), None)
+        changed = _at_once(builder, caller, change)
+        if changed.further > builder.further:
+            admission.admit_change(uow, application, builder, changed, now)
+        return Deployed(save_due(uow, changed, now), None)
     _check_changeable(application, builder)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
@@ -250,11 +257,12 @@ def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
     A builder that must not idle any more is woken, since nobody may visit it.
     """
     given: dict[str, Any] = {name: value for name in AT_ONCE if (value := getattr(change, name)) is not None}
-    changed = replace(builder, **given)
+    changed = replace(builder, **given, scale={**builder.scale, **(change.scale or {})})
     check_auto_stop(changed.job_type, changed.auto_stop_interval)
     if change.visibility is not None:
         changed = _closed(changed)
-    if changed.asleep_since is None or changed.auto_stop_interval > 0 or changed.desired is not Desired.RUNNING:
+    is_to_idle = changed.auto_stop_interval > 0 and not changed.further
+    if changed.asleep_since is None or is_to_idle or changed.desired is not Desired.RUNNING:
         return changed
     reason = f"woken by {caller.actor}: it is to idle no more"
     return replace(changed, asleep_since=None, cause=Cause(caller.actor, reason))
@@ -307,7 +315,7 @@ def _launch(
     caller, now = Caller(builder.tenant_id, version.created_by), version.created_at
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
     at_once = not was_up and disk is None
-    before = builder.visibility
+    stored, before = builder, builder.visibility
     builder = _closed(builder) if change is None else _at_once(builder, caller, change)
     opens = builder.visibility is Visibility.PUBLIC or (builder.candidate is not None and builder.candidate.opens)
     opens = opens and before is Visibility.PRIVATE and not at_once
@@ -317,14 +325,15 @@ def _launch(
         wanted = replace(builder, version=version.number, desired=Desired.RUNNING, disk_released_at=None)
     else:
         wanted = replace(builder, candidate=Candidate(version.number, disk, opens))
-    admission.admit_change(uow, application, builder, wanted, now, version=version)
+    wanted = _with_processes(wanted, version, at_once=at_once)
+    admission.admit_change(uow, application, stored, wanted, now, version=version)
     uow.versions.add(version)
     _drop_old(uow, application, builder)
     _created(uow, builder, version, now)
     candidates.note_skipped(uow, builder, version, now)
     if at_once:
         candidates.superseded(uow, builder, version.number, now)
-        replaced = replace(builder, version=version.number)
+        replaced = replace(builder, version=version.number, scale=wanted.scale)
         return Deployed(
             want_run(uow, application, replaced, caller, f"version {version.number} deployed", now), version.number
         )
@@ -332,7 +341,13 @@ def _launch(
         why = f"version {version.number} came after it"
         builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     beside = replace(builder, candidate=Candidate(version.number, disk, opens))
-    return Deployed(save_due(uow, beside, now), version.number)
+    return Deployed(save_due(uow, _with_processes(beside, version, at_once=False), now), version.number)
+
+
+def _with_processes(builder: Builder, version: Version, *, at_once: bool) -> Builder:
+    """Return the builder with a scale for each process of a new version, and until that takes over for its present."""
+    present = {} if at_once else builder.scale
+    return replace(builder, scale={**present, **scaled(builder.scale, version.settings.processes)})
 
 
 def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> None:
@@ -373,7 +388,7 @@ def release(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
     if builder is None or builder.status is not Status.FAILED or builder.desired is not Desired.STOPPED:
         return False
     # An open sandbox uses the disk, and its end is recorded in the ledger.
-    if builder.candidate is not None or uow.sandboxes.open_of(builder.id) is not None:
+    if builder.candidate is not None or uow.sandboxes.all_open(builder.id):
         return False
     if builder.disk_released_at is not None or has_data(uow, builder):
         return False

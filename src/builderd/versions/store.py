@@ -89,6 +89,7 @@ versions = Table(
     Column("build_key", Text, index=True),
     Column("env_file_values", document()),
     Column("detected", document()),
+    Column("processes", document()),
     Column("released", Boolean, nullable=False, server_default=false()),
     Column("adopted_port", Integer),
     *setting_columns("entrypoint", "port", "isolation", "skip_review", "skip_qa", "require_qa"),
@@ -225,7 +226,7 @@ class Versions(Repository[Version]):
         row = row_of(value)
         settings = row_of(row.pop("settings"))
         resources = row_of(settings.pop("resources"))
-        texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values", "detected")}
+        texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values", "detected", "processes")}
         return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
 
 
@@ -235,5 +236,5 @@ def _version(row: Row[Any]) -> Version:
     settings = {name: values.pop(name) for name in SETTING_NAMES if name != "resources"}
     settings["credentials"] = tuple(settings["credentials"])
     # Versions from before the columns have none.
-    settings |= {name: settings[name] or {} for name in ("env_file_values", "detected")}
+    settings |= {name: settings[name] or {} for name in ("env_file_values", "detected", "processes")}
     return Version(**values, settings=VersionSettings(**settings, resources=resources))

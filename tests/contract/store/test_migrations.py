@@ -39,6 +39,7 @@ LANDED = {
     "0049_backup_digest.py": "893eb4d246cb8c6276f13012f5abbba396838c5b0006723b5eff35fcffc57b09",
     "0050_adopted_port.py": "7a984d8eee06a272b55686ef7cb5c96ba5e2de28ae20a0cf990b7342d092a9a6",
     "0051_detected.py": "1b11f42e6fc520cba1b808710aedc74ebe755e50007a63dd6298012cdf815547",
+    "0052_processes.py": "5e2065f711563f4e81bd74608a78104681d52a60208518e2a28555f076ec7d1b",
 }
 HEAD = migrations.revisions()[-1]
 #: A later migration, which rebuilds a table on SQLite.

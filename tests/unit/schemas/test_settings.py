@@ -26,6 +26,7 @@ OF_BUILDER = {
     "backup_interval_hours": "of the builder, not of a version",
     "auto_stop_interval": "of the builder, not of a version",
     "visibility": "of the builder, not of a version",
+    "scale": "of the builder, not of a version",
 }
 OTHER_FORM = {
     "env": "rows of its own",
@@ -52,7 +53,8 @@ PLACES: dict[str, tuple[Collection[str], dict[str, str]]] = {
     ),
     "page": (
         {*TEXTS, *BOXES},
-        {**CODE, **OTHER_FORM, "stdin": "a job is run by `builderd run`", "start_timeout": "the service's default"},
+        {**CODE, **OTHER_FORM, "stdin": "a job is run by `builderd run`", "start_timeout": "the service's default"}
+        | dict.fromkeys(("processes", "scale"), "the Procfile's"),
     ),
     "change of settings": (
         NewSettings.model_fields,
@@ -62,7 +64,8 @@ PLACES: dict[str, tuple[Collection[str], dict[str, str]]] = {
             "name": "cannot change",
             "job_type": "cannot change",
             **dict.fromkeys(
-                ("build", "entrypoint", "env_file", "install_scripts", "port", "root"), "goes with the code"
+                ("build", "entrypoint", "env_file", "install_scripts", "port", "processes", "root"),
+                "goes with the code",
             ),
             **dict.fromkeys(("isolation", "protocol", "require_qa", "start_timeout"), "goes with a new version"),
         },

@@ -32,6 +32,7 @@ COLOURS = {"stderr": "red", "build": "bright_black", "release": "bright_black"}
 @click.option("-n", "tail", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Last lines.")
 @click.option("--since", type=TimeParam(), help="None from before this: 10m, 2h, or a time.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr", "build", "release"]))
+@click.option("--process", help="Of one process of the app: web, worker, worker.2.")
 @click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
 def logs(session: Session, name: str | None, timestamps: bool, density: bool, **wanted: Any) -> None:
     """Show the log of a builder: of its app, and of the installation of its dependencies."""
@@ -40,15 +41,17 @@ def logs(session: Session, name: str | None, timestamps: bool, density: bool, **
         found = session.builder(name).log_density(**filters)
         session.result(found, _drawn(found))
         return
-    version = None
-    with session.builder(name).logs(**wanted) as lines:
+    version, builder = None, session.builder(name)
+    own = next((one.name for one in builder.data.process_states), "")
+    with builder.logs(**wanted) as lines:
         for line in lines:
             if version not in {None, line.version} and not session.as_json:
                 click.secho(f"--- version {line.version} ---", dim=True)
             version = line.version
             time = f"{line.time:%Y-%m-%d %H:%M:%S} " if timestamps else ""
             text = click.style(line.text, fg=COLOURS[line.stream]) if line.stream in COLOURS else line.text
-            session.row(line, time + text)
+            process = click.style(f"{line.process or own} | ", fg="cyan") if own and line.stream != "build" else ""
+            session.row(line, time + process + text)
 
 
 def _drawn(found: LogDensity) -> str:
@@ -69,6 +72,7 @@ def _drawn(found: LogDensity) -> str:
 @click.option("-t", "--tty", is_flag=True, help="Run it on a terminal; -it for what is typed too.")
 @click.option("--cwd", help="Where it begins.  [default: /app]")
 @click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Add a variable.")
+@click.option("--process", help="In the sandbox of a further process of the app: worker, worker.2.")
 @click.option("--limit", type=click.IntRange(1, 600), default=60, show_default=True, help="Seconds until it is killed.")
 def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **options: Any) -> None:
     """Run a command beside the app, and exit with its code (124 when it is killed after --limit).
@@ -78,12 +82,15 @@ def exec_(session: Session, name: str, words: Sequence[str], tty: bool, **option
     text = words[0] if len(words) == 1 else shlex.join(words)
     builder = session.builder(name)
     if tty:
+        if options["process"]:
+            raise click.UsageError("a terminal is opened in the app's own sandbox: leave -t or --process out")
         raise SystemExit(_on_terminal(builder, text))
     stdin = sys.stdin.read() if options["with_stdin"] else ""
     env = pairs(options["variables"], "--env")
     writers: dict[str, Any] = {"on_output": partial(_write, sys.stdout), "on_errors": partial(_write, sys.stderr)}
     shown_at_once = {} if session.as_json else writers
-    done = builder.exec(text, timeout=options["limit"], stdin=stdin, cwd=options["cwd"], env=env, **shown_at_once)
+    where = {name: options[name] for name in ("cwd", "process")}
+    done = builder.exec(text, timeout=options["limit"], stdin=stdin, env=env, **where, **shown_at_once)
     if session.as_json:
         session.result(done)
     elif done.truncated:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--quiet", "-q", is_flag=True, help="Print the names alone.")
 def ps(session: Session, status: str | None, quiet: bool) -> None:
     """List your builders."""
-    found = session.client.builders.list(status=status)
+    found = list(session.client.builders.list(status=status))
     if quiet and not session.as_json:
         for one in found:
             click.echo(one.name)
@@ -33,6 +33,7 @@ def ps(session: Session, status: str | None, quiet: bool) -> None:
         "KIND": "data.job_type",
         "STATUS": "status",
         "VERSION": "version",
+        **({"PROCESSES": _processes} if any(one.data.process_states for one in found) else {}),
         "VISIBILITY": "data.visibility",
         "AUTO-STOP": lambda one: f"{one.data.auto_stop_interval} min" if one.data.auto_stop_interval else "never",
         **({"COST": "{0.data.cost.cost:.2f} {0.data.cost.currency}"} if session.shows_money else {}),
@@ -41,6 +42,14 @@ def ps(session: Session, status: str | None, quiet: bool) -> None:
         "URL": lambda one: served_at(one) or "-",
     }
     session.table(found, columns, "You have no builders: run builderd deploy in a folder of code.")
+
+
+def _processes(builder: Builder) -> str:
+    """Return the processes of an app in a word each: ``web worker*2 beat:failed``."""
+    return " ".join(
+        one.name + (f"*{one.scale}" if one.scale != 1 else "") + (f":{one.state}" if one.state != "running" else "")
+        for one in builder.data.process_states
+    )
 
 
 @command("status [NAME]")
@@ -73,6 +82,9 @@ def _described(builder: Builder, *, shows_money: bool) -> str:
     }
     if shows_money:
         lines["cost"] = f"{data.cost.cost:.2f} {data.cost.currency} ({data.cost.hourly_rate:.4f} an hour while it runs)"
+    for one in data.process_states:
+        restarts = f", restarts: {one.restarts}" if one.restarts else ""
+        lines[one.name] = f"{one.state}, {one.running} of {one.scale}{restarts}: {one.command}"
     if data.exit_code is not None:
         lines["exit code"] = str(data.exit_code)
     if data.needs_restart:
@@ -113,9 +125,14 @@ def stop(session: Session, name: str | None) -> None:
 
 
 @command("restart [NAME]")
-def restart(session: Session, name: str | None) -> None:
+@click.option("--process", help="Only this process of its app, such as worker.")
+def restart(session: Session, name: str | None, process: str | None) -> None:
     """Stop a builder if it runs, and start it."""
-    _show_status(session, session.builder(name).restart())
+    builder = session.builder(name).restart(process)
+    if process is None:
+        _show_status(session, builder)
+    else:
+        session.result(builder, f"{process} of {builder.name} is being restarted.")
 
 
 @command("delete [NAME]")
@@ -208,18 +225,31 @@ def show_stage(session: Session, stage: Stage) -> None:
 
 
 @command("scale [NAME]")
+@click.argument("numbers", nargs=-1, metavar="[PROCESS=NUMBER...]")
 @click.option("--cpu", type=float, metavar="VCPU")
 @click.option("--memory", type=float, metavar="GB")
 @click.option("--disk", type=float, metavar="GB", help="It can only grow.")
-def scale(session: Session, name: str | None, cpu: float | None, memory: float | None, disk: float | None) -> None:
-    """Change the resources of a builder."""
-    sizes = {"cpu": cpu, "memory": memory, "disk": disk}
+def scale(session: Session, name: str | None, numbers: Sequence[str], **sizes: float | None) -> None:
+    """Change the resources of a builder, or how many sandboxes its further processes have: worker=2."""
+    if name is not None and "=" in name:
+        numbers, name = (name, *numbers), None
     wanted: Any = {key: value for key, value in sizes.items() if value is not None}
-    if not wanted:
-        raise click.UsageError("give at least one of --cpu, --memory and --disk")
-    builder = session.builder(name).update(resources=wanted, on_stage=lambda stage: show_stage(session, stage))
+    counts = {key: _number(value) for key, value in pairs(numbers).items()}
+    if not wanted and not counts:
+        raise click.UsageError("give PROCESS=NUMBER, or at least one of --cpu, --memory and --disk")
+    changed: Any = {**({"resources": wanted} if wanted else {}), **({"scale": counts} if counts else {})}
+    builder = session.builder(name).update(**changed, on_stage=lambda stage: show_stage(session, stage))
     now = builder.data.resources
-    session.result(builder, f"{builder.name} has {now.cpu:g} vCPU, {now.memory:g} GB memory, {now.disk:g} GB disk.")
+    size = f"{now.cpu:g} vCPU, {now.memory:g} GB memory, {now.disk:g} GB disk"
+    run = ", ".join(f"{name}={number}" for name, number in builder.data.scale.items())
+    session.result(builder, f"{builder.name} has {size}{f'; further processes: {run}' if run else ''}.")
+
+
+def _number(text: str) -> int:
+    """Return the number of a scale. Raises ``UsageError``."""
+    if not text.isdecimal():
+        raise click.UsageError(f"a scale is a whole number, not {text!r}: worker=2")
+    return int(text)
 
 
 @command("auto-stop [NAME]")

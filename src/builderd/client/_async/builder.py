@@ -155,9 +155,10 @@ class AsyncBuilder(AsyncCalls):
         """Stop it; files and settings are kept."""
         return await self._act("POST", "stop", waits=True, repeatable=True)
 
-    async def restart(self) -> AsyncBuilder:
-        """Stop it if it runs, and start it."""
-        return await self._act("POST", "restart", waits=True)
+    async def restart(self, process: str | None = None) -> AsyncBuilder:
+        """Stop it if it runs, and start it; or only one ``process`` of an app that runs, without waiting for it."""
+        params = {"process": process} if process else {}
+        return await self._act("POST", "restart", params=params, waits=True)
 
     async def delete(self, *, purge: bool = False) -> None:
         """Delete it with its files; ``purge`` removes its backups too, and takes no last one."""
@@ -264,12 +265,14 @@ class AsyncBuilder(AsyncCalls):
         since: datetime | None = None,
         stream: str | None = None,
         search: str | None = None,
+        process: str | None = None,
     ) -> AsyncStream[LogLine]:
         """Iterate over the last lines of its log, with ``follow`` also over each new one until it is deleted.
 
         ``stream`` is ``stdout``, ``stderr``, ``build`` or ``release``; ``search`` is a text in the lines, in any case.
+        ``process`` is one of the app's, such as ``web``, ``worker`` or ``worker.2``.
         """
-        params = {"tail": tail, "since": since, "stream": stream, "search": search}
+        params = {"tail": tail, "since": since, "stream": stream, "search": search, "process": process}
         path, read = self._path("logs"), partial(parsed, LogLine)
         look = follow_stream if follow else rows
         return AsyncStream(look(self._transport, path, params, read))

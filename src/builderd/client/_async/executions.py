@@ -21,7 +21,8 @@ from builderd.client.options import api_path
 class ExecOptions(TypedDict, total=False):
     """Options of ``builder.exec``; ``timeout`` in seconds, by default 60.
 
-    ``separate`` keeps standard error apart, in ``stderr``. ``on_output`` gets each piece of the output as it comes, and
+    ``separate`` keeps standard error apart, in ``stderr``. ``process`` is a further process of the app, in whose
+    sandbox it runs. ``on_output`` gets each piece of the output as it comes, and
     ``on_errors``, which goes with it, those of standard error; ``output`` is empty then.
     """
 
@@ -30,6 +31,7 @@ class ExecOptions(TypedDict, total=False):
     cwd: str | None
     env: Mapping[str, str] | None
     separate: bool
+    process: str | None
     on_output: Callable[[str], None] | None
     on_errors: Callable[[str], None] | None
 
@@ -45,6 +47,8 @@ async def execute(transport: AsyncTransport, uuid: str, command: str, options: E
     }
     if (cwd := options.get("cwd")) is not None:
         body["cwd"] = cwd
+    if process := options.get("process"):
+        body["process"] = process
     if options.get("separate") or on_errors is not None:
         body["separate"] = True
     path = api_path("builders", uuid, "exec")

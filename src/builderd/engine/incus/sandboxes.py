@@ -134,7 +134,7 @@ class Sandboxes:
             await self._abandon(found)
         if disk is None:
             raise NotFound(f"There is no disk {spec.disk}.")
-        await self.refuse_users(spec.disk, users_of(disk))
+        await self.refuse_users(spec.disk, users_of(disk), spec.process)
         # The oldest instances that are kept for their logs.
         for name in (await self._instances.kept(spec.builder_id))[:-KEPT_LOGS]:
             await self._instances.delete(name)
@@ -193,6 +193,7 @@ class Sandboxes:
                 "disk": spec.disk,
                 "layer": spec.layer_key or "",
                 "port": str(spec.port),
+                "process": spec.process,
                 "started": f"{time.time():.6f}",
             },
         )
@@ -211,19 +212,23 @@ class Sandboxes:
         """Raise ``InvalidState`` while a sandbox runs on the disk, ``NotFound`` without the disk."""
         await self.refuse_users(disk, users_of(await self._disks.existing(disk)))
 
-    async def refuse_users(self, disk: DiskId, users: Collection[str]) -> None:
-        """Raise ``InvalidState`` while a sandbox runs in one of these instances, which have the disk."""
-        if user := await self._running_of(users):
+    async def refuse_users(self, disk: DiskId, users: Collection[str], process: str | None = None) -> None:
+        """Raise ``InvalidState`` while a sandbox runs in one of these instances, which have the disk.
+
+        Given a ``process``, "" for the app's own: while a sandbox of it runs there; others share the disk.
+        """
+        if user := await self._running_of(users, process):
             if self._lost.has(user["name"]):
                 # Its member has just returned.
                 await self._lost.end(user["name"])
                 return
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
-    async def _running_of(self, users: Collection[str]) -> Json | None:
+    async def _running_of(self, users: Collection[str], process: str | None) -> Json | None:
         for name in users:
             found = await self._instances.find(name) if name.startswith(PREFIX) else None
-            if found and _runs(found) and await self._has_order(found):
+            is_it = found is not None and process in (None, own_of(found).get("process", ""))
+            if found and is_it and _runs(found) and await self._has_order(found):
                 return found
         return None
 

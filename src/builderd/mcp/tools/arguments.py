@@ -84,6 +84,14 @@ class Settings(TypedDict, total=False):
         str,
         Field(description="Folder of the files in which its commands run and its manifests are, such as apps/web."),
     ]
+    processes: Annotated[
+        dict[str, str],
+        Field(
+            description="Commands beside its own by name, such as worker, each in a sandbox with the same disk. "
+            "Default: the other lines of a Procfile."
+        ),
+    ]
+    scale: Annotated[dict[str, int], Field(description="Sandboxes of each of these processes; default 1.")]
 
 
 Upload = Annotated[str, Field(description="upload_id of create_upload_link, in place of files.")]

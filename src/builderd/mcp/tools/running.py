@@ -45,11 +45,14 @@ async def get_logs(
     tail: Annotated[int, Field(ge=1, le=1000, description="Last lines.")] = 100,
     stream: Literal["stdout", "stderr", "build", "release"] | None = None,
     since: Annotated[datetime, Field(description="RFC 3339 with a time zone.")] | None = None,
+    process: Annotated[str, Field(description="Of one process, such as worker.")] | None = None,
 ) -> Annotated[CallToolResult, Logs]:
     """Read the last lines of the app's and the installer's output. Values of credentials are masked."""
     builder = await call.deployment(deployment)
-    lines = [line async for line in builder.logs(tail=tail, stream=stream, since=since)]
-    text = "\n".join(f"{line.time:%Y-%m-%dT%H:%M:%SZ} v{line.version} {line.stream} {line.text}" for line in lines)
+    lines = [line async for line in builder.logs(tail=tail, stream=stream, since=since, process=process)]
+    text = "\n".join(
+        f"{line.time:%Y-%m-%dT%H:%M:%SZ} v{line.version} {line.process or line.stream} {line.text}" for line in lines
+    )
     part = last_part(text)
     shown = Logs(
         lines=mark(part.text, "log"),

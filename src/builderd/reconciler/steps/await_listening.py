@@ -43,7 +43,7 @@ async def await_listening(app: Application, item: WorkItem, sandbox: Sandbox) ->
     if wait.reachable:
 
         def record(transition: Transition) -> None:
-            transition.uow.sandboxes.save(replace(sandbox, listening_at=transition.now))
+            mark_up(transition, sandbox)
             transitions.leads_to(transition, item.version, wait.port, wait.listening)
             if transitions.same_generation(transition.builder, item.builder) and not transition.builder.settled:
                 seconds = (transition.now - sandbox.created_at).total_seconds()
@@ -57,6 +57,11 @@ async def await_listening(app: Application, item: WorkItem, sandbox: Sandbox) ->
     return transitions.stage_failed(app, item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
 
+def mark_up(transition: Transition, sandbox: Sandbox) -> None:
+    """Record that it listened, or has lived as long as a worker must."""
+    transition.uow.sandboxes.save(replace(sandbox, listening_at=transition.now))
+
+
 async def _time_limit(app: Application, item: WorkItem) -> float:
     """Return how long the app may take to listen, in seconds."""
     limits = app.limits
@@ -66,7 +71,7 @@ async def _time_limit(app: Application, item: WorkItem) -> float:
     sandboxes = await app.store.read(lambda uow: uow.sandboxes.list(item.builder.id))
     trials = [one for one in sandboxes if one.trial and one.version == item.version.number]
     current = item.builder.version
-    runs = [one for one in sandboxes if not one.trial and one.version == current and one.listening_at]
+    runs = [one for one in sandboxes if one.version == current and one.listening_at and not (one.trial or one.process)]
     last_trial, last_run = (found[-1] if found else None for found in (trials, runs))
     return time_limit(last_trial, last_run, limits.handover_timeout, longest)
 
@@ -110,7 +115,11 @@ async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandb
     """Look until the app can be reached or the worker has lived long enough, the sandbox ends, or the time is over."""
     if item.builder.job_type.must_listen:
         return await wait_until_listening(application, sandbox, item.version, timeout)
-    lifetime = WORKER_ALIVE_SECONDS if item.builder.job_type.is_judged else 0.0
+    return await wait_until_aged(application, sandbox, WORKER_ALIVE_SECONDS if item.builder.job_type.is_judged else 0.0)
+
+
+async def wait_until_aged(application: Application, sandbox: Sandbox, lifetime: float) -> HealthCheck:
+    """Look until it has lived for so many seconds, or has ended."""
     life = _limit(application, sandbox, lifetime)
     while True:
         report = await application.engine.sandboxes.report(sandbox.id)

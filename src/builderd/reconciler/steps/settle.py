@@ -23,11 +23,11 @@ from builderd.qa.model import check_exit
 from builderd.qa.service import last_lines
 from builderd.reconciler import record as transitions
 from builderd.reconciler.failures import describe_end, exited_early, exited_too_often
-from builderd.reconciler.next_step import Observation
+from builderd.reconciler.next_step import GiveUp, Observation
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.record import Result, Transition
-from builderd.sandboxes.model import Sandbox
-from builderd.versions.model import Version, VersionStatus
+from builderd.sandboxes.model import Sandbox, process_label
+from builderd.versions.model import Version, VersionStatus, scaled
 
 
 async def settle(app: Application, item: WorkItem, observation: Observation, status: Status) -> Result:
@@ -55,18 +55,19 @@ async def settle(app: Application, item: WorkItem, observation: Observation, sta
     return Result(record)
 
 
-async def give_up(app: Application, item: WorkItem, observation: Observation, too_often: bool) -> Result:
-    last = observation.ends[-1]
+async def give_up(app: Application, item: WorkItem, observation: Observation, step: GiveUp) -> Result:
+    last = (step.process or observation).ends[-1]
     assert last.end is not None
     settings = item.version.settings
     lines = await last_lines(app, last.id)
     hint = await hint_of(app, item.version, lines)
-    if too_often:
+    if step.too_often:
         exits = recent_crashes(observation.ends, observation.now)
         reason = exited_too_often(last.end, settings.resources, len(exits), lines, hint)
     else:
         port = settings.port if item.builder.job_type.must_listen else None
-        reason = exited_early(last.end, settings.resources, port, lines, hint)
+        process = f"{process_label(last)} ({settings.processes.get(last.process)})" if step.process else ""
+        reason = exited_early(last.end, settings.resources, None if process else port, lines, hint, process)
     return transitions.stage_failed(
         app, item, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code
     )
@@ -131,5 +132,8 @@ def _taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
         opens = builder.candidate is not None and builder.candidate.opens
         visibility = Visibility.PUBLIC if opens else builder.visibility
         builder = replace(builder, version=version, disk=disk, candidate=None, spare_disks=spare)
+        # A process that the version before had has no sandbox any more.
+        processes = uow.versions.require(builder.id, version).settings.processes if builder.scale else {}
         builder = replace(builder, visibility=visibility, exit_code=None, failure_code=None)
+        builder = replace(builder, scale=scaled(builder.scale, processes))
     return replace(builder, handover=None)

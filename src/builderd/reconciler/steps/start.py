@@ -6,6 +6,7 @@ Left when killed: a sandbox of a recorded id, which the engine starts once only 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from builderd.reconciler import record as transitions
 from builderd.reconciler.next_step import PlanSandbox
 from builderd.reconciler.observe import WorkItem
 from builderd.reconciler.record import Result, Transition
-from builderd.sandboxes.model import SECRETS_FOLDER, Sandbox, SandboxSpec
+from builderd.sandboxes.model import SECRETS_FOLDER, Sandbox, SandboxSpec, process_label
 from builderd.versions.model import NO_LAYER, Version
 
 #: File with a job's input, among the secret files: no credential has such a name.
@@ -36,8 +37,8 @@ def plan_sandbox(item: WorkItem, step: PlanSandbox) -> Result:
         if not transitions.same_generation(transition.builder, item.builder):
             return
         sandbox = new_sandbox(transition.uow, item, item.disk, transition.now)
-        transition.uow.sandboxes.add(replace(sandbox, release=step.release))
-        if step.release or step.attempt == 1:
+        transition.uow.sandboxes.add(replace(sandbox, release=step.release, process=step.process, number=step.number))
+        if step.release or (step.attempt == 1 and not step.process):
             stage = "release" if step.release else "start"
             uow, builder = transition.uow, transition.builder
             candidates.record(uow, builder, "stage.started", SYSTEM, stage, transition.now, stage=stage)
@@ -98,7 +99,8 @@ def build_spec(
 ) -> SandboxSpec:
     """Return what the engine runs of a version with these secrets."""
     settings = version.settings
-    command = settings.release if sandbox.release else settings.entrypoint
+    command = settings.release if sandbox.release else settings.processes.get(sandbox.process, settings.entrypoint)
+    label = process_label(sandbox)
     if settings.root:  # the app may have removed it
         command = f"cd {shlex.quote(app_folder(settings.root))} || exit 1\n{command}"
     stdin = "" if sandbox.release else settings.stdin
@@ -115,7 +117,7 @@ def build_spec(
         id=sandbox.id,
         builder_id=builder.id,
         disk=sandbox.disk,
-        hostname=builder.name,
+        hostname=_hostname(builder.name, label),
         entrypoint=f"exec <{SECRETS_FOLDER}/{STDIN}\n{command}" if stdin else command,
         port=settings.port,
         env={**settings.variables, **credentials.as_env(secrets), **platform},
@@ -126,4 +128,15 @@ def build_spec(
         secret_files={**credentials.as_files(secrets), **({STDIN: stdin} if stdin else {})},
         tenant_id=builder.tenant_id,
         root=settings.root,
+        process=label,
     )
+
+
+#: Most characters of a host name (RFC 1123).
+MAX_HOSTNAME = 63
+
+
+def _hostname(name: str, label: str) -> str:
+    """Return the app's name, and of a further process ``app-worker-1``: Celery names its workers by it."""
+    end = re.sub(r"[^a-z0-9]+", "-", f"-{label.lower()}") if label else ""
+    return name[: MAX_HOSTNAME - len(end)] + end

@@ -90,7 +90,8 @@ def _crash_noted(transition: Transition, item: WorkItem, sandbox: Sandbox) -> No
     is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
         return
-    exits = len(recent_crashes(uow.sandboxes.of_generation(builder.id, builder.generation), now))
+    ends = uow.sandboxes.of_generation(builder.id, builder.generation)
+    exits = len(recent_crashes([one for one in ends if not (one.process or one.replaced)], now))
     if exits >= MAX_EXITS:
         return  # it is given up
     note = restart_note(sandbox.end, item.version.settings.resources, exits, MAX_EXITS)

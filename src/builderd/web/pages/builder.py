@@ -16,6 +16,7 @@ from builderd.backups import service as backups
 from builderd.backups.model import BackupStatus
 from builderd.builders import service as builders
 from builderd.builders.model import Builder
+from builderd.builders.processes import ProcessView
 from builderd.code import service as bundles
 from builderd.core.errors import BadRequest, NotFound
 from builderd.database.unit_of_work import UnitOfWork
@@ -53,6 +54,7 @@ class BuilderFrame:
     state: State
     needs_restart: bool
     is_reachable: bool
+    processes: Sequence[ProcessView]
     review_open: int
     review_warnings: int
     qa_failed: int
@@ -73,6 +75,7 @@ def frame_of(uow: UnitOfWork, visit: Visit) -> BuilderFrame:
         state=state_of(builder, visit.application.limits),
         needs_restart=view.needs_restart,
         is_reachable=builder.job_type.has_preview and is_reachable(builder.status),
+        processes=view.processes,
         review_open=len(found.verdict.open) + found.verdict.untold if found else 0,
         review_warnings=sum(one.severity is Severity.WARN for one in found.report.findings) if found else 0,
         qa_failed=sum(one.outcome is Outcome.FAILED for one in checks),
@@ -109,7 +112,7 @@ async def builder_page(
 async def show_overview(visit: Visit) -> Response:
     """Show what the builder is, does, costs, and what happened to it."""
     frame, found = await read_frame(visit, lambda uow, frame: _overview(uow, visit, frame))
-    resources = frame.version.settings.resources
+    resources = frame.version.settings.resources.times(1 + frame.builder.further)
     rates = [
         (name, visit.application.prices.hourly_rate(resources, billing))
         for name, billing in (("awake", Billing.RUNNING), ("frozen", Billing.FROZEN), ("stopped", Billing.STOPPED))
@@ -163,7 +166,8 @@ def _requests(uow: UnitOfWork, visit: Visit, version: Version, builder: Builder)
 
 def _gauges(visit: Visit, frame: BuilderFrame) -> Sequence[dict[str, Any]]:
     """Return the resources in use; none before they were measured."""
-    reading, limits = visit.application.usage.get(frame.builder.id), frame.version.settings.resources
+    reading = visit.application.usage.get(frame.builder.id)
+    limits = frame.version.settings.resources.times(1 + frame.builder.further)
     if reading is None:
         return ()
     cpu, gb = reading.since_previous.cpu or 0.0, 1 << 30

@@ -126,7 +126,8 @@ class OciEngine:
         here = self._here
         layers = here.layers.collect(keep, unused_seconds)
         bases = collect_bases(here.base, max(unused_seconds, UNUSED_SECONDS))
-        used = {record.disk for record in here.runs.all() if here.runs.is_running(record)}
+        running = [record for record in here.runs.all() if here.runs.is_running(record)]
+        used = {name for record in running for name in (record.disk, record.id)}
         return Collected(layers, bases, here.disks.collect_scratch(used, min(unused_seconds, SCRATCH_SECONDS)))
 
     def is_busy(self) -> bool:

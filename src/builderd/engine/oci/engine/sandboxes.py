@@ -55,7 +55,7 @@ class Sandboxes:
             report = await self.report(spec.id)
             if report.alive or report.state is SandboxState.EXITED:
                 return report
-            self._machine.runs.refuse_while_used(spec.disk)
+            self._machine.runs.refuse_while_used(spec.disk, spec.process)
             with full_store_named(self._machine.store):
                 return self._report(await self._start(spec))
 
@@ -77,14 +77,14 @@ class Sandboxes:
         """Make the root's folders; return it with the space of the disk. Blocks while the store syncs or collects."""
         here = self._machine
         layer = None if spec.layer_key is None else here.layers.lower(spec.layer_key)
-        scratch = here.disks.scratch(spec.disk)
+        scratch = here.disks.scratch(spec.disk, spec.id if spec.process else None)
         has_packages = layer is not None and (layer / NODE_MODULES).is_dir() and not brings_packages(spec.entrypoint)
         place = f"{spec.root}/{NODE_MODULES}" if spec.root else NODE_MODULES
         mirrored = has_packages and here.disks.make_mount_point(spec.disk, place)
         app, home = here.disks.app(spec.disk), here.disks.home(spec.disk)
         packages = place if mirrored else None
         root = app_root(here.lowers(layer), scratch, app, home, packages=packages)
-        return root, here.disks.space(spec.disk)
+        return root, here.disks.space(spec.disk, scratch)
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         record = self._find(sandbox)
@@ -148,6 +148,8 @@ class Sandboxes:
         if self._machine.runs.is_running(record):
             raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
         await self._machine.runs.remove(record)
+        if record.label:
+            await run_to_completion(self._machine.disks.drop_scratch, record.id)
 
     async def exits(self) -> AsyncIterator[SandboxId]:
         async for name in self._machine.runs.exits.subscribe():
@@ -211,14 +213,14 @@ class Disks:
             await run_to_completion(self._disks.mark_bundle, disk, bundle_hash)
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int, *, for_backup: bool = False) -> None:
-        user = self._machine.runs.user_of(source)
+        users = self._machine.runs.users_of(source)
         clone = partial(self._disks.clone, source, target, size_bytes, for_backup=for_backup)
         with full_store_named(self._machine.store):
-            if user is None:
+            if not users:
                 await run_to_completion(clone)
             else:  # written out before the freeze, so that the freeze is shorter
                 await run_to_completion(self._disks.write_out, source)
-                await self._machine.runs.freezing.while_frozen(user, clone)
+                await self._machine.runs.freezing.while_frozen(users, clone)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._machine.runs.refuse_while_used(disk)

@@ -59,6 +59,8 @@ class Record:
     thawed_at: float | None = None
     seen_at: float | None = None
     tenant: str = ""
+    #: ``worker.1`` of a further process, beside which others run on its disk; it has a scratch of its own.
+    label: str = ""
     #: What a later version stored: kept, for the way back to it.
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 

@@ -105,7 +105,7 @@ class Run:
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
-    ``space`` is that of its disk at its start.
+    ``space`` is that of its disk at its start. ``label`` is that of a further process.
     """
 
     id: str
@@ -130,6 +130,7 @@ class Run:
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
     tenant: str = ""
+    label: str = ""
     space: DiskSpace = NO_SPACE
 
     @property
@@ -190,6 +191,7 @@ def make_run(
         id=spec.id,
         owner=spec.builder_id,
         disk=spec.disk,
+        label=spec.process,
         runtime=runtime,
         root=root,
         space=space,

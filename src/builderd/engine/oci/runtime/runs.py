@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -162,12 +163,13 @@ class Runs:
         record = self.find(name)
         return record is not None and not record.is_build and self.is_running(record)
 
-    def user_of(self, disk: str) -> Record | None:
-        """Return the sandbox that runs on this disk, or None."""
-        return next((one for one in self.all() if one.disk == disk and self.is_running(one)), None)
+    def users_of(self, disk: str) -> list[Record]:
+        """Return the sandboxes that run on this disk: the app's own, and those of its further processes."""
+        return [one for one in self.all() if one.disk == disk and self.is_running(one)]
 
-    def refuse_while_used(self, disk: str) -> None:
-        if self.user_of(disk):
+    def refuse_while_used(self, disk: str, label: str | None = None) -> None:
+        """Raise ``InvalidState`` while a sandbox runs on the disk; given a ``label``, while one of this label does."""
+        if any(label in (None, one.label) for one in self.users_of(disk)):
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
     async def start(self, run: Run) -> Record:
@@ -187,7 +189,7 @@ class Runs:
         try:
             ip = self.network.addresses.of(slot, run.egress)
             record = Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id())
-            return self.save(replace(record, tenant=run.tenant))
+            return self.save(replace(record, tenant=run.tenant, label=run.label))
         except BaseException:
             self._slots.give_back(slot, run.id)
             self.records.remove(run.id)
@@ -324,25 +326,24 @@ class Freezing:
     def is_frozen(self, record: Record) -> bool:
         return record.counts_as_frozen and self._cgroups.is_frozen(record.id)
 
-    async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
-        """Run the work in a thread while the sandbox is frozen, a matter of milliseconds.
+    async def while_frozen(self, records: Sequence[Record], work: Callable[[], None]) -> None:
+        """Run the work in a thread while the sandboxes are frozen, a matter of milliseconds.
 
         ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
-        not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
+        not freeze. Raises ``EngineUnavailable`` when one of their processes cannot be frozen; then they continue.
         """
-        async with self.lock(record):
-            record = self._known.newest(record)
-            await run_to_completion(self._work, record, work)
+        async with AsyncExitStack() as stack:
+            for record in sorted(records, key=lambda one: one.id):  # two that wait for each other's have one order
+                await stack.enter_async_context(self.lock(record))
+            await run_to_completion(self._work, [self._known.newest(record) for record in records], work)
 
-    def _work(self, record: Record, work: Callable[[], None]) -> None:
-        if self.is_frozen(record) or not self._known.is_running(record):
+    def _work(self, records: Sequence[Record], work: Callable[[], None]) -> None:
+        with ExitStack() as stack:
+            for record in records:
+                if not self.is_frozen(record) and self._known.is_running(record):
+                    stack.callback(self._cgroups.thaw, record.id)
+                    self._freeze(record)
             work()
-            return
-        try:
-            self._freeze(record)
-            work()
-        finally:
-            self._cgroups.thaw(record.id)
 
     def _freeze(self, record: Record) -> None:
         try:

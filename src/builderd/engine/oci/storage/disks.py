@@ -254,9 +254,9 @@ class Disks:
         quota = self._store.quota
         return quota.used(quota.group(self._existing(disk)))
 
-    def space(self, disk: DiskId) -> DiskSpace:
+    def space(self, disk: DiskId, scratch: Path | None = None) -> DiskSpace:
         """Return size and use of the disk and its scratch, with writes that are still in memory."""
-        return DiskSpace(*self._space_of(self._existing(disk)), *self._space_of(self._store.scratch / disk))
+        return DiskSpace(*self._space_of(self._existing(disk)), *self._space_of(scratch or self._store.scratch / disk))
 
     def space_if_there(self, disk: str) -> DiskSpace | None:
         """Return size and use of the disk and its scratch; None for a disk that was removed under its app."""
@@ -295,13 +295,13 @@ class Disks:
         """Empty the trash in the background. Until then it counts against the disk's limit."""
         self._background.add(self._path(disk) / TRASH)
 
-    def scratch(self, disk: DiskId) -> Path:
+    def scratch(self, disk: DiskId, own: str | None = None) -> Path:
         """Return an empty folder with ``upper`` and ``work`` in it; its former content is deleted.
 
-        A subvolume, so that it goes in one step.
+        A subvolume, so that it goes in one step. ``own`` names that of a further process on the disk.
         """
         self._existing(disk)
-        scratch = self._store.scratch / disk
+        scratch = self._store.scratch / (own or disk)
         with self._scratch_lock:
             self._store.quota.delete(scratch)
             create_subvolume(scratch)
@@ -310,6 +310,11 @@ class Disks:
                 (scratch / name).mkdir()
         self._count_scratch(scratch)
         return scratch
+
+    def drop_scratch(self, own: str) -> None:
+        """Delete the scratch of a further process. Idempotent."""
+        with self._scratch_lock:
+            self._store.quota.delete(self._store.scratch / own)
 
     def collect_scratch(self, used: Collection[str], unused_seconds: float) -> int:
         """Remove scratch folders of ended sandboxes, except of ``used`` disks and those of the last ``unused_seconds``.

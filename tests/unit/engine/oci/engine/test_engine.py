@@ -22,7 +22,7 @@ from builderd.engine.port import EngineOptions, Readiness
 from builderd.versions.model import Isolation
 
 #: No sandbox runs.
-UNUSED = SimpleNamespace(find=lambda _: None, refuse_while_used=print, user_of=lambda _: None)
+UNUSED = SimpleNamespace(find=lambda _: None, refuse_while_used=print, users_of=lambda _: [])
 ONE, TWO = DiskId("one"), DiskId("two")
 
 

@@ -64,10 +64,9 @@ def _close_route(builder: Builder, seen: Observation) -> Step | None:
 
 
 def _stop_processes(seen: Observation, generation: int | None = None) -> Step | None:
-    """Stop further processes together: those of another ``generation``, and those to be restarted or not wanted.
+    """Stop further processes together: those of another ``generation`` (None: all), to be restarted or not wanted.
 
-    None for all of them. They stop while visitors still reach the app, before its own sandbox does: two workers never
-    work at once, and nothing writes a disk that is copied.
+    They stop while visitors still reach the app, so that two workers never work at once, nor on a disk that is copied.
     """
     found = [
         one.sandbox
@@ -114,8 +113,7 @@ def _towards_up(builder: Builder, seen: Observation) -> Step:
 def _towards_processes(builder: Builder, seen: Observation) -> Step | None:
     """Return the step that starts or gives up a further process, the wait for its restart, or None.
 
-    A process that crashes before its version was ever up fails that version, as the app itself would. Later it is
-    restarted by itself, and given up by itself: the app goes on.
+    One that crashes before its version was ever up fails that version. Later it is restarted, or given up, by itself.
     """
     due: list[datetime] = []
     for one in seen.processes:

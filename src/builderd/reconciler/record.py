@@ -127,7 +127,9 @@ def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, 
     for credential in version.settings.credentials:
         uow.credentials.touch(builder.tenant_id, credential, at, builder.id)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt, **_process_of(sandbox)}
-    candidates.record(uow, builder, "sandbox.started", SYSTEM, f"{process_label(sandbox)} started".strip(), at, **details)
+    candidates.record(
+        uow, builder, "sandbox.started", SYSTEM, f"{process_label(sandbox)} started".strip(), at, **details
+    )
     return started
 
 

@@ -65,7 +65,9 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         if new.release is None and job_type in RELEASING:
             settings = replace(settings, release=found.release)
         if new.processes is None:
-            settings = replace(settings, processes=read_procfile(folder_of(code, found.root), job_type, found.entrypoint))
+            settings = replace(
+                settings, processes=read_procfile(folder_of(code, found.root), job_type, found.entrypoint)
+            )
         # A sandbox's preview is private unless the request says otherwise.
         is_private = (found.is_private or job_type is JobType.SANDBOX) and "visibility" not in new.model_fields_set
         return builders.NewBuilder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 from urllib.parse import unquote
 
 import httpx2
@@ -74,6 +74,8 @@ def builder() -> dict[str, Any]:
 
 
 def _empty(kind: Any) -> Any:
+    if (made := get_origin(kind)) in (dict, list):
+        return made()
     return None if type(None) in get_args(kind) else 0 if kind is int else False if kind is bool else ""
 
 

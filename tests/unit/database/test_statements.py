@@ -104,7 +104,7 @@ async def test_number_of_statements_does_not_grow(world: World, capped: bool) ->
         await stop_many(world, number)
         counts.append({name: await _number_of_statements(world, call) for name, call in CALLS.items()})
     assert counts[0] == counts[1]
-    assert counts[0]["list"] == 6
+    assert counts[0]["list"] == 7
 
 
 async def _number_of_statements(world: World, call: Call) -> int:

@@ -42,7 +42,8 @@ def admit(
         raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
     limit = capacity.times(limits.cpu_factor, limits.memory_factor)
     if found := list(limit.exceeded(_allocated(uow, more), more)):
-        why = f"The machine has no room for it: {_listed(found)}. {_room(found)}"
+        names = ", ".join(_SETTINGS[one.name] for one in found)
+        why = f"The machine has no room for it: {_listed(found)}. {_room(found)} The operator sets the limit ({names})."
         raise NoCapacity(why, data=_data(found), retry_after=60)
 
 
@@ -92,6 +93,10 @@ def _allocated(uow: UnitOfWork, more: Allocation, tenant_id: TenantId | None = N
     if more.builders > 0 or more.disk > 0:
         return uow.builders.allocated(tenant_id)
     return uow.builders.allocated_to_running(tenant_id)
+
+
+#: Settings that say how many times the machine's resources may be promised.
+_SETTINGS = {"cpu": "capacity.cpu", "memory": "capacity.memory", "disk": "store.overcommit"}
 
 
 def _listed(found: Sequence[Excess]) -> str:

@@ -259,7 +259,7 @@ class StoreSettings(Section):
     device: Path | None = None
     size: float | None = Field(default=None, gt=0)
     floor: float = Field(default=2, ge=0)
-    overcommit: float = Field(default=1, ge=1)
+    overcommit: float = Field(default=4, ge=1)
 
 
 class IncusSettings(Section):
@@ -385,8 +385,8 @@ class RateSettings(Section):
 class CapacitySettings(Section):
     """Overcommit: running builders may together have this many times the machine's CPU and memory."""
 
-    cpu: float = Field(default=16, gt=0)
-    memory: float = Field(default=4, gt=0)
+    cpu: float = Field(default=32, gt=0)
+    memory: float = Field(default=16, gt=0)
 
 
 class ReviewSettings(Section):

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.root
 
 CULPRIT, NEIGHBOUR = DiskId("culprit"), DiskId("neighbour")
 #: A small store, promised to two disks: twice what the culprit may write would be all of it.
-STORE, RESERVE, SCRATCH, SIZE, NEIGHBOUR_SIZE = 512 * MB, 80 * MB, 32 * MB, 220 * MB, 70 * MB
+STORE, RESERVE, SCRATCH, SIZE, NEIGHBOUR_SIZE = 540 * MB, 80 * MB, 32 * MB, 220 * MB, 70 * MB
 OPTIONS = StoreOptions(size_bytes=STORE, floor_bytes=GB)
 
 

@@ -77,7 +77,7 @@ class Sandboxes:
         """Make the root's folders; return it with the space of the disk. Blocks while the store syncs or collects."""
         here = self._machine
         layer = None if spec.layer_key is None else here.layers.lower(spec.layer_key)
-        scratch = here.disks.scratch(spec.disk, spec.id if spec.process else None)
+        scratch = here.disks.scratch(spec.disk, spec.tenant_id, spec.id if spec.process else None)
         has_packages = layer is not None and (layer / NODE_MODULES).is_dir() and not brings_packages(spec.entrypoint)
         place = f"{spec.root}/{NODE_MODULES}" if spec.root else NODE_MODULES
         mirrored = has_packages and here.disks.make_mount_point(spec.disk, place)

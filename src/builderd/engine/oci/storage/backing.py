@@ -26,6 +26,10 @@ LABEL = "builderd"
 #: app fills a store with twice its limit.
 MKFS = ("mkfs.btrfs", "--quiet", "--label", LABEL, "--metadata", "single")
 
+#: A new file system has less room for metadata: moved once, it gets a chunk of the usual size (256 MB), before apps
+#: have allocated all that is left for their data. Without it a store of 6 GB is full with 5 GB.
+LEAST_METADATA = 32 << 20
+
 
 class Kind(StrEnum):
     FOLDER = "folder"
@@ -235,8 +239,11 @@ def _fill(target: Path, size: int, progress: Progress) -> None:
 
 def _mount_device(device: Path, target: Path) -> None:
     _run("mount", "--types", "btrfs", "--options", f"{MOUNT_OPTIONS},discard=async", str(device), str(target))
+    metadata = Path("/sys/fs/btrfs", file_system_uuid(target), "allocation/metadata")
     # In percent: the kernel empties chunks used less, so that who fills and empties a disk leaves others their space.
-    Path("/sys/fs/btrfs", file_system_uuid(target), "allocation/metadata/bg_reclaim_threshold").write_text("30")
+    (metadata / "bg_reclaim_threshold").write_text("30")
+    if int((metadata / "total_bytes").read_text()) < LEAST_METADATA:
+        _run("btrfs", "balance", "start", "-m", str(target))
 
 
 def is_mounted(target: Path) -> bool:

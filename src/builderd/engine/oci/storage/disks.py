@@ -32,7 +32,7 @@ from builderd.engine.oci.storage.app_builds import FinishedBuild, read_built, wr
 from builderd.engine.oci.storage.backing import mounted_roots
 from builderd.engine.oci.storage.base import APP_UID
 from builderd.engine.oci.storage.quotas import DiskSpace
-from builderd.engine.oci.storage.store import SYNC_MARK, Store, is_damaged, store_full
+from builderd.engine.oci.storage.store import SYNC_MARK, TENANT, Store, is_damaged, store_full
 from builderd.engine.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
 from builderd.engine.oci.storage.tree import clear, make_empty_folder, put_home_in, take_home_out
 from builderd.engine.port import DiskReport
@@ -74,7 +74,8 @@ class Disks:
             elif is_subvolume(path):
                 quota = self._store.quota
                 group = quota.group(path)
-                self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+                size = quota.limit_of(group) + SCRATCH_BYTES
+                self._store.reservations.adopt(path.name, size, group, read_tenant(path))
                 if is_subvolume(scratch := self._store.scratch / path.name):
                     self._count_scratch(scratch)
                 _remove_leftovers(path)
@@ -150,7 +151,7 @@ class Disks:
 
     def _limit(self, disk: DiskId, path: Path, size_bytes: int) -> None:
         group = self._store.quota.limit(path, size_bytes)
-        self._store.reservations.adopt(disk, size_bytes + SCRATCH_BYTES, group)
+        self._store.reservations.adopt(disk, size_bytes + SCRATCH_BYTES, group, read_tenant(path))
 
     def delete(self, disk: DiskId) -> None:
         """Delete a disk. Idempotent. Its space comes back within seconds."""
@@ -209,7 +210,7 @@ class Disks:
         atomic_files.replace(self._existing(disk) / "bundle", f"{bundle_hash}\n".encode(), mode=0o644)
 
     def _full(self, path: Path) -> BuilderdError:
-        if self._has_room(path) and self._store.is_full():
+        if self._is_stopped_by_store(path):
             return store_full(self._store)
         size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
         return NoCapacity(
@@ -218,11 +219,14 @@ class Disks:
 
     def is_stopped_by_store(self, disk: DiskId) -> bool:
         """Return True if the store, not the disk's own limit, has no room for a write to it."""
-        return self._store.is_full() and self._has_room(self._existing(disk))
+        return self._is_stopped_by_store(self._existing(disk))
 
-    def _has_room(self, path: Path) -> bool:
+    def _is_stopped_by_store(self, path: Path) -> bool:
         quota, group = self._store.quota, self._store.quota.group(path)
-        return quota.limit_of(group) - quota.used(group) >= NEARLY_FULL
+        room = quota.room(group)
+        return room >= NEARLY_FULL and (
+            self._store.is_full() or self._store.growth_room(group, read_tenant(path)) < room
+        )
 
     def too_full(self, disk: DiskId) -> BuilderdError:
         """Return the error for a file that does not fit: on the disk, or in the store."""
@@ -295,12 +299,16 @@ class Disks:
         """Empty the trash in the background. Until then it counts against the disk's limit."""
         self._background.add(self._path(disk) / TRASH)
 
-    def scratch(self, disk: DiskId, own: str | None = None) -> Path:
+    def scratch(self, disk: DiskId, tenant: str = "", own: str | None = None) -> Path:
         """Return an empty folder with ``upper`` and ``work`` in it; its former content is deleted.
 
-        A subvolume, so that it goes in one step. ``own`` names that of a further process on the disk.
+        A subvolume, so that it goes in one step. What the disk and it grow by counts for the ``tenant`` from now on.
+        ``own`` names that of a further process on the disk.
         """
-        self._existing(disk)
+        path = self._existing(disk)
+        if tenant and not read_tenant(path):
+            os.setxattr(path, TENANT, tenant.encode())
+            self._limit(disk, path, self.limit(disk))
         scratch = self._store.scratch / (own or disk)
         with self._scratch_lock:
             self._store.quota.delete(scratch)
@@ -343,6 +351,16 @@ class Disks:
         if not _NAME.fullmatch(disk):
             raise NotFound(f"{disk!r} is no name of a disk.")
         return self._store.disks / disk
+
+
+def read_tenant(disk: Path) -> str:
+    """Return whose sandboxes were started on the disk, empty before the first; a copy of it has the same."""
+    try:
+        return os.getxattr(disk, TENANT).decode()
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return ""
 
 
 def _make_private(path: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from builderd.core.ids import TenantId
 from builderd.dependencies.model import StoredLayer
 from builderd.engine.oci.storage.backing import mounted_roots
-from builderd.engine.oci.storage.store import Store
+from builderd.engine.oci.storage.store import TENANT, Store
 from builderd.engine.oci.storage.subvolumes import create_subvolume, is_subvolume
 from builderd.linux.threads import run_to_completion
 
@@ -26,7 +26,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 #: Prefix of the name of a layer that is being removed.
 _ASIDE = "."
 #: Extended attributes of a layer's folder, which only root reads: the tenant that built it, and its size.
-_BUILT_BY, _BYTES = "trusted.builderd.tenant", "trusted.builderd.bytes"
+_BUILT_BY, _BYTES = TENANT, "trusted.builderd.bytes"
 
 
 class LayerStore:
@@ -150,7 +150,7 @@ class LayerCache:
 
     def _limit(self) -> None:
         group = self._store.quota.limit(self.path, self._size)
-        self._store.reservations.adopt(self.path.name, self._size, group)
+        self._store.reservations.adopt(self.path.name, self._size, group, self.path.name)
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[Path | None]:

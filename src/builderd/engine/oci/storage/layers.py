@@ -48,6 +48,7 @@ from builderd.engine.oci.storage.app_builds import (
 )
 from builderd.engine.oci.storage.backing import total_bytes
 from builderd.engine.oci.storage.layer_store import LayerCache, LayerStore
+from builderd.engine.oci.storage.quotas import FULL
 from builderd.engine.oci.storage.store import (
     Store,
     full_store_named,
@@ -174,7 +175,7 @@ class Layers:
 
     def _fill_app(self, build: Build, app: AppBuild) -> None:
         create_subvolume(build.layer)
-        self._store.quota.limit(build.layer, build.size)
+        self._limit(build, build.layer)
         try:
             place_files(build.layer, app, LAYER_UID)
         except OSError as error:
@@ -184,7 +185,7 @@ class Layers:
         if build.below is not None:
             # The command may write in there; nothing of that is kept.
             snapshot(build.below, build.cache)
-            self._store.quota.limit(build.cache, build.size)
+            self._limit(build, build.cache)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
@@ -242,8 +243,14 @@ class Layers:
     def _fill(self, build: Build, plan: LayerPlan, has_own_cache: bool) -> None:
         for subvolume in (build.layer, build.cache) if has_own_cache else (build.layer,):
             create_subvolume(subvolume)
-            self._store.quota.limit(subvolume, build.size)
+            self._limit(build, subvolume)
         _write_inputs(build.input, plan.inputs)
+
+    def _limit(self, build: Build, subvolume: Path) -> None:
+        """Limit one of the build's subvolumes, first its layer, and count its growth as the tenant's."""
+        group = self._store.quota.limit(subvolume, build.size)
+        if build.tenant:
+            self._store.quota.count_growth(group, self._store.quota.group(build.layer), build.tenant)
 
     async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:
         transcript = Transcript(progress)
@@ -274,9 +281,9 @@ class Layers:
             return
         if end.exit_code == KILLED and build.app is None:
             raise helper_died("the installer", "was killed")
-        if self._store.is_full():
+        quota, group = self._store.quota, self._store.quota.group(build.layer)
+        if self._store.is_full() or self._store.growth_room(group, build.tenant or "") < min(FULL, quota.room(group)):
             raise store_full(self._store)
-        quota = self._store.quota
         if build.shared and quota.is_at_limit(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
         if any(path.exists() and quota.is_at_limit(path) for path in (build.layer, build.cache)):

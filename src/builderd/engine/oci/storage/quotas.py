@@ -4,15 +4,18 @@ A limit is set on a group above the subvolume's own: a subvolume made inside of 
 write there, joins that group and so falls under the same limit.
 
 One more group lies above all limits of a service. It usually has no limit; where space is about to run out, its limit
-stops all sandboxes at once, before a write fails (``store_watch``). Numbers and layouts are those of linux/btrfs.h.
+stops all sandboxes at once, before a write fails. Two others count the growth of a disk with its scratch, and of all
+that a tenant has (``growth``). Numbers and layouts are those of linux/btrfs.h.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import struct
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,8 @@ _LEVEL = 1 << 48
 _OURS = 100 * _LEVEL
 #: Level of the groups above all limits of one service each.
 _TOTALS = 101 * _LEVEL
+#: Levels of the groups that limit the growth of one disk, and of one tenant.
+_DISKS, _TENANTS = 102 * _LEVEL, 103 * _LEVEL
 
 
 class Quota:
@@ -60,6 +65,9 @@ class Quota:
     def __init__(self, root: Path, service: int = 0) -> None:
         self._root = root
         self._groups = _groups_folder(root)
+        self._service = service
+        #: Taken while groups above others are made, which have no member yet, and while unused ones are removed.
+        self._lock = threading.Lock()
         #: Group above all limits of the service.
         self.total = _TOTALS | service
 
@@ -79,10 +87,35 @@ class Quota:
             with folder(self._root) as root:
                 _create_group(root, group)
                 for member, above in ((group % _LEVEL, group), (group, self.total)):
-                    with suppress(FileExistsError):
-                        fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, member, above))
+                    _assign(root, member, above)
                 _set_limit(root, group, size_bytes)
         return group
+
+    def disk_growth(self, group: int) -> int:
+        """Return the group that counts the growth of the disk with this group."""
+        return group % _LEVEL | _DISKS
+
+    def tenant_growth(self, tenant: str) -> int:
+        """Return the group that counts the growth of all that a tenant has on this service's store."""
+        digest = hashlib.blake2b(f"{self._service} {tenant}".encode(), digest_size=6).digest()
+        return int.from_bytes(digest) | _TENANTS
+
+    def count_growth(self, group: int, disk: int, tenant: str) -> None:
+        """Count what ``group`` grows by as the growth of the disk with the group ``disk``, and of the tenant.
+
+        Where the store has no room to record that, it is left to the next start.
+        """
+        above, top = self.disk_growth(disk), self.tenant_growth(tenant)
+        try:
+            with self._lock, folder(self._root) as root:
+                for made in (above, top):
+                    _create_group(root, made)
+                _assign(root, group, above)
+                _assign(root, above, top)
+        except OSError as error:
+            if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+                raise
+            log.warning("growth not counted tenant=%s group=%d error=%s", tenant, group, error)
 
     def delete(self, subvolume: Path) -> None:
         """Delete a subvolume with all inside, also when its limit is reached or the store is full.
@@ -100,20 +133,24 @@ class Quota:
             log.warning("subvolume not deleted, freeing space first path=%s error=%s", subvolume, error)
             if error.errno == errno.EDQUOT:
                 group = self.group(subvolume)
+                disks = [
+                    _DISKS | int(path.name.partition("_")[2]) for path in self._groups.glob(f"{_DISKS // _LEVEL}_*")
+                ]
                 with folder(self._root) as root:
-                    with suppress(FileNotFoundError):
-                        fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self.total))
+                    for above in (self.total, *disks):
+                        with suppress(FileNotFoundError):
+                            fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, above))
                     _set_limit(root, group, _NO_LIMIT)
             else:
                 with folder(subvolume) as inside:
                     clear(inside)
             delete_subvolume(subvolume)
 
-    def limit_total(self, size_bytes: int | None) -> None:
-        """Limit the bytes of all sandboxes of the service together; None removes the limit."""
-        if self.limit_of(self.total) != (size_bytes or 0):
+    def limit_together(self, group: int, size_bytes: int | None) -> None:
+        """Limit the bytes of all that a group above limits counts; None removes the limit."""
+        if self.limit_of(group) != (size_bytes or 0):
             with folder(self._root) as root:
-                _set_limit(root, self.total, _NO_LIMIT if size_bytes is None else size_bytes)
+                _set_limit(root, group, _NO_LIMIT if size_bytes is None else size_bytes)
 
     def used(self, group: int) -> int:
         """Return the bytes that count against the limit now."""
@@ -127,6 +164,11 @@ class Quota:
         """Return the limit in bytes, 0 for none."""
         limit = int(self._attribute(group, "max_referenced") or 0)
         return 0 if limit == _NO_LIMIT else limit
+
+    def room(self, group: int) -> int:
+        """Return the bytes that a group's limit leaves; more than any file system has where it has none."""
+        limit = self.limit_of(group)
+        return limit - self.used(group) if limit else _NO_LIMIT
 
     def is_at_limit(self, subvolume: Path) -> bool:
         """Return True if so little is left of a subvolume's limit that writes fail. Without a limit: False."""
@@ -143,8 +185,8 @@ class Quota:
 
     def drop_unused(self) -> None:
         """Remove the groups of deleted subvolumes."""
-        with folder(self._root) as root:
-            for level in (0, _OURS // _LEVEL):
+        with self._lock, folder(self._root) as root:
+            for level in (0, *(level // _LEVEL for level in (_OURS, _DISKS, _TENANTS))):
                 for group in self._groups.glob(f"{level}_*"):
                     number = int(group.name.partition("_")[2])
                     if number < ROOT_INODE:
@@ -155,6 +197,11 @@ class Quota:
                         # The kernel refuses while the subvolume lives and until the space counted there was released.
                         if error.errno not in (errno.EBUSY, errno.ENOENT):
                             raise
+
+
+def _assign(root: int, member: int, above: int) -> None:
+    with suppress(FileExistsError):
+        fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, member, above))
 
 
 def _create_group(root: int, group: int) -> None:

@@ -1,11 +1,13 @@
 """Reservations of the store's space, and the watch over it, since a full store stops every app.
 
 A claim is the limit of something that may grow: a disk, the package cache, a layer being made. The part of a claim that
-is not used yet must fit into the free space above a floor. Used space is not free in any case.
+is not used yet must fit into the free space above a floor, with an overcommit of 2 into that and the store's size once
+more. Used space is not free in any case.
 
-Reservations are checked when they are made; later the host may fill up from elsewhere, or metadata may take more than
-was counted. A file system that fails to write its metadata is read-only until every app on it was stopped, so the watch
-gives apps the error EDQUOT while some space is left: by the limit above all limits (``quotas``).
+Reservations are checked when they are made; later apps may write what was promised twice, the host may fill up from
+elsewhere, or metadata may take more than was counted. A file system that fails to write its metadata is read-only until
+every app on it was stopped, so the watch gives apps the error EDQUOT while some space is left: by the limit above all
+limits (``quotas``), and before that by limits of the growth of those that grow most (``growth``).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import os
 import subprocess
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +27,7 @@ from typing import Literal
 from builderd.core.errors import NoCapacity
 from builderd.core.resources import GB
 from builderd.engine.oci.storage.backing import free_bytes, total_bytes
+from builderd.engine.oci.storage.growth import LEAST_SHARE, MEMORY_SECONDS, RELEASE, Grower, limit_growth
 from builderd.engine.oci.storage.quotas import Quota
 from builderd.engine.oci.storage.subvolumes import file_system_uuid, folder
 from builderd.linux.syscalls import sync_file_system
@@ -40,12 +45,14 @@ class Claim:
     """Claim of ``size`` bytes; the quota groups ``group`` and ``scratch`` count what is used of it.
 
     ``group`` is None before it is known, ``scratch`` for claims other than those of disks, and before a first start.
-    ``ends_at`` (of ``time.monotonic``): it ends by itself then.
+    ``tenant``: whose growth it is, empty before a disk's first start. ``ends_at`` (of ``time.monotonic``): it ends by
+    itself then.
     """
 
     size: int
     group: int | None = None
     scratch: int | None = None
+    tenant: str = ""
     ends_at: float | None = None
 
 
@@ -69,35 +76,48 @@ class SpaceReservations:
             self._drop_ended()
             known = self._claims.get(name, Claim(0))
             self._check(size_bytes - known.size)
-            self._claims[name] = Claim(size_bytes, known.group, known.scratch)
+            self._claims[name] = replace(known, size=size_bytes, ends_at=None)
 
     def reserve(self, name: str, size_bytes: int) -> None:
-        """Reserve space for what will be claimed under this name within an hour. Raises ``NoCapacity``."""
+        """Reserve space for what will be claimed under this name within an hour.
+
+        Raises ``NoCapacity``, also when less than a tenth of the store is free.
+        """
         with self._lock:
             if name not in self._claims:
+                self._check_free()
                 self._check(size_bytes)
                 self._claims[name] = Claim(size_bytes, ends_at=time.monotonic() + RESERVATION_SECONDS)
 
     def claim_some(self, name: str, least: int, most: int) -> int:
-        """Reserve a share of the free space, ``least`` to ``most`` bytes; return its size. Raises ``NoCapacity``."""
+        """Reserve a share of the free space, ``least`` to ``most`` bytes; return its size.
+
+        Raises ``NoCapacity``, also when less than a tenth of the store is free.
+        """
         with self._lock:
-            available = int(self._device.free() * self._overcommit) - self.promised()
+            self._check_free()
+            available = min(self._available() - self.promised(), self._device.free())
             size = max(least, min(most, int(available * MAX_SHARE)))
             self._check(size)
             self._claims[name] = Claim(size)
             return size
 
-    def adopt(self, name: str, size_bytes: int, group: int) -> None:
-        """Record a claim that exists already, and the quota group that counts its use."""
+    def adopt(self, name: str, size_bytes: int, group: int, tenant: str = "") -> None:
+        """Record a claim that exists already, the quota group that counts its use, and whose it is, if it is known."""
         with self._lock:
             known = self._claims.get(name, Claim(0))
-            self._claims[name] = Claim(size_bytes, group, known.scratch)
+            self._claims[name] = Claim(size_bytes, group, known.scratch, tenant or known.tenant)
+        if tenant:
+            self._quota.count_growth(group, group, tenant)
 
     def count_scratch(self, name: str, group: int) -> None:
         """Record the quota group that counts the use of the scratch, which a disk's claim includes."""
         with self._lock:
-            if claim := self._claims.get(name):
+            claim = self._claims.get(name)
+            if claim is not None:
                 self._claims[name] = replace(claim, scratch=group)
+        if claim is not None and claim.tenant and claim.group is not None:
+            self._quota.count_growth(group, claim.group, claim.tenant)
 
     def release(self, name: str) -> None:
         with self._lock:
@@ -107,6 +127,14 @@ class SpaceReservations:
         """Return the bytes that can be written now, reserved or not."""
         return self._device.writable()
 
+    def total(self) -> int:
+        """Return the bytes that an empty store has."""
+        return self._device.total()
+
+    def is_nearly_full(self) -> bool:
+        """Return True while growth may be limited."""
+        return self._device.writable() < self._device.total() * LEAST_SHARE * RELEASE
+
     def _drop_ended(self) -> None:
         now = time.monotonic()
         ended = [name for name, claim in self._claims.items() if claim.ends_at is not None and claim.ends_at < now]
@@ -115,7 +143,7 @@ class SpaceReservations:
 
     def _check(self, more: int) -> None:
         self._drop_ended()
-        available = self._device.free() * self._overcommit
+        available = self._available()
         # The usual case needs no quota lookups: all claims would fit even if nothing of them were used yet.
         if more <= 0 or sum(claim.size for claim in self._claims.values()) + more <= available:
             return
@@ -123,37 +151,56 @@ class SpaceReservations:
         if promised + more > available:
             raise self._full(more, promised)
 
+    def _available(self) -> int:
+        """Return the bytes that may be promised at a time beyond what is used: what is free, and the overcommit."""
+        return self._device.free() + int((self._overcommit - 1) * self._device.total())
+
+    def _check_free(self) -> None:
+        free, total = self._device.writable(), self._device.total()
+        if free < total * LEAST_SHARE:
+            raise self._refusal(
+                f"The store is nearly full: {free / GB:.1f} of {total / GB:.1f} GB can still be written, and a tenth "
+                f"({total * LEAST_SHARE / GB:.1f} GB) is kept for the apps that are there.",
+                "Delete files of apps, or a builder that is not needed",
+                free,
+            )
+
     def promised(self) -> int:
         """Return the bytes that claims allow to be written and that are not used yet."""
-        return sum(max(0, claim.size - self._used(claim)) for claim in tuple(self._claims.values()))
+        return sum(left for _, left in self.unwritten())
 
-    def backed(self) -> int:
-        """Return the bytes of ``promised`` that need free space, given the overcommit."""
-        return int(self.promised() / self._overcommit)
+    def unwritten(self) -> Sequence[tuple[Claim, int]]:
+        """Return all claims, each with the bytes of it that are not used yet."""
+        return [(claim, max(0, claim.size - self._used(claim))) for claim in tuple(self._claims.values())]
 
     def _used(self, claim: Claim) -> int:
         return sum(self._quota.used(group) for group in (claim.group, claim.scratch) if group is not None)
 
     def _full(self, more: int, promised: int) -> NoCapacity:
-        free = max(self._device.free(), 0)
-        fits = (free * self._overcommit - promised - SCRATCH_BYTES) / GB
+        free, most = max(self._device.free(), 0), max(self._available(), 0)
+        fits = (most - promised - SCRATCH_BYTES) / GB
         smaller = f"Ask for a disk of at most {int(fits * 10) / 10:g} GB (resources.disk), or delete"
+        return self._refusal(
+            f"The store has no room for {more / GB:.3g} GB more: {promised / GB:.1f} GB are promised to disks, layers "
+            f"and caches, of {most / GB:.1f} GB that may be (store.overcommit, {self._overcommit:g}; each disk needs "
+            f"{SCRATCH_BYTES / GB:g} GB beside its size), and {free / GB:.1f} GB are free.",
+            f"{smaller if fits >= 1 else 'Delete'} a builder that is not needed",
+            free,
+            wanted=more,
+            promised=promised,
+        )
+
+    def _refusal(self, why: str, help_: str, free: int, **data: int) -> NoCapacity:
         cure = (
-            f"{smaller if fits >= 1 else 'Delete'} a builder that is not needed: stopping one "
-            "frees no disk. The operator can enlarge the store (store.size, or its block device; then a restart)."
+            f"{help_}: stopping one frees no disk. The operator can enlarge the store (store.size, or its block "
+            "device; then a restart)."
         )
         if self._device.is_limited_by_host():
             cure = (
                 f"The host's file system of {self._device.image} is too full: its operator frees space there "
                 f"({self._device.floor_bytes / GB:g} GB stay free, store.floor). Then try again."
             )
-        return NoCapacity(
-            f"The store has no room for {more / GB:.3g} GB more: {free / GB:.1f} GB are free, of which "
-            f"{promised / GB:.1f} GB are promised to disks, layers and caches (each disk needs {SCRATCH_BYTES / GB:g} "
-            f"GB beside its size). {cure}",
-            data={"wanted": more, "free": free, "promised": promised},
-            retry_after=60,
-        )
+        return NoCapacity(f"{why} {cure}", data={**data, "free": free}, retry_after=60)
 
 
 #: Never reserved, the greater of both. btrfs cannot delete when it is almost full; and its extent records count against
@@ -303,6 +350,8 @@ class StoreWatch:
         self._failure = ""
         #: Bytes of metadata chunks for which the host's space was allocated.
         self._allocated = 0
+        #: Average use of each growing group in the last minute, in bytes.
+        self._before: dict[int, float] = {}
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
 
     def start(self) -> None:
@@ -348,18 +397,49 @@ class StoreWatch:
                 log.info("apps can write to the store again")
         self._failure_reason = failure_reason
         if not self._device.is_read_only():
-            self._limit(writable)
+            claims = self._reservations.unwritten()
+            self._limit(writable, sum(left for _, left in claims))
+            self._limit_growth(max(0, writable - self._quota.reserved(self._quota.total)), claims)
             self._allocate()
 
-    def _limit(self, writable: int) -> None:
+    def _limit_growth(self, writable: int, claims: Sequence[tuple[Claim, int]]) -> None:
+        """Limit the growth of tenants and disks, or give it back; the limits are kept by the store itself."""
+        quota, disks = self._quota, defaultdict[str, dict[int, int]](dict)
+        for claim, left in claims:
+            if claim.tenant and claim.group is not None:
+                disks[claim.tenant][quota.disk_growth(claim.group)] = left
+        tenants = {
+            group: replace(
+                self._grower(group), promised=sum(own.values()), disks={disk: self._grower(disk) for disk in own}
+            )
+            for group, own in ((quota.tenant_growth(tenant), own) for tenant, own in disks.items())
+        }
+        limits = limit_growth(tenants, writable, self._device.total())
+        for group, limit in limits.items():
+            present = quota.limit_of(group)
+            if bool(limit) is not bool(present) or abs((limit or 0) - present) > min(STEP, writable // 16):
+                quota.limit_together(group, limit)
+                if limit and not present and (tenant := next((one for one, own in disks.items() if group in own), "")):
+                    log.warning(
+                        "growth limited tenant=%s group=%d bytes=%d writable=%d", tenant, group, limit, writable
+                    )
+        self._before = {group: now for group, now in self._before.items() if group in limits}
+
+    def _grower(self, group: int) -> Grower:
+        now = self._quota.used(group) + self._quota.reserved(group)
+        before = self._before.setdefault(group, now)
+        self._before[group] += (now - before) * INTERVAL / MEMORY_SECONDS
+        return Grower(now, before, self._quota.limit_of(group) or None)
+
+    def _limit(self, writable: int, promised: int) -> None:
         """Limit all apps to what can be written, when that is less than what is reserved."""
         before = self._quota.limit_of(self._quota.total)
-        if writable >= self._reservations.promised():
-            self._quota.limit_total(None)
+        if writable >= promised:
+            self._quota.limit_together(self._quota.total, None)
             return
         limit = max(1, self._quota.used(self._quota.total) + writable)
         if not before or abs(limit - before) > STEP or (limit < before and not writable):
-            self._quota.limit_total(limit)
+            self._quota.limit_together(self._quota.total, limit)
         if not writable and (not before or before > limit):
             # Dirty pages of the apps still fit now.
             with folder(self._device.root) as root:

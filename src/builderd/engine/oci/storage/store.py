@@ -42,6 +42,8 @@ Progress = Callable[[str], None]
 
 FOLDERS = ("disks", "scratch", "layers", "builds")
 BUSY_SECONDS = 2.0
+#: Extended attribute of disks and layers, which only root reads: whose they are.
+TENANT = "trusted.builderd.tenant"
 
 
 class Store:
@@ -120,6 +122,11 @@ class Store:
             return self._watch.is_full()
         room, limit = self.reservations.writable(), self.quota.limit_of(self.quota.total)
         return min(room, limit - self.quota.used(self.quota.total) if limit else room) < FULL
+
+    def growth_room(self, group: int, tenant: str) -> int:
+        """Return the bytes that limits of growth leave to the disk or build with this group, and to its tenant."""
+        groups = (self.quota.disk_growth(group), self.quota.tenant_growth(tenant))
+        return min(self.quota.room(one) for one in groups)
 
     def is_short(self) -> bool:
         """Return True when the host's file system below the store may soon be full."""
@@ -374,7 +381,9 @@ def store_full(store: Store) -> BuilderdError:
     """Return the error of a write that the store of all disks and layers has no room for, or takes no more."""
     reason = store.failure_reason()
     if reason is None:
-        return NoCapacity(f"The machine's store for apps and layers is full. {_CURE}", retry_after=60)
+        nearly = not store.is_full() and store.reservations.is_nearly_full()
+        is_full = "is nearly full, and what grew most gets no more" if nearly else "is full"
+        return NoCapacity(f"The machine's store for apps and layers {is_full}. {_CURE}", retry_after=60)
     return NoCapacity(reason, retry_after=60) if store.is_full() else EngineUnavailable(reason, retry_after=60)
 
 

@@ -15,7 +15,12 @@ from builderd.core.resources import GB
 from builderd.engine.oci.storage import backing
 from builderd.engine.oci.storage import store as module
 from builderd.engine.oci.storage.backing import mounted_roots
-from builderd.engine.oci.storage.space_reservations import RESERVATION_SECONDS, SpaceReservations, StoreWatch
+from builderd.engine.oci.storage.space_reservations import (
+    RESERVATION_SECONDS,
+    SCRATCH_BYTES,
+    SpaceReservations,
+    StoreWatch,
+)
 from builderd.engine.oci.storage.store import SYNC_MARK, DeferredSync, Store, is_damaged, store_full
 from builderd.engine.port import StoreOptions
 
@@ -56,9 +61,10 @@ def test_writes_are_limited_only_when_what_is_left_of_the_promises_does_not_fit(
         used=USED.__getitem__,
         total=TOTAL,
         limit_of=lambda _: 0,
-        limit_total=limits.append,
+        reserved=lambda _: 0,
+        limit_together=lambda group, limit: limits.append(limit),
     )
-    device = SimpleNamespace(writable=lambda: writable, is_read_only=lambda: False, image=None)
+    device = SimpleNamespace(writable=lambda: writable, total=lambda: 0, is_read_only=lambda: False, image=None)
     reservations = SpaceReservations(cast("Any", device), cast("Any", quota), overcommit=1)
     for name, size, group, scratch in (
         ("culprit", 220 * MB, CULPRIT, CULPRIT_SCRATCH),
@@ -170,17 +176,19 @@ def test_a_folder_deleted_before_the_sync_is_ignored(sync: DeferredSync, filled:
     sync.sync()
 
 
-def reservations_of(free: int, used: Mapping[int, int] | None = None) -> SpaceReservations:
+def reservations_of(free: int, used: Mapping[int, int] | None = None, overcommit: float = 1) -> SpaceReservations:
     """Return reservations; ``used``: bytes by quota group, nothing if left out."""
-    device = SimpleNamespace(free=lambda: free, total=lambda: free, is_limited_by_host=lambda: False)
+    device = SimpleNamespace(
+        free=lambda: free, total=lambda: free, writable=lambda: free, is_limited_by_host=lambda: False
+    )
     quota = SimpleNamespace(used=lambda group: (used or {}).get(group, 0))
-    return SpaceReservations(cast("Any", device), cast("Any", quota), overcommit=1)
+    return SpaceReservations(cast("Any", device), cast("Any", quota), overcommit)
 
 
 def test_each_byte_is_reserved_only_once() -> None:
     reservations = reservations_of(10 * GB)
     reservations.claim("one", 6 * GB)
-    with pytest.raises(NoCapacity, match=r"10\.0 GB are free, of which 6\.0 GB are promised"):
+    with pytest.raises(NoCapacity, match=r"6\.0 GB are promised .* of 10\.0 GB that may be \(store\.overcommit, 1;"):
         reservations.claim("two", 5 * GB)
     reservations.release("one")
     reservations.claim("two", 5 * GB)
@@ -194,7 +202,7 @@ def test_held_space_is_the_disk_s_own_and_ends_by_itself(monkeypatch: pytest.Mon
         reservations.reserve("two", 5 * GB)
     assert refused.value.retry_after == 60
     assert "Ask for a disk of at most 3.7 GB" in refused.value.message
-    with pytest.raises(NoCapacity, match=r"beside its size\)\. Delete a builder"):
+    with pytest.raises(NoCapacity, match=r"are free\. Delete a builder"):
         reservations_of(1 * GB).reserve("one", 2 * GB)
     reservations.claim("one", 6 * GB)
     now = time.monotonic()
@@ -238,3 +246,10 @@ def test_bytes_written_into_the_scratch_are_promised_no_more() -> None:
     assert reservations.promised() == 6 * GB
     reservations.count_scratch("disk", 3)  # a new and empty one, at a start
     assert reservations.promised() == 7 * GB
+
+
+def test_small_machine_promises_twenty_apps_of_default_size() -> None:
+    reservations = reservations_of(22 * GB, overcommit=4)
+    reservations.claim("cache", 22 * GB // 4)
+    for number in range(20):
+        reservations.reserve(str(number), 3 * GB + SCRATCH_BYTES)

@@ -49,8 +49,8 @@ def limit_growth(tenants: Mapping[int, Grower], writable: int, total: int) -> Ma
     """Return the limit in bytes, None for none, of each tenant's and each disk's group.
 
     ``writable`` of ``total`` bytes of the store can be written now. While there is room, a tenant may write all but
-    half a tenth of the store before the next look. Below a tenth, limits are only lowered: each tenant may take half of
-    what is left; those that grew most, so that the others' growth of a minute is a tenth of what is left, take a tenth;
+    half a tenth of the store before the next look. Below a tenth, limits are only lowered: each tenant may take half
+    the rest; those that grew most, so that the growth of the others in a minute is a tenth of the rest, take a tenth;
     and of their disks, those that grew most get next to nothing. The limits themselves remember who is limited.
     """
     tenth = int(total * LEAST_SHARE)

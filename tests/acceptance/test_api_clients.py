@@ -55,7 +55,7 @@ def log_line(event: Any) -> dict[str, Any]:
     """A line as the log's own format has it."""
     assert event.event == "line"
     line: dict[str, Any] = json.loads(event.data)
-    assert set(line) == {"time", "stream", "version", "text"}
+    assert set(line) == {"time", "stream", "version", "process", "text"}
     return line
 
 

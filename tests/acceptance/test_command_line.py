@@ -74,7 +74,7 @@ def test_a_user_goes_from_login_to_a_jobs_output(service: LiveService, tmp_path:
 
     assert "Signed in" in shell.run("login", service.url, "--token-stdin", cwd=app, stdin=service.token).stdout
     deployed = shell.process("deploy", "--yes", cwd=app)
-    assert "because main.py makes a Flask app" in deployed.stderr
+    assert "Found Flask: main.py makes an app of Flask." in deployed.stderr
     state = shell.json("status", cwd=app)
     assert deployed.stdout.strip() == state["preview_url"]
     assert service.visit(state).json() == {"hello": "world"}

@@ -147,7 +147,6 @@ BROKEN = (
     ),
     Twin(tiny("answers-500", ("send_response(200)", "send_response(500)")), "qa_failed", "answer", "500"),
     Twin(tiny("wrong-port", ('int(os.environ["PORT"])', "5000")), "start_failed", "port", "port 5000"),
-    Twin(tiny("on-loopback", ("0.0.0.0", "127.0.0.1")), "start_failed", "port", "127.0.0.1:8000"),
     Twin(
         tiny("slow-start", before="import time\ntime.sleep(40)\n"),
         None,

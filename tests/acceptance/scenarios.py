@@ -77,7 +77,6 @@ def job(service: LiveService, code: int, status: str, **fields: Any) -> None:
 #: By a name: an app that does not start, and words of the message that says why.
 FAILURES: Mapping[str, tuple[str, list[str]]] = {
     "exits": ("import sys; print('no config'); sys.exit(3)", ["exited with code 3", "no config"]),
-    "loopback": (TINY_APP.replace("0.0.0.0", "127.0.0.1"), ["127.0.0.1:8000", "0.0.0.0:8000"]),
     "other-port": (TINY_APP.replace('int(os.environ["PORT"])', "5000"), ["5000", "$PORT"]),
     "memory": ("b = []\nwhile True: b.append(b'x' * 10**7)", ["out of memory", "0.125 GB"]),
     "silent": ("import time; time.sleep(3600)", ["did not listen on 0.0.0.0:8000"]),

@@ -352,7 +352,7 @@ class ShownSettings(View):
     fixed_port: bool
     known_port: int
     detected: Detected | None
-    processes: dict[str, str] = Field(default_factory=dict)
+    processes: dict[str, str]
 
 
 class ProcessState(View):
@@ -415,8 +415,8 @@ class Builder(ShownSettings, BuilderHead):
     disk_released_at: Time | None
     member: str
     domains: list[str]
-    scale: dict[str, int] = Field(default_factory=dict)
-    process_states: list[ProcessState] = Field(default_factory=list[ProcessState])
+    scale: dict[str, int]
+    process_states: list[ProcessState]
 
 
 BuilderAnswer = Success[Builder]

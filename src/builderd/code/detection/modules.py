@@ -14,7 +14,7 @@ from builderd.code.detection.project import WORDS, Project
 
 USUAL: Sequence[str] = WORDS["usual"]
 _OTHERS = re.compile(WORDS["others"], re.IGNORECASE)
-MAX_MODULES, MAX_SOURCE, MAX_SOURCES, MAX_NODES = 300, 200_000, 1_500_000, 200_000
+MAX_MODULES, MAX_SOURCE, MAX_SOURCES, MAX_NODES = 300, 200_000, 400_000, 100_000
 MAX_DOTS, MAX_HOPS = 12, 5
 
 _RAW = {("scope", "receive", "send"): "asgi", ("environ", "start_response"): "wsgi"}

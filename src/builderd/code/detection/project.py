@@ -19,7 +19,7 @@ from builderd.dependencies.requested import python_packages, table
 TABLE: dict[str, Any] = tomllib.loads(resources.files(__package__).joinpath("frameworks.toml").read_text("utf-8"))
 WORDS = TABLE["words"]
 #: Bytes of one text, and of all texts together.
-MAX_TEXT, MAX_TEXTS, MAX_DOTS = 400_000, 6_000_000, 500
+MAX_TEXT, MAX_TEXTS, MAX_DOTS = 200_000, 3_000_000, 500
 PACKAGE, PROCFILE = "package.json", "Procfile"
 Reader = Callable[[str, int], bytes]
 
@@ -78,7 +78,8 @@ class Project:
     def config(self, stem: str) -> str:
         """Return the text of a JavaScript or TypeScript configuration such as ``vite.config``, without comments."""
         text = self.text(self.first(*(f"{stem}.{one}" for one in ("js", "ts", "mjs", "mts", "cjs", "cts"))))
-        return re.sub(r"(?m)(?:^|(?<=\s))//[^\n]*|/\*(?:[^*]|\*(?!/)){0,5000}\*/", "", text)
+        # One without an end reaches to the file's: else each beginning would look through the rest of the text.
+        return re.sub(r"(?m)(?:^|(?<=\s))//[^\n]*|/\*(?s:.*?)(?:\*/|\Z)", "", text)
 
     @cached_property
     def python_packages(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from builderd.code.detection.model import Detected, Kind, Refusal, shown
@@ -82,19 +83,16 @@ def _match(entry: Mapping[str, Any], module: Module, modules: Modules) -> Found 
     if wanted and not any(f"{one}.".startswith(f"{wanted}.") for one in module.imports.values()):
         return None
     if makes := frozenset(entry.get("makes", ())):
+        origins = partial(modules.origins, by=module.path)
         objects = {**{name: [module.imports[name]] for name in APPS if name in module.imports}, **module.objects}
         for groups, usual in ((objects, APPS), (module.factories, FACTORIES)):
-            made = [name for name, calls in groups.items() if _makes(calls, makes, module, modules)]
+            made = [one for one, calls in groups.items() if any(makes.intersection(origins(call)) for call in calls)]
             if name := next((one for one in (*usual, *made) if one in made), ""):
                 return Found(entry, module, name, groups is module.factories)
         return Found(entry, module) if makes & module.calls and entry.get("job_type") == "worker" else None
     # A page of Streamlit is no app by itself.
     called = any(one in module.calls for one in entry["calls"]) if "calls" in entry else "pages/" not in module.path
     return Found(entry, module) if called else None
-
-
-def _makes(calls: Sequence[str], makes: frozenset[str], module: Module, modules: Modules) -> bool:
-    return any(one in makes for call in calls for one in modules.origins(call, module.path))
 
 
 def _made(found: Found) -> str:

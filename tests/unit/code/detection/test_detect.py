@@ -55,6 +55,8 @@ DEEP = "[" * 100_000
         {"package.json": '{"scripts": [], "dependencies": 1, "main": {}, "workspaces": 7}'},
         {"package.json": '{"dependencies": {"@angular/core": "1"}}', "angular.json": '{"projects": {"a": 1, "b": []}}'},
         {"package.json": '{"dependencies": {"next": "1"}}', "next.config.js": "/*" * 100_000},
+        # With the square of its length, a minute in which nobody is served.
+        {"package.json": '{"dependencies": {"astro": "1"}}', "astro.config.mjs": "/* x " * 80_000},
         {"pyproject.toml": "a" + ".a" * 90_000 + "=1", "main.py": ""},
         {"pyproject.toml": "x = " + DEEP, "main.py": ""},
         {"pyproject.toml": "[project]\ndependencies = [1, [], '']\n[tool]\npoetry = 1", "main.py": ""},

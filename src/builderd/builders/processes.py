@@ -73,14 +73,15 @@ class ProcessView(NamedTuple):
     restarts: int
 
 
-def views(uow: UnitOfWork, builder: Builder, version: Version) -> tuple[ProcessView, ...]:
-    """Return the app's own process and its further ones; nothing for an app that has no further ones."""
+def views(builder: Builder, version: Version, sandboxes: Sequence[Sandbox]) -> tuple[ProcessView, ...]:
+    """Return the app's own process and its further ones; nothing for an app that has no further ones.
+
+    ``sandboxes`` are those of the builder's present run, oldest first.
+    """
     if not version.settings.processes:
         return ()
     sandboxes = [
-        one
-        for one in uow.sandboxes.of_generation(builder.id, builder.generation)
-        if not (one.trial or one.release or one.replaced) or (one.replaced and one.end is None)
+        one for one in sandboxes if not (one.trial or one.release or one.replaced) or (one.replaced and one.end is None)
     ]
     main = main_process(builder.job_type)
     commands = {main: version.settings.entrypoint, **version.settings.processes}

@@ -299,6 +299,7 @@ def _views(
     ids = [builder.id for builder in builders]
     stale = credentials.stale_among(uow, [(builder, versions[builder.id]) for builder in builders])
     sums, hosts = uow.ledger.totals(ids, now), uow.domains.hosts(ids)
+    runs = uow.sandboxes.of_present_runs([one for one in ids if versions[one].settings.processes])
     tried = uow.backups.newest_of(ids)
     done = {one: backup for one, backup in tried.items() if backup.status is BackupStatus.DONE}
     if others := [one for one in tried if one not in done]:
@@ -318,7 +319,7 @@ def _views(
             domains=hosts.get(builder.id, ()),
             last_backup=tried.get(builder.id),
             last_good_backup=done.get(builder.id),
-            processes=processes.views(uow, builder, versions[builder.id]),
+            processes=processes.views(builder, versions[builder.id], runs.get(builder.id, ())),
         )
         for builder in builders
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -126,6 +126,16 @@ class Sandboxes(Repository[Sandbox]):
         """Return those that ``open_of`` returns of these builders."""
         found = select(sandboxes).where(sandboxes.c.builder_id.in_(builders), _is_own)
         return read_each(self._connection, found, {}, lambda row: self._value(row._mapping), "builder_id")
+
+    def of_present_runs(self, ids: Sequence[BuilderId]) -> Mapping[str, Sequence[Sandbox]]:
+        """Return those of the present generation of each of these builders, oldest first."""
+        is_present = (builders.c.id == sandboxes.c.builder_id) & (builders.c.generation == sandboxes.c.generation)
+        found = _OLDEST_FIRST.join(builders, is_present).where(sandboxes.c.builder_id.in_(ids))
+        runs: dict[str, list[Sandbox]] = {one: [] for one in ids}
+        if ids:
+            for one in read_each(self._connection, found, {}, lambda row: self._value(row._mapping), "builder_id"):
+                runs[one.builder_id].append(one)
+        return runs
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Return all sandboxes, oldest first."""

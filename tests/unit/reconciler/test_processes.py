@@ -47,7 +47,8 @@ ALL = {"": ENTRYPOINT, "worker.1": WORKER, "beat.1": BEAT}
 
 async def states(world: World, builder: Builder) -> dict[str, tuple[str, int]]:
     version = await world.version(builder)
-    found = await world.read(lambda uow: processes.views(uow, uow.builders.get(builder.id) or builder, version))
+    now, runs = await world.builder(builder), await world.read(lambda uow: uow.sandboxes.of_present_runs([builder.id]))
+    found = processes.views(now, version, runs[builder.id])
     return {one.name: (one.state, one.restarts) for one in found}
 
 

@@ -18,6 +18,7 @@ from builderd.core.ids import DiskId
 from builderd.core.resources import GB
 from builderd.engine.oci.storage import backing, space_reservations
 from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.space_reservations import INTERVAL
 from builderd.engine.oci.storage.store import Store
 from builderd.engine.port import StoreOptions
 
@@ -84,13 +85,9 @@ class Writers:
             thread.join()
 
 
-# Written beside a busy machine's load, the attacker's neighbour was refused once: script/soak looks on.
-WRITTEN = pytest.param(False, id="written", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("allocate", [WRITTEN, pytest.param(True, id="allocated")])
+@pytest.mark.parametrize("allocate", [False, True], ids=["written", "allocated"])
 def test_ten_growing_disks_leave_room_for_all_others(store: Store, disks: Disks, allocate: bool) -> None:
-    writers, total = Writers(), store.reservations.total()
+    writers, total = Writers(), store.reservations._device.total()
     for disk in QUIET:
         writers.begin(disks.app(disk) / "log", 1024, 0.05)
     for disk in ATTACKED:
@@ -98,7 +95,10 @@ def test_ten_growing_disks_leave_room_for_all_others(store: Store, disks: Disks,
     time.sleep(6)
     writers.end()
     refused = {Path(file).parts[-3]: set(errors) for file, errors in writers.refused.items()}
-    assert [refused[disk] for disk in QUIET] == [set()] * len(QUIET)
+    # The attacker's own other app may meet the limit of their tenant until the next look, and goes on.
+    others = [disk for disk, tenant in QUIET.items() if tenant != "attacker"]
+    assert [refused[disk] for disk in others] == [set()] * len(others)
+    assert len(writers.refused[str(disks.app(DiskId("own")) / "log")]) < 2 * INTERVAL / 0.05
     assert all(refused[disk] == {errno.EDQUOT} for disk in ATTACKED), refused
     assert store.reservations.writable() > total // 50
     assert all((disks.app(disk) / "log").stat().st_size > 60 * 1024 for disk in QUIET)

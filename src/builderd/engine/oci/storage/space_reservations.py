@@ -127,10 +127,6 @@ class SpaceReservations:
         """Return the bytes that can be written now, reserved or not."""
         return self._device.writable()
 
-    def total(self) -> int:
-        """Return the bytes that an empty store has."""
-        return self._device.total()
-
     def is_nearly_full(self) -> bool:
         """Return True while growth may be limited."""
         return self._device.writable() < self._device.total() * LEAST_SHARE * RELEASE

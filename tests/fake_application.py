@@ -10,13 +10,13 @@ from tests.fakes.previews import FakePreviews
 from tests.fakes.scanners import FakeScanner
 from tests.fakes.testers import FakeTesters
 from tests.fakes.uploads import FakeUploads
+from tests.fakes.vault import in_memory
 from tests.fakes.webhooks import FakeWebhookSender
 
 from builderd.application import Application
 from builderd.bootstrap.review import make_review_policy
 from builderd.builders.signals import Signals
 from builderd.core.clock import Clock
-from builderd.credentials.vault import in_memory
 from builderd.database.unit_of_work import Store
 from builderd.executions.model import Gateway
 from builderd.money.model import Prices

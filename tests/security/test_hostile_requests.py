@@ -343,14 +343,14 @@ async def test_all_validation_errors_are_in_one_answer(target: Target) -> None:
         "entrypoint": " ",
         "files": {"../x": "", "ok": 1},
         "port": True,
-        "env": {"1": ""},
+        "env": {"1": "", "PORT": "1"},
         "resources": {"cpu": 0, "memory": "x"},
         "isolation": "none",
         "what": 1,
     }
     async with target.service.client(target.service.write, target.url) as client:
         response = await client.post(BUILDERS, json=body)
-    fields = "what name entrypoint files.../x files.ok port env.1 resources.cpu resources.memory isolation"
+    fields = "what name entrypoint files.../x files.ok port env.1 env.PORT resources.cpu resources.memory isolation"
     assert sorted(response.json()["errors"]) == sorted(fields.split())
 
 

@@ -203,11 +203,6 @@ def key_id(sealed: bytes) -> bytes | None:
     return sealed[len(_FORMAT) : _HEADER] if is_whole else None
 
 
-def in_memory() -> SodiumVault:
-    """Return a vault with a key that ends with the process: this port needs no fake."""
-    return SodiumVault(ConfiguredKeys((Key.new(),)))
-
-
 def seal(secret: bytes, passphrase: str, associated_data: str) -> bytes:
     """Encrypt the secret; ``unseal`` needs the same associated data. Raises ``ValidationFailed`` if too short."""
     check_length(passphrase)

@@ -383,17 +383,18 @@ class StopSandbox:
 
 
 @dataclass(frozen=True, slots=True)
-class StartProcess:
+class OfProcess:
+    """A step of one sandbox of a further process."""
+
+    sandbox: Sandbox
+
+
+class StartProcess(OfProcess):
     """Start the recorded sandbox of a further process."""
 
-    sandbox: Sandbox
 
-
-@dataclass(frozen=True, slots=True)
-class AwaitProcess:
+class AwaitProcess(OfProcess):
     """Wait until a further process has lived as long as a worker must, or has ended."""
-
-    sandbox: Sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,11 +404,8 @@ class StopProcesses:
     sandboxes: tuple[Sandbox, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RecordProcessEnd:
+class RecordProcessEnd(OfProcess):
     """Record how a further process ended by itself, and remove its remains."""
-
-    sandbox: Sandbox
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,9 @@ def _code_errors(value: Any, required: bool) -> Iterator[FieldError]:
         yield ("source",), "is all of the code: leave it or stored out"
     if required and "files" not in value and not has_source:
         yield ("files",), "is required: the code itself, or in its place the source, an upload"
+    env = value.get("env")
+    if isinstance(env, dict) and "PORT" in env and "port" in value and str(env["PORT"]) != str(value["port"]):
+        yield ("env", "PORT"), "is the app's port: set `port` instead, or as well"
 
 
 class Source(Shape):
@@ -278,19 +281,16 @@ class NewBuilder(Shape):
         description='A file among `files` with lines NAME=VALUE, such as ".env": its variables are set too, and `env` '
         "wins over them. Empty: none.",
     )
-
     protocol: Protocol = Field(
         default=Protocol.HTTP,
         strict=False,
         description="What the app speaks on `port`. h2c: HTTP/2 without TLS, such as gRPC.",
     )
-
     root: Root = Field(
         default="",
         description="Folder of the code in which its commands run, and in which its Procfile and its lists of "
         "dependencies are, such as an app of a monorepo. Empty: all of the code.",
     )
-
     processes: Processes | None = Field(
         default=None,
         description="Of apps and workers: commands that run beside its own, by name, each in a sandbox of the same "

@@ -226,7 +226,12 @@ async def _found_again(
         kept |= {"build": found.build} if settings.build == before.build else {}
         kept |= {"root": found.root} if found.root else {}
     else:
-        found = Detected("", settings.entrypoint, "", release=await _beside(code, release_of))
+        found = Detected(
+            "",
+            settings.entrypoint,
+            "",
+            release=await _beside(code, release_of),
+        )
         kept["detected"] = {}
     if builder.job_type in RELEASING and settings.release == before.release:
         kept["release"] = found.release

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.fakes.vault import in_memory
 
-from builderd.credentials.vault import KeyFile, SodiumVault, in_memory
+from builderd.credentials.vault import KeyFile, SodiumVault
 from builderd.tokens.port import Vault
 
 

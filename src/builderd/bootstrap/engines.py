@@ -51,6 +51,7 @@ def make_engine(
             now=clock.seconds,
             at=clock.at,
             reserved=reserved,
+            package_index=settings.package_index,
             store=StoreOptions(
                 device=store.device,
                 size_bytes=int(store.size * GB) if store.size else None,

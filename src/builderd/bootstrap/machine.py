@@ -115,7 +115,7 @@ async def describe_code(settings: Settings) -> Sequence[str]:
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:
     """Build the base root file system if it is missing. Return its name."""
-    return engine_provider(settings).build_base(say)
+    return engine_provider(settings).build_base(say, settings.package_index)
 
 
 _MEMORY = "clock.json"

@@ -13,8 +13,8 @@ from itertools import chain
 from builderd.code.entrypoints import PACKAGE, read_manifest
 from builderd.code.model import Bundle, make_bundle
 
-#: Versions in the base, which is Debian 13: of Python to the minor, of Node.js the major.
-PYTHON, NODE = (3, 13), 20
+#: Versions in the base: of Python, which is Debian 13's, to the minor, of Node.js the major.
+PYTHON, NODE = (3, 13), 24
 PYTHON_HERE = f"{PYTHON[0]}.{PYTHON[1]}"
 #: The program as a package of npm: without install scripts, and found first, since ``.bin`` is on the ``PATH``.
 NODE_CURE = (

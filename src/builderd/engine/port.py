@@ -372,7 +372,7 @@ class EngineOptions:
     """Options of an engine. ``log_limit``: bytes of one log file of a sandbox, which keeps two at most.
 
     ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
-    ``reserved`` returns True for an IP address that no sandbox may get now.
+    ``reserved`` returns True for an IP address that no sandbox may get now. ``package_index``: the operator's, or None.
     """
 
     data_dir: Path
@@ -384,6 +384,7 @@ class EngineOptions:
     now: Callable[[], float] = time.time
     at: Callable[[float], float] = float
     reserved: Callable[[str], bool] = field(default=lambda _: False)
+    package_index: str | None = None
 
 
 class EngineProvider(Protocol):
@@ -396,7 +397,7 @@ class EngineProvider(Protocol):
     def read_inventory(self, data_dir: Path) -> EngineInventory | None:
         """Return the storage that the engine uses, also while it runs; None before its first run since the boot."""
 
-    def build_base(self, progress: Progress) -> str:
+    def build_base(self, progress: Progress, index: str | None) -> str:
         """Build the base root file system if it is missing. Return its name."""
 
     def find_base(self) -> Path | None:

@@ -33,7 +33,7 @@ def run(base: Base, *argv: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
-@pytest.mark.parametrize("program", ["python3", "node", "npm", "git", "curl", "rsync", "ps", "tini"])
+@pytest.mark.parametrize("program", ["python3", "node", "npm", "npx", "git", "curl", "rsync", "ps", "tini"])
 def test_the_programs_that_apps_expect_run(base: Base, program: str) -> None:
     assert run(base, program, "--version")
 

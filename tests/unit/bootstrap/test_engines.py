@@ -46,7 +46,7 @@ class FakeProvider:
     def read_inventory(self, data_dir: Path) -> EngineInventory | None:
         return None
 
-    def build_base(self, progress: Progress) -> str:
+    def build_base(self, progress: Progress, index: str | None) -> str:
         return "fake-base"
 
     def find_base(self) -> Path | None:

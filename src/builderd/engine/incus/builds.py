@@ -23,7 +23,7 @@ from builderd.engine.incus.image import READY, root_argv, specified
 from builderd.engine.incus.instance import TOOL_DISK, Instance, Volume, document
 from builderd.engine.incus.instances import Instances
 from builderd.engine.incus.process import ExecSession, run_to_end
-from builderd.engine.oci.network.host_files import CA_BUNDLE
+from builderd.engine.oci.network.host_files import CA_ENVIRONMENT
 from builderd.engine.oci.storage.base import APP_UID
 from builderd.engine.port import Progress, Tool, ToolExit
 
@@ -41,7 +41,7 @@ _MAX_LINE = 1 << 16
 _LOOK_SECONDS = 5.0
 #: Limit of a folder that is brought back.
 MAX_BYTES = 1 << 30
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE)}
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **CA_ENVIRONMENT}
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,7 +356,7 @@ async def open_machine(
     try:
         cluster = Cluster(client, incus)
         await cluster.look()
-        image = await run_to_completion(ensure_image, progress)
+        image = await run_to_completion(ensure_image, progress, options.package_index)
         machine = Machine(options, incus, client, cluster, image)
         if prepare:
             await machine.prepare(progress)

@@ -159,9 +159,9 @@ class Image:
     unpacked_bytes: int
 
 
-def ensure_image(progress: Progress, home: Path = HOST_HOME) -> Image:
+def ensure_image(progress: Progress, index: str | None, home: Path = HOST_HOME) -> Image:
     """Return the image, made if it is missing (half a minute). Blocks. Raises ``EngineUnavailable``."""
-    base = ensure_base(progress=progress)
+    base = ensure_base(progress, index=index)
     files = host_programs()
     name = image_name(base.id, files)
     folder = home / "incus"

@@ -110,8 +110,8 @@ class IncusProvider:
     def read_inventory(self, data_dir: Path) -> EngineInventory | None:
         return None
 
-    def build_base(self, progress: Progress) -> str:
-        return ensure_image(progress).base_id
+    def build_base(self, progress: Progress, index: str | None) -> str:
+        return ensure_image(progress, index).base_id
 
     def find_base(self) -> Path | None:
         base = find_host_base()

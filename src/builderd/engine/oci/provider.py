@@ -42,8 +42,8 @@ class OciProvider:
     def read_inventory(self, data_dir: Path) -> EngineInventory | None:
         return read_inventory(data_dir)
 
-    def build_base(self, progress: Progress) -> str:
-        return ensure_base(progress=progress).id
+    def build_base(self, progress: Progress, index: str | None) -> str:
+        return ensure_base(progress, index=index).id
 
     def find_base(self) -> Path | None:
         base = find_host_base()

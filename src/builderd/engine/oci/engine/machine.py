@@ -131,7 +131,7 @@ class Machine:
         progress("opening the store")
         self.store.open(progress)
         self.disks.open()
-        self.base = ensure_base(progress)
+        self.base = ensure_base(progress, index=self.settings.package_index)
         write_host_files(self._host_files, self.base.root, [Path(find_uv_bin())])
         raise_host_limits()
         if self.cgroups.counts_sockets:

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: Mounted at the same path over the base's own: a host may trust authorities that the base does not have.
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+#: For programs with a certificate bundle of their own; Node.js adds it to its own.
+CA_ENVIRONMENT = {"SSL_CERT_FILE": str(CA_BUNDLE), "NODE_EXTRA_CA_CERTS": str(CA_BUNDLE)}
 
 
 #: Home of the app's user, a mount of its own: what programs keep there is not among the files that an app serves.

@@ -11,7 +11,7 @@ from typing import Any
 
 from builderd.dependencies.model import APP, NODE_MODULES
 from builderd.engine.oci.network.allocations import Slots
-from builderd.engine.oci.network.host_files import CA_BUNDLE, HOME
+from builderd.engine.oci.network.host_files import CA_BUNDLE, CA_ENVIRONMENT, HOME
 from builderd.engine.oci.network.network import Network
 from builderd.engine.oci.runtime.cgroups import Cgroups
 from builderd.engine.oci.runtime.launching import Launcher, Runtime
@@ -249,8 +249,7 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
         "LANG": "C.UTF-8",
         # Otherwise Python buffers its output, and the log lags behind.
         "PYTHONUNBUFFERED": "1",
-        # Programs with a certificate bundle of their own use the host's too.
-        "SSL_CERT_FILE": str(CA_BUNDLE),
+        **CA_ENVIRONMENT,
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
         # The kernel tells programs the host's processors. nproc and libraries with OpenMP or BLAS read the first of
         # these, Python 3.13 the second, Go the third.

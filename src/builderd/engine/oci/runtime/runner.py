@@ -20,7 +20,7 @@ from pathlib import Path
 from builderd.core.errors import EngineUnavailable
 from builderd.core.resources import GB
 from builderd.dependencies.model import BUILD_RESOURCES
-from builderd.engine.oci.network.host_files import CA_BUNDLE
+from builderd.engine.oci.network.host_files import CA_ENVIRONMENT
 from builderd.engine.oci.runtime.launching import Runtime
 from builderd.engine.oci.runtime.logs import MAX_LINE, lines_of
 from builderd.engine.oci.runtime.records import Record, oom_cause
@@ -74,7 +74,7 @@ class Runner:
             root=Root(lowers, run.binds),
             hostname="build",
             argv=[*INIT, *run.argv],
-            env={"SSL_CERT_FILE": str(CA_BUNDLE), **run.env},
+            env={**CA_ENVIRONMENT, **run.env},
             cwd=run.cwd,
             user=0,
             cpu=BUILD_RESOURCES.cpu,
@@ -214,7 +214,7 @@ class Tools:
             root=Root(self._lowers, (*_programs(tool), *self._binds(tool))),
             hostname=tool.hostname,
             argv=[*INIT, *tool.argv],
-            env={"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "SSL_CERT_FILE": str(CA_BUNDLE), **tool.env},  # noqa: S108
+            env={"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **CA_ENVIRONMENT, **tool.env},  # noqa: S108
             cwd="/tmp",  # noqa: S108
             user=APP_UID,
             cpu=_CPU,

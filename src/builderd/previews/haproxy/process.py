@@ -189,7 +189,7 @@ async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Confi
             answer = await runtime_api.ask(files.master_socket, "reload")
             if not answer.startswith("Success=1"):
                 raise EngineUnavailable(explain(answer, options))
-            while _OLD_WORKER.search(await runtime_api.ask(files.master_socket, "show proc")):  # noqa: ASYNC110
+            while _OLD_WORKER.search(await _processes(files)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         except ProxyGone:
             # No worker answers, so the master is about to exit.
@@ -198,6 +198,15 @@ async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Confi
             return
     _write_all(files, wanted)
     await start(options, files)
+
+
+async def _processes(files: ProxyFiles) -> str:
+    """Return what the master says of its processes. Raises ``ProxyGone``."""
+    try:
+        return await runtime_api.ask(files.master_socket, "show proc")
+    except ProxyGone:
+        # Once the new worker is up, the master executes itself anew: it drops a connection that it has just accepted.
+        return await runtime_api.ask(files.master_socket, "show proc")
 
 
 def _write_all(files: ProxyFiles, wanted: Configuration) -> None:

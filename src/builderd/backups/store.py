@@ -177,7 +177,9 @@ class Backups(Repository[Backup]):
 
     def delete(self, backup: BackupId) -> None:
         """Delete it with its restores. Idempotent."""
-        clear_of_backup(self._connection, backup)
+        # The schedule looks at the backup's builder.
+        builder = select(_c.builder_id).where(_c.id == backup).scalar_subquery()
+        self._connection.execute(update(builders).where(_row.id == builder).values(backup_check_at=AT_ONCE))
         self._change(delete(restores).where(restores.c.backup_id == backup))
         self._change(delete(backups).where(_c.id == backup))
 
@@ -328,12 +330,6 @@ CHECK_AT_AFTER_SAVE = case(
 
 def clear(connection: Connection, builder: BuilderId) -> None:
     """Have the schedule look at the builder: one of its backups or restores is about to change."""
-    connection.execute(update(builders).where(_row.id == builder).values(backup_check_at=AT_ONCE))
-
-
-def clear_of_backup(connection: Connection, backup: BackupId) -> None:
-    """Have the schedule look at the backup's builder."""
-    builder = select(_c.builder_id).where(_c.id == backup).scalar_subquery()
     connection.execute(update(builders).where(_row.id == builder).values(backup_check_at=AT_ONCE))
 
 

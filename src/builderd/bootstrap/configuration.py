@@ -41,7 +41,11 @@ def load(file: Path | None = None, *, lenient: bool = False, **given: Any) -> Se
                 file = None
         elif not file.is_file():
             raise ValidationFailed({"config": [f"there is no file {file}: check the path given with --config"]})
-        return _from_file(file)(**chosen)
+
+        class FileSettings(Settings):
+            model_config = SettingsConfigDict(toml_file=file)
+
+        return FileSettings(**chosen)
     except ValidationError as error:
         raise ValidationFailed(_errors(error)) from None
     except SettingsError as error:
@@ -103,10 +107,3 @@ def _errors(error: ValidationError) -> dict[str, list[str]]:
         name = ".".join(str(part) for part in one["loc"] if "[" not in str(part)) or "settings"
         errors.setdefault(name, []).append(one["msg"].removeprefix("Value error, "))
     return errors
-
-
-def _from_file(file: Path | None) -> type[Settings]:
-    class FileSettings(Settings):
-        model_config = SettingsConfigDict(toml_file=file)
-
-    return FileSettings

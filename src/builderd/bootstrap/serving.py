@@ -44,17 +44,13 @@ def serve(settings: Settings, *, take_over: bool = False, new_database: bool = F
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)
     sys.setswitchinterval(SWITCH_SECONDS)
-    _allow_descriptors()
-    with lock(settings.data_dir, settings.local_url):
-        asyncio.run(_serve(settings, supervisor, take_over=take_over, new_database=new_database))
-
-
-def _allow_descriptors() -> None:
-    """Raise the soft limit of open files: shells give 1,024, and every connection takes one."""
+    # Shells give 1,024 open files, and every connection takes one.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    with lock(settings.data_dir, settings.local_url):
+        asyncio.run(_serve(settings, supervisor, take_over=take_over, new_database=new_database))
 
 
 def _log_to_stderr(level: str) -> None:

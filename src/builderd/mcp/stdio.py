@@ -187,7 +187,9 @@ class Bridge:
         request = exchange.request
         headers = {**HEADERS, "Idempotency-Key": exchange.key, **headers_of(request, self._revision)}
         if request["method"] == "initialize":
-            self._agent = agent_name(request)
+            info = params_of(request).get("clientInfo")
+            name = info.get("name") if isinstance(info, dict) else None
+            self._agent = AGENT_NAME.sub(" ", name).strip()[:60] if isinstance(name, str) else ""
         if self._agent:
             headers["User-Agent"] = f"{self._agent}/builderd-mcp"
         async with self._http.stream(
@@ -335,13 +337,6 @@ def _header_value(text: str) -> str:
     if PLAIN.fullmatch(text) and not ENCODED.fullmatch(text):
         return text
     return f"=?base64?{base64.b64encode(text.encode('utf-8', 'surrogatepass')).decode()}?="
-
-
-def agent_name(initialize: Message) -> str:
-    """Return the agent's name, which a request of 2025-11-25 has in ``initialize`` alone, or ""."""
-    info = params_of(initialize).get("clientInfo")
-    name = info.get("name") if isinstance(info, dict) else None
-    return AGENT_NAME.sub(" ", name).strip()[:60] if isinstance(name, str) else ""
 
 
 def progress_of(message: Message) -> float | None:

@@ -85,20 +85,16 @@ async def read_spending_days(
     since = month_of(now) if query.since is None else _midnight(query.since)
     until = day_of(now) + DAY if query.until is None else _midnight(query.until)
     report = await application.store.read(lambda uow: spending.by_day(uow, application, tenant_id, now, (since, until)))
-    return success(_present_days(report)).response()
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _present_days(report: spending.DayReport) -> Success[DaysSpending]:
     days = [
         DaySpending(day=one.start.date(), runtime_hours=float(one.hours), cost=float(one.cost)) for one in report.days
     ]
     data = DaysSpending(currency=report.currency, total_cost=float(report.total_cost), days=days)
     message = f"{len(days)} days have cost {report.total_cost} {report.currency}."
-    return Success[DaysSpending](message=message, data=data)
+    return success(Success[DaysSpending](message=message, data=data)).response()
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _present(report: spending.CostReport[ListedCost], meta: PageMeta) -> Listing:

@@ -200,7 +200,9 @@ class Ledger(Repository[Segment]):
         for row in self._connection.execute(later).mappings().all():
             segment = self._value(row)
             if segment.end is not None:
-                self._discount(segment, max(segment.start, now), segment.end)
+                for month, start, end in months_between(max(segment.start, now), segment.end):
+                    days = {day: -spent for day, spent in _days(segment, start, end).items()}
+                    self._add(segment, month, -total([segment], segment.end, start, end), days)
             span = {"started_at": min(segment.start, now), "ended_at": segment.end and now}
             self._change(update(ledger).where(ledger.c.id == row["id"]), **span)
 
@@ -208,12 +210,6 @@ class Ledger(Repository[Segment]):
         """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
         for month, since, until in months_between(segment.start, end):
             self._add(segment, month, total([segment], end, since, until), _days(segment, since, until))
-
-    def _discount(self, segment: Segment, since: datetime, until: datetime) -> None:
-        """Subtract the part from ``since`` to ``until`` from the months it was added to: exact, reads no others."""
-        for month, start, end in months_between(since, until):
-            days = {day: -spent for day, spent in _days(segment, start, end).items()}
-            self._add(segment, month, -total([segment], until, start, end), days)
 
     def _add(self, segment: Segment, month: datetime, more: Sum, days: Days) -> None:
         self._add_to_tenant(segment.tenant_id, month, more, days)
@@ -305,7 +301,7 @@ class Ledger(Repository[Segment]):
         is_within = (tenant_months.c.month >= month_of(since)) & (tenant_months.c.month < until)
         found: dict[datetime, Sum] = {}
         for row in self._closed_of_tenant(tenant, is_within):
-            found.update(days_of(row["days"], row["month"]))
+            found.update({row["month"].replace(day=day): spent for day, spent in _read(row["days"]).items()})
         for day, spent in open_days(self._connection, tenant, since, min(now, until)).items():
             found[day] = found.get(day, Sum()) + spent
         return {day: found[day] for day in sorted(found) if since <= day < until}
@@ -423,11 +419,6 @@ def stored_days(more: Days, before: str = "{}") -> str:
     for day, spent in more.items():
         days[day] = days.get(day, Sum()) + spent
     return json.dumps({str(day): [str(days[day].running), str(days[day].paid)] for day in sorted(days)})
-
-
-def days_of(stored: str, month: datetime) -> Mapping[datetime, Sum]:
-    """Return the stored sums by the starts of their days."""
-    return {month.replace(day=day): spent for day, spent in _read(stored).items()}
 
 
 def _read(stored: str) -> dict[int, Sum]:

@@ -46,19 +46,15 @@ def become_nobody() -> None:
 def lock_down(limits: Limits) -> None:
     """Give up everything but reading open files, and programs of the root within the limits. Cannot be undone."""
     limits.apply()
-    _drop_capabilities()
-    forbid_new_privileges()
-    # Before the filter, which makes it final: a process that outlives its job would block all others.
-    die_with_parent(_SIGKILL)
-    filter_calls()
-
-
-def _drop_capabilities() -> None:
     for capability in range(64):
         if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
             break  # the kernel knows no more
     header, data = struct.pack("Ii", _CAP_VERSION_3, 0), bytes(24)
     check(libc.capset(header, data), "give up capabilities")
+    forbid_new_privileges()
+    # Before the filter, which makes it final: a process that outlives its job would block all others.
+    die_with_parent(_SIGKILL)
+    filter_calls()
 
 
 #: Seconds between SIGXCPU, which names the reason, and SIGKILL, which does not.

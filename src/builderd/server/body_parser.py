@@ -75,7 +75,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequest("The body must be a JSON object: {…}.")
     if SURROGATE_ESCAPE.search(body):
-        _check_surrogates(value)
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadRequest(
+                r"The body has half of a surrogate pair (\ud800 to \udfff alone), which is no text."
+            ) from None
     return value
 
 
@@ -109,13 +114,6 @@ def _float(text: str) -> Written:
 
 def _no_constant(text: str) -> NoReturn:
     raise BadRequest(f"The body is not JSON: {text} is not a JSON number.")
-
-
-def _check_surrogates(value: dict[str, Any]) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadRequest(r"The body has half of a surrogate pair (\ud800 to \udfff alone), which is no text.") from None
 
 
 def _shown(text: str) -> str:

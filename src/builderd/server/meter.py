@@ -163,7 +163,8 @@ def _previews(activity: Mapping[str, PreviewActivity]) -> Iterator[Metric]:
             family.add_metric([host], getattr(seen, name))
         for cls in STATUS_CLASSES:
             if any(counts := response_counts(seen, cls)):
-                times.add_metric([host, cls], _cumulative(counts), None)
+                bounds = [*(str(bound / 1000) for bound in RESPONSE_BOUNDS), "+Inf"]
+                times.add_metric([host, cls], list(zip(bounds, accumulate(counts), strict=True)), None)
     yield from (*counters.values(), answers, times)
     yield connections
 
@@ -194,9 +195,3 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Ga
     for key, value in values.items():
         family.add_metric([key], float(value))
     return family
-
-
-def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return the response times as Prometheus' buckets, each with all below it."""
-    bounds = [*(str(bound / 1000) for bound in RESPONSE_BOUNDS), "+Inf"]
-    return list(zip(bounds, accumulate(counts), strict=True))

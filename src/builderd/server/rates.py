@@ -55,7 +55,8 @@ class Buckets:
 
     def take(self, key: str) -> RateLimitStatus:
         """Take one call out of the key's bucket, if there is one, and return the status."""
-        level = self._level(key)
+        level, since = self._levels.get(key, (float(self.limit), self._now()))
+        level = min(self.limit, level + (self._now() - since) * self.limit / WINDOW)
         left = level - 1 if level >= 1 else level
         self._levels[key] = (left, self._now())
         self._levels.move_to_end(key)
@@ -65,10 +66,6 @@ class Buckets:
 
     def forget(self, key: str) -> None:
         self._levels.pop(key, None)
-
-    def _level(self, key: str) -> float:
-        level, since = self._levels.get(key, (float(self.limit), self._now()))
-        return min(self.limit, level + (self._now() - since) * self.limit / WINDOW)
 
     def _status(self, level: float, wanted: int) -> RateLimitStatus:
         per_second = self.limit / WINDOW

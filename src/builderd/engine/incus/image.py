@@ -163,7 +163,12 @@ def ensure_image(progress: Progress, index: str | None, home: Path = HOST_HOME) 
     """Return the image, made if it is missing (half a minute). Blocks. Raises ``EngineUnavailable``."""
     base = ensure_base(progress, index=index)
     files = host_programs()
-    name = image_name(base.id, files)
+    # Named by all that decides its content.
+    digest = hashlib.sha256(f"image 2\n{base.id}\n{PROGRAMS}\n{FOLDERS}\n".encode())
+    for target, source in sorted(files.items()):
+        with source.open("rb") as content:
+            digest.update(f"{target} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    name = f"builderd-{digest.hexdigest()[:16]}"
     folder = home / "incus"
     rootfs = folder / f"{name}.squashfs"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -193,15 +198,6 @@ def host_programs() -> Mapping[str, Path]:
     if CA_BUNDLE.exists():
         files[str(CA_BUNDLE)[1:]] = CA_BUNDLE
     return files
-
-
-def image_name(base_id: str, files: Mapping[str, Path]) -> str:
-    """Name an image by all that decides its content."""
-    digest = hashlib.sha256(f"image 2\n{base_id}\n{PROGRAMS}\n{FOLDERS}\n".encode())
-    for target, source in sorted(files.items()):
-        with source.open("rb") as content:
-            digest.update(f"{target} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    return f"builderd-{digest.hexdigest()[:16]}"
 
 
 def _pack(base: Base, files: Mapping[str, Path], target: Path) -> None:

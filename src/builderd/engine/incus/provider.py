@@ -98,7 +98,15 @@ class IncusProvider:
                 network = await _check_network(client, self._incus)
         except BuilderdError as error:
             return [PreflightCheck("Incus", False, error.message, _NO_INCUS, True)]
-        return [_check_version(server), *members, pool, network]
+        text = server["environment"]["server_version"]
+        number = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+        cost = "calls that the engine makes may be missing: use Debian's 6.0 or later"
+        return [
+            PreflightCheck("Incus", number >= LEAST_VERSION, f"version {text}", cost, True),
+            *members,
+            pool,
+            network,
+        ]
 
     async def _members(self) -> Sequence[MemberState]:
         administration = Administration(self._incus)
@@ -154,13 +162,6 @@ class IncusProvider:
             yield client
         finally:
             await client.close()
-
-
-def _check_version(server: dict[str, dict[str, str]]) -> PreflightCheck:
-    text = server["environment"]["server_version"]
-    number = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
-    cost = "calls that the engine makes may be missing: use Debian's 6.0 or later"
-    return PreflightCheck("Incus", number >= LEAST_VERSION, f"version {text}", cost, True)
 
 
 def _check_member(member: MemberState) -> PreflightCheck:

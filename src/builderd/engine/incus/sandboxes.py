@@ -302,14 +302,6 @@ class Sandboxes:
         found = [one for one in await self._instances.all() if is_sandbox(one)]
         return [(ip, one["location"]) for one in found if (ip := own_of(one).get("ip"))]
 
-    async def unreported_ends(self) -> list[SandboxId]:
-        """Return sandboxes whose end nobody has seen yet."""
-        return [
-            sandbox_of(found["name"])
-            for found in await self._instances.all()
-            if is_sandbox(found) and found["status"] == "Stopped" and "end" not in own_of(found)
-        ]
-
     # Changes
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
@@ -397,7 +389,11 @@ class Sandboxes:
         """Yield those that ended while nobody was connected, then each that ends until the connection is lost."""
         try:
             async with await self._client.open_websocket("/events", client.PROBE_SECONDS, type="lifecycle") as events:
-                for sandbox in await self.unreported_ends():
+                for sandbox in [
+                    sandbox_of(found["name"])
+                    for found in await self._instances.all()
+                    if is_sandbox(found) and found["status"] == "Stopped" and "end" not in own_of(found)
+                ]:
                     yield await self._ended(sandbox)
                 async for message in events:
                     event = json.loads(message).get("metadata") or {}

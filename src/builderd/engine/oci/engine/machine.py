@@ -125,7 +125,11 @@ class Machine:
         self.store.start_watch()
 
     def _make(self, progress: Progress) -> None:
-        refuse_without_needs(self.runtimes)
+        if "standard" not in self.runtimes:
+            raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
+        for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
+            if not find_program(program):
+                raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")
         for folder in (RUN_DIR, self.run_dir, self.run_dir / "state"):
             folder.mkdir(mode=0o711, exist_ok=True)
         progress("opening the store")
@@ -178,12 +182,3 @@ def seccomp(*, clones: bool = False) -> Mapping[str, object]:
         return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine(), clones=clones)
     except FileNotFoundError as error:
         raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
-
-
-def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
-    """Raise ``EngineUnavailable`` with the package to install when a program is missing."""
-    if "standard" not in runtimes:
-        raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
-    for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
-        if not find_program(program):
-            raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")

@@ -49,7 +49,13 @@ def write_host_files(folder: Path, base: Path, programs: Sequence[Path] = ()) ->
     binaries.mkdir(parents=True, exist_ok=True)
     for program in programs:
         _copy_program(program, binaries / program.name)
-    _make_mount_point(folder / DISK_LIMITS.lstrip("/"))
+    file = folder / DISK_LIMITS.lstrip("/")
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    except OSError as error:  # the runtime makes it in each sandbox
+        log.warning("mount point not made file=%s error=%s", file, error)
     python = folder / "usr/bin/python"
     python.parent.mkdir(exist_ok=True)
     if not python.is_symlink():
@@ -73,16 +79,6 @@ def _copy_program(program: Path, target: Path) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         log.warning("program not copied for sandboxes program=%s error=%s", program, error)
-
-
-def _make_mount_point(file: Path) -> None:
-    """Make an empty file to mount over. On failure the runtime makes it in each sandbox."""
-    try:
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-    except OSError as error:
-        log.warning("mount point not made file=%s error=%s", file, error)
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -56,7 +56,11 @@ class Network:
         """Create what is missing and replace the firewall rules. Idempotent. Raises ``EngineUnavailable``."""
         self.mtu = uplink_mtu()
         try:
-            self._open_bridge()
+            gateway = self.addresses.gateway
+            if not Path("/sys/class/net", self.bridge).exists():
+                # A MAC address that the bridge makes by itself would change with its ports.
+                run_ip(f"link add {self.bridge} address {mac_of(gateway).hex(':')} mtu {self.mtu} type bridge")
+            run_ip(f"address replace {gateway}/{PREFIX} dev {self.bridge}", f"link set {self.bridge} up")
             _write(Path("/proc/sys/net/ipv4/ip_forward"), "1")
             _write(Path(f"/proc/sys/net/ipv6/conf/{self.bridge}/disable_ipv6"), "1", optional=True)
             # Multicast groups joined by sandboxes would fill the bridge's one table; no multicast leaves it anyway.
@@ -73,13 +77,6 @@ class Network:
         except EngineUnavailable as error:
             self._apply(make_rules(replace(policy, counts_flows=False)))
             log.warning("connections per sandbox not limited, the kernel cannot count them error=%s", error)
-
-    def _open_bridge(self) -> None:
-        gateway = self.addresses.gateway
-        if not Path("/sys/class/net", self.bridge).exists():
-            # A MAC address that the bridge makes by itself would change with its ports.
-            run_ip(f"link add {self.bridge} address {mac_of(gateway).hex(':')} mtu {self.mtu} type bridge")
-        run_ip(f"address replace {gateway}/{PREFIX} dev {self.bridge}", f"link set {self.bridge} up")
 
     def _policy(self) -> Policy:
         return Policy(
@@ -150,7 +147,11 @@ class Network:
                 self._delete_element("shares", ip)
         conntrack.forget(ip)
         if abort:
-            _abort_connections(ip)
+            # The host's connections to a sandbox that is gone, such as the proxy's, end: its visitors would wait for
+            # an hour. gVisor's network stack dies without a word to its peers. A connection that was closed may have
+            # an answer that is to be read, so only open ones go. A kernel without INET_DIAG_DESTROY ends none.
+            words = ["ss", "--kill", "--tcp", "--no-header", "state", "established", "dst", ip]
+            subprocess.run(words, capture_output=True, check=False)
         # Packets that came after the link went are queued in the kernel for the next user of the address.
         with contextlib.suppress(OSError):  # there is no entry
             run_ip(f"neighbour delete {ip} dev {self.bridge}")
@@ -213,17 +214,6 @@ def _write(path: Path, text: str, *, optional: bool = False) -> None:
         return
     if path.read_text().strip() != text:
         path.write_text(text)
-
-
-def _abort_connections(ip: str) -> None:
-    """Abort the host's connections to a sandbox that is gone, such as the proxy's: its visitors would wait for an hour.
-
-    The kernel closes those of a process that it runs. gVisor's own network stack dies without a word to its peers.
-    A connection that was closed may have an answer that is to be read, so only open ones go. Blocks. A kernel without
-    INET_DIAG_DESTROY aborts none.
-    """
-    words = ["ss", "--kill", "--tcp", "--no-header", "state", "established", "dst", ip]
-    subprocess.run(words, capture_output=True, check=False)
 
 
 def parse_nameservers(text: str) -> tuple[str, ...]:

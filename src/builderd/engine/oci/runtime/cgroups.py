@@ -261,14 +261,11 @@ class Cgroups:
                 # Only after the first round of kills: a shell that cannot fork would end with an exit code of its own.
                 with contextlib.suppress(FileNotFoundError):
                     write(self._directory("pids", name) / "pids.max", "0")
-            self._thaw_below(name)
+            for folder, _, _ in os.walk(self._directory("freezer", name)):
+                self.thaw(os.path.relpath(folder, self._directory("freezer", "")))
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {processes} do not die")
             time.sleep(0.001)
-
-    def _thaw_below(self, name: str) -> None:
-        for folder, _, _ in os.walk(self._directory("freezer", name)):
-            self.thaw(os.path.relpath(folder, self._directory("freezer", "")))
 
     def remove(self, name: str) -> None:
         """Kill the processes of the group, also those that enter it meanwhile, and remove it. Idempotent.
@@ -281,7 +278,10 @@ class Cgroups:
             self.kill(name)
             directories = self._directories(name)
             for directory in directories:
-                remove_tree(directory)
+                # The innermost first; their files cannot be unlinked.
+                for folder, _, _ in os.walk(directory, topdown=False):
+                    with contextlib.suppress(OSError):
+                        Path(folder).rmdir()
             if not any(directory.exists() for directory in directories) or time.monotonic() > deadline:
                 return
             time.sleep(0.002)
@@ -373,13 +373,6 @@ def processes_below(directory: Path) -> list[int]:
         with contextlib.suppress(OSError):
             found.extend(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
     return found
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove a group's folders, the innermost first; their files cannot be unlinked."""
-    for folder, _, _ in os.walk(directory, topdown=False):
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()
 
 
 def counter(file: Path, name: str) -> int:

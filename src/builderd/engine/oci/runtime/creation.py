@@ -59,7 +59,10 @@ class Creation:
                 os.chown(folder, uid + run.user, uid + run.user)
             if run.secret_files:
                 write_secret_files(bundle, run.secret_files, uid + run.user)
-                make_secrets_target(run.root.scratch / "upper", uid)
+                upper = run.root.scratch / "upper"
+                for folder in (upper / "run", upper / SECRETS_FOLDER.lstrip("/")):
+                    folder.mkdir(mode=0o755)
+                    os.chown(folder, uid, uid)
         # Commands inside take user and environment from there.
         seccomp = self._context.seccomp if run.is_app else self._context.build_seccomp
         cgroup = self._context.cgroups.path(run.id)
@@ -137,13 +140,6 @@ def write_secret_files(bundle: Path, files: Mapping[str, str], owner: int) -> No
     for made in (top, *top.rglob("*")):
         made.chmod(0o500 if made.is_dir() else 0o400)
         os.chown(made, owner, owner)
-
-
-def make_secrets_target(upper: Path, uid: int) -> None:
-    """Create their mount point in the upper layer of the sandbox's root."""
-    for folder in (upper / "run", upper / SECRETS_FOLDER.lstrip("/")):
-        folder.mkdir(mode=0o755)
-        os.chown(folder, uid, uid)
 
 
 def relative_secret(name: str) -> PurePosixPath:

@@ -202,7 +202,13 @@ def run_child(
             bind(f"/proc/self/fd/{descriptor}", f"{request['network']['folder']}/{name}", 0)
         for wanted in request["mounts"]:
             make_mount(wanted, maps)
-        place_descriptors(request["fds"], descriptors)
+        # All go out of the way first and then into place, so that none overwrites another; /dev/null is for standard
+        # streams that are not among them.
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        placed = {0: null, 1: null, 2: null} | dict(zip(request["fds"], descriptors, strict=True))
+        aside = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for number, descriptor in placed.items()}
+        for number, descriptor in aside.items():
+            os.dup2(descriptor, number)
         if request["terminal"]:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606
@@ -223,18 +229,6 @@ def make_mount(wanted: Message, maps: Mapping[int, int]) -> None:
             unmount(wanted["target"])
         case kind:
             mount(kind, wanted["target"], kind, wanted.get("flags", 0), wanted.get("data", ""))
-
-
-def place_descriptors(numbers: list[int], descriptors: list[int]) -> None:
-    """Give the program each descriptor under its number, and /dev/null for standard streams that are not among them.
-
-    All go out of the way first and then into place, so that none overwrites another.
-    """
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    wanted = {0: null, 1: null, 2: null} | dict(zip(numbers, descriptors, strict=True))
-    aside = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for number, descriptor in wanted.items()}
-    for number, descriptor in aside.items():
-        os.dup2(descriptor, number)
 
 
 def describe(error: BaseException) -> str:

@@ -69,7 +69,10 @@ class Runs:
                 await self._adopt(record)
             self._note_last_beat(self._known[record.id])
             if record.is_build:
-                await self._remove_left_over(record)
+                try:
+                    await self.remove(record)
+                except TimeoutError as error:  # left to the next service
+                    log.warning("leftover build not removed sandbox=%s error=%s", record.id, error)
         self.heartbeat.start(lambda: any(self.is_running(record) for record in self._known.values()))
         self._netlink.start()
 
@@ -81,13 +84,6 @@ class Runs:
     def _kill_for_memory(self, name: str) -> None:
         self.records.note_oom(name)
         self.cgroups.kill(name)
-
-    async def _remove_left_over(self, record: Record) -> None:
-        """Remove a build or a tool of an earlier service. One that cannot be killed is left to the next service."""
-        try:
-            await self.remove(record)
-        except TimeoutError as error:
-            log.warning("leftover build not removed sandbox=%s error=%s", record.id, error)
 
     def _note_last_beat(self, record: Record) -> None:
         """Record the last heartbeat as the last sign of a sandbox that ended while no service or machine ran."""

@@ -116,6 +116,9 @@ def _applies(rule: Mapping[str, Any], architecture: str) -> bool:
 
 def _added() -> list[Rule]:
     no_namespaces = {"index": 0, "value": _NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    # All ioctls but those of btrfs: one rule for each bit in which a type byte can differ.
+    bits = [1 << (8 + bit) for bit in range(8)]
+    others = [{"index": 1, "value": bit, "valueTwo": bit & ~(_BTRFS << 8), "op": "SCMP_CMP_MASKED_EQ"} for bit in bits]
     return [
         _rule(sorted(REFUSED), "SCMP_ACT_ERRNO", _EPERM),
         _rule(["clone"], args=[no_namespaces]),
@@ -123,7 +126,7 @@ def _added() -> list[Rule]:
         _rule(["clone3"], "SCMP_ACT_ERRNO", _ENOSYS),
         *_sockets(),
         *_filters(),
-        *_ioctls(),
+        *(_rule(["ioctl"], args=[other]) for other in others),
     ]
 
 
@@ -143,13 +146,6 @@ def _sockets() -> list[Rule]:
 
 def _type(kind: int) -> dict[str, Any]:
     return {"index": 1, "value": _TYPE_BITS, "valueTwo": kind, "op": "SCMP_CMP_MASKED_EQ"}
-
-
-def _ioctls() -> list[Rule]:
-    """Return rules for all ioctls but those of btrfs: one rule for each bit in which a type byte can differ."""
-    bits = [1 << (8 + bit) for bit in range(8)]
-    others = [{"index": 1, "value": bit, "valueTwo": bit & ~(_BTRFS << 8), "op": "SCMP_CMP_MASKED_EQ"} for bit in bits]
-    return [_rule(["ioctl"], args=[other]) for other in others]
 
 
 def _filters() -> list[Rule]:

@@ -154,7 +154,11 @@ class Layers:
         if self.has(plan.key):
             return BuildOutcome(0, (), 0.0, reused=True)
         if plan.app is not None:
-            return await self._build_app(plan, plan.app, progress)
+            below = None if plan.app.dependencies is None else self.lower(plan.app.dependencies)
+            async with self._new_layer(plan.key, 2, None, plan) as new:
+                build = replace(new, app=plan.app, below=below)
+                await run_to_completion(self._fill_app, build, plan.app)
+                return await self._make(build, plan.key, plan.steps, progress)
         caches = {step.cache for step in plan.steps}
         async with AsyncExitStack() as entered:
             shared = await entered.enter_async_context(self._cache.in_use()) if Cache.SHARED in caches else None
@@ -163,14 +167,6 @@ class Layers:
             copies = 2 if has_own_cache else 1
             build = await entered.enter_async_context(self._new_layer(plan.key, copies, shared, plan))
             await run_to_completion(self._fill, build, plan, has_own_cache)
-            return await self._make(build, plan.key, plan.steps, progress)
-
-    async def _build_app(self, plan: LayerPlan, app: AppBuild, progress: Progress) -> BuildOutcome:
-        """Run the build command on a copy of the version's files; what it made is the layer."""
-        below = None if app.dependencies is None else self.lower(app.dependencies)
-        async with self._new_layer(plan.key, 2, None, plan) as new:
-            build = replace(new, app=app, below=below)
-            await run_to_completion(self._fill_app, build, app)
             return await self._make(build, plan.key, plan.steps, progress)
 
     def _fill_app(self, build: Build, app: AppBuild) -> None:
@@ -244,7 +240,11 @@ class Layers:
         for subvolume in (build.layer, build.cache) if has_own_cache else (build.layer,):
             create_subvolume(subvolume)
             self._limit(build, subvolume)
-        _write_inputs(build.input, plan.inputs)
+        build.input.mkdir(mode=0o755)
+        for path, content in plan.inputs.items():
+            file = build.input / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
     def _limit(self, build: Build, subvolume: Path) -> None:
         """Limit one of the build's subvolumes, first its layer, and count its growth as the tenant's."""
@@ -331,14 +331,6 @@ def _result_error(build: Build) -> str | None:
     except BuildRefused as error:
         return f"error: {error}"
     return None
-
-
-def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
-    target.mkdir(mode=0o755)
-    for path, content in inputs.items():
-        file = target / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
 
 
 #: Called with each line that the build prints; must not block.

@@ -38,6 +38,7 @@ class Deployment(models.Model):
     cost: float
     currency: str
     processes: list[str] = Field(description="State of each process, where there are several.")
+    detected: str = Field(description="What the code was found to be, with the reason; empty with an entrypoint given.")
 
 
 class Version(models.Model):
@@ -265,6 +266,7 @@ def deployment_of(state: models.BuilderState) -> Deployment:
         "auto_stop_minutes": state.auto_stop_interval,
         "cost": state.cost.cost,
         "currency": state.cost.currency,
+        "detected": f"{state.detected.framework}: {state.detected.reason}" if state.detected else "",
         "processes": [
             f"{one.name}: {one.state}, {one.running} of {one.scale}, {one.restarts} restarts"
             for one in state.process_states

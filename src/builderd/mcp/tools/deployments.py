@@ -58,6 +58,7 @@ async def deploy_code(
 ) -> Annotated[CallToolResult, Deployment]:
     """Turn code into a running, isolated app with a live URL, and wait until it is up.
 
+    What starts it is detected in the code unless entrypoint is given; detected in the result says what was found.
     A failed stage (review, install, build, release, start, qa) is returned with its reason and the app's output.
     Calling it again with the same name and files never makes a second deployment. Use redeploy to change one that runs.
     """

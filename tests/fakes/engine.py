@@ -24,7 +24,7 @@ from builderd.code.model import Bundle, changes
 from builderd.core.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.core.ids import DiskId, SandboxId
 from builderd.core.members import MemberReport
-from builderd.core.resources import Capacity
+from builderd.core.resources import Capacity, MachineUse
 from builderd.engine.port import Collected, DiskReport, Process, Progress, Readiness, Tool, ToolExit, read_each
 from builderd.executions.model import ProcessSpec
 from builderd.sandboxes.model import EndCause, Listening, SandboxEnd, SandboxReport, SandboxSpec, SandboxUsage
@@ -58,6 +58,8 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
         self.member = ""
         #: Disks whose member is to be emptied.
         self.leaving: set[DiskId] = set()
+        #: Further disks of default size that it has space for.
+        self.disks_left = 1000
         self._behaviours: dict[str, deque[Behaviour]] = {}
         self._answers: dict[str, Answer] = {}
         self._watchers: set[asyncio.Queue[SandboxId]] = set()
@@ -117,6 +119,9 @@ class FakeEngine(FakeDiskFiles, FakeLayers, FakeLogs):
 
     def capacity(self) -> Capacity:
         return self.has
+
+    async def use(self) -> MachineUse:
+        return MachineUse(self.has, 0.5, 1.5, 2.5, self.has.disk, self.disks_left)
 
     @property
     def base_id(self) -> str:

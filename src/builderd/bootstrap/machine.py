@@ -11,10 +11,10 @@ from builderd.bootstrap.bundles import bundle_sizes, bundle_space
 from builderd.bootstrap.data_directory import lock
 from builderd.bootstrap.database import database_location, existing_store, unmigrated_store
 from builderd.bootstrap.domains import make_domain_rules
-from builderd.bootstrap.engines import engine_provider
+from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.core.errors import EngineUnavailable
 from builderd.core.members import DatabaseLease, SeenService, describe_owner, describe_standby
-from builderd.core.resources import GB, size_text
+from builderd.core.resources import GB, Allocation, room_of, size_text
 from builderd.database.unit_of_work import Store, UnitOfWork
 from builderd.domains.model import describe_public, public_name
 from builderd.engine.inventory import Inventory, PreflightCheck
@@ -103,14 +103,20 @@ async def load_inventory(settings: Settings) -> Inventory | None:
     return Inventory(users, sizes, used, stored)
 
 
-async def describe_code(settings: Settings) -> Sequence[str]:
-    """Return a line on the space for stored code; none when there is no database yet. Raises as ``load_inventory``."""
-    if not _database_exists(settings):
-        return []
-    async with unmigrated_store(settings) as opened:
-        space = await bundle_space(settings, opened)
-    line = f"stored code: {size_text(space.used)}, and {size_text(space.free)} are free for more"
-    return [f"{line}: nearly full. {space.remedy}" if space.is_nearly_full else line]
+async def describe_space(settings: Settings) -> Sequence[str]:
+    """Return lines on the room for more apps, on what is in use, and on the space for code. As ``load_inventory``."""
+    lines, allocated = [], Allocation()
+    if _database_exists(settings):
+        async with unmigrated_store(settings) as opened:
+            space = await bundle_space(settings, opened)
+            allocated = await opened.read(lambda uow: uow.builders.allocated())
+        line = f"stored code: {size_text(space.used)}, and {size_text(space.free)} are free for more"
+        lines = [f"{line}: nearly full. {space.remedy}" if space.is_nearly_full else line]
+    used = await make_engine(settings, SystemClock()).use()
+    of = ((used.cpu, used.capacity.cpu), (used.memory, used.capacity.memory), (used.disk, used.disk_total))
+    texts = [f"{part:.1f} of {whole:.1f}" for part, whole in of]
+    in_use = f"in use: a load of {texts[0]} vCPU, {texts[1]} GB of memory, {texts[2]} GB of the store"
+    return [in_use, room_of(settings.to_tenant_limits().of_machine(used.capacity), used, allocated)[1], *lines]
 
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:

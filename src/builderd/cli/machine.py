@@ -48,7 +48,7 @@ def doctor(settings: Settings) -> None:
     for line in lines:
         click.echo(f"\n{line}")
     try:
-        inventory, code = asyncio.run(machine.load_inventory(settings)), asyncio.run(machine.describe_code(settings))
+        inventory, code = asyncio.run(machine.load_inventory(settings)), asyncio.run(machine.describe_space(settings))
     except Exception as error:  # printed too, so that the checks above are seen
         inventory, code = None, [f"storage: cannot be read: {error}"]
     for line in ("", *(usage_lines(inventory) if inventory is not None else ()), *code):
@@ -99,7 +99,6 @@ def usage_lines(inventory: Inventory) -> Iterator[str]:
         yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
     scratch = f"scratch of {stored.scratch} sandboxes: {_gb(stored.scratch_bytes)}"
     yield f"download cache: {_gb(stored.cache_bytes)}; {scratch}"
-    yield f"store: {_gb(stored.free_bytes)} free of {_gb(stored.total_bytes)}"
 
 
 def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> Iterator[str]:

@@ -139,6 +139,35 @@ class Capacity:
     memory: float
     disk: float
 
-    def times(self, cpu: float, memory: float) -> Limit:
-        """Return the limits with overcommit factors for CPU and memory; the engine's disk already has its own."""
-        return Limit(cpu=self.cpu * cpu, memory=self.memory * memory, disk=self.disk)
+
+@dataclass(frozen=True, slots=True)
+class MachineUse:
+    """Use of an engine's machines: ``cpu`` is the load of the last minute, the others GB, ``disk`` of ``disk_total``.
+
+    ``disks``: how many more disks of the default size its store takes.
+    """
+
+    capacity: Capacity
+    cpu: float
+    memory: float
+    disk: float
+    disk_total: float
+    disks: int
+
+
+#: Settings that say how many times the machine's resources may be promised.
+PROMISED_BY = {"cpu": "capacity.cpu", "memory": "capacity.memory", "disk": "store.overcommit"}
+
+
+def room_of(limit: Limit, used: MachineUse, allocated: Allocation) -> tuple[int, str]:
+    """Return how many more running builders of default size a machine admits that may promise ``limit``, and a clause.
+
+    ``limit`` has CPU, memory and disk.
+    """
+    one, rooms = allocation_of(Resources(), running=True), {"store.overcommit": used.disks}
+    for name, setting in PROMISED_BY.items():
+        room = int((getattr(limit, name) - getattr(allocated, name) + TOLERANCE) / getattr(one, name))
+        rooms[setting] = max(0, min(room, rooms.get(setting, room)))
+    count, app = min(rooms.values()), "app" if min(rooms.values()) == 1 else "apps"
+    settings = ", ".join(setting for setting, room in rooms.items() if room == count)
+    return count, f"room for about {count} more {app} of default size ({settings} limits it)"

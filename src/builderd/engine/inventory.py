@@ -49,8 +49,6 @@ class EngineInventory:
     cache_bytes: int
     scratch_bytes: int
     scratch: int
-    free_bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from builderd.code.model import Bundle
 from builderd.code.port import DiskFiles
 from builderd.core.ids import BuilderId, DiskId, SandboxId
 from builderd.core.members import MemberReport
-from builderd.core.resources import Capacity
+from builderd.core.resources import Capacity, MachineUse
 from builderd.dependencies.model import BuildOutcome, LayerPlan, StoredLayers
 from builderd.engine.inventory import EngineInventory, PreflightCheck
 from builderd.executions.model import ProcessSpec, Window
@@ -336,6 +336,9 @@ class Engine(Members, Protocol):
 
     def capacity(self) -> Capacity:
         """Return the capacity for builders as known now, without waiting."""
+
+    async def use(self) -> MachineUse:
+        """Measure the machines, also before ``prepare`` and beside a service. Raises ``EngineUnavailable``."""
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         """Remove layers that are not in ``keep``, bases, and files of ended sandboxes.

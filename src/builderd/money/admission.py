@@ -10,7 +10,7 @@ from builderd.application import Application
 from builderd.builders.model import Builder, Desired
 from builderd.core.errors import InstallFailed, NoCapacity, QuotaExceeded
 from builderd.core.ids import TenantId
-from builderd.core.resources import GB, UNLIMITED, Allocation, Excess, allocation_of, larger_of
+from builderd.core.resources import GB, PROMISED_BY, UNLIMITED, Allocation, Excess, allocation_of, larger_of
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.dependencies.model import LayerPlan
 from builderd.money import caps
@@ -34,15 +34,15 @@ def admit(
     if more.running_builders > 0:
         caps.check(uow, application, tenant_id, builder, now)
     uow.builders.lock_demand()
-    limits, capacity = application.tenant_limits, application.engine.capacity()
+    limits = application.tenant_limits
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "the tenant of a token is stored"
     quota = limits.of(tenant).quota
     if quota != UNLIMITED and (found := list(quota.exceeded(_allocated(uow, more, tenant_id), more))):
         raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
-    limit = capacity.times(limits.cpu_factor, limits.memory_factor)
+    limit = limits.of_machine(application.engine.capacity())
     if found := list(limit.exceeded(_allocated(uow, more), more)):
-        names = ", ".join(_SETTINGS[one.name] for one in found)
+        names = ", ".join(PROMISED_BY[one.name] for one in found)
         why = f"The machine has no room for it: {_listed(found)}. {_room(found)} The operator sets the limit ({names})."
         raise NoCapacity(why, data=_data(found), retry_after=60)
 
@@ -93,10 +93,6 @@ def _allocated(uow: UnitOfWork, more: Allocation, tenant_id: TenantId | None = N
     if more.builders > 0 or more.disk > 0:
         return uow.builders.allocated(tenant_id)
     return uow.builders.allocated_to_running(tenant_id)
-
-
-#: Settings that say how many times the machine's resources may be promised.
-_SETTINGS = {"cpu": "capacity.cpu", "memory": "capacity.memory", "disk": "store.overcommit"}
 
 
 def _listed(found: Sequence[Excess]) -> str:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from builderd.core.clock import Clock
 from builderd.core.errors import RateLimited
 from builderd.core.ids import TenantId
-from builderd.core.resources import Limit, Resources
+from builderd.core.resources import Capacity, Limit, Resources
 from builderd.engine.port import Engine
 from builderd.money.model import Cap, lowest
 from builderd.tokens.model import Tenant
@@ -120,6 +120,10 @@ class TenantLimits:
 
     def of(self, tenant: Tenant) -> TenantLimit:
         return self.tenants.get(tenant.name, self.default)
+
+    def of_machine(self, capacity: Capacity) -> Limit:
+        """Return how much of an engine's capacity may be promised; that of its disk is the store's to multiply."""
+        return Limit(None, None, capacity.cpu * self.cpu_factor, capacity.memory * self.memory_factor, capacity.disk)
 
 
 #: Calls of one tenant that may wait in one queue.

@@ -20,7 +20,7 @@ from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
-from builderd.bootstrap.machine import describe_code, describe_database, load_inventory
+from builderd.bootstrap.machine import describe_database, describe_space, load_inventory
 from builderd.bootstrap.serving import Supervisor
 from builderd.bootstrap.tokens import list_tokens, make_token
 from builderd.core.errors import InvalidState, StoreUnavailable
@@ -248,7 +248,7 @@ async def test_service_that_worked_does_not_begin_with_an_empty_database(one: Se
 
 async def test_disks_tell_that_a_service_worked(one: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = StoredDisk(DiskId("d"), 1, 1)
-    found = EngineInventory([], [disk], [], cache_bytes=0, scratch_bytes=0, scratch=0, free_bytes=1, total_bytes=1)
+    found = EngineInventory([], [disk], [], cache_bytes=0, scratch_bytes=0, scratch=0)
     monkeypatch.setattr(OciProvider, "read_inventory", lambda *_: found)
     with pytest.raises(DatabaseLost):
         await own(one)
@@ -277,7 +277,7 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
         assert await load_inventory(one) is not None
         (line,) = await describe_database(one)
         assert f"belongs to the service on host {owned.instance.host_name}" in line
-        (line,) = await describe_code(one)
+        *_, line = await describe_space(one)
         assert re.fullmatch(r"stored code: 0 B, and \S+ GB are free for more", line)
         with pytest.raises(InvalidState, match="no key yet"):
             await rotate_vault(one, print)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
@@ -17,7 +18,7 @@ from tests.stores import open_store
 from builderd.bootstrap import engines, state
 from builderd.bootstrap.bundles import bundle_sizes, is_shared, open_bundles
 from builderd.bootstrap.engines import engine_provider, make_engine
-from builderd.bootstrap.machine import build_base, describe_code, run_preflight_checks
+from builderd.bootstrap.machine import build_base, describe_space, run_preflight_checks
 from builderd.bootstrap.serving import serve
 from builderd.code.bundles.local import LocalBundles
 from builderd.code.bundles.shared import SharedBundles
@@ -129,10 +130,13 @@ def test_bundles_are_shared_where_disks_and_database_are(given: dict[str, Any], 
 async def test_doctor_tells_when_little_is_left_for_code(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     async with open_store(settings.database):
-        (line,) = await describe_code(settings)
+        in_use, room, line = await describe_space(settings)
+        assert re.fullmatch(r"in use: a load of \S+ of \S+ vCPU, \S+ of \S+ GB of memory, .* of the store", in_use)
+        assert re.fullmatch(r"room for about \d+ more apps of default size \(.* limits it\)", room)
         assert line.endswith("are free for more")
         full = settings.model_copy(update={"store": settings.store.model_copy(update={"floor": 1e9})})
-        (line,) = await describe_code(full)
+        _, room, line = await describe_space(full)
+        assert room == "room for about 0 more apps of default size (store.overcommit limits it)"
         assert "0 B are free for more: nearly full. Its operator can free space" in line
 
 

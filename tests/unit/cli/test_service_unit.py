@@ -297,8 +297,6 @@ STORED = EngineInventory(
     cache_bytes=2 * GB,
     scratch_bytes=0,
     scratch=3,
-    free_bytes=10 * GB,
-    total_bytes=50 * GB,
 )
 INVENTORY = Inventory(USERS, {"x": GB, "y": GB, "z": GB}, frozenset({"x", "y"}), STORED)
 
@@ -319,7 +317,6 @@ def test_usage_is_listed_by_tenant_builder_layer_base_bundle_and_stray() -> None
     assert "base 0old: 1.00 GB, unused" in text
     assert "bundles: 3, 3.00 GB; of no use any more: 1, 1.00 GB" in text
     assert "disk stray: 1.00 GB, of no builder" in text
-    assert "store: 10.00 GB free of 50.00 GB" in text
 
 
 def test_without_the_store_it_says_how_to_see_more() -> None:

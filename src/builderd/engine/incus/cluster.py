@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 
 from builderd.core.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.core.members import MemberReport
-from builderd.core.resources import GB, Capacity
+from builderd.core.resources import GB, Capacity, MachineUse
 from builderd.engine.incus.client import IncusClient, IncusConflict, IncusError, IncusNotFound, IncusOptions, Json
 from builderd.engine.incus.image import Image, metadata
 from builderd.engine.incus.instance import OWN
@@ -23,8 +23,8 @@ from builderd.engine.port import EngineOptions, Progress
 
 log = logging.getLogger(__name__)
 
-#: A member with less free space than this part of its pool gets no new disks while others have more.
-LEAST_FREE = 0.02
+#: A member with less free space than this part of its pool gets no new disks.
+LEAST_FREE = 0.1
 #: Key of a member that is to be emptied, and states of one that answers.
 EVACUATE = f"{OWN}evacuate"
 _ANSWERS = ("Online", "Evacuated")
@@ -188,6 +188,17 @@ class Cluster:
         found: Json = await self._client.get(path, target=member, project="default")
         return found["space"]  # type: ignore[no-any-return]
 
+    async def use(self, overcommit: float) -> MachineUse:
+        """Return what is used of the members that are online; no more disks while all pools are nearly full."""
+        names = [one.name for one in await self.members() if one.online]
+        have = await asyncio.gather(*(self._client.get("/resources", target=name) for name in names))
+        spaces = await asyncio.gather(*map(self._space, names))
+        load, memory = sum(one["load"]["Average1Min"] for one in have), sum(one["memory"]["used"] for one in have) / GB
+        disk, total = (sum(space[name] for space in spaces) / GB for name in ("used", "total"))
+        cpus, memories = sum(one["cpu"]["total"] for one in have), sum(one["memory"]["total"] for one in have) / GB
+        disks = 0 if all(map(_is_nearly_full, spaces)) else int(total * overcommit)
+        return MachineUse(Capacity(cpus, memories, total * overcommit), load, memory, disk, total, disks)
+
     async def free_share(self) -> float:
         """Return the free part of the pool on the member with the least."""
         spaces = await asyncio.gather(*(self._space(one.name) for one in await self.members() if one.online))
@@ -196,21 +207,30 @@ class Cluster:
     async def place(self, disks: Sequence[str]) -> str:
         """Placement of a new disk: return the online member with the fewest of ``disks``, given by their members.
 
-        One whose pool is full is taken where all are: space may come back there. Raises ``NoCapacity``.
+        One whose pool is nearly full gets none. Raises ``NoCapacity``.
         """
         online = [member.name for member in await self.members() if member.online and not member.leaving]
         if not online:
             raise NoCapacity("No member of the cluster takes new disks: see builderd cluster status.")
         full = dict(zip(online, await asyncio.gather(*map(self._is_full, online)), strict=True))
+        if all(full.values()):
+            raise NoCapacity(
+                f"The storage pool {self._options.pool} is nearly full on all members: the last tenth is kept for the "
+                "apps that are there. Delete a builder that is not needed, or enlarge the pool.",
+                retry_after=60,
+            )
         return min(online, key=lambda name: (full[name], disks.count(name), name != self.own, name))
 
     async def _is_full(self, member: str) -> bool:
         """Return True also for a member that does not answer."""
         try:
-            space = await self._space(member)
+            return _is_nearly_full(await self._space(member))
         except EngineUnavailable:
             return True
-        return bool(space["total"] - space["used"] < LEAST_FREE * space["total"])
+
+
+def _is_nearly_full(space: Json) -> bool:
+    return bool(space["total"] - space["used"] < LEAST_FREE * space["total"])
 
 
 def _member(found: Json) -> Member:

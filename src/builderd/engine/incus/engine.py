@@ -14,7 +14,7 @@ from builderd.code.model import Bundle
 from builderd.core.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.core.ids import DiskId, SandboxId
 from builderd.core.members import MemberReport
-from builderd.core.resources import GB, Capacity
+from builderd.core.resources import GB, Capacity, MachineUse
 from builderd.engine.incus.builds import PREFIX as BUILD
 from builderd.engine.incus.builds import Runner, Tools
 from builderd.engine.incus.client import RETRY_SECONDS, IncusClient, IncusOptions
@@ -116,6 +116,15 @@ class IncusEngine:
 
     def capacity(self) -> Capacity:
         return self._here.capacity
+
+    async def use(self) -> MachineUse:
+        client = IncusClient(self._incus)
+        cluster = Cluster(client, self._incus)
+        try:
+            await cluster.look()
+            return await cluster.use(self._options.store.overcommit)
+        finally:
+            await client.close()
 
     def is_busy(self) -> bool:
         return is_busy()
@@ -269,8 +278,9 @@ class Machine:
         return self._helpers.setdefault(name, Helper(self.client, self.instances, name))
 
     async def _place(self) -> str:
-        """Return the member of a new disk or build."""
+        """Return the member of a new disk or build. Raises ``NoCapacity``."""
         if not self.cluster.clustered:
+            await self.cluster.place([])
             return ""
         async with self._placing:
             found = await self.volumes.placed()

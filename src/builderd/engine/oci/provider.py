@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,14 +16,19 @@ from builderd.core.ids import DiskId
 from builderd.core.resources import GB
 from builderd.engine.inventory import EngineInventory, PreflightCheck, StoredBase, StoredDisk, StoredLayer
 from builderd.engine.oci.engine.engine import OciEngine
-from builderd.engine.oci.engine.machine import RUN_DIR, find_program
-from builderd.engine.oci.network.allocations import known_instance, sandbox_networks
+from builderd.engine.oci.engine.machine import find_program, mounted_store
+from builderd.engine.oci.network.allocations import sandbox_networks
 from builderd.engine.oci.network.network import COUNTING
 from builderd.engine.oci.runtime.cgroups import Cgroups
-from builderd.engine.oci.runtime.host_limits import SOCKET_POOLS, least_socket_pool, socket_pool, total_memory
+from builderd.engine.oci.runtime.host_limits import (
+    SOCKET_POOLS,
+    least_socket_pool,
+    socket_pool,
+    total_memory,
+)
 from builderd.engine.oci.runtime.runs import swaps_to_zram
 from builderd.engine.oci.runtime.seccomp import PROFILE
-from builderd.engine.oci.storage.backing import free_bytes, image_of, is_mounted, mounted_roots, total_bytes
+from builderd.engine.oci.storage.backing import image_of, mounted_roots
 from builderd.engine.oci.storage.base import HOST_HOME, ensure_base, find_host_base
 from builderd.engine.oci.storage.quotas import Quota
 from builderd.engine.oci.storage.space_reservations import StorageDevice, find_failure
@@ -55,11 +59,8 @@ class OciProvider:
 
 def read_inventory(data_dir: Path) -> EngineInventory | None:
     """Return the inventory; None when the store is not mounted: no service ran since the machine booted. Needs root."""
-    instance = known_instance(data_dir)
-    root = RUN_DIR / instance.id / "store" if instance else None
-    if root is None or not is_mounted(root):
-        return None
-    return inventory_of(root, HOST_HOME)
+    root = mounted_store(data_dir)
+    return inventory_of(root, HOST_HOME) if root else None
 
 
 def inventory_of(root: Path, host_home: Path) -> EngineInventory:
@@ -73,8 +74,6 @@ def inventory_of(root: Path, host_home: Path) -> EngineInventory:
         cache_bytes=_used(quota, root / "cache") if (root / "cache").exists() else 0,
         scratch_bytes=sum(scratch),
         scratch=len(scratch),
-        free_bytes=free_bytes(root),
-        total_bytes=total_bytes(root),
     )
 
 
@@ -158,7 +157,6 @@ def run_checks(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
         PreflightCheck(
             "base root file system", bool(roots), str(roots[0]) if roots else "not made yet", base_cost, False
         ),
-        *_space(data_dir),
         *_store(data_dir.absolute(), floor_bytes),
     ]
 
@@ -238,26 +236,9 @@ def _module(name: str, release: str) -> bool:
     return index.is_file() and f"/{name}.ko" in index.read_text()
 
 
-def _space(data_dir: Path) -> Sequence[PreflightCheck]:
-    nearest = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(nearest).free
-    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    available = int(memory.split()[1]) * 1024
-    return [
-        PreflightCheck(
-            "disk", free > 5 * GB, f"{free / GB:.1f} GB free at {nearest}", "room for very few builders", False
-        ),
-        PreflightCheck(
-            "memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False
-        ),
-    ]
-
-
 def _store(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
     """Check the mounted store; nothing when it is not mounted, or only root may read it."""
-    instance = known_instance(data_dir)
-    root = RUN_DIR / instance.id / "store" if instance else None
-    if root is None or not is_mounted(root):
+    if (root := mounted_store(data_dir)) is None:
         return []
     image = image_of(data_dir)
     try:

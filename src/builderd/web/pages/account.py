@@ -16,6 +16,7 @@ from builderd import __version__
 from builderd.builders.model import Desired
 from builderd.core.errors import ValidationFailed
 from builderd.core.ids import TokenId
+from builderd.core.resources import room_of
 from builderd.credentials import service as credentials
 from builderd.credentials.model import name_error
 from builderd.database.unit_of_work import UnitOfWork
@@ -271,23 +272,20 @@ async def show_machine(visit: Visit) -> Response:
         }
 
     found = await visit.read(look)
-    allocated, capacity = found.pop("allocated"), application.engine.capacity()
-    gauges = (
-        ("vCPU", allocated.cpu, capacity.cpu),
-        ("Memory, GB", allocated.memory, capacity.memory),
-        ("Disk, GB", allocated.disk, capacity.disk),
-    )
+    allocated, gauges, room = found.pop("allocated"), list[dict[str, Any]](), None
+    if state.engine.ready:
+        used = await application.engine.use()
+        limit = application.tenant_limits.of_machine(used.capacity)
+        room = room_of(limit, used, allocated)
+        sizes = (
+            ("CPU", "vCPU", used.cpu, used.capacity.cpu, allocated.cpu, limit.cpu),
+            ("Memory", "GB", used.memory, used.capacity.memory, allocated.memory, limit.memory),
+            ("Disk", "GB", used.disk, used.disk_total, allocated.disk, limit.disk),
+        )
+        names = ("name", "unit", "used", "total", "promised", "limit")
+        gauges = [{**dict(zip(names, one, strict=True)), "share": share(one[2], one[3])} for one in sizes]
     return await visit.page(
-        "machine.html",
-        **found,
-        parts=vital_parts(state),
-        gauges=[
-            {"name": name, "promised": promised, "total": total, "share": share(promised, total) if total else 0.0}
-            for name, promised, total in gauges
-        ],
-        running=allocated.running_builders,
-        version=__version__,
-        readings=len(application.usage),
+        "machine.html", **found, parts=vital_parts(state), gauges=gauges, room=room, version=__version__
     )
 
 

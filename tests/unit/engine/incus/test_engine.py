@@ -14,7 +14,7 @@ from tests.unit.engine.incus.scripted_incus import ScriptedIncus, machine_on
 
 from builderd.core.errors import EngineUnavailable, NoCapacity
 from builderd.core.ids import DiskId
-from builderd.core.resources import Capacity
+from builderd.core.resources import GB, Capacity
 from builderd.engine.incus import disks, network
 from builderd.engine.incus.client import IncusClient, IncusError, IncusOptions
 from builderd.engine.incus.cluster import Cluster, Member
@@ -257,8 +257,11 @@ async def test_copy_whose_original_an_earlier_service_deleted_is_the_disk(scene:
 async def members_of(*found: Any, full: Sequence[str] = ()) -> Cluster:
     class Client:
         async def get(self, path: str, **query: str) -> Any:
+            if path == "/resources":
+                memory = {"used": GB, "total": 2 * GB}
+                return {"cpu": {"total": 4}, "memory": memory, "load": {"Average1Min": 0.5}}
             if path.endswith("/resources"):
-                return {"space": {"used": 99 if query["target"] in full else 1, "total": 100}}
+                return {"space": {"used": (99 if query["target"] in full else 1) * GB, "total": 100 * GB}}
             return [
                 {"server_name": name, "url": f"https://10.0.0.{name[-1]}:8443", "status": status, "config": config}
                 for name, status, config in found
@@ -278,10 +281,19 @@ async def test_new_disks_avoid_members_that_are_evacuated_or_full() -> None:
     online: list[Any] = [(name, "Online", {}) for name in ("node1", "node2", "node3")]
     cluster = await members_of(*online, full=["node1"])
     assert await cluster.place(["node2"]) == "node3"
-    assert await (await members_of(*online, full=["node1", "node2", "node3"])).place(["node1"]) == "node2"
+    with pytest.raises(NoCapacity, match="nearly full on all members: the last tenth"):
+        await (await members_of(*online, full=["node1", "node2", "node3"])).place(["node1"])
     cluster = await members_of(("node1", "Online", leaving), ("node2", "Offline", {}))
     with pytest.raises(NoCapacity, match="cluster status"):
         await cluster.place([])
+
+
+@pytest.mark.parametrize(("full", "takes"), [(["node1"], True), (["node1", "node2"], False)])
+async def test_use_is_summed_over_members_and_full_pools_take_no_disks(full: list[str], takes: bool) -> None:
+    cluster = await members_of(("node1", "Online", {}), ("node2", "Online", {}), full=full)
+    used = await cluster.use(4)
+    assert (used.cpu, used.memory, used.disk_total, used.disks > 0) == (1.0, 2.0, 200, takes)
+    assert used.capacity == Capacity(8, 4, 800)
 
 
 async def test_capacity_counts_members_that_are_away_and_not_those_that_are_evacuated() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from builderd.core.errors import BuilderdError, EngineUnavailable
 from builderd.core.ids import DiskId
 from builderd.core.members import MemberReport
-from builderd.core.resources import GB, Capacity
-from builderd.engine.oci.engine.machine import Machine
+from builderd.core.resources import GB, Capacity, MachineUse
+from builderd.engine.oci.engine.machine import Machine, measure
 from builderd.engine.oci.engine.sandboxes import Disks, Sandboxes
 from builderd.engine.oci.network.allocations import known_instance
 from builderd.engine.oci.runtime.host_limits import total_memory
@@ -118,6 +118,9 @@ class OciEngine:
     def capacity(self) -> Capacity:
         disks = self._here.store.reservations.capacity()
         return Capacity(float(os.cpu_count() or 1), total_memory() / GB, disks / GB)
+
+    async def use(self) -> MachineUse:
+        return await asyncio.to_thread(measure, self._options.data_dir, self._options.store)
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         return await run_to_completion(self._collect, frozenset(keep), unused_seconds)

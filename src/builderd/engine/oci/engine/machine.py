@@ -13,7 +13,9 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from builderd.core.errors import EngineUnavailable
+from builderd.core.resources import GB, Capacity, MachineUse
 from builderd.engine.inventory import SEARCH_PATH
+from builderd.engine.oci.network import allocations
 from builderd.engine.oci.network.allocations import Addresses, Allocation, Allocations, Slots, parse_routes
 from builderd.engine.oci.network.host_files import FOLDER, write_host_files
 from builderd.engine.oci.network.network import Egress, Network
@@ -29,12 +31,16 @@ from builderd.engine.oci.runtime.run import RunContext
 from builderd.engine.oci.runtime.runner import Runner, Tools
 from builderd.engine.oci.runtime.runs import Runs
 from builderd.engine.oci.runtime.seccomp import PROFILE, make_seccomp
+from builderd.engine.oci.storage import space_reservations as space
+from builderd.engine.oci.storage.backing import free_bytes, image_of, is_mounted, total_bytes
 from builderd.engine.oci.storage.base import Base, ensure_base
 from builderd.engine.oci.storage.disks import Disks
 from builderd.engine.oci.storage.files import Files
 from builderd.engine.oci.storage.layers import Layers
+from builderd.engine.oci.storage.quotas import Quota
 from builderd.engine.oci.storage.store import Store
-from builderd.engine.port import EngineOptions, Progress
+from builderd.engine.oci.storage.subvolumes import is_subvolume
+from builderd.engine.port import EngineOptions, Progress, StoreOptions
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import run_to_completion
 
@@ -182,3 +188,33 @@ def seccomp(*, clones: bool = False) -> Mapping[str, object]:
         return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine(), clones=clones)
     except FileNotFoundError as error:
         raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
+
+
+def mounted_store(data_dir: Path) -> Path | None:
+    """Return the mount point of the store of this data directory, None while it is not mounted."""
+    instance = allocations.known_instance(data_dir)
+    root = RUN_DIR / instance.id / "store" if instance else None
+    return root if root is not None and is_mounted(root) else None
+
+
+def measure(data_dir: Path, store: StoreOptions) -> MachineUse:
+    """Measure this machine with the mounted store, or with the one that the next start would make or mount."""
+    image = image_of(data_dir)
+    own_bytes = image.stat().st_blocks * 512 if image.exists() else 0
+    if (root := mounted_store(data_dir)) is not None:
+        quota, device = Quota(root), space.StorageDevice(root, image if own_bytes else None, store.floor_bytes)
+        reservations = space.SpaceReservations(device, quota, store.overcommit)
+        for path in filter(is_subvolume, (root / "disks").iterdir()):
+            reservations.adopt(path.name, quota.limit_of(quota.group(path)) + space.SCRATCH_BYTES, quota.group(path))
+            if is_subvolume(scratch := root / "scratch" / path.name):
+                reservations.count_scratch(path.name, quota.group(scratch))
+        promised, disks = reservations.capacity(), reservations.disks_left()
+    else:
+        root = next(folder for folder in (data_dir, *data_dir.parents) if folder.is_dir())
+        free = max(0, free_bytes(root) + own_bytes - store.floor_bytes)
+        promised = int(min(free, store.size_bytes or free) * (1 - space.RESERVE_SHARE) * store.overcommit)
+        disks = space.disks_in(promised)
+    total, memory = total_bytes(root) / GB, total_memory() / GB
+    line = next(one for one in Path("/proc/meminfo").read_text().splitlines() if one.startswith("MemAvailable"))
+    used = os.getloadavg()[0], memory - int(line.split()[1]) / (1 << 20), total - free_bytes(root) / GB
+    return MachineUse(Capacity(float(os.cpu_count() or 1), memory, promised / GB), *used, total, disks)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from builderd.core.errors import NoCapacity
-from builderd.core.resources import GB
+from builderd.core.resources import GB, Resources
 from builderd.engine.oci.storage.backing import free_bytes, total_bytes
 from builderd.engine.oci.storage.growth import LEAST_SHARE, MEMORY_SECONDS, RELEASE, Grower, limit_growth
 from builderd.engine.oci.storage.quotas import Quota
@@ -127,6 +127,11 @@ class SpaceReservations:
         """Return the bytes that can be written now, reserved or not."""
         return self._device.writable()
 
+    def disks_left(self) -> int:
+        """Return how many more disks of the default size may be reserved."""
+        is_refused = self._device.writable() < self._device.total() * LEAST_SHARE
+        return 0 if is_refused else disks_in(self._available() - self.promised())
+
     def is_nearly_full(self) -> bool:
         """Return True while growth may be limited."""
         return self._device.writable() < self._device.total() * LEAST_SHARE * RELEASE
@@ -197,6 +202,11 @@ class SpaceReservations:
                 f"({self._device.floor_bytes / GB:g} GB stay free, store.floor). Then try again."
             )
         return NoCapacity(f"{why} {cure}", data={**data, "free": free}, retry_after=60)
+
+
+def disks_in(size: float) -> int:
+    """Return how many disks of the default size may be promised in so many bytes."""
+    return max(0, int(size // (Resources().disk_bytes + SCRATCH_BYTES)))
 
 
 #: Never reserved, the greater of both. btrfs cannot delete when it is almost full; and its extent records count against

@@ -12,6 +12,9 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, ViewportSize, expect, sync_playwright
 from tests.acceptance.live_service import TINY_APP, LiveService
 from tests.browser import own_network
+from tests.unit.client.test_folders import FILES, RULES, make
+
+from builderd.client.folders import read_folder
 
 BROKEN = TINY_APP.replace("def do_GET(self):", "def do_GET(self:")
 MENDED = TINY_APP.replace("HTTPServer((", 'print("tide comes in", flush=True)\nHTTPServer((')
@@ -96,14 +99,26 @@ def test_a_story_from_a_dropped_folder_to_its_deletion(context: BrowserContext, 
     camera.shoot(page, "new")
     (folder / "node_modules").mkdir()
     (folder / "node_modules" / "x.js").write_text("x")
+    (folder / ".env").write_text('# of the app\nexport GREETING="ahoy"\n')
+    # What git leaves out, as the command line reads it.
+    make(folder, FILES)
+    (folder / ".gitignore").write_text(RULES)
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
     page.set_input_files("#folder", folder)
-    page.wait_for_url("**/new?upload=*")
-    expect(page.locator("aside")).to_contain_text("Left out: node_modules")
+    expect(page.locator("#plan")).to_contain_text(".env is not sent as a file. Variables of .env are filled in")
+    listed = page.locator("#plan li").evaluate_all("all => all.map((one) => one.textContent)")
+    kept = [file.path for file in read_folder(folder, [".env"]).files]
+    assert sorted(listed[: len(kept)]) == sorted(kept)
+    assert listed[len(kept)].endswith(")"), "the rest is left out, each with its rule"
+    camera.shoot(page, "new-plan")
+    assert not posted, "nothing was sent"
+    page.click("#look")
+    expect(page.locator("#sent")).to_contain_text("Left out: ")
     assert page.input_value("[name=name]") == NAME
     assert page.input_value("[name=entrypoint]") == "python3 main.py"
-    page.click("summary:has-text('Environment')")
-    page.fill("[name=env-name] >> nth=0", "GREETING")
-    page.fill("[name=env-value] >> nth=0", "ahoy")
+    assert page.input_value("[name=env-name] >> nth=0") == "GREETING"
+    assert page.input_value("[name=env-value] >> nth=0") == "ahoy"
     page.select_option("[name=job_type]", "worker")
     expect(page.locator("[name=port]")).to_be_hidden()
     page.select_option("[name=job_type]", "always_on")

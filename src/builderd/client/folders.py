@@ -21,8 +21,9 @@ from typing import IO, Any
 from builderd.code.detection.project import Project
 from builderd.code.model import hash_of_digests
 
-#: Left out in any case: version control, installed dependencies, which the service installs itself.
-ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__"})
+#: Left out in any case, also by the page Deploy: version control, caches, and what the service installs itself.
+ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".mypy_cache"})
+ALWAYS |= {".pytest_cache", ".ruff_cache", ".DS_Store"}
 #: Local state of the command line, which is not even listed.
 STATE = ".builderd"
 #: Settings of the command line, in the folder itself: they are no code, so that their change builds nothing again.

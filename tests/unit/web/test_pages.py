@@ -509,6 +509,14 @@ async def send(pages: Pages, files: dict[str, str], instead: str = "") -> str:
     return upload
 
 
+async def look(pages: Pages, files: dict[str, str], path: str = "/new", **fields: str) -> str:
+    """Have an archive looked at, as the page's script does, and return the page."""
+    upload = await send(pages, files)
+    shown = await pages.browser.post(path, data={"upload": upload, "look": "", **fields})
+    assert upload not in await uploads_of(pages), "nothing is kept before Deploy"
+    return shown.text
+
+
 async def uploads_of(pages: Pages) -> set[str]:
     now = pages.service.application.clock.now()
     return {str(one) for one in await pages.service.store.read(lambda uow: uow.uploads.live(now))}
@@ -518,24 +526,14 @@ FLASK = {"app.py": "from flask import Flask\n\napp = Flask(__name__)\n", "requir
 
 
 async def test_archive_shows_what_it_is_before_it_is_deployed(pages: Pages) -> None:
-    first = await send(pages, {"index.html": "x"})
-    upload = await send(pages, {**FLASK, "Dockerfile": "FROM scratch"}, instead=first)
-    assert await uploads_of(pages) == {upload}
-    query = {"upload": upload, "name": "My App", "left": "node_modules,<b>"}
-    shown = (await pages.browser.get("/new", params=query)).text
-    for text in (
-        "<h2>Flask</h2>",
-        "app.py makes an app of Flask",
-        'value="my-app"',
-        "3 files",
-        "node_modules",
-        "Dockerfile",
-    ):
+    shown = await look(pages, {**FLASK, "Dockerfile": "FROM scratch"}, name="My App")
+    for text in ("<h2>Flask</h2>", "app.py makes an app of Flask", 'value="my-app"', "3 files", "Dockerfile"):
         assert text in shown, text
-    assert "<b>" not in shown[shown.index("Left out") : shown.index("Files</summary>")]
-    # Nothing of a look is kept.
     assert not await pages.service.application.bundles.hashes()
-    fields = dict(re.findall(r'name="(was-\w+|upload)" value="([^"]*)"', shown))
+    first = await send(pages, {"index.html": "x"})
+    upload = await send(pages, FLASK, instead=first)
+    assert await uploads_of(pages) == {upload}
+    fields = dict(re.findall(r'name="(was-\w+)" value="([^"]*)"', shown)) | {"upload": upload}
     form = {**fields, **{name.removeprefix("was-"): text for name, text in fields.items()}, "name": "my-app"}
     made = await pages.browser.post("/new", data=form)
     assert made.headers["location"] == "/builders/my-app/versions/1", made.text
@@ -547,18 +545,16 @@ async def test_archive_shows_what_it_is_before_it_is_deployed(pages: Pages) -> N
 
 async def test_folder_of_a_monorepo_is_chosen_and_looked_at(pages: Pages) -> None:
     files = {f"{folder}/{path}": text for folder in ("api", "web") for path, text in FLASK.items()}
-    upload = await send(pages, files)
-    shown = (await pages.browser.get("/new", params={"upload": upload})).text
-    assert 'name="look" value="api" formnovalidate' in shown
-    looked = await pages.browser.post("/new", data={"upload": upload, "look": "web", "name": "mine", "cpu": "2"})
+    assert 'name="look" value="api" formnovalidate' in await look(pages, files)
+    looked = await look(pages, files, look="web", name="mine", cpu="2")
     for text in ("<h2>Flask</h2>", 'name="root" type="text" value="web"', 'value="mine"', 'name="was-root" value=""'):
-        assert text in looked.text, text
-    refused = await pages.browser.post("/new", data={"upload": upload, "name": "mine", "root": "none"})
+        assert text in looked, text
+    form = {"upload": await send(pages, files), "name": "mine", "root": "none"}
+    refused = await pages.browser.post("/new", data=form)
     assert refused.status_code == 422
     assert "is no folder of the code" in refused.text
     files = {"Procfile": "web: python3 app.py\nworker: python3 w.py", **FLASK}
-    shown = (await pages.browser.get("/new", params={"upload": await send(pages, files)})).text
-    assert 'Further processes: <span class="m">worker</span>' in shown
+    assert 'Further processes: <span class="m">worker</span>' in await look(pages, files)
 
 
 async def test_upload_that_is_no_archive_or_not_ones_own_leads_back_to_the_beginning(pages: Pages) -> None:
@@ -570,15 +566,15 @@ async def test_upload_that_is_no_archive_or_not_ones_own_leads_back_to_the_begin
         await pages.sign_in(browser, pages.service.other)
         for one, page in ((pages.browser, sent.json()["upload_id"]), (browser, other)):
             for path in ("/new", "/builders/my-api/deploy")[: 2 if one is pages.browser else 1]:
-                answer = await one.get(path, params={"upload": page})
+                answer = await one.post(path, data={"upload": page, "look": ""})
                 assert answer.status_code == 422
                 assert "Choose a folder" in answer.text
 
 
 async def test_new_code_shows_what_it_is_and_goes_on_as_the_version_before(pages: Pages) -> None:
     await pages.create(files={"Procfile": "web: python3 a.py", "a.py": ""}, entrypoint="python3 a.py")
-    upload = await send(pages, {**FLASK, "Procfile": "web: python3 app.py"})
-    shown = (await pages.browser.get("/builders/my-api/deploy", params={"upload": upload})).text
+    files = {**FLASK, "Procfile": "web: python3 app.py"}
+    shown, upload = await look(pages, files, "/builders/my-api/deploy"), await send(pages, files)
     for text in ("<h2>Procfile</h2>", 'value="python3 app.py"', "Of version 1: python3 a.py"):
         assert text in shown, text
     refused = await pages.browser.post("/builders/my-api/deploy", data={"upload": upload, "port": "many"})

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse, Response
 
 from builderd.application import Application
 from builderd.builders.model import STATIC_MEMORY, Builder, JobType
-from builderd.client.folders import ALWAYS
+from builderd.client.folders import ALWAYS, GIT, OWN, SETTINGS, STATE
 from builderd.code import service as bundles
 from builderd.code.detection.detect import detect
 from builderd.code.detection.model import Detected, Refusal
@@ -48,8 +47,8 @@ UPLOAD_SECONDS = 3600.0
 PASTED = 3
 #: Paths of the code that a page lists.
 LISTED = 200
-#: Left out of a folder by the page's script, as by the command line; and caches that no app needs.
-LEFT_OUT = (*sorted(ALWAYS), ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store")
+#: Rules by which the page's script leaves out files of a folder, as the command line does.
+RULES = {"always": " ".join([*sorted(ALWAYS), STATE]), "own": OWN, "git": GIT, "settings": SETTINGS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +68,16 @@ TEMPLATES = {
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Code on its way: an upload, or the files of a form; and names that the browser left out of the folder."""
+    """Code on its way: an upload, or the files of a form."""
 
     upload: str = ""
     files: Sequence[tuple[str, str]] = ()
-    left_out: Sequence[str] = ()
 
     @classmethod
-    def of(cls, fields: Form | QueryParams) -> Code:
+    def of(cls, fields: Form) -> Code:
         pairs = zip(fields.getlist("path"), fields.getlist("content"), strict=False)
         files = [(path.strip(), content.replace("\r\n", "\n")) for path, content in pairs if path.strip() or content]
-        # Only known names: no text from a URL is shown.
-        left_out = set(fields.get("left", "").split(","))
-        return cls(fields.get("upload", ""), files, [one for one in LEFT_OUT if one in left_out])
+        return cls(fields.get("upload", ""), files)
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -122,26 +118,20 @@ def _look(bundle: Bundle, root: str, kind: str | None) -> Look:
 
 @page("/new", scope=Scope.WRITE)
 async def show_new(visit: Visit) -> Response:
-    """Show where code comes from: a folder, an archive, a template; with one of them, what it is and how it runs."""
+    """Show where code comes from: a folder, an archive, a template; of a template, what it is and how it runs."""
     query = visit.request.query_params
     template, is_sandbox = TEMPLATES.get(query.get("template", "")), query.get("kind") == JobType.SANDBOX
-    code = Code.of(query)
-    if template is not None:
-        code = Code(files=list(template.files.items()))
-    if not (code.upload or code.files or is_sandbox):
+    if not (template or is_sandbox):
         return await _start(visit)
-    values = values_of(Form())
-    values["name"] = _name_from(query.get("name") or query.get("template", ""))
-    values["root"] = query.get("root", "")
+    code, values = Code(files=list(template.files.items()) if template else ()), values_of(Form())
+    values["name"] = _name_from(query.get("template", ""))
     if is_sandbox:
         values["job_type"] = values["was"]["job_type"] = JobType.SANDBOX.value
     return await _form(visit, values, code, prefill=not is_sandbox)
 
 
 async def _start(visit: Visit, fault: str = "", status: int = 200) -> Response:
-    return await visit.page(
-        "new.html", status, templates=TEMPLATES, left_out=LEFT_OUT, pasted=range(PASTED), fault=fault
-    )
+    return await visit.page("new.html", status, templates=TEMPLATES, rules=RULES, pasted=range(PASTED), fault=fault)
 
 
 def _name_from(text: str) -> str:
@@ -222,12 +212,14 @@ def _isolations(application: Application) -> Sequence[tuple[str, str | None]]:
 
 @page("/new", post=True, scope=Scope.WRITE)
 async def create_new(visit: Visit) -> Response:
-    """Create a builder of an upload or of the files in the form; or look at them first, in another folder."""
+    """Create a builder of an upload or of the files in the form; or look at them, and keep nothing."""
     form = await visit.form()
     values, code = values_of(form), Code.of(form)
     if "look" in form:
-        values["root"] = form["look"] or values["root"].strip()
-        return await _form(visit, values, code, prefill=True)
+        values["root"], values["name"] = form["look"] or values["root"].strip(), _name_from(values["name"])
+        shown = await _form(visit, values, code, prefill=True)
+        await _forget(visit, code.upload)
+        return shown
     try:
         builder = await create(visit, shape_of(visit.application, NewBuilder, request_of(values, code)))
     except BuilderdError as error:
@@ -260,8 +252,8 @@ async def _forget(visit: Visit, upload: str) -> None:
 
 @page("/builders/{name}/deploy", scope=Scope.WRITE)
 async def show_deploy(visit: Visit) -> Response:
-    """Show the form that sends new code to a builder; with an upload, what it is and how it runs."""
-    return await _deploy_form(visit, Code.of(visit.request.query_params), {})
+    """Show the form that sends new code to a builder."""
+    return await _deploy_form(visit, Code(), {})
 
 
 async def _deploy_form(
@@ -288,7 +280,7 @@ async def _deploy_form(
         look=look,
         values=values,
         before=before,
-        left_out=LEFT_OUT,
+        rules=RULES,
         fault=fault,
     )
 
@@ -313,9 +305,13 @@ NEW_CODE = ("entrypoint", "build", "port", "root")
 
 @page("/builders/{name}/deploy", post=True, scope=Scope.WRITE)
 async def deploy_sent(visit: Visit) -> Response:
-    """Deploy an upload to a builder, with the settings that were changed."""
+    """Deploy an upload to a builder, with the settings that were changed; or look at it, and keep nothing."""
     form, frame = await visit.form(), await visit.read(lambda uow: frame_of(uow, visit))
     code, settings = Code.of(form), frame.version.settings
+    if "look" in form:
+        shown = await _deploy_form(visit, code, {})
+        await _forget(visit, code.upload)
+        return shown
     given = {name: form[name].strip() for name in NEW_CODE if name in form}
     changed = {name: text for name, text in given.items() if text != str(getattr(settings, name))}
     asked = {**code.fields, **{name: number(text) if name == "port" else text for name, text in changed.items()}}

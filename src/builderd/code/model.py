@@ -96,6 +96,9 @@ class Bundle:
 
     hash: str
     files: tuple[BundleFile, ...]
+    #: Of a folder's files: all of the code, and the folder within it.
+    whole: Bundle | None = field(default=None, compare=False, repr=False)
+    root: str = field(default="", compare=False)
 
     @property
     def size(self) -> int:
@@ -117,7 +120,7 @@ def folder_of(bundle: Bundle, root: str) -> Bundle:
         return bundle
     above = f"{root}/"
     below = (replace(file, path=file.path[len(above) :]) for file in bundle.files if file.path.startswith(above))
-    return Bundle(bundle.hash, tuple(below))
+    return Bundle(bundle.hash, tuple(below), bundle, root)
 
 
 def optional_path_error(path: str) -> str | None:

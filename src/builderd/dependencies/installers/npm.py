@@ -13,8 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +25,8 @@ from builderd.code.model import Bundle
 from builderd.core.errors import InstallFailed
 from builderd.core.ids import TenantId
 from builderd.credentials.model import NPM_TOKEN, PackageSources
-from builderd.dependencies.model import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.dependencies.model import APP, CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.dependencies.requested import table as table_of
 
 #: Part of every key: increment it when the steps change the content of a layer.
 RECIPE = 1
@@ -41,10 +45,7 @@ ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 -- the sandbox's own
     "npm_config_userconfig": "/dev/null",
     "npm_config_globalconfig": "/nowhere/npmrc",
-    "npm_config_audit": "false",
-    "npm_config_fund": "false",
-    "npm_config_update_notifier": "false",
-    "npm_config_progress": "false",
+    **{f"npm_config_{name}": "false" for name in ("audit", "fund", "update_notifier", "progress")},
     "npm_config_cache": f"{CACHE}/npm",
 }
 
@@ -69,6 +70,7 @@ class NpmInstaller:
         lock = hashlib.sha256(packages.lock).hexdigest() if packages.lock is not None else None
         kind, manifest = f"tenant {tenant}" if foreign else "shared", packages.manifest.decode()
         decisive = [RECIPE, "npm", base_id, self.registry, kind, install_scripts, manifest, lock]
+        decisive += [packages.links] if packages.links else []
         key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         if dev:
             key = hashlib.sha256(f"{key} with development dependencies".encode()).hexdigest()
@@ -90,6 +92,9 @@ class NpmInstaller:
             f"cp {INPUT}/{FOLDER}/* {LAYER}/ && cd {LAYER} && npm {command} {flags} >&2 "
             "&& rm -f package.json package-lock.json && mkdir -p node_modules"
         )
+        for name, folder in packages.links.items():
+            link = shlex.quote(f"node_modules/{name}")
+            script += f" && mkdir -p $(dirname {link}) && ln -sfn {shlex.quote(f'{APP}/{folder}')} {link}"
         registry = {"npm_config_registry": self.registry} if self.registry else {}
         title = "Installing with npm, with install scripts" if install_scripts else "Installing with npm"
         return BuildStep(title, ("/bin/sh", "-ec", script), True, Cache.SCRATCH, {**ENVIRONMENT, **registry})
@@ -116,7 +121,7 @@ def with_sources(plan: LayerPlan, sources: PackageSources) -> LayerPlan:
     return replace(plan, steps=tuple(steps), inputs={**plan.inputs, **inputs})
 
 
-FILE = "package.json"
+FILE, PNPM = "package.json", "pnpm-workspace.yaml"
 LOCKS = ("npm-shrinkwrap.json", "package-lock.json")
 MAX_BYTES = 10_000_000
 MAX_PACKAGES = 20_000
@@ -147,6 +152,8 @@ class NodePackages:
     manifest: bytes
     lock: bytes | None
     foreign: bool
+    #: Folder in the code by name of each package beside the app.
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_packages(bundle: Bundle, registry: str | None, *, dev: bool = False) -> NodePackages | None:
@@ -155,26 +162,89 @@ def read_packages(bundle: Bundle, registry: str | None, *, dev: bool = False) ->
     ``dev``: those for development are to be installed too. ``registry``: the operator's registry URL, None for npm's
     default. Raises ``InstallFailed`` with file and reason.
     """
-    document = _document(bundle, FILE)
+    document, links = read_workspace(bundle)
     if document is None:
         return None
-    if document.get("workspaces"):
-        raise InstallFailed(f"{FILE}: workspaces are not supported: deploy the folder of the app's workspace.")
     manifest = {name: _dependencies(document, name) for name in DECISIVE if document.get(name)}
     overrides = document.get(OVERRIDES)
     if overrides:
         manifest[OVERRIDES] = overrides
     wanted = ("dependencies", "optionalDependencies", *(("devDependencies",) if dev else ()))
-    if not any(manifest.get(name) for name in wanted):
+    if not links and not any(manifest.get(name) for name in wanted):
         return None
-    lock = next(filter(None, (_document(bundle, name) for name in LOCKS)), None)
+    lock = None if links else next(filter(None, (_document(bundle, name) for name in LOCKS)), None)
     tables = [manifest.get(name) or {} for name in DECISIVE]
     specs = [spec for table in tables for spec in table.values() if isinstance(spec, str)]
     specs += _overriding(overrides) if overrides else ()
     foreign = any(_is_remote(spec) for spec in specs)
     foreign = foreign or (lock is not None and _check_lock(lock, registry))
     written = {"name": "app", "version": "0.0.0", "private": True, **manifest}
-    return NodePackages(_json(written), _json(lock) if lock is not None else None, foreign)
+    if lock is None and (versions := dict(read_versions(bundle))):
+        pinned = {name: versions.pop(name, "") for name in {name for table in tables for name in table}}
+        for table, name in ((one, name) for one in tables for name in one):
+            if pinned[name] and re.match(r"[\^~]?\d|\*$|latest$", str(table[name])):
+                table[name] = pinned[name]
+        written[OVERRIDES] = {**versions, **(overrides or {})}
+    return NodePackages(_json(written), _json(lock) if lock is not None else None, foreign, links)
+
+
+_NAME, _VERSION = r"((?:@[\w~-][\w.~-]*/)?[\w~-][\w.~-]*)", r"(\d[0-9A-Za-z.+-]*)"
+#: Where another lock names a package of the registry and its version; not where it does so by an alias.
+_OTHER_LOCKS = {
+    "pnpm-lock.yaml": rf"(?m)^  '?/?{_NAME}[@/]{_VERSION}[^\n]*:$",
+    "yarn.lock": rf'(?m)^"?{_NAME}@(?!npm:@?[A-Za-z]|(?!npm:)[a-z+]+:)[^\n]*:\n  version:? "?{_VERSION}',
+    "bun.lock": rf'\["{_NAME}@{_VERSION}"',
+    "package-lock.json": rf'"(?:[^"\s]*/)?node_modules/{_NAME}": \{{\s*"version": "{_VERSION}"',
+}
+_CATALOG = re.compile(r"""(?m)^( *)['"]?([@\w./-]+)['"]?:[ \t]*['"]?([^'"#\n]*)""")
+
+
+def read_versions(bundle: Bundle) -> Mapping[str, str]:
+    """Return version by package of the lock of another tool, or of the workspace, for packages that it has once."""
+    for one, name in ((one, name) for one in (bundle, bundle.whole) if one for name in _OTHER_LOCKS):
+        if (file := one.file(name)) is not None and file.size <= MAX_BYTES:
+            text = file.content.decode("utf-8", "replace").replace("\r\n", "\n")
+            found = sorted(set(re.findall(_OTHER_LOCKS[name], text)))
+            times = Counter(package for package, _ in found)
+            return {package: version for package, version in found if times[package] == 1}
+    return {}
+
+
+def read_workspace(bundle: Bundle) -> tuple[dict[str, Any] | None, Mapping[str, str]]:
+    """Return ``package.json`` with what packages beside the app need, and the folders of those that it uses by name."""
+    whole, root = bundle.whole or bundle, bundle.root
+    document, top = _document(bundle, FILE), _document(whole, FILE) or {}
+    if document is None or not (top.get("workspaces") or whole.file(PNPM)):
+        return document, {}
+    members: dict[str, tuple[str, dict[str, Any]]] = {}
+    paths = (file.path for file in whole.files if file.path.endswith(f"/{FILE}") and file.path != f"{root}/{FILE}")
+    for path in sorted(paths, key=lambda path: path.count("/")):
+        with suppress(InstallFailed):  # of a test's, which is of no use
+            one = _document(whole, path) or {}
+            if "node_modules/" not in path and PACKAGE.fullmatch(str(one.get("name"))):
+                members.setdefault(one["name"], (path.removesuffix(f"/{FILE}"), one))
+    catalogs, wanted = _catalogs(whole), {key: dict[str, Any]() for key in DECISIVE[:3]}
+    used = {} if root else {name: folder for name, (folder, _) in members.items()}
+    waiting = [document, *([top] if root else [one for _, one in members.values()])]
+    for manifest in waiting:
+        for key, (name, spec) in ((one, pair) for one in wanted for pair in table_of(manifest, one).items()):
+            if name in members and name not in used:
+                used[name] = members[name][0]
+                waiting.append(members[name][1])
+            elif name not in members and not any(name in one for one in wanted.values()):
+                wanted[key][name] = catalogs.get(str(spec).removesuffix("default"), {}).get(name, spec)
+    return {**document, OVERRIDES: document.get(OVERRIDES) or top.get(OVERRIDES), **wanted}, used
+
+
+def _catalogs(bundle: Bundle) -> Mapping[str, Mapping[str, str]]:
+    """Return version by package of each catalog of pnpm, under the word that asks for it."""
+    catalogs: dict[str, dict[str, str]] = {}
+    current, file = dict[str, str](), bundle.file(PNPM)
+    for indent, key, value in _CATALOG.findall(file.head(100_000).decode(errors="replace") if file else ""):
+        if not value.strip():
+            current = catalogs.setdefault(f"catalog:{key}" if indent else key.replace("catalog", "catalog:"), {})
+        current[key] = value.strip()
+    return catalogs
 
 
 def _dependencies(document: dict[str, Any], name: str) -> dict[str, Any]:

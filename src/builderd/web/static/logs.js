@@ -52,7 +52,7 @@
       if (lines.length - to > ROWS || from > to) show(lines.length - ROWS); else append(lines.length - to);
       view.scrollTop = view.scrollHeight;
     } else if (to - from < ROWS) append(ROWS - to + from);
-    $("count").textContent = `${lines.length.toLocaleString()} lines kept${errors ? `, ${errors.toLocaleString()} of them errors` : ""}`;
+    $("count").textContent = `${lines.length.toLocaleString()} ${lines.length === 1 ? "line" : "lines"} kept${errors ? `, ${errors.toLocaleString()} of them ${errors === 1 ? "an error" : "errors"}` : ""}`;
     if (query) $("found").textContent = lines.length.toLocaleString();
   }
   function take(fresh) {

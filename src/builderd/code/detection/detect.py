@@ -68,18 +68,17 @@ def _at_top(project: Project) -> Detected | Refusal | None:
     node = detect_node(project)
     if (python := detect_python(project, modules)) is not None:
         return python
-    if isinstance(node, Detected) and not (is_strong and node.job_type == "static"):
+    pages = _static(project)
+    ends = "one_time" if isinstance(pages, Detected) else ""  # a script that ends is the page's own
+    if isinstance(node, Detected) and node.job_type not in ("static" if is_strong else "", ends):
         return node
     program = detect_program(project, modules)
     if is_strong and foreign and (program is None or program.job_type == "one_time"):
         return foreign[2]
-    pages = _static(project)
-    if isinstance(pages, Detected) and program and program.job_type == "one_time":
-        program = None
     package = next((one for one in TABLE["commands"] if one in project.python_packages), "")
     own = Detected(package, TABLE["commands"][package], f"{package} is among its packages") if package else None
     others = (node, _site(project), program, _notebooks(project), pages, foreign[2] if foreign else None, own)
-    return next((one for one in others if one is not None), None)
+    return next((one for one in others if one and not (isinstance(one, Detected) and one.job_type == ends)), None)
 
 
 def _foreign(project: Project) -> tuple[str, str, Refusal] | None:

@@ -16,6 +16,7 @@ from builderd.core.resources import GB, Capacity, room_of
 from builderd.engine.oci.engine import machine
 from builderd.engine.oci.storage import backing, space_reservations
 from builderd.engine.oci.storage.disks import Disks
+from builderd.engine.oci.storage.layer_store import LayerCache
 from builderd.engine.port import StoreOptions
 from builderd.settings import Settings
 
@@ -39,13 +40,16 @@ async def test_small_machine_holds_twenty_apps_and_admits_the_room_that_it_repor
         with open_store(tmp_path, options) as store:
             disks = Disks(store)
             disks.open()
+            LayerCache(store).open(4 * GB)
             engine.has = Capacity(2, 2, store.reservations.capacity() / GB)
             monkeypatch.setattr(engine, "reserve_disk", disks.reserve)
             monkeypatch.setattr(machine, "mounted_store", lambda _: store.root)
 
             async def room() -> int:
                 allocated = await application.store.read(lambda uow: uow.builders.allocated())
-                return room_of(limits.of_machine(engine.has), machine.measure(tmp_path / "data", options), allocated)[0]
+                used = machine.measure(tmp_path / "data", options)
+                assert used.disks == store.reservations.disks_left(), "what doctor reads is what the service admits"
+                return room_of(limits.of_machine(engine.has), used, allocated)[0]
 
             made, told = 0, await room()
             while await room():

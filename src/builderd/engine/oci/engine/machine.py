@@ -36,7 +36,7 @@ from builderd.engine.oci.storage.backing import free_bytes, image_of, is_mounted
 from builderd.engine.oci.storage.base import Base, ensure_base
 from builderd.engine.oci.storage.disks import Disks
 from builderd.engine.oci.storage.files import Files
-from builderd.engine.oci.storage.layers import Layers
+from builderd.engine.oci.storage.layers import MAX_CACHE, SHARE, Layers
 from builderd.engine.oci.storage.quotas import Quota
 from builderd.engine.oci.storage.store import Store
 from builderd.engine.oci.storage.subvolumes import is_subvolume
@@ -204,8 +204,9 @@ def measure(data_dir: Path, store: StoreOptions) -> MachineUse:
     if (root := mounted_store(data_dir)) is not None:
         quota, device = Quota(root), space.StorageDevice(root, image if own_bytes else None, store.floor_bytes)
         reservations = space.SpaceReservations(device, quota, store.overcommit)
-        for path in filter(is_subvolume, (root / "disks").iterdir()):
-            reservations.adopt(path.name, quota.limit_of(quota.group(path)) + space.SCRATCH_BYTES, quota.group(path))
+        for path in filter(is_subvolume, (root / "cache", *(root / "disks").iterdir())):
+            more = 0 if path.name == "cache" else space.SCRATCH_BYTES
+            reservations.adopt(path.name, quota.limit_of(group := quota.group(path)) + more, group)
             if is_subvolume(scratch := root / "scratch" / path.name):
                 reservations.count_scratch(path.name, quota.group(scratch))
         promised, disks = reservations.capacity(), reservations.disks_left()
@@ -213,7 +214,7 @@ def measure(data_dir: Path, store: StoreOptions) -> MachineUse:
         root = next(folder for folder in (data_dir, *data_dir.parents) if folder.is_dir())
         free = max(0, free_bytes(root) + own_bytes - store.floor_bytes)
         promised = int(min(free, store.size_bytes or free) * (1 - space.RESERVE_SHARE) * store.overcommit)
-        disks = space.disks_in(promised)
+        disks = space.disks_in(promised - min(MAX_CACHE, SHARE * promised / store.overcommit))
     total, memory = total_bytes(root) / GB, total_memory() / GB
     line = next(one for one in Path("/proc/meminfo").read_text().splitlines() if one.startswith("MemAvailable"))
     used = os.getloadavg()[0], memory - int(line.split()[1]) / (1 << 20), total - free_bytes(root) / GB

@@ -145,12 +145,6 @@ def check_sum_of(request: Request) -> str | None:
 
 
 def _answer(upload: Upload, received: int) -> UploadAnswer:
-    data = UploadState(
-        upload_id=upload.id,
-        received=received,
-        size=upload.size,
-        complete=upload.complete,
-        expires_at=upload.expires_at,
-    )
+    data = UploadState.of(upload, upload_id=upload.id, received=received)
     said = "It is complete." if upload.complete else "Go on from there."
     return UploadAnswer(message=f"{received} bytes have arrived. {said}", data=data)

@@ -95,17 +95,8 @@ async def check_domain(application: TheApplication, identity: Writer, uuid: Uuid
 
 
 def present(application: Application, found: domain.Domain) -> Domain:
-    return Domain(
-        host=found.host,
-        name=shown(found.host),
-        status=found.status,
-        reason=found.reason,
-        next_try_at=found.next_try_at,
-        expires_at=found.expires_at,
-        url=application.domain_rules.url(found),
-        created_at=found.created_at,
-        txt=TxtRecord(name=found.txt_name, value=found.txt_value),
-    )
+    txt = TxtRecord(name=found.txt_name, value=found.txt_value)
+    return Domain.of(found, name=shown(found.host), url=application.domain_rules.url(found), txt=txt)
 
 
 MAX_LINK_BYTES = 10_000

@@ -214,14 +214,6 @@ async def _grant(
         lambda uow: granting(uow, identity.caller, uuid.lower(), new.expires_minutes, now)
     )
     application.signals.change(builder.id)
-    data = SshGrant(
-        ssh_command=gateway.command(token),
-        token=token,
-        expires_at=made.expires_at,
-        host=gateway.host,
-        port=gateway.port,
-        fingerprint=gateway.fingerprint,
-        known_hosts=gateway.known_hosts,
-    )
+    data = SshGrant.of(gateway, ssh_command=gateway.command(token), token=token, expires_at=made.expires_at)
     message = f"Log in to {builder.name} with: {data.ssh_command}"
     return success(Success[SshGrant](message=message, data=data), 201).response()

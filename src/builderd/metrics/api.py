@@ -77,16 +77,13 @@ def _present(reading: UsageSample, limits: Resources) -> wire.Present:
 
 def _step(time: datetime, usage: Usage) -> wire.Step:
     watched = usage.seconds > 0
-    return wire.Step(
+    return wire.Step.of(
+        usage,
         time=time,
         seconds=round(usage.seconds, 3),
         cpu=_rounded(usage.cpu),
-        memory_bytes=usage.memory_bytes,
         memory_most_bytes=usage.memory_most_bytes if watched else None,
         disk_most_bytes=usage.disk_most_bytes if watched else None,
-        network_in_bytes=usage.network_in_bytes,
-        network_out_bytes=usage.network_out_bytes,
-        requests=usage.requests,
         requests_per_second=_rate(usage.requests, usage),
         answers=_answers(usage, 1),
         response_seconds=_response_times(usage),

@@ -185,24 +185,9 @@ def _amount(cap: NewSpendingCap) -> Decimal | None:
 
 
 def _cap_answer(view: CapView) -> Answer:
-    data = _present_cap(view)
+    data = SpendingCap.of(view, monthly=view.own)
     if data.applies is None:
         message = f"Nothing is capped; {data.spent:.2f} {data.currency} are spent this month."
     else:
         message = f"{data.spent:.2f} of {data.applies:.2f} {data.currency} are spent this month."
     return success(Success[SpendingCap](message=message, data=data))
-
-
-def _present_cap(view: CapView) -> SpendingCap:
-    return SpendingCap(
-        currency=view.currency,
-        monthly=_number(view.own),
-        operator_limit=_number(view.operator_limit),
-        applies=_number(view.applies),
-        spent=float(view.spent),
-        resets_at=view.resets_at,
-    )
-
-
-def _number(amount: Decimal | None) -> float | None:
-    return None if amount is None else float(amount)

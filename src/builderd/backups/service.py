@@ -15,7 +15,7 @@ from builderd.builders import service as builders
 from builderd.builders.model import Builder
 from builderd.builders.service import Caller
 from builderd.core.errors import Conflict, InvalidState, NotFound
-from builderd.core.ids import BackupId, BuilderId, DiskId, TenantId, is_id, new_id
+from builderd.core.ids import BackupId, DiskId, TenantId, is_id, new_id
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM, Event
 from builderd.tokens.port import Vault
@@ -74,18 +74,15 @@ def delete_builder(
 ) -> Builder:
     """Delete the builder. Unless ``purge``, its backups are kept for a while, and a last one is taken if it had any."""
     wanted = builders.delete(uow, application, caller, builder_id, now)
-    _expire_all(uow, wanted.id, LONG_AGO if purge else now + application.backup_rules.keep_deleted)
+    at = LONG_AGO if purge else now + application.backup_rules.keep_deleted
+    for backup in uow.backups.of_builder(wanted.id):
+        if backup.expires_at is None or backup.expires_at > at:
+            uow.backups.save(replace(backup, expires_at=at))
     if not purge or not wanted.backup_interval_hours:
         return wanted
     purged = replace(wanted, backup_interval_hours=0)
     uow.builders.save(purged)
     return purged
-
-
-def _expire_all(uow: UnitOfWork, builder: BuilderId, at: datetime) -> None:
-    for backup in uow.backups.of_builder(builder):
-        if backup.expires_at is None or backup.expires_at > at:
-            uow.backups.save(replace(backup, expires_at=at))
 
 
 def keep_last(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:

@@ -102,7 +102,12 @@ class CodeSpace:
             if usage.has_neighbours and not self._is_within_share(grant, own, usage, stored, free):
                 taken = {bundle for one in own for bundle in one.freed}
                 if size > dropped or not taken.isdisjoint(usage.dropped):
-                    raise self._beyond_share(stored, free, size)
+                    raise QuotaExceeded(
+                        f"Your builders have {size_text(stored)} of stored code, {size_text(free)} are free, and this "
+                        f"takes {size_text(size)}: one tenant's code may have {self._share:.0%} of its own and the "
+                        "free space together. Delete builders or backups that you do not need, or keep less in the "
+                        "code; the operator sets the share (limits.code_share)."
+                    )
                 grant = replace(grant, freed=usage.dropped)
         self._granted.append(grant)
         return grant
@@ -115,14 +120,6 @@ class CodeSpace:
         # An upload lies in its place already: what it takes is not free any more.
         placed = sum(one.size - one.more for one in coming)
         return stored + sum(one.size for one in coming) <= self._share * (stored + placed + free)
-
-    def _beyond_share(self, stored: int, free: int, size: int) -> QuotaExceeded:
-        return QuotaExceeded(
-            f"Your builders have {size_text(stored)} of stored code, {size_text(free)} are free, and this takes "
-            f"{size_text(size)}: one tenant's code may have {self._share:.0%} of its own and the free space together. "
-            "Delete builders or backups that you do not need, or keep less in the code; the operator sets the share "
-            "(limits.code_share)."
-        )
 
     def _ahead(self, before: Iterable[_Grant], grant: _Grant) -> int:
         """Return the bytes that are being stored, of all tenants, this bundle's among them."""

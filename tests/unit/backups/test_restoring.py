@@ -216,21 +216,6 @@ async def test_one_restore_at_a_time(scene: Scene) -> None:
         await app.store.write(lambda uow: backups.remove(uow, backup))
 
 
-async def test_a_deleted_builder_comes_back_under_its_name(scene: Scene) -> None:
-    builder = await scene.world.create(backup_interval_hours=1)
-    await scene.write(builder, "note", b"precious")
-    app, now = scene.world.application, scene.world.clock.now()
-    await app.commit(lambda uow: backups.delete_builder(uow, app, scene.world.caller, builder.id, now, purge=False))
-    await scene.world.until_status(builder, Status.DELETED)
-    await scene.settle()
-    (last,) = await scene.of(builder)
-    done = await _as(scene, last, builder.name)
-    made = await scene.world.read(lambda uow: uow.builders.get(done.made or builder.id))
-    assert made is not None
-    await scene.world.until_status(made, Status.RUNNING)
-    assert scene.files(made.disk)["note"] == b"precious"
-
-
 async def test_a_name_is_refused_at_once_or_when_it_was_taken_meanwhile(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)

@@ -120,19 +120,3 @@ async def test_cancellation_ends_the_loop_inside_the_job(caplog: pytest.LogCaptu
     with pytest.raises(asyncio.CancelledError):
         await loop
     assert not caplog.records
-
-
-async def test_cancellation_ends_the_loop_during_the_pause() -> None:
-    runs: list[None] = []
-
-    async def job() -> None:
-        runs.append(None)
-
-    loop = asyncio.create_task(every(3600.0, job, event="idle check"))
-    while not runs:
-        await asyncio.sleep(0)
-    loop.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await loop
-    assert len(runs) == 1

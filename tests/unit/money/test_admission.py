@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import Decimal
 
 import pytest
 from tests.application import World
@@ -145,15 +144,6 @@ async def test_a_stopped_builder_may_be_given_more_than_could_run_now(world: Wor
     world = allow(world, cpu=1)
     builder = await stopped(world, await world.ask())
     await resize(world, builder, Resources(2, 1, 3))
-
-
-async def test_a_cap_that_is_reached_admits_no_run(world: World) -> None:
-    capped = TenantLimits(TenantLimit(monthly=Decimal(0)))
-    world = replace(world, application=replace(world.application, tenant_limits=capped))
-    with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR is reached") as refused:
-        await world.ask()
-    # The clock of the tests stands at the beginning of January.
-    assert refused.value.retry_after == 31 * 86400 + 1
 
 
 async def test_a_version_of_one_that_never_was_up_is_admitted_like_any_other(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 from mcp_types import CallToolResult
@@ -50,17 +51,11 @@ async def store_credentials(
 
     The values of one that exists are lost for good: without confirm it only says what it would do.
     """
-    if confirm != name and (existing := await _existing(call, name)):
-        return failed(_unconfirmed(existing))
+    if confirm != name:
+        with suppress(NotFound):
+            return failed(_unconfirmed(await call.client.credentials.get(name)))
     stored = await call.client.credentials.put(name, values, restart=restart)
     return result(f"{name} is stored with {', '.join(stored.variables)}.", credential_of(stored))
-
-
-async def _existing(call: Call, name: str) -> models.Credential | None:
-    try:
-        return await call.client.credentials.get(name)
-    except NotFound:
-        return None
 
 
 def _unconfirmed(existing: models.Credential) -> Failure:

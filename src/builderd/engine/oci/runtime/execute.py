@@ -275,7 +275,14 @@ class Execution:
 
     async def kill(self) -> None:
         if not self._ended.done() or self._is_cut_off:
-            await (kill_marked(self._runs, self._record, self._name) if self._runtime.is_gvisor else self._kill_group())
+            if self._runtime.is_gvisor:
+                await kill_marked(self._runs, self._record, self._name)
+            else:
+                # An unmoved gate is moved first. Processes in device waits die later.
+                with contextlib.suppress(TimeoutError):
+                    if not self._in_group:
+                        await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
+                    await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():
             # A process that the kill missed continues in its sandbox; nothing of it is left on the host.
@@ -285,13 +292,6 @@ class Execution:
         if not self._ended.done():
             raise EngineUnavailable("The command does not end: its runtime waits for a device.", retry_after=30)
         self._ended.result()
-
-    async def _kill_group(self) -> None:
-        """Kill the process's group; an unmoved gate is moved first. Processes in device waits die later."""
-        with contextlib.suppress(TimeoutError):
-            if not self._in_group:
-                await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
-            await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
 
     async def end_left_over(self) -> None:
         """Kill the command of this name, which another service started, unless it outlives that."""

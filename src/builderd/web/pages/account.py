@@ -275,8 +275,7 @@ async def show_machine(visit: Visit) -> Response:
     allocated, gauges, room = found.pop("allocated"), list[dict[str, Any]](), None
     if state.engine.ready:
         used = await application.engine.use()
-        limit = application.tenant_limits.of_machine(used.capacity)
-        room = room_of(limit, used, allocated)
+        room = room_of(limit := application.tenant_limits.of_machine(used.capacity), used, allocated)
         sizes = (
             ("CPU", "vCPU", used.cpu, used.capacity.cpu, allocated.cpu, limit.cpu),
             ("Memory", "GB", used.memory, used.capacity.memory, allocated.memory, limit.memory),

@@ -185,7 +185,8 @@ def _in_words(error: BuilderdError) -> str:
     if isinstance(error, ValidationFailed):
         if "source.upload_id" in error.errors:
             return "What was sent is not there any more, or not complete: send it again."
-        return sentence("; ".join(f"{name} {', '.join(why)}" for name, why in error.errors.items()))
+        faults = (f"{name} {', '.join(why)}".removeprefix("source ") for name, why in error.errors.items())
+        return sentence("; ".join(faults))
     return error.message
 
 

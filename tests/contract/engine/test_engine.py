@@ -38,6 +38,14 @@ async def test_prepared_engine_is_ready(engine: Engine) -> None:
     assert engine.sandboxes.gateway
 
 
+async def test_use_of_the_machine_is_within_its_capacity(engine: Engine) -> None:
+    used, capacity = await engine.use(), engine.capacity()
+    assert used.capacity.cpu == capacity.cpu
+    assert 0 < used.memory < capacity.memory
+    assert 0 < used.disk < used.disk_total <= capacity.disk
+    assert used.disks > 0
+
+
 async def test_started_app_is_reachable(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     report = await engine.sandboxes.start(spec)

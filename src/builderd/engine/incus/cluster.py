@@ -190,14 +190,14 @@ class Cluster:
 
     async def use(self, overcommit: float) -> MachineUse:
         """Return what is used of the members that are online; no more disks while all pools are nearly full."""
-        names = [one.name for one in await self.members() if one.online]
-        have = await asyncio.gather(*(self._client.get("/resources", target=name) for name in names))
-        spaces = await asyncio.gather(*map(self._space, names))
-        load, memory = sum(one["load"]["Average1Min"] for one in have), sum(one["memory"]["used"] for one in have) / GB
+        have = [await self._client.get("/resources", target=one.name) for one in await self.members() if one.online]
+        spaces = [await self._space(one.name) for one in await self.members() if one.online]
+        load = sum(one.get("load", {}).get("Average1Min", 0.0) for one in have)  # Incus 6.0 has none.
+        memory, memories = (sum(one["memory"][name] for one in have) / GB for name in ("used", "total"))
         disk, total = (sum(space[name] for space in spaces) / GB for name in ("used", "total"))
-        cpus, memories = sum(one["cpu"]["total"] for one in have), sum(one["memory"]["total"] for one in have) / GB
-        disks = 0 if all(map(_is_nearly_full, spaces)) else int(total * overcommit)
-        return MachineUse(Capacity(cpus, memories, total * overcommit), load, memory, disk, total, disks)
+        capacity = Capacity(sum(one["cpu"]["total"] for one in have), memories, total * overcommit)
+        disks = 0 if all(map(_is_nearly_full, spaces)) else int(capacity.disk)
+        return MachineUse(capacity, load, memory, disk, total, disks)
 
     async def free_share(self) -> float:
         """Return the free part of the pool on the member with the least."""

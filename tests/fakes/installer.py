@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from builderd.code.model import Bundle
@@ -32,7 +32,14 @@ class FakeInstaller:
         self.may_run_code = False
 
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
+        self,
+        bundle: Bundle,
+        base_id: str,
+        tenant: TenantId,
+        *,
+        install_scripts: bool = False,
+        dev: bool = False,
+        packages: Collection[str] = (),
     ) -> LayerPlan | None:
         request = bundle.file(REQUEST)
         if request is None:

@@ -6,6 +6,7 @@ it looks like one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
@@ -156,20 +157,13 @@ _NODE_COMMANDS = {
     "tsc": "typescript",
     **{name: name for name in _words("astro next nodemon nuxt serve ts-node tsx vite")},
 }
-_NO_DEBIAN = "packages of Debian cannot be added: look for one of Python or npm"
-_NO_COMPILER = "compile before the deployment, and send the program among the files (marked as executable)"
-_NO_EDITOR = "edit the file where you deploy from, or write it with builderd cp"
-_NO_INSTALLER = "add the package to requirements.txt and deploy again, which installs it for every start"
-_NO_SCRIPT_TOOL = "npm run NAME runs the same scripts of package.json (npm start, npm run build)"
-_NOTHING = "do without it, or bring a program of yours among the files"
 #: Tools that many expect and that sandboxes lack, and what takes their place.
 _ABSENT_TOOLS = {
-    **dict.fromkeys(("pip", "pip3", "pipx"), _NO_INSTALLER),
-    **dict.fromkeys(("yarn", "pnpm", "bun"), _NO_SCRIPT_TOOL),
-    **dict.fromkeys(("apt", "apt-get"), _NO_DEBIAN),
-    **dict.fromkeys(("cargo", "cc", "gcc", "g++", "go", "make", "rustc"), _NO_COMPILER),
-    **dict.fromkeys(("nano", "vi", "vim"), _NO_EDITOR),
-    **dict.fromkeys(("deno", "docker", "java", "php", "psql", "redis-server", "ruby"), _NOTHING),
+    **dict.fromkeys(("pip", "pip3", "pipx"), "add the package to requirements.txt and deploy again"),
+    **dict.fromkeys(("yarn", "pnpm", "bun"), "npm run NAME runs the same scripts of package.json"),
+    **dict.fromkeys(("apt", "apt-get"), 'name packages in builder.toml: packages = ["ffmpeg"]'),
+    **dict.fromkeys(("nano", "vi", "vim"), "edit the file where you deploy from, or write it with builderd cp"),
+    **dict.fromkeys(("deno", "docker"), "do without it, or bring a program of yours among the files"),
     "less": "more, head and tail are there",
     "sqlite3": "python3 -m sqlite3 FILE does the same",
     "sudo": "leave it out: the app may write to /app, its home and /tmp, and to nothing that needs more rights",
@@ -177,6 +171,27 @@ _ABSENT_TOOLS = {
     "unzip": "python3 -m zipfile -e FILE FOLDER does the same",
     "wget": "curl -LO URL does the same",
 }
+#: Debian packages of commands, libraries, and Python packages that are built from source.
+_DEBIAN = _words("""
+    cargo,rustc=cargo cc,gcc,g++,make=build-essential convert,identify,magick,mogrify=imagemagick dot=graphviz
+    chromium,chromium-browser,google-chrome=chromium ffmpeg,ffprobe=ffmpeg figlet=figlet go=golang-go gs=ghostscript
+    java=default-jre-headless jq=jq pandoc=pandoc php=php-cli psql=postgresql-client redis-server=redis-server
+    pdfinfo,pdftocairo,pdftoppm,pdftotext,poppler=poppler-utils ruby=ruby soffice=libreoffice tesseract=tesseract-ocr
+    cairo,cairo-2,libcairo.so.2=libcairo2 libGL.so.1=libgl1,libglib2.0-0t64 libgomp.so.1=libgomp1
+    libglib-2.0.so.0,libgthread-2.0.so.0=libglib2.0-0t64 libmagic,libmagic.so.1=libmagic1t64 libpq.so.5=libpq5
+    libgobject-2.0-0,libpango-1.0-0,libpangoft2-1.0-0=libpango-1.0-0,libpangoft2-1.0-0,libharfbuzz-subset0
+    libsndfile.so.1=libsndfile1 libxml2.so.2=libxml2 zbar,libzbar.so.0=libzbar0t64 psycopg2=libpq-dev
+    mysqlclient=default-libmysqlclient-dev,pkgconf pycairo=libcairo2-dev,pkgconf pyaudio=portaudio19-dev
+    pygraphviz=libgraphviz-dev python-ldap=libldap-dev,libsasl2-dev
+""")
+_DEBIAN_PACKAGES = {name: pair.split("=")[1].split(",") for pair in _DEBIAN for name in pair.split("=")[0].split(",")}
+#: What programs say that lack one of these.
+_LACKED = re.compile(
+    r"\b(lib[\w.+-]{1,60}): cannot open shared object file|No such file or directory: '([\w.+-]{1,40})'"
+    r"|\bspawn ([\w.+-]{1,40}) ENOENT|failed to execute (?:PosixPath\()?'([\w.+-]{1,40})'|(tesseract) is not installed"
+    r"|Is (poppler) installed|no library called \"([\w.+-]{1,40})\"|failed to find (libmagic)"
+    r"|Unable to find (zbar) shared library"
+)
 
 
 def start_hint(lines: Sequence[str], bundle: Bundle | None, root: str = "") -> str:
@@ -215,6 +230,10 @@ def _missing(line: str, bundle: Bundle, root: str) -> str:
         return _for_folder((match["folder"] or "").rstrip("/"), bundle, root)
     if match := _NO_SCRIPT.search(line):
         return _for_script(match["name"], bundle)
+    if match := _LACKED.search(line):
+        name = next(filter(None, match.groups()))
+        if match[1] or name in _DEBIAN_PACKAGES:
+            return f"{name} is missing: {_add_debian(_DEBIAN_PACKAGES.get(name))}."
     return ""
 
 
@@ -228,7 +247,15 @@ def _for_command(name: str, bundle: Bundle) -> str:
         return f"The command {name} is missing: {_add_python(name, bundle)}"
     if name in _ABSENT_TOOLS:
         return f"Sandboxes have no {name}: {_ABSENT_TOOLS[name]}."
-    return f"The command {name} was not found: check its name and the dependencies."
+    if name in _DEBIAN_PACKAGES:
+        return f"The command {name} is missing: {_add_debian(_DEBIAN_PACKAGES[name])}."
+    return f"The command {name} was not found: check its name and the dependencies, or {_add_debian(None)}."
+
+
+def _add_debian(packages: Sequence[str] | None) -> str:
+    if packages:
+        return f"add packages = {json.dumps(packages)} to builder.toml, or {' '.join(packages)} to a file apt.txt"
+    return "add its Debian package to packages in builder.toml, or to a file apt.txt"
 
 
 def _for_module(name: str, bundle: Bundle) -> str:
@@ -395,10 +422,11 @@ def _python_hints(text: str, bundle: Bundle) -> Iterator[str]:
         )
     if (match := _COMPILER.search(text)) and (built := _BUILT.search(text)):
         tool = match["name"] or match["file"] or match["tool"] or match["program"] or "compiler"
+        packages = [*_DEBIAN_PACKAGES.get(built["name"].lower(), ()), "build-essential", "python3-dev"]
         yield (
             f"{_asked(built['name'], bundle, _PYTHON_FILES)}: {built['name']} is built from source, and there is no "
             f"{tool} here. Ask for a version that has wheels for this Python, or for a package that brings its "
-            "binaries (psycopg2-binary in place of psycopg2)."
+            f"binaries (psycopg2-binary in place of psycopg2), or {_add_debian(packages)}."
         )
     if match := _EXCLUDED.search(text):
         asked = f"{match['name']}=={match['version']}" if match["version"] else match["name"]

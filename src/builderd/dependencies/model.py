@@ -9,6 +9,7 @@ installer's download cache. At run time the layer lies under the app's root file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,6 +26,15 @@ CACHE = "/build/store/cache"
 #: Folder of a version's files, and of its packages within it, in the sandbox that builds them.
 APP = "/app"
 NODE_MODULES = "node_modules"
+MAX_PACKAGES = 100
+#: A name of a Debian package (Debian policy, 5.6.1). With a hyphen at its end, apt would remove the package.
+PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{0,98}[a-z0-9+]")
+
+
+def package_error(name: str) -> str | None:
+    """Return the reason to reject the name of a Debian package, or None."""
+    error = f"{name[:100]!r} is no name of a Debian package, such as ffmpeg: without a version, an option or an address"
+    return None if PACKAGE_NAME.fullmatch(name) else error
 
 
 def app_folder(root: str) -> str:
@@ -82,7 +92,9 @@ class LayerPlan:
     One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
     ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``, what is left of the tenant's
     ``quota_bytes`` for all layers. ``app`` is set where the layer is not of dependencies, but of the files that a
-    version's build command makes.
+    version's build command makes. ``below`` is the plan of a layer that is made first, and that this one contains.
+    With ``changes_root``, what its only step changes on the root file system is the layer: the step has the rights over
+    files that Debian's packages need.
     """
 
     key: str
@@ -94,11 +106,13 @@ class LayerPlan:
     limit_bytes: int | None = None
     quota_bytes: int | None = None
     app: AppBuild | None = None
+    below: LayerPlan | None = None
+    changes_root: bool = False
 
     @property
     def needs_review_first(self) -> bool:
         """True if it must not start before the review has passed."""
-        return self.runs_foreign_code or self.may_run_code
+        return self.runs_foreign_code or self.may_run_code or self.below is not None
 
 
 @dataclass(frozen=True, slots=True)

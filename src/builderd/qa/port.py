@@ -6,7 +6,7 @@ only where nothing but this one app can be reached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -23,12 +23,19 @@ from builderd.review.model import Hit, ReviewLimits
 
 class Installer(Protocol):
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
+        self,
+        bundle: Bundle,
+        base_id: str,
+        tenant: TenantId,
+        *,
+        install_scripts: bool = False,
+        dev: bool = False,
+        packages: Collection[str] = (),
     ) -> LayerPlan | None:
         """Return the plan for the dependencies that the bundle declares, or None when it declares none.
 
         With ``install_scripts`` the install scripts of packages are run; with ``dev`` a Node project's development
-        dependencies are installed too, as its build needs them.
+        dependencies are installed too, as its build needs them. ``packages`` are of Debian, besides the bundle's.
 
         Raises ``InstallFailed`` when the request itself is refused (and says which line, and why).
         """

@@ -70,7 +70,7 @@ def own_key(plan: LayerPlan, item: WorkItem) -> LayerPlan:
     if since is None:
         return plan
     key = hashlib.sha256(f"{plan.key}\n{item.builder.id}\n{since}".encode()).hexdigest()
-    return replace(plan, key=key)
+    return replace(plan, key=key, below=plan.below and own_key(plan.below, item))
 
 
 class BuildLog:

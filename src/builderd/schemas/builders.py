@@ -24,6 +24,7 @@ from builderd.code.model import MAX_PATH_BYTES, optional_path_error
 from builderd.core import resources as domain
 from builderd.credentials.model import NAME as CREDENTIAL_NAME
 from builderd.credentials.model import name_error as credential_error
+from builderd.dependencies.model import MAX_PACKAGES, PACKAGE_NAME, package_error
 from builderd.executions.model import MAX_STDIN_BYTES, input_error
 from builderd.schemas.files import FileContent, Files
 from builderd.schemas.shape import (
@@ -174,6 +175,8 @@ Credential = Annotated[
     str, checked_by(credential_error), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
 ]
 
+Package = Annotated[str, checked_by(package_error), Field(json_schema_extra={"pattern": f"^{PACKAGE_NAME.pattern}$"})]
+
 
 def _is(value: Any, *kinds: JobType) -> bool:
     return isinstance(value, dict) and value.get("job_type") in kinds
@@ -297,6 +300,11 @@ class NewBuilder(Shape):
         "size with the same environment and disk. Left out: the other lines of a file named Procfile. {}: none.",
     )
     scale: Scale = Field(default_factory=dict[str, int], description="Sandboxes of a further process; left out: 1.")
+    packages: list[Package] = Field(
+        default_factory=list,
+        max_length=MAX_PACKAGES,
+        description="Names of Debian packages that it needs, besides those in a file apt.txt or Aptfile.",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -347,6 +355,7 @@ class ShownSettings(View):
     start_timeout: int
     protocol: Protocol
     root: str
+    packages: list[str]
     env_file: str
     env_file_values: dict[str, str]
     fixed_port: bool

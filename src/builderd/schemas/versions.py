@@ -186,6 +186,7 @@ def new_settings(new: NewBuilder, entrypoint: str, default_isolation: Isolation)
         "resources": new.resources.value,
         "isolation": new.isolation or default_isolation,
         "credentials": tuple(new.credentials),
+        "packages": tuple(new.packages),
         "build": new.build or "",
         "release": new.release or "",
         "fixed_port": "port" in new.model_fields_set,
@@ -199,8 +200,7 @@ def given_fields(new: NewVersion | NewSettings, without: Collection[str] = CODE)
     given = {name: getattr(new, name) for name in new.model_fields_set if name not in without}
     if "resources" in given:
         given["resources"] = {name: getattr(new.resources, name) for name in new.resources.model_fields_set}
-    if "credentials" in given:
-        given["credentials"] = tuple(new.credentials)
+    given |= {name: tuple(given[name]) for name in ("credentials", "packages") if name in given}
     return given
 
 
@@ -214,6 +214,7 @@ def shown_settings(settings: VersionSettings, shape: type[View]) -> dict[str, An
         "processes": dict(settings.processes),
         "resources": ShownResources(cpu=resources.cpu, memory=resources.memory, disk=resources.disk),
         "credentials": list(settings.credentials),
+        "packages": list(settings.packages),
     }
     copied = {name: getattr(settings, name) for name in SETTING_NAMES if name in shape.model_fields}
     return {**copied, **converted}

@@ -100,6 +100,8 @@ class VersionSettings:
     detected: Mapping[str, Any] = field(default_factory=dict)
     #: Further processes: the command of each by its name. Each sandbox of one has the version's environment and disk.
     processes: Mapping[str, str] = field(default_factory=dict)
+    #: Debian packages that are installed besides those of the code's ``apt.txt``.
+    packages: tuple[str, ...] = ()
 
     @property
     def variables(self) -> Mapping[str, str]:

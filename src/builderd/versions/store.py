@@ -90,6 +90,7 @@ versions = Table(
     Column("env_file_values", document()),
     Column("detected", document()),
     Column("processes", document()),
+    Column("packages", document()),
     Column("released", Boolean, nullable=False, server_default=false()),
     Column("adopted_port", Integer),
     *setting_columns("entrypoint", "port", "isolation", "skip_review", "skip_qa", "require_qa"),
@@ -227,7 +228,8 @@ class Versions(Repository[Version]):
         settings = row_of(row.pop("settings"))
         resources = row_of(settings.pop("resources"))
         texts = {name: dict(settings.pop(name)) for name in ("env", "env_file_values", "detected", "processes")}
-        return {**row, **settings, **resources, **texts, "credentials": list(settings.pop("credentials"))}
+        lists = {name: list(settings.pop(name)) for name in ("credentials", "packages")}
+        return {**row, **settings, **resources, **texts, **lists}
 
 
 def _version(row: Row[Any]) -> Version:
@@ -235,6 +237,7 @@ def _version(row: Row[Any]) -> Version:
     resources = Resources(**{field.name: values.pop(field.name) for field in fields(Resources)})
     settings = {name: values.pop(name) for name in SETTING_NAMES if name != "resources"}
     settings["credentials"] = tuple(settings["credentials"])
-    # Versions from before the columns have none.
+    # Versions from before these columns have none.
+    settings["packages"] = tuple(settings["packages"] or ())
     settings |= {name: settings[name] or {} for name in ("env_file_values", "detected", "processes")}
     return Version(**values, settings=VersionSettings(**settings, resources=resources))

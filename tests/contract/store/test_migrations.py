@@ -40,6 +40,7 @@ LANDED = {
     "0050_adopted_port.py": "7a984d8eee06a272b55686ef7cb5c96ba5e2de28ae20a0cf990b7342d092a9a6",
     "0051_detected.py": "1b11f42e6fc520cba1b808710aedc74ebe755e50007a63dd6298012cdf815547",
     "0052_processes.py": "5e2065f711563f4e81bd74608a78104681d52a60208518e2a28555f076ec7d1b",
+    "0053_packages.py": "d1e5127a2c8e866dd2ebd275b176841a2a11d31494f12cf5b053744c28a76f97",
 }
 HEAD = migrations.revisions()[-1]
 #: A later migration, which rebuilds a table on SQLite.

@@ -54,7 +54,8 @@ PLACES: dict[str, tuple[Collection[str], dict[str, str]]] = {
     "page": (
         {*TEXTS, *BOXES},
         {**CODE, **OTHER_FORM, "stdin": "a job is run by `builderd run`", "start_timeout": "the service's default"}
-        | dict.fromkeys(("processes", "scale"), "the Procfile's"),
+        | dict.fromkeys(("processes", "scale"), "the Procfile's")
+        | {"packages": "a file apt.txt"},
     ),
     "change of settings": (
         NewSettings.model_fields,
@@ -67,7 +68,9 @@ PLACES: dict[str, tuple[Collection[str], dict[str, str]]] = {
                 ("build", "entrypoint", "env_file", "install_scripts", "port", "processes", "root"),
                 "goes with the code",
             ),
-            **dict.fromkeys(("isolation", "protocol", "require_qa", "start_timeout"), "goes with a new version"),
+            **dict.fromkeys(
+                ("isolation", "packages", "protocol", "require_qa", "start_timeout"), "goes with a new version"
+            ),
         },
     ),
     "answer with a builder": (Builder.model_fields, {**CODE, **ONCE}),
@@ -90,6 +93,7 @@ GIVEN = {
     "resources": {"cpu": 2},
     "isolation": "strong",
     "credentials": ["key"],
+    "packages": ["ffmpeg"],
     "skip_review": True,
     "skip_qa": True,
     "require_qa": True,
@@ -103,6 +107,7 @@ SETTINGS = VersionSettings(
     resources=Resources(cpu=2),
     isolation=Isolation.STRONG,
     credentials=("key",),
+    packages=("ffmpeg",),
     skip_review=True,
     skip_qa=True,
     require_qa=True,
@@ -128,10 +133,10 @@ def test_a_change_has_the_given_fields_only_and_no_code() -> None:
     new = NewVersion.model_validate(GIVEN, context=CONTEXT)
     given = given_fields(new)
     assert set(given) == set(GIVEN) - {"files"}
-    assert (given["resources"], given["credentials"]) == ({"cpu": 2}, ("key",))
+    assert (given["resources"], given["packages"]) == ({"cpu": 2}, ("ffmpeg",))
 
 
 def test_a_version_shows_every_setting() -> None:
     shown = shown_settings(SETTINGS, Version)
     assert set(shown) == set(SETTING_NAMES)
-    assert (shown["credentials"], shown["resources"].cpu, shown["port"]) == (["key"], 2, 9000)
+    assert (shown["packages"], shown["resources"].cpu, shown["port"]) == (["ffmpeg"], 2, 9000)

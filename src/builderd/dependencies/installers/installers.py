@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from builderd.code.model import Bundle
 from builderd.core.ids import TenantId
 from builderd.credentials.model import DEFAULT_NAME, NPM_TOKEN, PackageSources
-from builderd.dependencies.installers import npm
-from builderd.dependencies.installers.npm import NpmInstaller
+from builderd.dependencies.installers import debian, npm
+from builderd.dependencies.installers.npm import MAX_EXPLAINED_LINES, NpmInstaller
 from builderd.dependencies.installers.project import read_locks, read_project, read_setup
 from builderd.dependencies.installers.requirements import read_requirements
 from builderd.dependencies.model import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
@@ -30,7 +30,6 @@ NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 #: Lines of uv's output that do not explain a failure.
 NOISE = re.compile(r"^(?:Using (?:Python|CPython) |Creating virtual environment |Resolved |Prepared |hint: Wheels are)")
-MAX_EXPLAINED_LINES = 30
 
 ENVIRONMENT = {
     "UV_NO_CONFIG": "1",
@@ -78,30 +77,25 @@ class UvInstaller:
         key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         files = {"requirements.txt": requirements.lines, "constraints.txt": requirements.constraints}
         inputs = {name: "".join(f"{line}\n" for line in lines).encode() for name, lines in files.items() if lines}
-        return self.foreign(key, inputs) if requirements.foreign else self.wheels(key, inputs)
+        return self.make(key, inputs, foreign=requirements.foreign)
 
     def explain(self, output: Sequence[str]) -> str:
         lines = [ANSI.sub("", line).rstrip() for line in output]
         messages = [line for line in lines if line and not NOISE.match(line)]
         return "\n".join(messages[-MAX_EXPLAINED_LINES:]) or "uv failed without output."
 
-    def wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
-        """Return the plan that installs only wheels, from the inputs of a plan."""
-        install = f"{INSTALL} --no-build {CLONED}"
-        step = self._step("Installing wheels", install, inputs, Cache.SHARED)
-        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=False)
+    def make(self, key: str, inputs: Mapping[str, bytes], *, foreign: bool) -> LayerPlan:
+        """Return the plan from its inputs, of wheels alone unless ``foreign``.
 
-    def foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
-        install = f"{INSTALL} {COPIED}"
-        step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
-        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=True)
-
-    def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
-        """Run both commands in one sandbox: the environment is new, so uv runs nothing foreign when it inspects it."""
+        Both commands run in one sandbox: the environment is new, so uv runs nothing foreign when it inspects it.
+        """
+        title, cache = ("Building and installing", Cache.SCRATCH) if foreign else ("Installing wheels", Cache.SHARED)
         constraints = f" -c {INPUT}/constraints.txt" if "constraints.txt" in inputs else ""
+        install = f"{INSTALL} {COPIED if foreign else f'--no-build {CLONED}'}"
         script = f"{VENV} && {install} -r {INPUT}/requirements.txt{constraints}"
         index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}
-        return BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
+        step = BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
+        return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=foreign)
 
 
 def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
@@ -129,11 +123,22 @@ class Installers:
     npm: NpmInstaller
 
     def plan(
-        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False, dev: bool = False
+        self,
+        bundle: Bundle,
+        base_id: str,
+        tenant: TenantId,
+        *,
+        install_scripts: bool = False,
+        dev: bool = False,
+        packages: Collection[str] = (),
     ) -> LayerPlan | None:
         python = self.uv.plan(bundle, base_id, tenant)
         node = self.npm.plan(bundle, base_id, tenant, install_scripts=install_scripts, dev=dev)
-        return _both(python, node) if python and node else python or node
+        above = _both(python, node) if python and node else python or node
+        below = debian.plan((*packages, *debian.read_package_names(bundle)), base_id)
+        if above is None or below is None:
+            return above or below
+        return replace(above, key=hashlib.sha256(f"{above.key} on {below.key}".encode()).hexdigest(), below=below)
 
     def from_sources(self, plan: LayerPlan, sources: PackageSources, tenant: TenantId) -> LayerPlan:
         parts = (plan.key, "sources", sources.fingerprint, tenant)
@@ -147,15 +152,16 @@ class Installers:
     def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
         if plan.runs_foreign_code or "requirements.txt" not in plan.inputs:
             return None
-        wheels = self.uv.wheels(plan.key, plan.inputs).steps
+        wheels = self.uv.make(plan.key, plan.inputs, foreign=False).steps
         key = hashlib.sha256(f"{plan.key} from source for tenant {tenant}".encode()).hexdigest()
-        source = self.uv.foreign(key, plan.inputs)
+        source = self.uv.make(key, plan.inputs, foreign=True)
         # npm first: nothing that runs later sees files that a Python source build left in the layer.
-        return replace(source, steps=(*(step for step in plan.steps if step not in wheels), *source.steps))
+        first = tuple(step for step in plan.steps if step not in wheels)
+        return replace(source, below=plan.below, steps=first + source.steps)
 
     def explain(self, output: Sequence[str]) -> str:
-        npm_failed = any(NPM_LINE.match(line) for line in output)
-        return self.npm.explain(output) if npm_failed else self.uv.explain(output)
+        failed = self.npm if any(NPM_LINE.match(line) for line in output) else self.uv
+        return debian.explain(output) or failed.explain(output)
 
 
 def _both(python: LayerPlan, node: LayerPlan) -> LayerPlan:

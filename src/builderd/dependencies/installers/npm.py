@@ -176,7 +176,7 @@ def read_packages(bundle: Bundle, registry: str | None, *, dev: bool = False) ->
     tables = [manifest.get(name) or {} for name in DECISIVE]
     specs = [spec for table in tables for spec in table.values() if isinstance(spec, str)]
     specs += _overriding(overrides) if overrides else ()
-    foreign = any(_is_remote(spec) for spec in specs)
+    foreign = not all(map(REGISTRY_SPEC.fullmatch, specs))
     foreign = foreign or (lock is not None and _check_lock(lock, registry))
     written = {"name": "app", "version": "0.0.0", "private": True, **manifest}
     if lock is None and (versions := dict(read_versions(bundle))):
@@ -282,10 +282,6 @@ def _check_spec(key: str, spec: Any) -> None:
         )
 
 
-def _is_remote(spec: str) -> bool:
-    return not REGISTRY_SPEC.fullmatch(spec)
-
-
 def _check_lock(lock: dict[str, Any], registry: str | None) -> bool:
     """Return True if a package of the lock comes from outside the registry. Raises ``InstallFailed``."""
     known = tuple(filter(None, (PUBLIC_REGISTRY, registry and registry.rstrip("/") + "/")))
@@ -298,7 +294,7 @@ def _check_lock(lock: dict[str, Any], registry: str | None) -> bool:
             raise InstallFailed(f"The lock takes {location!r} from a folder: only registry packages are supported.")
         resolved = package.get("resolved")
         foreign = foreign or (isinstance(resolved, str) and not resolved.startswith(known))
-        foreign = foreign or _is_remote(str(package.get("version", "")))
+        foreign = foreign or not REGISTRY_SPEC.fullmatch(str(package.get("version", "")))
     return foreign
 
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from builderd.core.errors import BuilderdError, NotFound
+from builderd.core.errors import BuilderdError, InstallFailed, NotFound
 from builderd.core.ids import TenantId
 from builderd.core.members import MemberAway
 from builderd.core.resources import GB
@@ -109,7 +109,9 @@ class Layers:
         return name, own.get("node") == "1"
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        """Make the layer, or wait for a running build of it."""
+        """Make the layer, or wait for a running build of it. Raises ``InstallFailed`` for Debian packages."""
+        if plan.below is not None or plan.changes_root:
+            raise InstallFailed("The engine incus has no Debian packages: leave out packages, apt.txt and Aptfile.")
         async with self._locks.setdefault(plan.key, asyncio.Lock()):
             if await self.has_layer(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)

@@ -92,6 +92,7 @@ class Settings(TypedDict, total=False):
         ),
     ]
     scale: Annotated[dict[str, int], Field(description="Sandboxes of each of these processes; default 1.")]
+    packages: Annotated[list[str], Field(description="Debian packages that it needs, such as ffmpeg.")]
 
 
 Upload = Annotated[str, Field(description="upload_id of create_upload_link, in place of files.")]

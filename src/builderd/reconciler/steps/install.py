@@ -52,7 +52,9 @@ def _installed(transition: Transition, version: Version, layer: MadeLayer) -> No
 async def make_layer(app: Application, builds: Builds, item: WorkItem) -> MadeLayer:
     """Make the layer, or find it made. Raises ``InstallFailed`` with the installer's words."""
     files, tenant = await bundles.fetch_root(app, item.version), item.builder.tenant_id
-    plan = _plan(app, item, files)
+    settings, base = item.version.settings, app.engine.layers.base_id
+    scripts, dev, packages = settings.install_scripts, bool(settings.build), settings.packages
+    plan = app.installer.plan(files, base, tenant, install_scripts=scripts, dev=dev, packages=packages)
     await _name_unread(app, item, files)
     del files  # neither while this waits nor while the layer is built
     if plan is None:
@@ -119,14 +121,6 @@ async def _make(
     made, before = complete(source), outcome.seconds
     outcome = await builds.run(item.builder, made, log)
     return made, outcome, before + outcome.seconds
-
-
-def _plan(application: Application, item: WorkItem, bundle: Bundle) -> LayerPlan | None:
-    """Return the plan of the layer; ``bundle`` has the files of the version's root."""
-    scripts = item.version.settings.install_scripts
-    base, tenant = application.engine.layers.base_id, item.builder.tenant_id
-    dev = bool(item.version.settings.build)
-    return application.installer.plan(bundle, base, tenant, install_scripts=scripts, dev=dev)
 
 
 def _explain(application: Application, plan: LayerPlan, outcome: BuildOutcome, bundle: Bundle) -> str:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from builderd.code.model import Bundle, BundleFile, make_bundle
+from builderd.core.errors import InstallFailed
 from builderd.core.ids import TenantId
 from builderd.credentials.model import read_sources
 from builderd.dependencies.installers.installers import Installers, UvInstaller
@@ -29,6 +30,38 @@ def test_each_alone_keeps_its_own_plan() -> None:
     assert plan(PYTHON) == UvInstaller("1").plan(make_bundle([PYTHON]), "base", ALICE)
     assert plan(NODE) == NpmInstaller().plan(make_bundle([NODE]), "base", ALICE)
     assert INSTALLERS.plan(make_bundle([BundleFile("main.py", b"")]), "base", ALICE) is None
+
+
+def test_debian_packages_lie_below_the_others_and_are_shared_by_name() -> None:
+    apt = BundleFile("apt.txt", b"\n# media\nffmpeg  libgl1 # both\n")
+    alone = plan(apt)
+    assert alone == INSTALLERS.plan(make_bundle([]), "base", BOB, packages=("libgl1", "ffmpeg"))
+    assert (alone.below, alone.needs_review_first) == (None, True)
+    assert alone.steps[0].argv[-2:] == ("ffmpeg", "libgl1")
+    both = plan(apt, PYTHON)
+    assert (both.below, both.steps, both.needs_review_first) == (alone, plan(PYTHON).steps, True)
+    assert len({both.key, alone.key, plan(PYTHON).key}) == 3
+    source = INSTALLERS.from_source(both, ALICE)
+    assert source is not None
+    assert source.below == alone
+
+
+@pytest.mark.parametrize(
+    "line", ["ffmpeg=7", "-y", "ffmpeg-", "ffmpeg/sid", "https://a.example/b.deb", ":repo:x", "FFmpeg", "a"]
+)
+def test_names_that_debian_cannot_have_are_refused_with_their_line(line: str) -> None:
+    with pytest.raises(InstallFailed, match=r"Aptfile, line 2: .* is no name of a Debian package"):
+        plan(BundleFile("Aptfile", f"g++ libstdc++6 lib.x-1\n{line}\n".encode()))
+    with pytest.raises(InstallFailed, match="101 Debian packages are named: at most 100"):
+        plan(BundleFile("apt.txt", "\n".join(f"lib{n}" for n in range(101)).encode()))
+
+
+def test_errors_of_apt_are_shown_alone() -> None:
+    output = ["Setting up a ...", "E: Unable to locate package b", "E: Debian has no package b", "done"]
+    shown = INSTALLERS.explain(output).splitlines()
+    assert shown[0] == output[2]
+    assert shown[1].startswith("Correct the names")
+    assert INSTALLERS.explain(["x", "dpkg: error processing a (--configure):"]).startswith("dpkg: error")
 
 
 def test_both_make_one_layer_shared_by_all() -> None:

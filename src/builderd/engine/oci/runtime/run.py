@@ -180,7 +180,7 @@ INIT = ("/usr/bin/tini", "-g", "--")
 WAIT = "trap 'exit 143' TERM\n"
 #: A command that installs Node packages itself needs a folder of its own for them, as ``npm ci`` empties it first.
 _INSTALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)\s+(?:ci|i|install|add|update)\b|\byarn\s*(?:$|[;&|])")
-_PATH = f"{HOME}/.local/bin:/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PATH = f"{HOME}/.local/bin:/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games"
 
 
 def make_run(

@@ -35,6 +35,8 @@ from builderd.sandboxes.model import EndCause
 _LOG_LIMIT = 10_000_000
 _TMP_BYTES = min(1 << 30, BUILD_RESOURCES.memory_bytes)
 _BUILD_PROCESSES = 512
+#: What dpkg and the scripts of Debian's packages need, over the ids of the sandbox alone.
+_PACKAGE_RIGHTS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETGID", "CAP_SETUID")
 _TAIL_SECONDS = 0.05
 #: Bytes of a log after which others have their turn, a matter of milliseconds.
 PIECE_BYTES = 64 << 10
@@ -71,7 +73,7 @@ class Runner:
         return Run(
             id=run.id,
             runtime=self._runtime,
-            root=Root(lowers, run.binds),
+            root=Root(lowers, run.binds, run.scratch),
             hostname="build",
             argv=[*INIT, *run.argv],
             env={**CA_ENVIRONMENT, **run.env},
@@ -84,6 +86,7 @@ class Runner:
             log=self.log_of(run.id),
             log_limit=_LOG_LIMIT,
             tenant=run.tenant if run.network else "",
+            capabilities=_PACKAGE_RIGHTS if run.scratch else (),
             tmpfs={"/tmp": _TMP_BYTES, "/dev/shm": BUILD_RESOURCES.memory_bytes // 4},  # noqa: S108
         )
 

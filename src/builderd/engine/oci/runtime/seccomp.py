@@ -48,7 +48,7 @@ _NAMESPACE_FLAGS = 0x7E02_0000
 
 #: Families of sockets that are open, of socket.h; no vsock to a hypervisor, no kernel crypto, no packets.
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
-_NETLINK_ROUTE = 0
+_NETLINK_ROUTE, _NETLINK_AUDIT = 0, 9
 #: The type of a socket without its flags (SOCK_TYPE_MASK of linux/net.h).
 _TYPE_BITS = 0xF
 _STREAM, _DATAGRAM, _RAW = 1, 2, 3
@@ -134,6 +134,9 @@ def _sockets() -> list[Rule]:
     """Return rules that allow; the default refuses all else, also numbers with upper 32 bits set."""
     rules = [_rule([call], args=[_equal(0, _AF_UNIX)]) for call in ("socket", "socketpair")]
     rules.append(_rule(["socket"], args=[_equal(0, _AF_NETLINK), _equal(2, _NETLINK_ROUTE)]))
+    # Refused too, but as by a kernel without audits: groupadd, which scripts of packages run, goes on then.
+    audit = [_equal(0, _AF_NETLINK), _equal(2, _NETLINK_AUDIT)]
+    rules.append(_rule(["socket"], "SCMP_ACT_ERRNO", _EPROTONOSUPPORT, audit))
     for family in (_AF_INET, _AF_INET6):
         internet = _equal(0, family)
         rules += [_rule(["socket"], args=[internet, _type(kind), _equal(2, number)]) for kind, number in _INTERNET]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
@@ -181,8 +182,32 @@ def measure(layer: Path) -> int:
     return int(subprocess.run(argv, check=True, stdout=subprocess.PIPE, env={"LC_ALL": "C"}).stdout.split()[0])
 
 
+#: Folder of a new layer in which its steps write, beside what the layer begins with and they do not reach.
+UPPER = "upper"
+
+
+def take_upper(layer: Path) -> None:
+    """Make what the steps wrote the layer's content; its owners become the ids of the sandbox's inside. Blocks.
+
+    No program keeps more rights than its caller has: a change of owner takes setuid bits and capabilities away.
+    """
+    upper = layer / UPPER
+    if first := upper.stat().st_uid:  # its root: the steps changed the root file system
+        for name in ("etc/hosts", "etc/hostname"):  # the build sandbox's own
+            (upper / name).unlink(missing_ok=True)
+        for folder, folders, names in os.walk(upper):
+            for name in (*folders, *names):
+                status = os.lstat(path := f"{folder}/{name}")
+                if status.st_uid >= first:  # neither the mark of a removed file, nor another name of a changed one
+                    os.chown(path, status.st_uid - first, status.st_gid - first, follow_symlinks=False)
+        shutil.rmtree(layer / "work")
+    for entry in list(upper.iterdir()):
+        entry.rename(layer / entry.name)
+    upper.rmdir()
+
+
 def layer_error(layer: Path) -> str | None:
-    """Check a layer's content: it lies below an app's root and may contain only what installers make.
+    """Check what the steps made: it lies below an app's root and may contain only what installers make.
 
     Of a great many names only the first few are checked: to leave millions costs a build little.
     """

@@ -38,6 +38,7 @@ from builderd.dependencies.model import (
 )
 from builderd.engine.oci.storage.app_builds import (
     FOLDER,
+    UPPER,
     BuildRefused,
     FinishedBuild,
     has_own_packages,
@@ -45,6 +46,7 @@ from builderd.engine.oci.storage.app_builds import (
     layer_error,
     measure,
     place_files,
+    take_upper,
 )
 from builderd.engine.oci.storage.backing import total_bytes
 from builderd.engine.oci.storage.layer_store import LayerCache, LayerStore
@@ -77,7 +79,7 @@ class Build:
 
     ``shared``: the shared cache, for builds with a step that writes to it. ``tenant``: who builds it, if it is known;
     ``tenant_limit``: the bytes that the tenant has left for it, of ``tenant_quota`` for all layers. ``app``: the
-    version that is built, and ``below`` the layer with its dependencies.
+    version that is built, and ``below`` the layer with its dependencies, or the layer that the new one begins with.
     """
 
     folder: Path
@@ -146,7 +148,7 @@ class Layers:
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for a running build of it. Raises ``NoCapacity`` when the store is too full."""
-        async with self._lock(plan.key):
+        async with self._locks.setdefault(plan.key, asyncio.Lock()):
             with full_store_named(self._store):
                 return await self._build_once(plan, progress)
 
@@ -158,16 +160,25 @@ class Layers:
             async with self._new_layer(plan.key, 2, None, plan) as new:
                 build = replace(new, app=plan.app, below=below)
                 await run_to_completion(self._fill_app, build, plan.app)
-                return await self._make(build, plan.key, plan.steps, progress)
+                return await self._make(build, plan, progress)
+        below, seconds = None, 0.0
+        if plan.below is not None:
+            first = replace(plan.below, tenant=plan.tenant, limit_bytes=plan.limit_bytes, quota_bytes=plan.quota_bytes)
+            outcome = await self.build_layer(first, progress)
+            if not outcome.ok:
+                return outcome
+            below, seconds = self.lower(plan.below.key), outcome.seconds
         caches = {step.cache for step in plan.steps}
         async with AsyncExitStack() as entered:
             shared = await entered.enter_async_context(self._cache.in_use()) if Cache.SHARED in caches else None
             # Foreign code gets an empty cache, and so does a build that finds the shared one full.
             has_own_cache = Cache.SCRATCH in caches or (Cache.SHARED in caches and shared is None)
             copies = 2 if has_own_cache else 1
-            build = await entered.enter_async_context(self._new_layer(plan.key, copies, shared, plan))
+            new = await entered.enter_async_context(self._new_layer(plan.key, copies, shared, plan))
+            build = replace(new, below=below)
             await run_to_completion(self._fill, build, plan, has_own_cache)
-            return await self._make(build, plan.key, plan.steps, progress)
+            outcome = await self._make(build, plan, progress)
+            return replace(outcome, seconds=outcome.seconds + seconds)
 
     def _fill_app(self, build: Build, app: AppBuild) -> None:
         create_subvolume(build.layer)
@@ -197,9 +208,6 @@ class Layers:
         keys = self._finished.keys() if wanted is None else wanted
         found = {key: layer for key in keys if (layer := self._finished.describe(key))}
         return StoredLayers(found, total_bytes(self._store.root))
-
-    def _lock(self, key: str) -> asyncio.Lock:
-        return self._locks.setdefault(key, asyncio.Lock())
 
     @asynccontextmanager
     async def _new_layer(
@@ -238,8 +246,13 @@ class Layers:
 
     def _fill(self, build: Build, plan: LayerPlan, has_own_cache: bool) -> None:
         for subvolume in (build.layer, build.cache) if has_own_cache else (build.layer,):
-            create_subvolume(subvolume)
+            if build.below is not None and subvolume == build.layer:
+                snapshot(build.below, subvolume)
+            else:
+                create_subvolume(subvolume)
             self._limit(build, subvolume)
+        for name in (UPPER, "work") if plan.changes_root else (UPPER,):
+            (build.layer / name).mkdir(mode=0o755)
         build.input.mkdir(mode=0o755)
         for path, content in plan.inputs.items():
             file = build.input / path
@@ -252,24 +265,24 @@ class Layers:
         if build.tenant:
             self._store.quota.count_growth(group, self._store.quota.group(build.layer), build.tenant)
 
-    async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:
+    async def _make(self, build: Build, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         transcript = Transcript(progress)
-        for step in steps:
+        for step in plan.steps:
             progress(step.title)
-            end = await self._runner.run_build(self._run(build, step), transcript.add)
+            end = await self._runner.run_build(self._run(build, plan, step), transcript.add)
             if end.exit_code:
                 await asyncio.to_thread(self._refuse_limit, build, end)
                 if names_quota(transcript.last):
                     # Any program can print these words, and one may have removed what it had written.
                     transcript.add(f"note: if a limit ended it, then this: {self._too_large(build).message}")
                 return transcript.outcome(end)
-        if error := await asyncio.to_thread(_result_error, build):
+        if error := await run_to_completion(_take_result, build, plan):
             transcript.add(error)
             return transcript.outcome(BuildExit(1))
         size = await run_to_completion(measure, build.layer)
         if build.tenant_limit is not None and size > build.tenant_limit:
             raise self._too_large(replace(build, size=build.tenant_limit), size)
-        await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
+        await run_to_completion(self._finished.put, plan.key, build.layer, size, build.tenant)
         return transcript.outcome(BuildExit(0))
 
     def _refuse_limit(self, build: Build, end: BuildExit) -> None:
@@ -294,15 +307,16 @@ class Layers:
             build.size, self._most(), build.tenant_limit, build.tenant_quota, is_app=build.app is not None, size=size
         )
 
-    def _run(self, build: Build, step: BuildStep) -> BuildRun:
+    def _run(self, build: Build, plan: LayerPlan, step: BuildStep) -> BuildRun:
         binds = self._app_binds(build, build.app) if build.app else (*self._binds(build, step.cache), *self._tools)
         return BuildRun(
             id=secrets.token_hex(8),
             argv=step.argv,
             env={**ENVIRONMENT, **step.env, **step.secrets},
             cwd=build.app.folder if build.app else INPUT,
-            binds=tuple(binds),
+            binds=() if plan.changes_root else tuple(binds),
             layer=build.below,
+            scratch=build.layer if plan.changes_root else None,
             tenant=build.tenant or "" if build.app else "",
             network=step.network,
             timeout_seconds=step.timeout_seconds,
@@ -316,18 +330,21 @@ class Layers:
 
     def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
         yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)
-        yield Bind(build.layer, LAYER, read_only=False, owner=LAYER_UID)
+        yield Bind(build.layer / UPPER, LAYER, read_only=False, owner=LAYER_UID)
         source = {Cache.NONE: None, Cache.SHARED: build.shared or build.cache, Cache.SCRATCH: build.cache}[cache]
         if source is not None:
             yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
 
 
-def _result_error(build: Build) -> str | None:
-    """Return why the layer cannot be kept; of an app's build, remove what it did not make."""
-    if build.app is None:
-        return layer_error(build.layer)
+def _take_result(build: Build, plan: LayerPlan) -> str | None:
+    """Make what the steps made the layer's content, or return why it cannot be kept. Blocks."""
     try:
-        keep_result(build.layer, build.app.bundle)
+        if build.app is not None:
+            keep_result(build.layer, build.app.bundle)
+        elif not plan.changes_root and (found := layer_error(build.layer / UPPER)):
+            return found
+        else:
+            take_upper(build.layer)
     except BuildRefused as error:
         return f"error: {error}"
     return None
@@ -355,8 +372,9 @@ class BuildRun:
     """Parameters of a build sandbox. ``id`` is unique on the host, in hex.
 
     The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
-    without any capability. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is whose
-    NAT ports it takes. ``env`` is complete but for what the host's way to the network needs.
+    without any capability. With ``scratch``, it may change the root, whose changes are in ``upper`` of that folder, and
+    has capabilities over files. ``layer`` lies between the base and the command's own binds, read-only, ``tenant`` is
+    whose NAT ports it takes. ``env`` is complete but for what the host's way to the network needs.
     """
 
     id: str
@@ -368,6 +386,7 @@ class BuildRun:
     timeout_seconds: int
     layer: Path | None = None
     tenant: str = ""
+    scratch: Path | None = None
 
 
 #: Exit of a build, without ``store_full``.

@@ -87,6 +87,7 @@ def test_internet_sockets_are_limited_to_tcp_and_udp(family: int, flags: int) ->
     for kind, protocol in ((5, 0), (6, 0), (1, 1 << 32 | 262), (2, 1 << 32 | 136)):
         assert judge("socket", family, kind | flags, protocol)[0] == ERRNO
     assert judge("socket", family, 3 | flags, 1) == (ERRNO, 1)
+    assert judge("socket", 16, 3 | flags, 9) == (ERRNO, 93), "groupadd goes on without audits"
 
 
 HIGH = 1 << 32

@@ -40,6 +40,7 @@ class FakeInstaller:
         install_scripts: bool = False,
         dev: bool = False,
         packages: Collection[str] = (),
+        added: Collection[str] = (),
     ) -> LayerPlan | None:
         request = bundle.file(REQUEST)
         if request is None:

@@ -31,6 +31,7 @@ class Installer(Protocol):
         install_scripts: bool = False,
         dev: bool = False,
         packages: Collection[str] = (),
+        added: Collection[str] = (),
     ) -> LayerPlan | None:
         """Return the plan for the dependencies that the bundle declares, or None when it declares none.
 

@@ -247,7 +247,8 @@ async def _found_again(
 
 def _told(found: Detected) -> Mapping[str, Any]:
     """Return the findings as the API shows them; empty for a command that was given."""
-    return {"framework": found.framework, "reason": found.reason, "notes": found.notes} if found.framework else {}
+    names = ("framework", "reason", "notes", "added")
+    return {name: getattr(found, name) for name in names} if found.framework else {}
 
 
 def _check_kind(job_type: JobType, found: Detected) -> None:

@@ -96,7 +96,7 @@ class VersionSettings:
     fixed_port: bool = False
     #: Port on which apps of its framework listen by default; 0: unknown.
     known_port: int = 0
-    #: What was detected in the code where no entrypoint was given (framework, reason, notes); empty: nothing was.
+    #: What was detected in the code where no entrypoint was given (framework, reason, notes, packages added), or empty.
     detected: Mapping[str, Any] = field(default_factory=dict)
     #: Further processes: the command of each by its name. Each sandbox of one has the version's environment and disk.
     processes: Mapping[str, str] = field(default_factory=dict)

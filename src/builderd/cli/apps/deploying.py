@@ -232,8 +232,8 @@ NOT_OF_JOBS = {"auto_stop_interval", "visibility", "release"}
 def deploy(session: Session, directory: Path, name: str | None, **flags: Any) -> None:
     """Deploy a folder: create a builder, or a new version of the one there is. Prints its URL.
 
-    Exits with 1 when the new version does not serve; the version before serves on. What the options choose is written
-    into builder.toml after success, without the variables.
+    Exits with 1 when the new version does not serve; the version before serves on. A job is awaited, and its log shown:
+    1 when it fails. What the options choose is written into builder.toml after success, without the variables.
 
     Ctrl-C leaves the deployment going. The same command resumes it, also after a lost connection: it never makes a
     second builder.
@@ -266,6 +266,13 @@ def deploy(session: Session, directory: Path, name: str | None, **flags: Any) ->
     pending = deployment.begin(existing, lambda found: _check_folder(session, project, found, flags))
     _print_sent(session, folder)
     builder = deployment.run(pending)
+    if is_job := builder.data.job_type == "one_time":
+        if existing is not None and builder.status not in ("creating", "running"):
+            builder.start()  # a new version waits for it
+        _follow(session, builder, (), shows=not session.as_json)
+        if builder.exit_code != 0:
+            session.say(f"Error: {name} ended: {builder.data.status_reason}\nNext: builderd logs {name}")
+            raise SystemExit(Exit.FAILED)
     if project.name in (None, name):  # else the file is about another builder
         _write_chosen(
             session, project, {"name": name, **{key: chosen[of] for key, of in FIELDS.items() if of in chosen}}
@@ -273,7 +280,8 @@ def deploy(session: Session, directory: Path, name: str | None, **flags: Any) ->
     if flags["variables"] and "env" in project.settings:
         session.say(f"The next deployment has the variables of [env] in {FILE} alone: --env is not written into it.")
     rate = f", {builder.data.cost.hourly_rate:.4f} {builder.data.cost.currency} an hour" if session.shows_money else ""
-    session.say(f"{name} {'serves' if served_at(builder) else 'runs'} version {builder.version}{rate}.")
+    does = "has run" if is_job else "serves" if served_at(builder) else "runs"
+    session.say(f"{name} {does} version {builder.version}{rate}.")
     session.result(builder, served_at(builder) or builder.name)
 
 
@@ -508,7 +516,7 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
     _print_sent(session, folder)
     made_up = f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
     with _job(session, folder, State(project.root, JOB), options, name, made_up) as builder:
-        _follow(session, builder, flags["outputs"])
+        _follow(session, builder, flags["outputs"], shows=True)
         if not flags["keep"]:
             builder.delete(purge=True)
     ended = builder.exit_code
@@ -521,10 +529,10 @@ def run(session: Session, directory: Path, args: Sequence[str], name: str | None
         raise SystemExit(code)
 
 
-def _follow(session: Session, builder: Builder, outputs: Sequence[str]) -> None:
+def _follow(session: Session, builder: Builder, outputs: Sequence[str], *, shows: bool) -> None:
     """Show a job's log until its end, and fetch what it has made."""
     try:
-        builder.wait(finished=True, on_line=partial(_print_line, session), interval=0.5)
+        builder.wait(finished=True, on_line=partial(_print_line, session, builder) if shows else None, interval=0.5)
         for path in outputs:
             count = builder.files.download(path, Path(path).name)
             session.say(f"Fetched {path} ({count} file{'' if count == 1 else 's'}).")
@@ -534,7 +542,9 @@ def _follow(session: Session, builder: Builder, outputs: Sequence[str]) -> None:
         raise
 
 
-def _print_line(session: Session, line: LogLine) -> None:
+def _print_line(session: Session, builder: Builder, line: LogLine) -> None:
+    if line.version != builder.version:
+        return
     if session.as_json:
         session.row(line, "")
     elif line.stream not in ("build", "release"):

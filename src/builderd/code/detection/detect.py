@@ -14,6 +14,7 @@ from builderd.code.detection.modules import Modules
 from builderd.code.detection.node import build_of, detect_node, static, unbuilt
 from builderd.code.detection.project import PACKAGE, PROCFILE, TABLE, WORDS, Project
 from builderd.code.detection.python import detect_program, detect_python
+from builderd.dependencies.requested import requirements_file
 
 _BUILDS, _NO_APPS, MANIFESTS = re.compile(WORDS["builds"]), re.compile(WORDS["no_apps"]), tuple(WORDS["manifests"])
 MAX_ROOTS, MAX_TRIED, MAX_NOTES = 5, 30, 8
@@ -75,9 +76,8 @@ def _at_top(project: Project) -> Detected | Refusal | None:
     program = detect_program(project, modules)
     if is_strong and foreign and (program is None or program.job_type == "one_time"):
         return foreign[2]
-    package = next((one for one in TABLE["commands"] if one in project.python_packages), "")
-    own = Detected(package, TABLE["commands"][package], f"{package} is among its packages") if package else None
-    others = (node, _site(project), program, _notebooks(project), pages, foreign[2] if foreign else None, own)
+    notebooks = _notebooks(project)
+    others = (node, _site(project), program, notebooks, pages, foreign[2] if foreign else None, _by_package(project))
     return next((one for one in others if one and not (isinstance(one, Detected) and one.job_type == ends)), None)
 
 
@@ -108,14 +108,24 @@ def _site(project: Project) -> Detected | Refusal | None:
     return None
 
 
-def _notebooks(project: Project) -> Detected | Refusal | None:
+def _notebooks(project: Project) -> Detected | None:
     books = sorted(path for path in project.paths if path.endswith(".ipynb"))
-    if not books:
+    if not books or "voila" in project.python_packages:
         return None
     reason, lab = f"{shown(books[0])}: a folder of notebooks", TABLE["notebooks"]
-    if project.python_packages.isdisjoint(lab["packages"]):
-        return Refusal(f"{reason}, but {lab['refused']}")
-    return Detected("JupyterLab", lab["start"], reason, is_private=True, notes=(lab["note"],))
+    lacks = project.python_packages.isdisjoint(lab["packages"])
+    notes, added = (lab["note"], lab["added_note"])[: 1 + lacks], (lab["added"],) * lacks
+    return Detected("JupyterLab", lab["start"], reason, is_private=True, notes=notes, added=added)
+
+
+def _by_package(project: Project) -> Detected | None:
+    """Return the app of a package that has a command of its own."""
+    for package, entry in TABLE["commands"].items():
+        if package in project.python_packages and entry.get("file", ".") in (".", *project.top):
+            books = [one for one in project.top if one.endswith(".ipynb")]
+            start = entry["start"].replace("{book}", shlex.quote(books[0]) if len(books) == 1 else ".")
+            return Detected(package, start, f"{package} is among its packages", entry.get("job_type", "always_on"))
+    return None
 
 
 def _static(project: Project) -> Detected | Refusal | None:
@@ -131,7 +141,8 @@ def _static(project: Project) -> Detected | Refusal | None:
 
 def _is_monorepo(project: Project) -> bool:
     """Return True where the folder itself is no app: it only has the folders of apps."""
-    if any(name in project.top for name in MANIFESTS if name != PACKAGE):
+    lists = (requirements_file(project.paths), *(name for name in MANIFESTS if name != PACKAGE))
+    if not project.paths.isdisjoint(lists):
         return False
     is_workspace = "workspaces" in project.package or "pnpm-workspace.yaml" in project.top
     if PACKAGE in project.top:

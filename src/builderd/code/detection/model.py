@@ -22,7 +22,8 @@ class Detected:
     static site that is served (".": all), ``single_page`` True where every path is answered by its page.
     ``processes`` are the further ones of a Procfile, without ``release``. ``root`` is the folder of the code in which
     it runs ("": all). ``is_private``: its preview must not be open to everybody, such as a notebook server's.
-    ``notes`` are sentences about what lies in the folder and is not used.
+    ``notes`` are sentences about what lies in the folder and is not used. ``added`` are Python packages that its
+    command needs and that no list names.
     """
 
     framework: str
@@ -38,6 +39,7 @@ class Detected:
     root: str = ""
     is_private: bool = False
     notes: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     @property
     def commands(self) -> Mapping[str, str]:

@@ -24,15 +24,16 @@ _RAW = {("scope", "receive", "send"): "asgi", ("environ", "start_response"): "ws
 class Module:
     """One module. Names are dotted, by where they are imported from: ``fastapi.FastAPI``; own ones begin with dots.
 
-    ``imports`` has each local name, ``objects`` what was called to make each variable of the module, ``factories`` what
-    each function calls that needs no argument, ``calls`` all that is called anywhere; methods of unknown objects are
-    as ``.run``. ``loops``: it has an endless loop.
+    ``imports`` has each local name, ``objects`` what was called to make each variable of the module, ``makers`` what
+    each function calls that returns something, ``factories`` that of those that need no argument, ``calls`` all that is
+    called anywhere; methods of unknown objects are as ``.run``. ``loops``: it has an endless loop.
     """
 
     path: str
     imports: dict[str, str] = field(default_factory=dict)
     objects: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     factories: dict[str, list[str]] = field(default_factory=dict)
+    makers: dict[str, list[str]] = field(default_factory=dict)
     calls: set[str] = field(default_factory=set)
     loops: bool = False
 
@@ -100,7 +101,7 @@ class Modules:
         path = self.locate(name[: -len(attribute)], by) if hops else ""
         if path and path != by:
             module = self.parsed(path)
-            made = [*module.objects.get(attribute, ()), *module.factories.get(attribute, ())]
+            made = [*module.objects.get(attribute, ()), *module.makers.get(attribute, ())]
             for one in (*made[:50], module.imports.get(attribute)):
                 yield from self.origins(one, path, hops - 1) if one else ()
 
@@ -172,9 +173,12 @@ def _add_function(function: ast.FunctionDef | ast.AsyncFunctionDef, module: Modu
     if raw and (raw == "asgi") == isinstance(function, ast.AsyncFunctionDef):
         module.objects[function.name].append(raw)
     needed = len(arguments) - len(function.args.defaults) + sum(one is None for one in function.args.kw_defaults)
-    if needed <= 0 and any(isinstance(one, ast.Return) and one.value for one in ast.walk(function)):
+    if any(isinstance(one, ast.Return) and one.value for one in ast.walk(function)):
         calls = (one for one in ast.walk(function) if isinstance(one, ast.Call))
-        module.factories[function.name] = [name for call in calls for name in _called(call, module)][:200]
+        made = [name for call in calls for name in _called(call, module)][:200]
+        module.makers[function.name] = made
+        if needed <= 0:
+            module.factories[function.name] = made
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

@@ -14,12 +14,12 @@ from importlib import resources
 from typing import Any
 
 from builderd.code.model import Bundle
-from builderd.dependencies.requested import python_packages, table
+from builderd.dependencies.requested import MAX_DOTS, encoding_of, python_packages, table
 
 TABLE: dict[str, Any] = tomllib.loads(resources.files(__package__).joinpath("frameworks.toml").read_text("utf-8"))
 WORDS = TABLE["words"]
 #: Bytes of one text, and of all texts together.
-MAX_TEXT, MAX_TEXTS, MAX_DOTS = 200_000, 3_000_000, 500
+MAX_TEXT, MAX_TEXTS = 200_000, 3_000_000
 PACKAGE, PROCFILE = "package.json", "Procfile"
 Reader = Callable[[str, int], bytes]
 
@@ -40,7 +40,7 @@ class Project:
         if path not in self._texts:
             found = self._read(path, min(MAX_TEXT, self._left)) if path in self.paths and self._left > 0 else b""
             self._left -= len(found)
-            self._texts[path] = found.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+            self._texts[path] = found.decode(encoding_of(found), "replace").replace("\r\n", "\n")
         return self._texts[path]
 
     def document(self, path: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Project:
     @cached_property
     def python_packages(self) -> frozenset[str]:
         """Names of the Python packages that the manifests ask for."""
-        return python_packages(self.text, self.document("pyproject.toml"))
+        return python_packages(self.text, self.document("pyproject.toml"), self.paths)
 
     @cached_property
     def package(self) -> dict[str, Any]:

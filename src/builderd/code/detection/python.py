@@ -20,6 +20,7 @@ APPS, FACTORIES = WORDS["apps"], WORDS["factories"]
 OWN_OF_FLASK = next(str(one["own"]) for one in FRAMEWORKS if one["name"] == "Flask")
 _LISTENS = re.compile(WORDS["listens"])
 _SCRIPT = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*:\s*([A-Za-z_]\w*)", re.ASCII)
+_SETTINGS = r"DJANGO_SETTINGS_MODULE['\"]\s*,\s*['\"]([A-Za-z_][\w.]{0,200})['\"]"
 _NAMES = (name for one in FRAMEWORKS for name in (*one.get("makes", ()), *one.get("calls", ()), one.get("imports", "")))
 _WORDS = frozenset(name.lstrip(".").split(".")[0] for name in _NAMES if name) | {"environ", "receive", *APPS}
 
@@ -109,18 +110,23 @@ def _started(project: Project, modules: Modules, found: Found, notes: list[str])
     inner = path.removeprefix(f"{base}/" if base else "")
     dotted = inner.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     command, variable = entry.get("start") or "python3 {file}", found.variable
+    added: tuple[str, ...] = ()
     if kind := entry.get("serve"):
-        command = _server(project, entry, kind, notes)
+        command, added = _server(project, entry, kind)
+        notes += [f"{one} is in no list of packages: it is installed, since it serves the app." for one in added]
     elif found.name == "Dash" and ".server" in module.objects.get("server", ()):
         variable = "server"
-        command = _server(project, {"own": OWN_OF_FLASK}, "wsgi", notes)
+        command, added = _server(project, {"own": OWN_OF_FLASK}, "wsgi")
     if found.name == "Celery" and re.search(r"beat_schedule|add_periodic", project.text(path)):
         command += " --beat"
     # A file that imports from its own package cannot be run by its path.
     if "python3 {file}" in command and base != folder and any(one.startswith(".") for one in module.imports.values()):
         command = command.replace("{file}", "-m {module}")
     here = folder if "{file}" in command else ""
-    prefix = f"PYTHONPATH={shlex.quote(base or '.')} " if base != here else ""
+    # Packages of a layout with src/ that a file beside it imports.
+    names = {name for one in module.imports.values() for name in (one, one.rpartition(".")[0]) if name}
+    is_beside = not base and any(modules.locate(one, path).startswith("src/") for one in names)
+    prefix = f"PYTHONPATH={shlex.quote(base or '.')}{':src' * is_beside} " if base != here or is_beside else ""
     words = {
         "app": shlex.quote(f"{dotted}:{variable}"),
         "made": shlex.quote(f"{dotted}:{variable}{'()' if found.is_factory else ''}"),
@@ -142,21 +148,19 @@ def _started(project: Project, modules: Modules, found: Found, notes: list[str])
         build=build_of(project),
         release=_release(project, found, prefix, words["app"]),
         notes=tuple(notes),
+        added=added,
     )
 
 
-def _server(project: Project, entry: Mapping[str, Any], kind: str, notes: list[str]) -> str:
+def _server(project: Project, entry: Mapping[str, Any], kind: str) -> tuple[str, tuple[str, ...]]:
+    """Return the command of the server, and the packages that it needs and that the project does not ask for."""
     servers: Mapping[str, str] = TABLE["servers"][kind]
     packages = project.python_packages
     for server, command in servers.items():
         brings = TABLE["brings"].get(server, ())
         if server in packages or not packages.isdisjoint(brings):
-            return command
-    if kind == "wsgi":
-        return str(entry.get("own") or servers["own"])
-    if packages:
-        notes.append("No server for it is among its packages: if it does not start, add uvicorn to them.")
-    return servers["uvicorn"]
+            return command, ()
+    return (servers["uvicorn"], ("uvicorn",)) if kind == "asgi" else (str(entry.get("own") or servers["own"]), ())
 
 
 def _release(project: Project, found: Found, prefix: str, app: str) -> str:
@@ -173,7 +177,7 @@ def _django(project: Project) -> Detected | None:
         return None
     folder = path.rpartition("/")[0]
     prefix = f"PYTHONPATH={shlex.quote(folder)} " if folder else ""
-    setting = re.search(r"DJANGO_SETTINGS_MODULE['\"]\s*,\s*['\"]([A-Za-z_][\w.]{0,200})['\"]", manage)
+    setting = served = re.search(_SETTINGS, manage)
     name = (setting[1] if setting else "settings").split(".settings")[0].split(".")[0]
     texts = [project.text(one) for one in sorted(project.paths) if re.search(r"settings(?:/[^/]*)?\.py$", one)][:10]
     text, packages = "\n".join(texts), project.python_packages
@@ -185,11 +189,15 @@ def _django(project: Project) -> Detected | None:
         app = f"{named.get(first[0].upper(), f'{name}.{first[0]}')}:application"
         command = TABLE["servers"][first[0]][first[1]].replace("{app}", app).replace("{made}", app)
         command = prefix + re.sub(r"\{\w+\}", "", command)
+        module = project.text(project.first(f"{folder}/{app.partition(':')[0].replace('.', '/')}.py".lstrip("/")))
+        served = re.search(_SETTINGS, module)
     elif re.search(r"(?m)^DEBUG\s*=\s*False", text):
         notes.append("Django's own server does not serve static files without DEBUG: add gunicorn and whitenoise.")
     if "celery" in packages:
         notes.append(f"Celery's worker is not started: name it in a Procfile (worker: celery -A {name} worker).")
     run = f"python3 {shlex.quote(path)}"
+    if served and setting and served[1] != setting[1]:  # one database for both
+        run = f"DJANGO_SETTINGS_MODULE=${{DJANGO_SETTINGS_MODULE:-{served[1]}}} {run}"
     collect = f"{run} collectstatic --noinput" if re.search(r"(?m)^\s*STATIC_ROOT\s*=", text) else ""
     build = " && ".join(filter(None, (build_of(project), collect)))
     release, reason = f"{run} migrate --noinput", f"{shown(path)}: a Django project"
@@ -199,7 +207,7 @@ def _django(project: Project) -> Detected | None:
 def _with_packages(project: Project, package: str, found: Detected) -> Detected | Refusal:
     """Return the app, or a refusal where no list that is read names its packages: it could not start."""
     is_here = package.replace("-", "_") in project.folders or f"{package}.py" in project.top
-    cure = "" if not package or is_here else missing_list(project.paths, package)
+    cure = "" if not package or is_here else missing_list(project.paths, project.text, package)
     return Refusal(f"{found.reason}, but no list of its packages is there that is read: {cure}.") if cure else found
 
 

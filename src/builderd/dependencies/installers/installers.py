@@ -18,8 +18,9 @@ from builderd.credentials.model import DEFAULT_NAME, NPM_TOKEN, PackageSources
 from builderd.dependencies.installers import debian, npm
 from builderd.dependencies.installers.npm import MAX_EXPLAINED_LINES, NpmInstaller
 from builderd.dependencies.installers.project import read_locks, read_project, read_setup
-from builderd.dependencies.installers.requirements import read_requirements
+from builderd.dependencies.installers.requirements import Requirements, collect, read_requirements
 from builderd.dependencies.model import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+from builderd.dependencies.requested import requirements_file, script_list
 
 PYTHON = "/usr/bin/python3"
 #: Part of every key: increment it when the steps change the content of a layer.
@@ -30,6 +31,7 @@ NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 #: Lines of uv's output that do not explain a failure.
 NOISE = re.compile(r"^(?:Using (?:Python|CPython) |Creating virtual environment |Resolved |Prepared |hint: Wheels are)")
+MAX_SCRIPT = 200_000
 
 ENVIRONMENT = {
     "UV_NO_CONFIG": "1",
@@ -67,9 +69,8 @@ class UvInstaller:
     version: str
     index: str | None = None
 
-    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
-        read = (reader(bundle) for reader in (read_requirements, read_project, read_locks, read_setup))
-        requirements = next(filter(None, read), None)  # of the first file that names any
+    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId, *, added: Collection[str] = ()) -> LayerPlan | None:
+        requirements = _read(bundle, added)
         if requirements is None:
             return None
         kind = f"tenant {tenant}" if requirements.foreign else "shared"
@@ -96,6 +97,30 @@ class UvInstaller:
         index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}
         step = BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
         return LayerPlan(key, inputs, (step, COMPILE_STEP), runs_foreign_code=foreign)
+
+
+def _read(bundle: Bundle, added: Collection[str]) -> Requirements | None:
+    """Return what the first file asks for that names any, and what is added, unless lines have hashes."""
+    readers = read_requirements, read_project, read_locks, read_setup, _read_other
+    found = [next(filter(None, (reader(bundle) for reader in readers)), None)]
+    if found[0] is not None and found[0].own:
+        found.append(next(filter(None, (reader(bundle) for reader in (read_project, read_setup))), None))
+    if not any(" --hash=" in line for one in found if one for line in one.lines):
+        found.append(collect("added", [(one, one) for one in added]))
+    known = [*filter(None, found)]
+    lines = {line for one in known for line in one.lines}
+    constraints = {line for one in known for line in one.constraints}
+    foreign = any(one.foreign for one in known)
+    return Requirements(tuple(sorted(lines)), tuple(sorted(constraints)), foreign) if lines else None
+
+
+def _read_other(bundle: Bundle) -> Requirements | None:
+    """Return the requirements of a list of another name, else those in the head of a script."""
+    paths = {file.path: file for file in bundle.files}
+    if found := read_requirements(bundle, requirements_file(paths)):
+        return found
+    script, listed = script_list(paths, lambda path: paths[path].head(MAX_SCRIPT).decode(errors="replace"))
+    return collect(script, [(one, one) for one in listed])
 
 
 def with_sources(step: BuildStep, sources: PackageSources) -> BuildStep:
@@ -131,8 +156,9 @@ class Installers:
         install_scripts: bool = False,
         dev: bool = False,
         packages: Collection[str] = (),
+        added: Collection[str] = (),
     ) -> LayerPlan | None:
-        python = self.uv.plan(bundle, base_id, tenant)
+        python = self.uv.plan(bundle, base_id, tenant, added=added)
         node = self.npm.plan(bundle, base_id, tenant, install_scripts=install_scripts, dev=dev)
         above = _both(python, node) if python and node else python or node
         below = debian.plan((*packages, *debian.read_package_names(bundle)), base_id)

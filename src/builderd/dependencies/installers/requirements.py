@@ -16,8 +16,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from builderd.code.model import MAX_CONTENT_BYTES, Bundle
 from builderd.core.errors import InstallFailed
+from builderd.dependencies.requested import REQUIREMENTS, encoding_of
 
-FILE = "requirements.txt"
 MAX_LINES = 2_000
 MAX_DEPTH = 5
 #: Characters of a foreign text in a message.
@@ -27,6 +27,8 @@ COMMENT = re.compile(r"(?:^|\s)#.*$")
 HASH = re.compile(r"\s--hash=(sha256|sha384|sha512):([0-9a-f]+)(?=\s|$)")
 INCLUDE = re.compile(r"(?:-r|--requirement)(?:\s+|=)?(?P<path>\S+)")
 CONSTRAINTS = re.compile(r"(?:-c|--constraint)(?:\s+|=)?(?P<path>\S+)")
+#: The project itself, which is not installed: its files are the app's.
+OWN = re.compile(r"(?:(?:-e|--editable)[ =]?\s*)?\./?")
 LOCAL = re.compile(r"(?:\.{1,2}(?:/|$)|[\w.-]+/)")
 REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
 
@@ -47,23 +49,24 @@ REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """Rewritten, sorted lines. ``foreign``: one names code outside the package index."""
+    """Rewritten, sorted lines. ``foreign``: one names code outside the package index; ``own``: one is the project."""
 
     lines: tuple[str, ...]
     constraints: tuple[str, ...]
     foreign: bool
+    own: bool = False
 
 
-def read_requirements(bundle: Bundle) -> Requirements | None:
-    """Parse ``requirements.txt`` of the bundle; None without the file or without requirements.
+def read_requirements(bundle: Bundle, path: str = REQUIREMENTS) -> Requirements | None:
+    """Parse a list of the bundle; None without the file or without requirements.
 
     Raises ``InstallFailed`` with the file, the line and the reason.
     """
     reader = _Reader(bundle)
-    reader.read(FILE, reader.lines)
+    reader.read(path, reader.lines)
     if not reader.lines:
         return None
-    return Requirements(tuple(sorted(reader.lines)), tuple(sorted(reader.constraints)), reader.foreign)
+    return Requirements(tuple(sorted(reader.lines)), tuple(sorted(reader.constraints)), reader.foreign, reader.own)
 
 
 class _Reader:
@@ -73,7 +76,7 @@ class _Reader:
         self._bundle = bundle
         self.lines: set[str] = set()
         self.constraints: set[str] = set()
-        self.foreign = False
+        self.foreign = self.own = False
         self._read = 0
 
     def read(self, path: str, into: set[str], depth: int = 0) -> None:
@@ -96,6 +99,9 @@ class _Reader:
                     raise ValueError(f"there is no file {match['path']!r} among the builder's files")
                 self.read(included, target, depth + 1)
                 return
+        if OWN.fullmatch(line):
+            self.own = True
+            return
         if line.startswith("-"):
             option = re.split(r"[\s=]", line, maxsplit=1)[0]
             raise ValueError(f"{option} is refused: {REFUSED.get(option, 'options have no effect here')}")
@@ -169,6 +175,6 @@ def read_text(bundle: Bundle, path: str, limit: int = MAX_CONTENT_BYTES) -> str:
     if file.size > limit:
         raise InstallFailed(f"{path} has {file.size} bytes: at most {limit} are read.")
     try:
-        return file.content.decode("utf-8-sig")
+        return file.content.decode(encoding_of(file.content))
     except UnicodeDecodeError:
         raise InstallFailed(f"{path} is not UTF-8 text: save it as UTF-8.") from None

@@ -54,7 +54,8 @@ async def make_layer(app: Application, builds: Builds, item: WorkItem) -> MadeLa
     files, tenant = await bundles.fetch_root(app, item.version), item.builder.tenant_id
     settings, base = item.version.settings, app.engine.layers.base_id
     scripts, dev, packages = settings.install_scripts, bool(settings.build), settings.packages
-    plan = app.installer.plan(files, base, tenant, install_scripts=scripts, dev=dev, packages=packages)
+    added = settings.detected.get("added", ())
+    plan = app.installer.plan(files, base, tenant, install_scripts=scripts, dev=dev, packages=packages, added=added)
     await _name_unread(app, item, files)
     del files  # neither while this waits nor while the layer is built
     if plan is None:

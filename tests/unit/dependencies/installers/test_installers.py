@@ -64,6 +64,39 @@ def test_errors_of_apt_are_shown_alone() -> None:
     assert INSTALLERS.explain(["x", "dpkg: error processing a (--configure):"]).startswith("dpkg: error")
 
 
+SETUP = BundleFile("setup.py", b"setup(install_requires=['rich'])")
+LIST, SCRIPT = (
+    BundleFile("requirements/base.txt", b"a"),
+    BundleFile("a.py", b"# /// script\n# dependencies = ['rich']\n# ///\n"),
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "added", "lines"),
+    [
+        ([BundleFile("requirements.txt", b"flask\n-e .\n"), SETUP], (), b"flask\nrich\n"),
+        ([LIST, BundleFile("requirements/prod.txt", b"-r base.txt\nb")], (), b"a\nb\n"),
+        ([SCRIPT, BundleFile("b.py", b"")], (), b"rich\n"),
+        ([PYTHON], ["uvicorn"], b"flask\nuvicorn\n"),
+        ([BundleFile("a.ipynb", b"")], ["jupyterlab"], b"jupyterlab\n"),
+    ],
+)
+def test_python_packages_are_read_from_all_usual_places(
+    files: list[BundleFile], added: list[str], lines: bytes
+) -> None:
+    made = INSTALLERS.plan(make_bundle(files), "base", ALICE, added=added)
+    assert made is not None
+    assert made.inputs["requirements.txt"] == lines
+
+
+@pytest.mark.parametrize(
+    "head", ["a" + ".a" * 90_000 + " = 1", "dependencies = " + "[" * 9_000, "dependencies = 'x'", "x" * 1_000_000, "]"]
+)
+def test_hostile_head_of_a_script_names_nothing(head: str) -> None:
+    script = BundleFile("a.py", f"# /// script\n# {head}\n# ///\n".encode())
+    assert INSTALLERS.plan(make_bundle([script]), "base", ALICE) is None
+
+
 def test_both_make_one_layer_shared_by_all() -> None:
     both = plan(PYTHON, NODE)
     assert [step.title for step in both.steps] == ["Installing wheels", "Byte-compiling", "Installing with npm"]

@@ -63,7 +63,7 @@ def test_an_address_is_foreign_code() -> None:
         ("--extra-\\\nindex-url https://evil.example", "refused"),
         ("--find-links /etc", "from the package index only"),
         ("--trusted-host evil.example", "certificates are always checked"),
-        ("-e .", "editable"),
+        ("-e ./libs", "editable"),
         ("--no-binary :all:", "no effect"),
         ("./pkg", "a path is refused"),
         ("../../etc", "a path is refused"),
@@ -129,6 +129,10 @@ def test_text_that_is_not_utf8_is_refused() -> None:
 
 def test_byte_order_mark_is_ignored() -> None:
     assert read(b"\xef\xbb\xbfflask\n") == ("flask",)
+
+
+def test_text_in_utf16_with_its_mark_is_read() -> None:
+    assert read("flask\r\n".encode("utf-16")) == ("flask",)
 
 
 def test_a_bomb_of_lines_is_refused() -> None:

@@ -126,6 +126,26 @@ def test_job_has_no_verdict_until_it_ends(service: LiveService, code: int, passe
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
+WHITE = "<!doctype html><title>x</title><div id=app></div><script>document.title.missing.thing</script>"
+DRAWN = "<!doctype html><title>x</title><div id=app></div><script>app.textContent = 'It is drawn'</script>"
+
+
+def test_page_that_shows_nothing_but_errors_is_no_deployment(reporting: LiveService) -> None:
+    fields = {"job_type": "static", "require_qa": True}
+    refused = reporting.call("POST", "/builders", json={"name": "qa-white", "files": {"index.html": WHITE}, **fields})
+    assert (refused.status_code, refused.json()["code"]) == (422, "qa_failed"), refused.text
+    assert "no visible text" in refused.json()["message"]
+    drawn = reporting.call("POST", "/builders", json={"name": "qa-drawn", "files": {"index.html": DRAWN}, **fields})
+    data = drawn.json()["data"]
+    assert (drawn.status_code, data["qa_passed"]) == (201, True), drawn.text
+    # It is tried beside the one that serves, which no visitor misses.
+    refused = reporting.call("PUT", f"/builders/{data['uuid']}", json={"files": {"index.html": WHITE}})
+    assert (refused.status_code, refused.json()["code"]) == (422, "qa_failed"), refused.text
+    assert "It is drawn" in reporting.visit(data).text
+    assert reporting.builder(data["uuid"])["version"] == 1
+    reporting.call("DELETE", f"/builders/{data['uuid']}")
+
+
 def test_qa_report_uses_an_isolated_copy(reporting: LiveService) -> None:
     reporting.call("PUT", "/credentials/shop", json={"values": {"API_KEY": "the-real-one"}})
     data = reporting.create("qa-tells", TELLS, credentials=["shop"])

@@ -39,6 +39,10 @@ class FakeTesters:
         self.calls.append(("probe", target))
         return self.probed
 
+    async def look(self, target: Target) -> Check:
+        self.calls.append(("look", target))
+        return self.browsed.checks[0]
+
     async def browse(self, target: Target) -> Browsing:
         self.calls.append(("browse", target))
         return self.browsed

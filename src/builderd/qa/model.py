@@ -195,12 +195,16 @@ SLOW_START = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body."""
+    """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body.
+
+    ``is_shell``: a page that shows nothing before its scripts have run.
+    """
 
     status: int | None
     seconds: float
     fault: str = ""
     excerpt: str = ""
+    is_shell: bool = False
 
 
 # The gate's checks

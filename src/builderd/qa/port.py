@@ -132,5 +132,11 @@ class Testers(Protocol):
     async def probe(self, target: Target) -> Sequence[Check]:
         """Look for an OpenAPI document, and try what it describes (``openapi``). Writes data."""
 
+    async def look(self, target: Target) -> Check:
+        """Load ``/`` once (``browser``): failed if it shows nothing and has errors on its console.
+
+        Not judged without a browser, or while others are looked at.
+        """
+
     async def browse(self, target: Target) -> Browsing:
         """Load ``/`` on a desktop and on a phone (``browser``, ``console``, ``accessibility``)."""

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from builderd.application import Application
 from builderd.builders import service as builders
-from builderd.builders.model import Builder, JobType, Status
+from builderd.builders.model import Builder, Handover, JobType, Status
 from builderd.builders.service import Caller
 from builderd.core.errors import InvalidState, NotFound
 from builderd.core.ids import BuilderId, SandboxId, TenantId
@@ -23,6 +23,7 @@ from builderd.qa.model import (
     RETRY_PAUSE,
     RETRY_SECONDS,
     Check,
+    Outcome,
     QaReport,
     Screenshot,
     SecondLook,
@@ -33,6 +34,7 @@ from builderd.qa.model import (
     check_lived,
     check_memory,
     check_port,
+    gate_failure,
     gate_passed,
     in_order,
     wanted,
@@ -80,6 +82,9 @@ async def judge(
     url, h2c = application.preview_domain.url(builder.host), settings.protocol is Protocol.H2C
     target = Target(Address(report.ip, version.port), url, h2c)
     visit = await _visit(application, target, sandbox, application.limits.start_seconds(settings))
+    # A take-over after a trial has its page looked at there, while no visitor waits.
+    was_looked_at = builder.handover is Handover.FORWARD and not settings.release
+    looked = [] if was_looked_at else await _look(application, version, target, visit)
     second = await _look_again(application, sandbox.id, version.port, alive_after)
 
     def checks(lines: Sequence[str]) -> tuple[Check, ...]:
@@ -89,12 +94,28 @@ async def judge(
                 check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
                 check_alive(second, version.port, GATE_PATH, settings.resources, lines),
                 check_memory(second.report, settings.resources),
+                *looked,
             ]
         )
 
     passed = checks(())
     # Only what did not pass quotes the log.
     return passed if gate_passed(passed) else checks(await last_lines(application, sandbox.id))
+
+
+async def look_at_trial(application: Application, builder: Builder, version: Version, address: Address) -> str:
+    """Return why the page of a version that is tried fails the gate, "" if it does not."""
+    target = Target(address, application.preview_domain.url(builder.host), version.settings.protocol is Protocol.H2C)
+    visit = await application.testers.visit(target, GATE_PATH, GATE_TIMEOUT)
+    return gate_failure(await _look(application, version, target, visit))
+
+
+async def _look(application: Application, version: Version, target: Target, visit: Visit) -> list[Check]:
+    """Look in a browser at a page that shows nothing before its scripts have run, if the gate is required."""
+    if not (visit.is_shell and version.settings.require_qa and application.limits.qa_report):
+        return []
+    looked = await application.testers.look(target)
+    return [looked] if looked.outcome is not Outcome.NOT_JUDGED else []
 
 
 async def _look_again(application: Application, sandbox: SandboxId, port: int, seconds: float) -> SecondLook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import shutil
@@ -27,6 +28,8 @@ PAGES, CRAWL_SECONDS = 50, 3.0
 #: The number of examples bounds the probe: the time is only against hanging, since jails run at low priority.
 EXAMPLES, PROBE_SECONDS = 10, 60
 BROWSER_SECONDS = 45.0
+#: Looks of the gate at once, and seconds for each: deployments wait for them.
+LOOKS, LOOK_SECONDS = 2, 15.0
 MB = 1_000_000
 #: Bytes. Chromium's processes share pages, which count for each of them.
 BROWSER_MEMORY = 3_000 * MB
@@ -36,6 +39,7 @@ WORKER_MEMORY = 600 * MB
 class LocalTesters:
     def __init__(self, chromium: Path) -> None:
         self._chromium = chromium
+        self._looks = asyncio.Semaphore(LOOKS)
 
     async def visit(self, target: Target, path: str, timeout_seconds: float) -> Visit:
         return await visits.visit(target, path, timeout_seconds)
@@ -51,6 +55,15 @@ class LocalTesters:
         return await _work(target, job, judge_probe, _not_judged(CheckName.OPENAPI))
 
     async def browse(self, target: Target) -> Browsing:
+        return await self._browse(target, BROWSER_SECONDS, views=2)
+
+    async def look(self, target: Target) -> Check:
+        if self._looks.locked():
+            return _not_judged(CheckName.BROWSER)("other pages are being looked at")[0]
+        async with self._looks:
+            return (await self._browse(target, LOOK_SECONDS, views=1)).checks[0]
+
+    async def _browse(self, target: Target, seconds: float, *, views: int) -> Browsing:
         if not self._chromium.exists():
             why = "no Chromium is installed on this machine (builderd setup --with-browser)"
             return Browsing(_not_judged(*_OF_BROWSER)(why))
@@ -62,11 +75,12 @@ class LocalTesters:
         request = {
             "url": target.url,
             "port": PORT,
-            "seconds": BROWSER_SECONDS - 5,
+            "seconds": seconds - 5,
             "chromium": str(self._chromium),
             "axe": str(axe),
+            "views": views,
         }
-        job = Job("browser.py", request, BROWSER_SECONDS, BROWSER_MEMORY, output=15 * MB)
+        job = Job("browser.py", request, seconds, BROWSER_MEMORY, output=15 * MB)
         return await _work(target, job, judge_browser, lambda why: Browsing(_not_judged(*_OF_BROWSER)(why)))
 
 
@@ -183,6 +197,10 @@ def _loads(views: Sequence[Mapping[str, Any]], seconds: float) -> Check:
             errors.append(f"{view['name']}: answered {text(view['status'])}")
     if errors:
         return Check(CheckName.BROWSER, _FAILED, "`/` does not load in Chromium.", seconds, tuple(errors))
+    console = _console(views)
+    if console.outcome is not _PASSED and all(view["empty"] for view in views):
+        said = f"`/` shows nothing in Chromium, no visible text: {console.message}"
+        return Check(CheckName.BROWSER, console.outcome, said, seconds, console.findings)
     times = ", ".join(f"{view['name']} in {float(view['seconds']):.1f} s" for view in views)
     return Check(CheckName.BROWSER, _PASSED, f"`/` loads in Chromium ({times}).", seconds)
 

@@ -13,8 +13,8 @@ from builderd.core.errors import machine_fault
 from builderd.qa.model import Visit
 from builderd.qa.port import Target
 
-#: So much of a body is read, and so long it is waited for once the head has come.
-EXCERPT_BYTES = 300
+#: So much of a body is read, of an error and of a page, and so long it is waited for once the head has come.
+EXCERPT_BYTES, PAGE_BYTES = 300, 20_000
 BODY_SECONDS = 0.5
 #: The most that the proxy takes as an answer's head (tune.bufsize - tune.maxrewrite).
 HEAD_BYTES = 15_360
@@ -29,6 +29,10 @@ FRAME_HEAD, SETTINGS = 9, 4
 _BEGIN, _END_OF_HEAD = b"HTTP/", re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"HTTP/\d\.\d +(\d{3})\b")
 _LENGTH = re.compile(rb"^content-length:[ \t]*(\d+)", re.IGNORECASE | re.MULTILINE)
+_IS_HTML = re.compile(rb"^content-type:[ \t]*text/html", re.IGNORECASE | re.MULTILINE)
+#: Elements whose content is not shown, and those that are without text.
+NEVER_SHOWN = frozenset({"script", "style", "title", "noscript", "template"})
+PICTURES = frozenset({"img", "svg", "canvas", "video", "iframe", "object", "embed", "input", "textarea", "frame"})
 _IS_CHUNKED = re.compile(rb"^transfer-encoding:[ \t]*chunked", re.IGNORECASE | re.MULTILINE)
 #: The line before each chunk, and the last one, which has no bytes (RFC 9112, section 7.1).
 _CHUNK = re.compile(rb"(?:\A|\r\n)[0-9a-fA-F]+[^\r\n]*\r\n(?:\r\n)?")
@@ -87,10 +91,28 @@ async def _get(target: Target, path: str, begun: float) -> Visit:
         writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode())
         status, head, body = await _read_head(reader)
         seconds = time.monotonic() - begun
-        excerpt = await _excerpt(head, body, reader) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
+        is_page = status == HTTPStatus.OK and _IS_HTML.search(head)
+        page = await _excerpt(head, body, reader, PAGE_BYTES) if is_page else ""
+        is_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        excerpt = await _excerpt(head, body, reader, EXCERPT_BYTES) if is_error else ""
     finally:
         writer.close()
-    return Visit(status, seconds, "", excerpt)
+    return Visit(status, seconds, "", excerpt, is_shell(page))
+
+
+def is_shell(page: str) -> bool:
+    """Return whether the HTML has a script, and neither text nor a picture outside of elements that are never shown."""
+    inside, has_script = "", False
+    for piece in page.split("<")[1:]:
+        tag, _, text = piece.partition(">")
+        name = (tag.split(None, 1) or [""])[0].lower()
+        if inside and name != f"/{inside}":
+            continue
+        inside = name if name in NEVER_SHOWN else ""
+        has_script = has_script or name == "script"
+        if not inside and (name in PICTURES or (text.strip() and not tag.startswith("!"))):
+            return False
+    return has_script
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
@@ -127,10 +149,10 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
         data = data + more if data else more.lstrip(b"\r\n")
 
 
-async def _excerpt(head: bytes, body: bytes, reader: asyncio.StreamReader) -> str:
+async def _excerpt(head: bytes, body: bytes, reader: asyncio.StreamReader, most: int) -> str:
     """Return the beginning of the body."""
     length = _LENGTH.search(head)
-    most = min(EXCERPT_BYTES, int(length[1][:9])) if length else EXCERPT_BYTES
+    most = min(most, int(length[1][:9])) if length else most
     with suppress(TimeoutError, OSError):
         async with asyncio.timeout(BODY_SECONDS):
             while len(body) < most and (data := await reader.read(READ_BYTES)):

@@ -14,11 +14,12 @@ from datetime import datetime, timedelta
 
 from builderd.application import Application
 from builderd.builders.model import Cause, Desired, Handover
-from builderd.core.errors import NotFound, StartFailed
+from builderd.core.errors import NotFound, QaFailed, StartFailed
 from builderd.core.ids import DiskId, new_id
 from builderd.executions.service import hint_of
 from builderd.money import service as spending
-from builderd.qa.service import last_lines
+from builderd.previews.model import Address
+from builderd.qa.service import last_lines, look_at_trial
 from builderd.reconciler import record as transitions
 from builderd.reconciler.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.reconciler.observe import WorkItem
@@ -37,12 +38,13 @@ _STOPPED = SandboxEnd(EndCause.STOPPED, None, None)
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """``refusal`` says why the candidate does not take over, None when nothing speaks against it."""
+    """``refusal`` says why the candidate does not take over, None when nothing speaks against it; of which stage."""
 
     trial: Sandbox
     end: SandboxEnd
     refusal: str | None
     wait: HealthCheck | None = None
+    stage: str = "start"
 
 
 def plan_trial(item: WorkItem) -> Result:
@@ -73,8 +75,9 @@ async def try_candidate(app: Application, item: WorkItem, trial: Sandbox) -> Res
                 transitions.leads_to(transition, candidate, verdict.wait.port, verdict.wait.listening)
             _handed_over(transition, candidate)
             return
-        transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
-        transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
+        transitions.stage_finished(transition, verdict.stage, seconds=seconds, ok=False, note=verdict.refusal)
+        code = QaFailed.code if verdict.stage == "qa" else StartFailed.code
+        transitions.failed(transition, candidate, code=code, reason=verdict.refusal)
 
     return Result(record)
 
@@ -157,7 +160,10 @@ async def _started(app: Application, item: WorkItem, trial: Sandbox) -> datetime
 async def _judge(app: Application, item: WorkItem, trial: Sandbox, wait: HealthCheck) -> _Verdict:
     settings = item.version.settings
     if wait.reachable:
-        return _Verdict(replace(trial, listening_at=app.clock.now()), _STOPPED, None, wait)
+        ip = (await app.engine.sandboxes.report(trial.id)).ip
+        address = Address(ip, wait.port) if ip and wait.port else None
+        blank = await look_at_trial(app, item.builder, item.version, address) if address else ""
+        return _Verdict(replace(trial, listening_at=app.clock.now()), _STOPPED, blank or None, wait, "qa")
     lines = await last_lines(app, trial.id)
     if wait.ended is None:
         is_elsewhere = listens_elsewhere(wait.listening, settings.port)

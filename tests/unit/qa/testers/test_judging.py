@@ -32,6 +32,7 @@ VIEW = {
     "name": "desktop",
     "status": 200,
     "html": True,
+    "empty": False,
     "fault": "",
     "seconds": 0.5,
     "console": [],
@@ -81,6 +82,14 @@ def test_errors_on_the_console_are_the_app_s_unless_code_of_others_is_missing() 
     assert browsed(console=own, missing=[["https://cdn.test/x.png", "image"]])[CheckName.CONSOLE] is Outcome.FAILED
     away = [["Failed to load resource: net::ERR_NAME_NOT_RESOLVED", "https://cdn.test/x.png"]]
     assert browsed(console=away, missing=[["https://cdn.test/x.png", "image"]])[CheckName.CONSOLE] is Outcome.PASSED
+
+
+def test_page_that_shows_nothing_fails_with_an_error_on_its_console() -> None:
+    own, script = [["Uncaught TypeError: x is undefined", ""]], [["https://cdn.test/x.js", "script"]]
+    assert browsed(empty=True)[CheckName.BROWSER] is Outcome.PASSED
+    assert browsed(console=own)[CheckName.BROWSER] is Outcome.PASSED
+    assert browsed(empty=True, console=own)[CheckName.BROWSER] is Outcome.FAILED
+    assert browsed(empty=True, console=own, missing=script)[CheckName.BROWSER] is Outcome.NOT_JUDGED
 
 
 def test_browser_message_about_a_missing_page_is_ignored() -> None:

@@ -14,7 +14,7 @@ import pytest
 from builderd.core.errors import MachineFault
 from builderd.previews.model import Address
 from builderd.qa.port import Target
-from builderd.qa.testers.visits import ALL_HEADS_BYTES, HEAD_BYTES, PREFACE, visit
+from builderd.qa.testers.visits import ALL_HEADS_BYTES, HEAD_BYTES, PREFACE, is_shell, visit
 
 NOBODY = Target(Address("127.0.0.1", 1), "http://app.localhost")
 
@@ -104,6 +104,23 @@ async def test_answer_is_read_in_whatever_pieces_it_comes(answer: bytes, status:
     async with app(pieces) as target:
         found = await visit(target, "/", 5)
     assert (found.status, found.fault, found.excerpt) == (status, "", excerpt)
+
+
+@pytest.mark.parametrize(
+    ("page", "shell"),
+    [
+        ("<div id=root></div><script src=a.js></script>", True),
+        ("<title>App</title><noscript>Enable <b>it</b></noscript><!-- a --><SCRIPT\n>if (a<b) x()</script>\n", True),
+        ("<div id=root>Loading</div><script src=a.js></script>", False),
+        ("<script>x</script><canvas id=game></canvas>", False),
+        ("<div id=root></div>", False),
+        ("<script>" + "<script" * 5000, True),
+    ],
+)
+async def test_page_shows_nothing_before_its_scripts_have_run(page: str, shell: bool) -> None:
+    assert is_shell(page) is shell
+    async with app([b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page.encode()]) as target:
+        assert (await visit(target, "/", 5)).is_shell is shell
 
 
 async def test_first_line_of_another_protocol_is_no_http_answer() -> None:

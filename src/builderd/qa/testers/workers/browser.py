@@ -1,8 +1,9 @@
 """Loads a page in the system's Chromium, in a desktop and a phone viewport, and reports the result.
 
-Request: ``{"url", "port", "chromium", "axe", "seconds"}``; answer: ``{"views": [{"name", "status", "html", "fault",
-"seconds", "console": [[text, url]], "missing": [[url, kind]], "png": base64,
-"axe": [[id, impact, help, count]] | null}]}``.
+Request: ``{"url", "port", "chromium", "axe", "seconds", "views"}``, of which ``views`` are how many of ``VIEWS``;
+answer: ``{"views": [{"name", "status", "html", "empty", "fault", "seconds", "console": [[text, url]],
+"missing": [[url, kind]], "png": base64, "axe": [[id, impact, help, count]] | null}]}``. ``empty``: the page shows
+neither text nor a picture.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ VIEWS: tuple[tuple[str, dict[str, Any]], ...] = (
 IDLE_MILLISECONDS = 2500
 SETTLE_MILLISECONDS = 200
 MAX_LIST = 100
+EMPTY = """() => !document.body || !document.body.innerText.trim() && !document.querySelector(
+    "img, svg, canvas, video, iframe, object, embed, input, textarea, select, button")"""
 AXE = """() => axe.run(document, {resultTypes: ["violations"]}).then(result => result.violations.map(
     one => [one.id, one.impact || "", one.help, one.nodes.length]))"""
 
@@ -55,7 +58,8 @@ def main() -> None:
         headers = {"X-Forwarded-Proto": parts.scheme, "X-Forwarded-Host": parts.netloc}
         end = time.monotonic() + request["seconds"]
         views = [
-            view(browser, name, {**options, "extra_http_headers": headers}, url, axe, end) for name, options in VIEWS
+            view(browser, name, {**options, "extra_http_headers": headers}, url, axe, end)
+            for name, options in VIEWS[: request["views"]]
         ]
         browser.close()
     json.dump({"views": views}, sys.stdout)
@@ -64,7 +68,7 @@ def main() -> None:
 def view(browser: Browser, name: str, options: dict[str, Any], url: str, axe: str, end: float) -> dict[str, Any]:
     begun = time.monotonic()
     seen: dict[str, Any] = {"name": name, "status": None, "html": False, "fault": "", "png": "", "axe": None}
-    seen |= {"console": [], "missing": []}
+    seen |= {"empty": False, "console": [], "missing": []}
     context = browser.new_context(**options, service_workers="block", accept_downloads=False, reduced_motion="reduce")
     context.set_default_timeout(max((end - begun) * 1000, 500))
     page = context.new_page()
@@ -92,6 +96,7 @@ def load(page: Page, url: str, seen: dict[str, Any]) -> None:
     with suppress(Error):  # a page that polls for ever is as ready as it gets
         page.wait_for_load_state("networkidle", timeout=IDLE_MILLISECONDS)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
+    seen["empty"] = bool(page.evaluate(EMPTY))
 
 
 def listen(page: Page, host: str, seen: dict[str, Any]) -> None:

@@ -228,6 +228,14 @@ async def test_a_token_that_only_reads_changes_nothing(pages: Pages) -> None:
         assert "Danger zone" not in text
 
 
+async def test_machine_page_shows_use_and_the_room_for_more_apps(pages: Pages) -> None:
+    for left, text in ((7, "Room for about 7 more apps of default size"), (0, "Delete or stop an app")):
+        pages.service.engine.disks_left = left
+        shown = (await pages.browser.get("/machine")).text
+        assert text in shown
+        assert "1.5 of 256.0 GB" in shown
+
+
 async def test_a_change_of_another_origin_is_refused_with_a_valid_cookie(pages: Pages) -> None:
     await pages.create()
     for headers in ({"Origin": "http://my-api.builderd"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "null"}):

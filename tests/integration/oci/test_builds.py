@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from builderd.core.errors import InstallFailed
 from builderd.core.ids import TenantId
 from builderd.dependencies.installers.installers import Installers, UvInstaller
 from builderd.dependencies.installers.npm import NpmInstaller
-from builderd.dependencies.model import LayerPlan
+from builderd.dependencies.model import BuildStep, Cache, LayerPlan
 from builderd.engine.oci.engine.machine import Machine
 from builderd.engine.oci.runtime.runner import Runner
 from builderd.engine.oci.storage.layers import LAYER_UID, Bind, BuildRun
@@ -293,6 +294,37 @@ async def test_a_build_that_takes_too_long_is_killed_and_said_to_be_late(worksho
     assert not outcome.ok
     assert not workshop.layers.has(plan.key)
     assert workshop.is_tidy()
+
+
+#: What a package's script may do, and what it may not.
+ROOT_SCRIPT = """\
+install -D -m 4755 /bin/true /opt/made/rooted && ln /opt/made/rooted /opt/made/again && chown 33:33 /opt/made
+rm /etc/debian_version && echo more >>/etc/passwd
+for refused in 'mknod /opt/disk b 1 1' 'mount -t tmpfs x /mnt' 'chroot / true' 'unshare -U true' 'hostname x' \
+  'echo 1 >/proc/sys/vm/drop_caches' 'chmod 777 /sys/fs'; do
+  sh -c "$refused" 2>/dev/null && echo "did $refused" && exit 1
+done
+test ! -e /build/store/layer/venv
+"""
+
+
+async def test_a_step_that_changes_its_root_changes_the_layer_alone(workshop: Workshop) -> None:
+    step = BuildStep("Changing", ("/bin/sh", "-ec", ROOT_SCRIPT), False, Cache.NONE, timeout_seconds=20)
+    plan = LayerPlan("a" * 64, {}, (step,), False, changes_root=True)
+    endless = replace(plan, key="b" * 64, steps=(replace(step, argv=("sleep", "60"), timeout_seconds=1),))
+    assert (await workshop.layers.build_layer(endless, quiet)).timed_out
+    outcome = await workshop.layers.build_layer(plan, quiet)
+    assert outcome.ok, outcome.output
+    made = workshop.layers.lower(plan.key)
+    assert sorted(path.name for path in made.iterdir()) == ["etc", "opt"]
+    assert sorted(path.name for path in (made / "etc").iterdir()) == ["debian_version", "passwd"]
+    assert stat.S_ISCHR((made / "etc/debian_version").stat().st_mode), "marked as removed"
+    assert [(made / "opt/made").stat().st_uid, (made / "opt/made/again").stat().st_uid] == [33, 0]
+    assert oct((made / "opt/made/rooted").stat().st_mode) == "0o100755"
+    with serve(workshop.machine.addresses.gateway, INDEX_PORT, HELLO) as index:
+        above = replace(workshop.plan("hello", index), key="c" * 64, below=plan)
+        assert (await workshop.layers.build_layer(above, quiet)).ok
+    assert sorted(path.name for path in workshop.layers.lower(above.key).iterdir()) == ["etc", "opt", "venv"]
 
 
 async def test_a_layer_is_not_collected_from_under_a_sandbox(workshop: Workshop) -> None:

@@ -32,7 +32,7 @@ SCRIPT = """\
 find=$1; shift
 export DEBIAN_FRONTEND=noninteractive HOME=/tmp LC_ALL=C.UTF-8 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
-apt="apt-get -qq -o APT::Sandbox::User=root"
+apt="apt-get -qq -o APT::Sandbox::User=root -o APT::Cmd::Pattern-Only=true"
 $apt -o APT::Update::Error-Mode=any update
 if ! $apt -s --no-install-recommends install -- "$@" >/dev/null 2>/tmp/errors; then
   cat /tmp/errors

@@ -1,4 +1,4 @@
-"""Loops of background jobs, races, and the points at which a test kills the service."""
+"""Loops of background jobs, races, counts of what goes on, and the points at which a test kills the service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,21 @@ async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, R]) -> T
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+K = TypeVar("K")
+
+
+@contextmanager
+def counted(counts: Counter[K], key: K) -> Iterator[None]:
+    """Count one more of the key while the context is open. A key without any is not in the counter."""
+    counts[key] += 1
+    try:
+        yield
+    finally:
+        counts[key] -= 1
+        if not counts[key]:
+            del counts[key]
 
 
 #: Called with ``<step>.<moment>``; moments are ``begun`` (before the world is touched), ``done`` (after that,

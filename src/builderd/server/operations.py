@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from builderd.application import Application
@@ -18,6 +18,7 @@ from builderd.code.model import Bundle
 from builderd.code.space import SentCode
 from builderd.core.errors import NotFound, RateLimited
 from builderd.core.ids import BuilderId, TenantId
+from builderd.core.loops import counted
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.executions.service import MemoryQuota
 from builderd.server.answers import Answer
@@ -169,16 +170,9 @@ class ConcurrencyLimit:
         if self._open[tenant_id] >= self.maximum:
             raise RateLimited(f"{self.maximum} {self._too_many}", retry_after=10)
 
-    @contextmanager
-    def slot(self, tenant_id: TenantId) -> Iterator[None]:
+    def slot(self, tenant_id: TenantId) -> AbstractContextManager[None]:
         """Count one more of the tenant while the context is open."""
-        self._open[tenant_id] += 1
-        try:
-            yield
-        finally:
-            self._open[tenant_id] -= 1
-            if not self._open[tenant_id]:
-                del self._open[tenant_id]
+        return counted(self._open, tenant_id)
 
     @contextmanager
     def acquire(self, tenant_id: TenantId) -> Iterator[None]:

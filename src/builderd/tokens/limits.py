@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from builderd.core.clock import Clock
 from builderd.core.errors import RateLimited
 from builderd.core.ids import TenantId
+from builderd.core.loops import counted
 from builderd.core.resources import Capacity, Limit, Resources
 from builderd.engine.port import Engine
 from builderd.money.model import Cap, lowest
@@ -148,13 +149,8 @@ class TenantQueue:
                 f"{most} {self._what} of yours are going on or waiting already: ask again when some are answered.",
                 retry_after=5,
             )
-        self._calls[tenant_id] += 1
-        try:
+        with counted(self._calls, tenant_id):
             yield self.semaphore(tenant_id)
-        finally:
-            self._calls[tenant_id] -= 1
-            if not self._calls[tenant_id]:
-                del self._calls[tenant_id]
 
     @asynccontextmanager
     async def one(self, tenant_id: TenantId) -> AsyncIterator[None]:
@@ -198,16 +194,9 @@ class PagedReads:
         """Return the tenant's semaphore, to be acquired while one page is read."""
         return self._pages.semaphore(tenant_id)
 
-    @contextmanager
-    def following(self, tenant_id: TenantId) -> Iterator[None]:
+    def following(self, tenant_id: TenantId) -> AbstractContextManager[None]:
         """Count one more follower of the tenant while the context is open."""
-        self._following[tenant_id] += 1
-        try:
-            yield
-        finally:
-            self._following[tenant_id] -= 1
-            if not self._following[tenant_id]:
-                del self._following[tenant_id]
+        return counted(self._following, tenant_id)
 
     def slowdown(self, tenant_id: TenantId) -> float:
         """Return the factor, 1 or more, by which a follower of this tenant extends its pauses."""

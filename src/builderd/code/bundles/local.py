@@ -16,8 +16,8 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +35,7 @@ from builderd.code.model import (
 )
 from builderd.code.port import BundleSpace
 from builderd.core.errors import RETRY_AFTER, NoCapacity, TooLarge, ValidationFailed, helper_died, machine_fault
+from builderd.core.loops import counted
 from builderd.core.resources import size_text
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class LocalBundles:
         self._sizes = StoredSizes(self.sizes)
         self._unpacking = asyncio.Semaphore(CONCURRENCY)
         self._lock = asyncio.Lock()
-        self.pins = Pins()
+        #: Pins of each bundle by its hash.
+        self.pins: Counter[str] = Counter()
         #: Files whose hash was checked: ``Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
 
@@ -61,7 +63,7 @@ class LocalBundles:
         return self._lock
 
     def pinned(self, bundle_hash: str) -> AbstractContextManager[None]:
-        return self.pins.pinned(bundle_hash)
+        return counted(self.pins, bundle_hash)
 
     async def put(self, bundle: Bundle) -> None:
         self._sizes.put(bundle.hash, await asyncio.to_thread(self._put, bundle))
@@ -241,27 +243,6 @@ class LocalBundles:
 def _nameless(folder: Path) -> BinaryIO:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
-
-
-class Pins:
-    """Counts the pins of each bundle's hash; used by one event loop."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def __contains__(self, bundle_hash: str) -> bool:
-        return bundle_hash in self._counts
-
-    @contextmanager
-    def pinned(self, bundle_hash: str) -> Iterator[None]:
-        """Pin the bundle in the block."""
-        self._counts[bundle_hash] += 1
-        try:
-            yield
-        finally:
-            self._counts[bundle_hash] -= 1
-            if not self._counts[bundle_hash]:
-                del self._counts[bundle_hash]
 
 
 class StoredSizes:

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from builderd.core.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.core.ids import DiskId, SandboxId
+from builderd.core.loops import counted
 from builderd.dependencies.model import APP, app_folder
 from builderd.engine.incus import client, image
 from builderd.engine.incus.client import IncusConflict, IncusError, Json, unless_full
@@ -419,16 +420,13 @@ class Sandboxes:
         name = found["name"]
         if self._open[name] >= MAX_OPEN:
             raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
-        self._open[name] += 1
         process = IncusProcess(self._client, name, spec)
-        try:
-            await process.begin()
-            yield process
-        finally:
-            await asyncio.shield(process.end())
-            self._open[name] -= 1
-            # Without those that are 0.
-            self._open += Counter()
+        with counted(self._open, name):
+            try:
+                await process.begin()
+                yield process
+            finally:
+                await asyncio.shield(process.end())
 
 
 def _runs(found: Json) -> bool:

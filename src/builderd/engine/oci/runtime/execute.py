@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.core.errors import EngineUnavailable, InvalidState, ValidationFailed
+from builderd.core.loops import counted
 from builderd.engine.oci.runtime import launching
 from builderd.engine.oci.runtime.cgroups import INNER
 from builderd.engine.oci.runtime.creation import OOM_SCORE, make_process
@@ -398,10 +399,6 @@ class Executions:
     async def open(self, runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
         if self._open[record.id] >= MAX_OPEN:
             raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
-        self._open[record.id] += 1
-        try:
+        with counted(self._open, record.id):
             async with execution(runs, record, spec) as begun:
                 yield begun
-        finally:
-            self._open[record.id] -= 1
-            self._open += Counter()

@@ -18,7 +18,7 @@ from builderd.backups.taking import take
 from builderd.backups.upkeep import BackupContext
 from builderd.builders.model import Builder, Status
 from builderd.core.ids import BackupId, BuilderId, RestoreId
-from builderd.core.loops import FaultPoint, every, no_fault
+from builderd.core.loops import FaultPoint, end_tasks, every, no_fault
 from builderd.database.connection import Kind
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM
@@ -55,9 +55,7 @@ class BackupSchedule:
                 # Those who were woken by the change go first: a caller waits for most changes.
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
-            for task in (*helpers, *self._tasks.values()):
-                task.cancel()
-            await asyncio.gather(*helpers, *self._tasks.values(), return_exceptions=True)
+            await end_tasks(*helpers, *self._tasks.values())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -20,7 +20,7 @@ from builderd.backups.port import OnProgress, RepositoryDamaged, SnapshotRecord,
 from builderd.builders.model import Builder
 from builderd.core.errors import BackupFailed, BuilderdError, StoreUnavailable, is_by_machine, machine_fault
 from builderd.core.ids import BackupId, BuilderId, TenantId
-from builderd.core.loops import FaultPoint, no_fault
+from builderd.core.loops import FaultPoint, end_tasks, no_fault
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import SYSTEM, Event
 
@@ -410,8 +410,7 @@ class BackupContext:
         try:
             yield on_progress
         finally:
-            notifier.cancel()
-            await asyncio.gather(notifier, return_exceptions=True)
+            await end_tasks(notifier)
 
     async def notify(self, about: Backup | Restore, kind: str, reason: str, **details: Any) -> None:
         now = self.app.clock.now()

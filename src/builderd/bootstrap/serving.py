@@ -9,13 +9,12 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from builderd.bootstrap.data_directory import lock, make, proxy_files
 from builderd.bootstrap.engines import check_name
+from builderd.core.loops import race
 from builderd.previews.haproxy.process import worker_user
 from builderd.server.answers import RequestIdFilter
 from builderd.server.listener import Servers
@@ -68,7 +67,7 @@ async def _serve(settings: Settings, supervisor: Supervisor, **owning: bool) -> 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await _run_until(stopping, _listen_and_run(settings, supervisor, **owning))
+    await race(_listen_and_run(settings, supervisor, **owning), stopping.wait())
     log.info("service stopped, apps and previews keep running")
 
 
@@ -89,19 +88,6 @@ async def _listen_and_run(settings: Settings, supervisor: Supervisor, **owning: 
 def api_socket(settings: Settings) -> tuple[Path, str | None]:
     """Return the socket on which the previews' proxy reaches the API, and the user that it is."""
     return proxy_files(settings.data_dir).api_socket, worker_user()
-
-
-async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work until the event is set; raises what the work raises."""
-    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-    finally:
-        for one in (task, stop):
-            one.cancel()
-        await asyncio.gather(task, stop, return_exceptions=True)
 
 
 class Supervisor:

@@ -54,9 +54,14 @@ async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, R]) -> T
             return tasks[0].result()
         return tasks[1].result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
+
+
+async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks, and return once all have ended. What they raise is dropped."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 K = TypeVar("K")

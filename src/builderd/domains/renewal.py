@@ -18,7 +18,7 @@ from builderd.application import Application
 from builderd.core.addresses import is_address
 from builderd.core.errors import BuilderdError, StoreUnavailable
 from builderd.core.ids import DomainId, TenantId
-from builderd.core.loops import FaultPoint, every, no_fault
+from builderd.core.loops import FaultPoint, end_tasks, every, no_fault
 from builderd.database.connection import Kind
 from builderd.domains import service as domains
 from builderd.domains.model import (
@@ -80,10 +80,7 @@ class DomainJob:
                 await store.wait_for_write(Kind.DOMAINS, seen=seen, timeout_seconds=LOOK_INTERVAL)
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
-            tasks = list(self._in_work.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*self._in_work.values())
 
     async def poll(self) -> None:
         """Bring the proxy up to date, and begin work on due domains. Reads what is due, by an index."""

@@ -18,6 +18,7 @@ from builderd.builders.uses import User
 from builderd.code.model import folder_of
 from builderd.core.errors import InvalidState
 from builderd.core.ids import SandboxId, TenantId
+from builderd.core.loops import end_tasks
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.dependencies.hints import start_hint
 from builderd.engine.port import Process, Sandboxes
@@ -125,8 +126,7 @@ async def follow(
                     yield Text(rest, is_error)
             yield ExecResult(code, "", output.truncated, hint_of_command(code, end))
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks(task)
 
 
 async def _until_done(pieces: asyncio.Queue[Piece], task: asyncio.Future[int]) -> AsyncIterator[Piece]:
@@ -221,8 +221,7 @@ async def _fed(process: Process, data: bytes) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
+        await end_tasks(feeding)
 
 
 async def _feed(process: Process, data: bytes) -> None:
@@ -255,8 +254,7 @@ class Output:
             await self._take(process.read, wait, is_error=False)
             await task
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks(task)
 
     async def _take(self, read: Callable[[], Awaitable[bytes]], wait: bool, *, is_error: bool) -> None:
         while piece := await read():

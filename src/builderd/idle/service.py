@@ -15,6 +15,7 @@ from builderd.builders.model import MAX_LEASES, Builder, Desired, Lease, LeaseId
 from builderd.builders.uses import STILL_IN_USE, User, request_wake
 from builderd.core.errors import InvalidState, NoCapacity, NotFound, QuotaExceeded
 from builderd.core.ids import BuilderId, SandboxId, new_id
+from builderd.core.loops import end_tasks
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.money import caps
 from builderd.sandboxes.model import Sandbox, SandboxState
@@ -188,8 +189,7 @@ async def record_use_repeatedly(application: Application, note: Note) -> AsyncIt
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)
 
 
 def _interval(application: Application) -> float:

@@ -15,6 +15,7 @@ from starlette.types import Message
 
 from builderd.core.errors import ValidationFailed
 from builderd.core.ids import TenantId
+from builderd.core.loops import end_tasks
 from builderd.server.auth import Identity, operations_of
 from builderd.server.idempotency import Retry
 
@@ -69,9 +70,7 @@ async def until_disconnect(request: Request, coming: Coroutine[Any, Any, T]) -> 
             raise ClientDisconnect
         return await answer
     finally:
-        answer.cancel()
-        left.cancel()
-        await asyncio.gather(answer, left, return_exceptions=True)
+        await end_tasks(answer, left)
 
 
 async def _has_left(request: Request) -> bool:

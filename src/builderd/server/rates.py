@@ -20,6 +20,7 @@ from builderd.application import Application
 from builderd.core.addresses import network_of
 from builderd.core.errors import RateLimited, StoreUnavailable
 from builderd.core.ids import TokenId, secret_hash
+from builderd.core.loops import end_tasks
 from builderd.sessions import service as sessions
 from builderd.tokens.model import NO_CALLS, CallHours, Session
 
@@ -175,10 +176,7 @@ class LastUses:
 
     async def close(self) -> None:
         """End what is in progress."""
-        tasks = list(self._recording.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*self._recording.values())
 
 
 #: Tokens whose calls are counted; of the one that was used longest ago, less than a minute's calls are lost.

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
 from builderd.core.errors import BadRequest, BuilderdError, StoreUnavailable, ValidationFailed
+from builderd.core.loops import end_tasks
 from builderd.engine.port import Process
 from builderd.executions.model import MAX_WINDOW, Window
 from builderd.server.answers import failure
@@ -101,8 +102,7 @@ async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission 
             yield piece
             pending = asyncio.ensure_future(anext(events, None))
     finally:
-        pending.cancel()
-        await asyncio.gather(pending, return_exceptions=True)
+        await end_tasks(pending)
         await events.aclose()
 
 
@@ -138,9 +138,7 @@ async def relay(
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
 
 async def _show(websocket: WebSocket, process: Process) -> None:

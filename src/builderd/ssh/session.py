@@ -9,6 +9,7 @@ from typing import Any
 import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
+from builderd.core.loops import end_tasks
 from builderd.engine.port import Process
 from builderd.executions.model import MAX_WINDOW, Window
 
@@ -116,9 +117,7 @@ async def _until_first(
     try:
         await asyncio.wait({output, closed}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (fed, output, closed):
-            task.cancel()
-        await asyncio.gather(fed, output, closed, return_exceptions=True)
+        await end_tasks(fed, output, closed)
 
 
 async def _copy_until_exit(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int:

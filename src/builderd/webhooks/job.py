@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from builderd.application import Application
 from builderd.core.errors import RETRY_AFTER, BuilderdError, MachineFault, StoreUnavailable
 from builderd.core.ids import WebhookId
+from builderd.core.loops import end_tasks
 from builderd.database.connection import Kind
 from builderd.database.unit_of_work import UnitOfWork
 from builderd.events.model import (
@@ -72,10 +73,7 @@ class WebhookJob:
                 await store.wait_for_write(Kind.EVENTS, Kind.WEBHOOKS, seen=seen, timeout_seconds=LOOK_INTERVAL)
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
-            tasks = list(self._served.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*self._served.values())
 
     async def poll(self) -> None:
         """Make deliveries of new events, and serve the webhooks with due ones."""

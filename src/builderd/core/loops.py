@@ -1,4 +1,4 @@
-"""Loops of background jobs, races, counts of what goes on, and the points at which a test kills the service."""
+"""Loops of background jobs, races, counters of running work, and the points at which a test kills the service."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ class Repository(Queries, Generic[T]):
     _key: tuple[str, ...] = ("id",)
     #: Kind of record that waits for changes of this table.
     _kind: Kind | None = None
+    #: Whether ``save`` passes over a value whose row was deleted meanwhile.
+    _may_be_gone = False
 
     def add(self, value: T) -> None:
         """Insert the row of this value."""
@@ -67,8 +69,8 @@ class Repository(Queries, Generic[T]):
         self._connection.execute(insert(self._table), self._row(value))
 
     def save(self, value: T) -> None:
-        """Replace the row of this value. Raises ``LookupError`` when there is none."""
-        if not self._update(value):
+        """Replace the row of this value. Raises ``LookupError`` when there is none, unless it may be gone."""
+        if not self._update(value) and not self._may_be_gone:
             raise LookupError(f"no row of {self._table.name} to save")
 
     def _update(self, value: T) -> bool:

@@ -84,7 +84,7 @@ _turn = func.row_number().over(partition_by=_c.tenant_id.concat(""), order_by=(_
 class Domains(Repository[Domain]):
     """Rows with ``released_at`` are returned by ``related``, ``get``, ``released`` and ``all`` only."""
 
-    _table, _record, _kind = domains, Domain, Kind.DOMAINS
+    _table, _record, _kind, _may_be_gone = domains, Domain, Kind.DOMAINS, True
 
     def get(self, domain: DomainId, *, lock: bool = False) -> Domain | None:
         """Return it; with ``lock``, other writers of this row wait until the unit of work ends."""
@@ -184,10 +184,6 @@ class Domains(Repository[Domain]):
     def all(self) -> Sequence[Domain]:
         """Return those with a certificate."""
         return self._all(select(domains).where(_c.certificate.is_not(None)).order_by(_c.host, _c.id))
-
-    def save(self, value: Domain) -> None:
-        """Save it, unless it was deleted."""
-        self._update(value)
 
     def delete(self, domain: DomainId) -> None:
         """Delete it. Idempotent."""

@@ -185,7 +185,7 @@ _ALL = select(webhooks).order_by(_hook.created_at, _hook.id)
 
 
 class Webhooks(Repository[Webhook]):
-    _table, _record, _kind = webhooks, Webhook, Kind.WEBHOOKS
+    _table, _record, _kind, _may_be_gone = webhooks, Webhook, Kind.WEBHOOKS, True
 
     def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
         """Return it. ``lock`` makes other writers of this row wait until the unit of work ends.
@@ -202,10 +202,6 @@ class Webhooks(Repository[Webhook]):
     def all(self) -> Sequence[Webhook]:
         """Return the webhooks of all tenants."""
         return self._all(_ALL)
-
-    def save(self, value: Webhook) -> None:
-        """Save it, unless it was deleted."""
-        self._update(value)
 
     def delete(self, webhook: WebhookId) -> None:
         """Delete it with its deliveries."""
@@ -235,14 +231,10 @@ class Webhooks(Repository[Webhook]):
 
 
 class Deliveries(Repository[Delivery]):
-    _table, _record = deliveries, Delivery
+    _table, _record, _may_be_gone = deliveries, Delivery, True
 
     def get(self, delivery: str) -> Delivery | None:
         return self._first(select(deliveries).where(_delivery.id == delivery))
-
-    def save(self, value: Delivery) -> None:
-        """Save it, unless it was deleted."""
-        self._update(value)
 
     def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:
         """Return the oldest due one and make it due at ``until``: of concurrent callers, one gets it."""

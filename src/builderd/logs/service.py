@@ -254,16 +254,11 @@ class Follower:
         count = None if self._wanted.search else self._wanted.tail
         self._built, found = uow.build_logs.before_last(builder.id, count, self._wanted.since)
         if self._wanted.search:
-            found = self._matching(uow, builder)
+            found, after = 0, self._built
+            while news := uow.build_logs.following(builder.id, after, PAGE):
+                after = news[-1][0]
+                found += sum(self._match.passes(line) for _, _, line in news)
         return self._sandboxes(uow, builder), found if self._wanted.build else 0
-
-    def _matching(self, uow: UnitOfWork, builder: Builder) -> int:
-        """Return how many of the installer's lines pass the filters."""
-        found, after = 0, self._built
-        while news := uow.build_logs.following(builder.id, after, PAGE):
-            after = news[-1][0]
-            found += sum(self._match.passes(line) for _, _, line in news)
-        return found
 
     async def poll(self) -> None:
         """Read the next page of each log whose lines were all consumed.

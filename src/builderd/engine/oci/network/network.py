@@ -298,6 +298,12 @@ def make_rules(policy: Policy) -> str:
     """Return the nft text that replaces the service's table in one transaction (``nft -f -``)."""
     name, bridge = table_name(policy.instance), policy.bridge
     dns = f'iifname "{bridge}" ip daddr @resolvers meta l4proto {{ tcp, udp }} th dport 53 goto admit'
+    shares = "\n  ".join(
+        f"chain {share_chain(share)} {{\n"
+        f"    meta l4proto {{ tcp, udp }} masquerade to :{share_ports(share)[0]}-{share_ports(share)[-1]}\n"
+        "    masquerade\n  }"
+        for share in range(SHARES)
+    )
     return f"""\
 table inet {name}
 delete table inet {name}
@@ -334,7 +340,7 @@ table inet {name} {{
     oifname "{bridge}" drop
   }}
   map shares {{ type ipv4_addr : verdict; }}
-  {_share_chains()}
+  {shares}
   chain masquerading {{
     ip saddr vmap @shares
     meta l4proto {{ tcp, udp }} masquerade to :{_COMMON_PORTS}
@@ -363,15 +369,6 @@ def share_ports(share: int) -> range:
     """Return the source ports of a share."""
     first = FIRST_PORT + share * SHARE_PORTS
     return range(first, first + SHARE_PORTS)
-
-
-def _share_chains() -> str:
-    return "\n  ".join(
-        f"chain {share_chain(share)} {{\n"
-        f"    meta l4proto {{ tcp, udp }} masquerade to :{share_ports(share)[0]}-{share_ports(share)[-1]}\n"
-        "    masquerade\n  }"
-        for share in range(SHARES)
-    )
 
 
 def _set(name: str, elements: Sequence[object]) -> str:

@@ -250,6 +250,8 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
         # Otherwise Python buffers its output, and the log lags behind.
         "PYTHONUNBUFFERED": "1",
         **CA_ENVIRONMENT,
+        # By itself, Node.js takes 256 MB of any memory for its heap.
+        "NODE_OPTIONS": f"--max-old-space-size={spec.resources.memory_bytes >> 21}",
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
         # The kernel tells programs the host's processors. nproc and libraries with OpenMP or BLAS read the first of
         # these, Python 3.13 the second, Go the third.

@@ -121,6 +121,7 @@ def test_the_app_s_own_words_win_but_for_the_platform_s_address() -> None:
 def test_programs_learn_the_number_of_processors(cpu: float, shown: str) -> None:
     env = app_env(replace(SPEC, resources=replace(SPEC.resources, cpu=cpu)), "")
     assert [env[name] for name in ("OMP_NUM_THREADS", "PYTHON_CPU_COUNT", "GOMAXPROCS")] == [shown] * 3
+    assert env["NODE_OPTIONS"] == f"--max-old-space-size={SPEC.resources.memory_bytes // 2_097_152}"
     assert app_env(replace(SPEC, env={"OMP_NUM_THREADS": "8"}), "")["OMP_NUM_THREADS"] == "8"
 
 

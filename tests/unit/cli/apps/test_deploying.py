@@ -252,10 +252,22 @@ def test_app_of_a_monorepo_is_named_and_found_in_its_folder(running: Running, ho
     assert nothing.exit_code == 4
     assert "--root apps/web" in nothing.stderr
     assert "no files that are sent" in run("deploy", "--root", "apps/api").stderr
+    (home / "apps/web/main.py").write_text("import http.server\nhttp.server.test()\n")
     done = run("deploy", "--root", "apps/web", "--yes", "--json")
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert (data["root"], data["entrypoint"]) == ("apps/web", "python3 main.py")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_deploy_of_a_job_awaits_its_end_and_fails_as_it_does(running: Running, home: Path, code: int) -> None:
+    (home / "Procfile").unlink(missing_ok=True)
+    running.service.engine.behave("true", Behaviour(listens_at=None, exits_at=1, exit_code=code))
+    for version in (1, 2):
+        (home / "main.py").write_text(f"# {version}")
+        done = run("deploy", "--type", "one_time", "--start", "true")
+        assert done.exit_code == (1 if code else 0), done.output
+        assert ("exited with code 3" if code else f"has run version {version}") in done.stderr
 
 
 @pytest.fixture

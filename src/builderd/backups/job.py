@@ -48,12 +48,8 @@ class BackupSchedule:
             asyncio.create_task(every(UPKEEP_INTERVAL, self._keep_up, event="backup retention")),
         ]
         try:
-            while True:
-                seen = self._app.store.writes(Kind.BACKUPS)
-                await self._guarded(self.begin_open())
-                await self._app.store.wait_for_write(Kind.BACKUPS, seen=seen, timeout_seconds=POLL_INTERVAL)
-                # Those who were woken by the change go first: a caller waits for most changes.
-                await asyncio.sleep(LEAST_INTERVAL)
+            intervals = {"interval": POLL_INTERVAL, "pause": LEAST_INTERVAL}
+            await self._app.store.call_after_writes(self.begin_open, Kind.BACKUPS, **intervals, event="backup poll")
         finally:
             await end_tasks(*helpers, *self._tasks.values())
 

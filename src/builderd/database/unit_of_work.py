@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -153,15 +153,26 @@ class Store:
             raise _unavailable(f"a read had no answer within {DEADLINE:g} s") from None
 
     def writes(self, *kinds: Kind) -> int:
-        """Return how many transactions of this process wrote records of these kinds; pass it to ``wait_for_write``."""
+        """Return how many transactions of this process wrote records of these kinds."""
         return self._writes.count(frozenset(kinds))
 
-    async def wait_for_write(self, *kinds: Kind, seen: int, timeout_seconds: float) -> None:
-        """Return when ``writes`` of these kinds differs from ``seen``, or at the timeout.
+    async def call_after_writes(
+        self, job: Callable[[], Awaitable[None]], *kinds: Kind, interval: float, pause: float, event: str
+    ) -> None:
+        """Call ``job`` at once and after each write of these kinds, until cancelled. A failure is logged.
 
-        Writes of other processes do not count, so a task that waits looks from time to time as well.
+        Writes of other processes do not count: it is called after ``interval`` seconds in any case. Those who were
+        woken by a write go first, since a caller waits for most changes: the next call comes after a ``pause``.
         """
-        await self._writes.wait(frozenset(kinds), seen, timeout_seconds)
+        while True:
+            seen = self.writes(*kinds)
+            try:
+                await job()
+            except Exception:
+                # ``event`` is a literal at the call, so that a search for the log line finds its job.
+                log.log(logging.WARNING, "%s failed, retrying in %g s", event, interval, exc_info=True)
+            await self._writes.wait(frozenset(kinds), seen, interval)
+            await asyncio.sleep(pause)
 
     def fence(self, term: int) -> None:
         """Let every later write raise ``LeaseLost`` unless the database lease has this term."""

@@ -64,21 +64,14 @@ class DomainJob:
         """Work on due domains and keep the proxy's up to date, until cancelled."""
         if self._app.name_servers is None:
             return
-        store = self._app.store
         try:
             tls, now = self._app.authority is not None, self._app.clock.now()
             try:
                 await self._app.store.write(lambda uow: domains.resume(uow, tls=tls, now=now))
             except StoreUnavailable as error:
                 log.warning("domains in work not resumed, their lease ends by itself error=%s", error.message)
-            while True:
-                seen = store.writes(Kind.DOMAINS)
-                try:
-                    await self.poll()
-                except Exception:
-                    log.warning("domain poll failed, retrying delay=%g", LOOK_INTERVAL, exc_info=True)
-                await store.wait_for_write(Kind.DOMAINS, seen=seen, timeout_seconds=LOOK_INTERVAL)
-                await asyncio.sleep(LEAST_INTERVAL)
+            intervals = {"interval": LOOK_INTERVAL, "pause": LEAST_INTERVAL}
+            await self._app.store.call_after_writes(self.poll, Kind.DOMAINS, **intervals, event="domain poll")
         finally:
             await end_tasks(*self._in_work.values())
 

@@ -62,16 +62,9 @@ class WebhookJob:
 
     async def run(self) -> None:
         """Deliver events as they happen, until cancelled."""
-        store = self._app.store
+        kinds, intervals = (Kind.EVENTS, Kind.WEBHOOKS), {"interval": LOOK_INTERVAL, "pause": LEAST_INTERVAL}
         try:
-            while True:
-                seen = store.writes(Kind.EVENTS) + store.writes(Kind.WEBHOOKS)
-                try:
-                    await self.poll()
-                except Exception:
-                    log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
-                await store.wait_for_write(Kind.EVENTS, Kind.WEBHOOKS, seen=seen, timeout_seconds=LOOK_INTERVAL)
-                await asyncio.sleep(LEAST_INTERVAL)
+            await self._app.store.call_after_writes(self.poll, *kinds, **intervals, event="webhook poll")
         finally:
             await end_tasks(*self._served.values())
 

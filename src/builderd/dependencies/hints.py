@@ -177,7 +177,7 @@ _DEBIAN = _words("""
     chromium,chromium-browser,google-chrome=chromium ffmpeg,ffprobe=ffmpeg figlet=figlet go=golang-go gs=ghostscript
     java=default-jre-headless jq=jq pandoc=pandoc php=php-cli psql=postgresql-client redis-server=redis-server
     pdfinfo,pdftocairo,pdftoppm,pdftotext,poppler=poppler-utils ruby=ruby soffice=libreoffice tesseract=tesseract-ocr
-    cairo,cairo-2,libcairo.so.2=libcairo2 libGL.so.1=libgl1,libglib2.0-0t64 libgomp.so.1=libgomp1
+    cairo,cairo-2,libcairo.so.2=libcairo2 libGL.so.1,libxcb.so.1=libgl1,libglib2.0-0t64 libgomp.so.1=libgomp1
     libglib-2.0.so.0,libgthread-2.0.so.0=libglib2.0-0t64 libmagic,libmagic.so.1=libmagic1t64 libpq.so.5=libpq5
     libgobject-2.0-0,libpango-1.0-0,libpangoft2-1.0-0=libpango-1.0-0,libpangoft2-1.0-0,libharfbuzz-subset0
     libsndfile.so.1=libsndfile1 libxml2.so.2=libxml2 zbar,libzbar.so.0=libzbar0t64 psycopg2=libpq-dev

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from builderd.builders.model import JobType
 from builderd.core.ids import BuilderId, DiskId
 from builderd.core.resources import Resources
+from builderd.dependencies.hints import start_hint
 from builderd.reconciler.failures import describe_end, quoted
 from builderd.sandboxes.model import SandboxEnd, SandboxReport
 
@@ -241,7 +242,8 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
     if visit.status < 500:
         return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
-    message = f"{said}; anything below 500 passes: mend what it failed at.{body}" + quoted(lines)
+    cure = f" {hint}" if (hint := start_hint(lines, None)) else ""
+    message = f"{said}; anything below 500 passes: mend what it failed at.{cure}{body}" + quoted(lines)
     return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
 
 

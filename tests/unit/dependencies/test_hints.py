@@ -58,7 +58,7 @@ def start_hint_of(line: str, **files: str) -> str:
         ("ModuleNotFoundError: No module named 'app.db'", {"backend/app.py": ""}, "cd backend && …"),
         ("ModuleNotFoundError: No module named 'app'", {"src/app/__init__.py": ""}, "PYTHONPATH to /app/src"),
         ("Error: Cannot find module 'express/lib'", {}, 'add "express" to the dependencies'),
-        ("ImportError: libGL.so.1: cannot open shared object file", {}, 'packages = ["libgl1", "libglib2.0-0t64"] to'),
+        ("ImportError: libxcb.so.1: cannot open shared object file", {}, 'packages = ["libgl1", "libglib2.0-0t64"] to'),
         ('OSError: no library called "cairo-2" was found', {}, 'packages = ["libcairo2"] to builder.toml'),
         ("libfoo.so.3: cannot open shared object file", {}, "add its Debian package to packages in builder.toml"),
         ("PDFInfoNotInstalledError: Is poppler installed and in PATH?", {}, '["poppler-utils"]'),

@@ -48,6 +48,7 @@ NOT_ON_INCUS: Mapping[str, str] = {
     # files
     "test_adopted_ports.py": "a cluster leads nobody to loopback",
     "test_damaged_rows.py": "the database, before any engine",
+    "test_debian_packages.py": "apt in the build sandbox of this machine; `test_packages.py` makes layers there",
     "test_domains.py": "certificates and the proxy, which know no engine",
     "test_full_host.py": "fills the disk below the store of this machine",
     "test_full_store.py": "fills the store of this machine; a full pool: `test_incus_full_pool.py`",

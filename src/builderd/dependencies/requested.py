@@ -46,9 +46,9 @@ def encoding_of(content: bytes) -> str:
 
 def requirements_file(paths: Collection[str]) -> str:
     """Return the list of Python packages that is read: ``requirements.txt``, or the likeliest of another name."""
-    others = [one for one in sorted(paths) if _LISTS.fullmatch(one) and not _DEVELOPS.search(one)]
-    likely = sorted(others, key=lambda one: ("prod" not in one, not _LIKELY.search(one)))
-    return REQUIREMENTS if REQUIREMENTS in paths or not likely else likely[0]
+    others = [one for one in paths if _LISTS.fullmatch(one) and not _DEVELOPS.search(one)]
+    likely = [REQUIREMENTS] if REQUIREMENTS in paths or not others else others
+    return min(likely, key=lambda one: ("prod" not in one, not _LIKELY.search(one), one))
 
 
 def script_list(paths: Collection[str], text: Text) -> tuple[str, list[str]]:

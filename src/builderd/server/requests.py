@@ -24,7 +24,7 @@ from builderd.schemas.builders import NewBuilder
 from builderd.schemas.files import bundle_files
 from builderd.schemas.versions import NewVersion, given_fields, new_settings
 from builderd.versions import service as deployments
-from builderd.versions.model import entrypoint_error, read_env_file, stage_command_error
+from builderd.versions.model import Protocol, entrypoint_error, read_env_file, stage_command_error
 from builderd.versions.service import Change
 
 #: Code of no more files and bytes is hashed at once, which takes less than a change of threads.
@@ -56,6 +56,8 @@ async def new_builder(application: Application, new: NewBuilder, bundle: Bundle)
         found = await _started(new, code)
         job_type = new.job_type if "job_type" in new.model_fields_set else JobType(found.job_type)
         settings = new_settings(new, found.entrypoint, application.limits.default_isolation)
+        if "protocol" not in new.model_fields_set and job_type.has_preview:
+            settings = replace(settings, protocol=Protocol(found.protocol))
         if new.build is None and job_type is not JobType.SANDBOX:
             settings = replace(settings, build=found.build)
         if job_type is JobType.STATIC and "memory" not in new.resources.model_fields_set:

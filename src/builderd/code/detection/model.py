@@ -23,7 +23,7 @@ class Detected:
     ``processes`` are the further ones of a Procfile, without ``release``. ``root`` is the folder of the code in which
     it runs ("": all). ``is_private``: its preview must not be open to everybody, such as a notebook server's.
     ``notes`` are sentences about what lies in the folder and is not used. ``added`` are Python packages that its
-    command needs and that no list names.
+    command needs and that no list names. ``protocol`` is that of ``Protocol``.
     """
 
     framework: str
@@ -40,6 +40,7 @@ class Detected:
     is_private: bool = False
     notes: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    protocol: str = "http"
 
     @property
     def commands(self) -> Mapping[str, str]:

@@ -149,6 +149,7 @@ def _started(project: Project, modules: Modules, found: Found, notes: list[str])
         release=_release(project, found, prefix, words["app"]),
         notes=tuple(notes),
         added=added,
+        protocol=entry.get("protocol", "http"),
     )
 
 

@@ -55,15 +55,15 @@ class LocalTesters:
         return await _work(target, job, judge_probe, _not_judged(CheckName.OPENAPI))
 
     async def browse(self, target: Target) -> Browsing:
-        return await self._browse(target, BROWSER_SECONDS, views=2)
+        return await self._browse(target, BROWSER_SECONDS)
 
     async def look(self, target: Target) -> Check:
         if self._looks.locked():
             return _not_judged(CheckName.BROWSER)("other pages are being looked at")[0]
         async with self._looks:
-            return (await self._browse(target, LOOK_SECONDS, views=1)).checks[0]
+            return (await self._browse(target, LOOK_SECONDS, quick=True)).checks[0]
 
-    async def _browse(self, target: Target, seconds: float, *, views: int) -> Browsing:
+    async def _browse(self, target: Target, seconds: float, *, quick: bool = False) -> Browsing:
         if not self._chromium.exists():
             why = "no Chromium is installed on this machine (builderd setup --with-browser)"
             return Browsing(_not_judged(*_OF_BROWSER)(why))
@@ -78,7 +78,7 @@ class LocalTesters:
             "seconds": seconds - 5,
             "chromium": str(self._chromium),
             "axe": str(axe),
-            "views": views,
+            "quick": quick,
         }
         job = Job("browser.py", request, seconds, BROWSER_MEMORY, output=15 * MB)
         return await _work(target, job, judge_browser, lambda why: Browsing(_not_judged(*_OF_BROWSER)(why)))
@@ -199,7 +199,7 @@ def _loads(views: Sequence[Mapping[str, Any]], seconds: float) -> Check:
         return Check(CheckName.BROWSER, _FAILED, "`/` does not load in Chromium.", seconds, tuple(errors))
     console = _console(views)
     if console.outcome is not _PASSED and all(view["empty"] for view in views):
-        said = f"`/` shows nothing in Chromium, no visible text: {console.message}"
+        said = f"`/` shows nothing in Chromium, no visible text: {console.message} {console.findings[0]}"
         return Check(CheckName.BROWSER, console.outcome, said, seconds, console.findings)
     times = ", ".join(f"{view['name']} in {float(view['seconds']):.1f} s" for view in views)
     return Check(CheckName.BROWSER, _PASSED, f"`/` loads in Chromium ({times}).", seconds)

@@ -1,9 +1,9 @@
 """Loads a page in the system's Chromium, in a desktop and a phone viewport, and reports the result.
 
-Request: ``{"url", "port", "chromium", "axe", "seconds", "views"}``, of which ``views`` are how many of ``VIEWS``;
-answer: ``{"views": [{"name", "status", "html", "empty", "fault", "seconds", "console": [[text, url]],
-"missing": [[url, kind]], "png": base64, "axe": [[id, impact, help, count]] | null}]}``. ``empty``: the page shows
-neither text nor a picture.
+Request: ``{"url", "port", "chromium", "axe", "seconds", "quick"}``. ``quick``: only the desktop, until it shows
+something, without picture and axe. Answer: ``{"views": [{"name", "status", "html", "empty", "fault", "seconds",
+"console": [[text, url]], "missing": [[url, kind]], "png": base64, "axe": [[id, impact, help, count]] | null}]}``.
+``empty``: the page shows neither text nor a picture.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VIEWS: tuple[tuple[str, dict[str, Any]], ...] = (
 IDLE_MILLISECONDS = 2500
 SETTLE_MILLISECONDS = 200
 MAX_LIST = 100
-EMPTY = """() => !document.body || !document.body.innerText.trim() && !document.querySelector(
-    "img, svg, canvas, video, iframe, object, embed, input, textarea, select, button")"""
+SHOWS = """() => document.body && (document.body.innerText.trim() || document.querySelector(
+    "img, svg, canvas, video, iframe, object, embed, input, textarea, select, button")) ? true : false"""
 AXE = """() => axe.run(document, {resultTypes: ["violations"]}).then(result => result.violations.map(
     one => [one.id, one.impact || "", one.help, one.nodes.length]))"""
 
@@ -47,7 +47,7 @@ def main() -> None:
         "--js-flags=--max-old-space-size=256",
         "--no-first-run",
     ]
-    axe = Path(request["axe"]).read_text(encoding="utf-8")
+    axe = None if request["quick"] else Path(request["axe"]).read_text(encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=request["chromium"],
@@ -59,13 +59,13 @@ def main() -> None:
         end = time.monotonic() + request["seconds"]
         views = [
             view(browser, name, {**options, "extra_http_headers": headers}, url, axe, end)
-            for name, options in VIEWS[: request["views"]]
+            for name, options in (VIEWS if axe else VIEWS[:1])
         ]
         browser.close()
     json.dump({"views": views}, sys.stdout)
 
 
-def view(browser: Browser, name: str, options: dict[str, Any], url: str, axe: str, end: float) -> dict[str, Any]:
+def view(browser: Browser, name: str, options: dict[str, Any], url: str, axe: str | None, end: float) -> dict[str, Any]:
     begun = time.monotonic()
     seen: dict[str, Any] = {"name": name, "status": None, "html": False, "fault": "", "png": "", "axe": None}
     seen |= {"empty": False, "console": [], "missing": []}
@@ -74,7 +74,10 @@ def view(browser: Browser, name: str, options: dict[str, Any], url: str, axe: st
     page = context.new_page()
     listen(page, urlsplit(url).hostname or "", seen)
     try:
-        load(page, url, seen)
+        load(page, url, seen, quick=axe is None)
+        if axe is None:
+            context.close()
+            return {**seen, "seconds": round(time.monotonic() - begun, 3)}
         seen["png"] = base64.b64encode(page.screenshot(type="png", animations="disabled")).decode()
         if name == "desktop" and seen["html"] and (seen["status"] or 500) < 400:
             page.evaluate(axe)
@@ -86,7 +89,7 @@ def view(browser: Browser, name: str, options: dict[str, Any], url: str, axe: st
     return seen
 
 
-def load(page: Page, url: str, seen: dict[str, Any]) -> None:
+def load(page: Page, url: str, seen: dict[str, Any], *, quick: bool) -> None:
     answer = page.goto(url, wait_until="load")
     if answer is not None:
         seen["status"] = answer.status
@@ -94,9 +97,13 @@ def load(page: Page, url: str, seen: dict[str, Any]) -> None:
     if not seen["html"]:
         return
     with suppress(Error):  # a page that polls for ever is as ready as it gets
-        page.wait_for_load_state("networkidle", timeout=IDLE_MILLISECONDS)
-    page.wait_for_timeout(SETTLE_MILLISECONDS)
-    seen["empty"] = bool(page.evaluate(EMPTY))
+        if quick:
+            page.wait_for_function(SHOWS, timeout=IDLE_MILLISECONDS)
+        else:
+            page.wait_for_load_state("networkidle", timeout=IDLE_MILLISECONDS)
+    if not quick:
+        page.wait_for_timeout(SETTLE_MILLISECONDS)
+    seen["empty"] = not page.evaluate(SHOWS)
 
 
 def listen(page: Page, host: str, seen: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from pathlib import PurePosixPath
 from builderd.builders.model import JobType
 from builderd.core.ids import BuilderId, DiskId
 from builderd.core.resources import Resources
-from builderd.dependencies.hints import start_hint
 from builderd.reconciler.failures import describe_end, quoted
 from builderd.sandboxes.model import SandboxEnd, SandboxReport
 
@@ -228,7 +227,7 @@ def check_http2(visit: Visit, lines: Sequence[str]) -> Check:
     return Check(CheckName.ANSWER, Outcome.PASSED, f"It spoke HTTP/2 after {visit.seconds:.3f} s.", visit.seconds)
 
 
-def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
+def check_answer(visit: Visit, path: str, lines: Sequence[str], hint: str = "") -> Check:
     """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
     asked = f"GET {path}"
     if visit.status is None:
@@ -242,8 +241,7 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
     if visit.status < 500:
         return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
-    cure = f" {hint}" if (hint := start_hint(lines, None)) else ""
-    message = f"{said}; anything below 500 passes: mend what it failed at.{cure}{body}" + quoted(lines)
+    message = f"{said}; anything below 500 passes: mend what it failed at. {hint}{body}" + quoted(lines)
     return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
 
 

@@ -14,6 +14,7 @@ from builderd.builders.service import Caller
 from builderd.core.errors import InvalidState, NotFound
 from builderd.core.ids import BuilderId, SandboxId, TenantId
 from builderd.database.unit_of_work import UnitOfWork
+from builderd.dependencies.hints import start_hint
 from builderd.previews.model import Address
 from builderd.qa.model import (
     ALIVE_SECONDS,
@@ -91,7 +92,7 @@ async def judge(
         return in_order(
             [
                 port,
-                check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines),
+                check_http2(visit, lines) if h2c else check_answer(visit, GATE_PATH, lines, start_hint(lines, None)),
                 check_alive(second, version.port, GATE_PATH, settings.resources, lines),
                 check_memory(second.report, settings.resources),
                 *looked,

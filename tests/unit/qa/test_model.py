@@ -47,9 +47,9 @@ def test_anything_below_500_is_an_answer(status: int) -> None:
 
 
 def test_qa_failure_for_500_shows_request_response_and_log() -> None:
-    check = check_answer(Visit(503, 0.01, excerpt="<h1>Sorry</h1>"), "/", ["boom", "Is poppler installed and in PATH?"])
+    check = check_answer(Visit(503, 0.01, excerpt="<h1>Sorry</h1>"), "/", ["boom"], "Add poppler-utils.")
     assert check.outcome is Outcome.FAILED
-    for words in ("GET /", "503 Service Unavailable", "<h1>Sorry</h1>", "boom", 'packages = ["poppler-utils"]'):
+    for words in ("GET /", "503 Service Unavailable", "<h1>Sorry</h1>", "boom", "Add poppler-utils."):
         assert words in check.message
 
 

@@ -241,7 +241,7 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str], hint: str = "") 
     if visit.status < 500:
         return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""
-    message = f"{said}; anything below 500 passes: mend what it failed at. {hint}{body}" + quoted(lines)
+    message = f"{said}; anything below 500 passes: {hint or 'mend what it failed at.'}{body}" + quoted(lines)
     return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
 
 

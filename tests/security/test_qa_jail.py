@@ -151,4 +151,5 @@ async def test_app_that_rejects_connections_is_no_jail_failure(workers: Path) ->
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         seen = await jail.run(Job("attack.py", {}, SECONDS, 500 * MB), Address("127.0.0.1", port))
-    assert seen["app"] == ""
+    # As the relay is closed before or after it has read.
+    assert seen["app"] in ("", "ConnectionResetError")

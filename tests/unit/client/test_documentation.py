@@ -78,9 +78,9 @@ PROGRAM = Path(__file__).with_name("on_macos.py")
 
 
 def test_the_client_works_without_what_only_linux_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder, file in (("app", "main.py"), ("job", "job.py")):
+    for folder, file, code in (("app", "main.py", "import http.server\n"), ("job", "job.py", "print('hello')\n")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / file).write_text("print('hello')\n")
+        (tmp_path / folder / file).write_text(code)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BUILDERD_", "XDG_"))}
     hurry(monkeypatch.setattr)
     with threaded_service() as running:

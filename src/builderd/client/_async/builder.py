@@ -49,8 +49,8 @@ from builderd.client.retries import async_sleep
 #: Statuses that end a wait: nothing happens by itself any more, or the app runs.
 SETTLED = frozenset({"running", "stopped", "completed", "failed", "deleted"})
 FINISHED = SETTLED - {"running"}
-#: Seconds for which ``check_version`` watches a version after its answer: many crash at their first requests.
-WATCH_SECONDS = 1.0
+#: Seconds for which ``check_version`` watches: many apps crash at their first requests, workers after their imports.
+WATCH_SECONDS = {"always_on": 1.0, "static": 1.0, "worker": 3.0}
 #: Events that begin a version.
 BEGINNINGS = ("version.created", "builder.created")
 
@@ -188,7 +188,7 @@ class AsyncBuilder(AsyncCalls):
         note unless ``strict``. A job has only begun.
         """
         number, is_job, restarted = self.version, self.data.job_type == "one_time", ""
-        await async_sleep(0 if is_job else WATCH_SECONDS)
+        await async_sleep(WATCH_SECONDS.get(self.data.job_type, 0.0))
         data, notes = (await self.refresh()).data, list[str]()
         async for event in self.events(types=",".join((*BEGINNINGS, "builder.restarting", "port.adopted"))):
             if event.type in BEGINNINGS:

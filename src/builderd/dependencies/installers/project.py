@@ -72,14 +72,14 @@ def _dependencies(document: dict[str, Any], project: dict[str, Any]) -> Iterator
     listed = project.get("dependencies", [])
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise InstallFailed(f"{FILE}: project.dependencies must be an array of strings.")
-    sources = {canonicalize_name(name) for name in _table(document, "tool", "uv", "sources")}
+    sources = {canonicalize_name(name): one for name, one in _table(document, "tool", "uv", "sources").items()}
     for index, text in enumerate(listed):
         name = re.match(r"[A-Za-z0-9._-]+", text.strip())
         if name and canonicalize_name(name[0]) in sources:
-            raise InstallFailed(
-                f"{FILE}: {text!r} has a source in [tool.uv.sources], which is not read: "
-                "write its address into the dependency itself, as in 'name @ git+https://…'."
-            )
+            cure, source = "write its address here, as in 'name @ git+https://…'", sources[canonicalize_name(name[0])]
+            if isinstance(source, dict) and {"workspace", "path"} & source.keys():
+                cure = "name what that package needs in its place, and set PYTHONPATH to its folder in the entrypoint"
+            raise InstallFailed(f"{FILE}: {text!r} has a source in [tool.uv.sources], which is not read: {cure}.")
         yield f"project.dependencies[{index}]", text.strip()
 
 

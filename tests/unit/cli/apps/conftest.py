@@ -18,7 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("builderd.client._sync.builder.WATCH_SECONDS", 0)
+    monkeypatch.setattr("builderd.client._sync.builder.WATCH_SECONDS", {})
     app = tmp_path / "my-app"
     app.mkdir()
     (app / "main.py").write_text("import http.server\nprint('hello')\n")

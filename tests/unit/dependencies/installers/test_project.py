@@ -77,6 +77,7 @@ def test_code_from_elsewhere_is_the_tenants_own() -> None:
         (dependencies("a @ file:///etc/passwd"), None, "only https://"),
         (dependencies("--index-url=https://evil"), None, "is no requirement"),
         (dependencies("Flask") + "[tool.uv.sources]\nflask = { index = 'evil' }\n", None, "tool.uv.sources"),
+        (dependencies("core") + "[tool.uv.sources]\ncore = {workspace = true}\n", None, "set PYTHONPATH to"),
         (dependencies("flask"), "package = 3\n", "array of tables"),
         (dependencies("flask"), "[[package]]\nname = 'x'\nversion='1'\nsource={git='https://e'}\n", "x comes from git"),
         (dependencies("flask"), "[[package]]\nname = 'x y'\nversion='1'\nsource={registry='r'}\n", "a package lacks"),

@@ -180,12 +180,20 @@ class RuntimeCommands:
             return runtime
         raise EngineUnavailable(f"{record.runtime}, under which this sandbox runs, is not installed any more.")
 
-    async def ask(self, runtime: Runtime, argv: Sequence[str], stream: int = 2) -> tuple[int, str]:
-        """Run a runtime's command; return its exit status and one of its streams, at most 64 KiB."""
+    async def ask(self, runtime: Runtime, argv: Sequence[str], stream: int = 2, name: str = "") -> tuple[int, str]:
+        """Run a runtime's command; return its exit status and one of its streams, at most 64 KiB.
+
+        One with a ``name`` is killed when the caller is cancelled.
+        """
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            program = Program(argv, SHIM_ENV, mounts=runtime_mounts(runtime))
-            ended = await self._launcher.run(program, {stream: write})
+            program = Program(argv, SHIM_ENV, mounts=runtime_mounts(runtime), name=name)
+            try:
+                ended = await self._launcher.run(program, {stream: write})
+            except asyncio.CancelledError:
+                if name:
+                    await self._launcher.kill(name)
+                raise
             with contextlib.suppress(BlockingIOError):
                 return ended.status, os.read(read, 65536).decode(errors="replace")
             return ended.status, ended.error

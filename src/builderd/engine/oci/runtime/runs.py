@@ -214,7 +214,8 @@ class Runs:
     async def release(self, run: Run, record: Record) -> Record:
         """Let the first process execute the program."""
         started_at = self.records.now()
-        status, output = await self.commands.ask(run.runtime, run.runtime.command("start", run.id))
+        argv = run.runtime.command("start", run.id)
+        status, output = await self.commands.ask(run.runtime, argv, name=f"{run.id} start")
         if status:
             raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
         record = self.save(replace(record, started_at=started_at))

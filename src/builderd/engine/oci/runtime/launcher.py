@@ -117,7 +117,7 @@ class Server:
         try:
             link = Link(**request["network"]) if request["network"] else None
             with contextlib.ExitStack() as opened:
-                own = fork_into(CLONE_NEWUSER | CLONE_NEWNET, opened) if link else 0
+                own = fork_into(opened, with_network=True) if link else 0
                 # The sandbox's own namespace maps what root has on disk.
                 others = [owner for owner in owners if owner or not link]
                 maps = opened.enter_context(user_namespaces(request["uid"], others))
@@ -312,16 +312,21 @@ def user_namespaces(outside: int, owners: Iterable[int]) -> Iterator[Mapping[int
     Mounts that were made with one keep it alive afterwards.
     """
     with contextlib.ExitStack() as opened:
-        children = {owner: fork_into(CLONE_NEWUSER, opened) for owner in dict.fromkeys(owners)}
+        children = {owner: fork_into(opened, with_network=False) for owner in dict.fromkeys(owners)}
         yield {owner: open_mapped(pid, owner, outside, opened) for owner, pid in children.items()}
 
 
-def fork_into(flags: int, opened: contextlib.ExitStack) -> int:
-    """Return the pid of a child that stops in new namespaces, or fails, and ends with ``opened``."""
+def fork_into(opened: contextlib.ExitStack, *, with_network: bool) -> int:
+    """Return the pid of a child that stops in a new user namespace, or fails, and ends with ``opened``.
+
+    With a network namespace it is a sandbox's own, not one of its mounts.
+    """
     if (pid := os.fork()) == 0:
         try:
-            unshare(flags)
-            if flags & CLONE_NEWNET:  # a sandbox's own, not one of its mounts
+            if with_network:  # made first, so that the host owns it: docs/adr/0031
+                unshare(CLONE_NEWNET)
+            unshare(CLONE_NEWUSER)
+            if with_network:
                 for name, most in INOTIFY.items():
                     write(f"/proc/sys/user/{name}", str(most))
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -158,17 +159,14 @@ def test_a_setting_that_does_not_work_leaves_the_old_one(
         newer = pause.script() + "-- of a newer version\n"
         upgraded.setattr(pause, "script", lambda: newer)
         for _ in range(2):
+            # For two seconds, the new worker has the old one leave its ports. An old one that gets no CPU then is
+            # told to leave and to take them at once.
+            worker = worker_of(proxy)
+            for seconds, sign in ((0.5, signal.SIGSTOP), (3.5, signal.SIGCONT)):
+                threading.Timer(seconds, os.kill, (worker, sign)).start()
             with pytest.raises(EngineUnavailable, match=f"port {app.port}.*taken"):
                 proxy.run(proxy.service(port=app.port).start())
-
-    def is_served() -> bool:
-        try:
-            return proxy.visitor.get(host).status == 200
-        except ConnectionRefusedError:
-            return False
-
-    # A new worker that finds a port taken has the old one leave its ports for a moment, and take them again.
-    eventually(is_served)
+            assert proxy.visitor.get(host).status == 200
     proxy.previews = proxy.service()
     proxy.start()
     assert proxy.visitor.get(host).status == 200

@@ -78,7 +78,7 @@ class HaproxyPreviews:
 
     async def ready(self) -> bool:
         try:
-            return bool(await process.started_with(self._files))
+            return bool((await process.find_worker(self._files))[0])
         except ProxyGone:
             return False
 

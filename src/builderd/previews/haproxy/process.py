@@ -7,6 +7,7 @@ its command socket in the data directory, so two services never share a proxy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import pwd
@@ -46,6 +47,7 @@ _ALERT = re.compile(r"^\[ALERT\]\s+\(\d+\) : (.*)$", re.MULTILINE)
 #: Among the processes that the master lists (management guide, 9.4.1).
 _OLD_WORKER = re.compile(r"^# old workers\n\d", re.MULTILINE)
 _DESCRIPTION = re.compile(rf"^[Dd]escription: {DESCRIPTION} (\S+)$", re.MULTILINE)
+_PID = re.compile(r"^Pid: (\d+)$", re.MULTILINE)
 
 
 def host(options: ProxyOptions) -> Host:
@@ -75,10 +77,11 @@ def find_process(pid_file: Path, files: ProxyFiles) -> Process | None:
     return process if os.fsencode(files.config) in arguments else None
 
 
-async def started_with(files: ProxyFiles) -> str:
-    """Return the digest of the running worker's configuration, "" if it has none. Raises ``ProxyGone``."""
-    match = _DESCRIPTION.search(await runtime_api.ask(files.admin_socket, "show info"))
-    return match[1] if match else ""
+async def find_worker(files: ProxyFiles) -> tuple[str, int]:
+    """Return the digest of the worker's configuration, "" if it has none, and its pid. Raises ``ProxyGone``."""
+    info = await runtime_api.ask(files.admin_socket, "show info")
+    digest, pid = _DESCRIPTION.search(info), _PID.search(info)
+    return digest[1] if digest else "", int(pid[1]) if pid else 0
 
 
 async def start(options: ProxyOptions, files: ProxyFiles) -> None:
@@ -183,11 +186,13 @@ async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Confi
     """
     if find_process(files.pid, files) is not None:
         try:
-            if await started_with(files) == wanted.digest:
+            digest, worker = await find_worker(files)
+            if digest == wanted.digest:
                 return
             _write_all(files, wanted)
             answer = await runtime_api.ask(files.master_socket, "reload")
             if not answer.startswith("Success=1"):
+                await _take_ports_again(worker, files)
                 raise EngineUnavailable(explain(answer, options))
             while _OLD_WORKER.search(await _processes(files)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
@@ -198,6 +203,23 @@ async def adopt_or_start(options: ProxyOptions, files: ProxyFiles, wanted: Confi
             return
     _write_all(files, wanted)
     await start(options, files)
+
+
+async def _take_ports_again(worker: int, files: ProxyFiles) -> None:
+    """Have the old worker serve again.
+
+    A new worker that finds a port taken has the old one leave all its ports and sockets (SIGTTOU), and take them again
+    (SIGTTIN) as it fails. An old worker that gets both signals at once, such as on a busy machine, stays without.
+    """
+    limit = asyncio.get_running_loop().time() + END_TIMEOUT
+    while asyncio.get_running_loop().time() < limit:
+        with contextlib.suppress(ProxyGone, TimeoutError):
+            async with asyncio.timeout(0.5):
+                await find_worker(files)
+                return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGTTIN)
+        await asyncio.sleep(0.05)
 
 
 async def _processes(files: ProxyFiles) -> str:

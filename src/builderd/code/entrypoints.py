@@ -74,9 +74,25 @@ ENDS, QUOTES = re.compile(r"[;&|()<>`\n{}]+"), re.compile(r"['\"\\]")
 #: In the order in which they are tried.
 SCRIPT_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".tsx", ".jsx", ".json", "/index.js", "/index.mjs", "/index.ts")
 
+#: Variables by which an interpreter, a loader or a tool runs more than its command names.
+INTERPRETED = re.compile(
+    r"PYTHON(?:PATH|STARTUP|HOME|USERBASE|WARNINGS|BREAKPOINT)|NODE_(?:OPTIONS|PATH)|LD_(?:PRELOAD|LIBRARY_PATH|AUDIT)"
+    r"|BASH_ENV|PERL5(?:OPT|LIB|DB)|RUBY(?:OPT|LIB)|PHPRC|PROMPT_COMMAND|GIT_\w*(?:COMMAND|DIFF|PAGER|EDITOR)"
+    r"|npm_config_\w+|JAVA_TOOL_OPTIONS"
+)
+#: Modules that Python imports from its search path before any other.
+CUSTOMIZED = ("sitecustomize.py", "usercustomize.py")
+
 #: The package of a folder (``""`` for the app's own), or None.
 PackageAt = Callable[[str], Package | None]
 NO_PACKAGES: Mapping[str, Package] = {}
+
+
+def exports(variables: Mapping[str, str]) -> str:
+    """Return the variables of these that run code, as a line of a shell; empty without one."""
+    found = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()) if INTERPRETED.fullmatch(name)]
+    sourced = f"; . {shlex.quote(variables['BASH_ENV'])}" if "BASH_ENV" in variables else ""
+    return f"export {' '.join(found)}{sourced}" if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +229,8 @@ def _script_arguments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield name, target
         elif word in (".", "source") and rest:
             yield "sh", rest[0]
+        elif name == "make":
+            yield "make", "Makefile"
         elif "/" in word and (index == start or COMMAND_OPTION.fullmatch(words[index - 1])):
             yield "", word
 
@@ -262,6 +280,9 @@ def _named(words: Sequence[str], paths: Collection[str]) -> Iterator[str]:
                 yield path
             elif (module := MODULE.fullmatch(part)) is not None:
                 yield from module_files(module[1], paths)
+            for folder in part.split(":"):
+                customized = (posixpath.normpath(posixpath.join(_inside(folder) or "", one)) for one in CUSTOMIZED)
+                yield from (one for one in customized if folder and one in paths)
 
 
 def module_files(module: str, paths: Collection[str], folders: Sequence[str] = ("", "src/")) -> Iterator[str]:

@@ -86,11 +86,14 @@ class Scanner(Protocol):
     async def prepare(self) -> None:
         """Start the scanner's warm process; harmless when repeated. A scan without it takes longer."""
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
+    async def scan(
+        self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN, commands: str = ""
+    ) -> Scan:
         """Scan the files within the limits; content never raises.
 
         Raises ``MachineFault`` where the scanner was killed or cannot be started, again after a retry. ``run`` are
-        files, by path, that are started as another kind than their names say.
+        files, by path, that are started as another kind than their names say. ``commands`` are scanned too, one a
+        line: a hit in them has no path.
         """
 
     async def close(self) -> None:

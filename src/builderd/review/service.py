@@ -77,8 +77,8 @@ class Gate:
         """Scan the files and rate the hits. Content never raises: what cannot be judged becomes a finding."""
         begun = time.monotonic()
         run = await asyncio.to_thread(_run, bundle, entrypoint)
-        scanned = self.scanner.scan(bundle, self.policy.limits, run)
-        advised = self.adviser.scan(bundle, self.policy.limits, run) if self.adviser else asyncio.sleep(0)
+        scanned = self.scanner.scan(bundle, self.policy.limits, run, entrypoint)
+        advised = self.adviser.scan(bundle, self.policy.limits, run, entrypoint) if self.adviser else asyncio.sleep(0)
         scan, advice = await asyncio.gather(scanned, advised)
         kept, left_out, untold = await asyncio.to_thread(
             lambda: limit_findings(assess(bundle, entrypoint, scan, self.policy, advice))
@@ -102,7 +102,8 @@ def assess(
     """Yield the findings that the policy makes of the scan's hits; hits of rules without a severity are dropped."""
     paths = {file.path for file in bundle.files}
     entry = entry_of(entrypoint, paths, _packages(bundle))
-    roots = set(entry.roots) if entry.complete else {path for path in paths if not policy.is_demoted(path)}
+    others = () if entry.complete else (path for path in paths if not policy.is_demoted(path))
+    roots = {*entry.roots, *others}
     starts = {*roots, *scan.hooks}
     runs = reachable_files(starts, scan.references, paths)
     imported = reachable_files(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)

@@ -15,6 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from builderd.code.entrypoints import exports
 from builderd.code.model import Bundle
 from builderd.core.errors import ValidationFailed
 from builderd.core.ids import BuilderId
@@ -110,10 +111,18 @@ class VersionSettings:
 
     @property
     def commands(self) -> str:
-        """Return all commands that run the version's code, one a line: the subject of its review."""
+        """Return all commands that run the version's code, one a line: the subject of its review.
+
+        The last line exports the variables by which interpreters run more.
+        """
         folder = f"cd {shlex.quote(self.root)}" if self.root else ""
         return "\n".join(
-            one for one in (folder, self.build, self.release, self.entrypoint, *self.processes.values()) if one
+            one
+            for one in (
+                *(folder, self.build, self.release, self.entrypoint, *self.processes.values()),
+                exports(self.variables),
+            )
+            if one
         )
 
     @property

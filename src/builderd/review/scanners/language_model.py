@@ -42,7 +42,9 @@ class LanguageModelAdviser:
     async def prepare(self) -> None:
         """There is nothing to be made warm."""
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
+    async def scan(
+        self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN, commands: str = ""
+    ) -> Scan:
         scanners = {"language model": self._model}
         try:
             async with asyncio.timeout(self._timeout):

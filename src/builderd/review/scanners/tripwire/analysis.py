@@ -232,11 +232,13 @@ class Analyser:
         words = [word for command in commands.values() for word in command.replace("=", " ").split()]
         review.references[source.path] = References(scripts=tuple(f"./{word}" for word in (*main, *words)))
         for name, command in commands.items():
+            for match in patterns.in_strings([(_line_of(review, source, name), command)]):
+                review.add(match.rule, source.path, match.line)
             if name in HOOKS:
                 self._judge_hook(review, source, folder, name, command)
 
     def _judge_hook(self, review: Review, source: Source, folder: str, name: str, command: str) -> None:
-        line = next((n for n, text in enumerate(review.lines[source.path], 1) if f'"{name}"' in text), 0)
+        line = _line_of(review, source, name)
         fetches = patterns.HOOK.search(command) is not None
         for word in command.split():
             path = f"{folder}/{word}".strip("/").removeprefix("./")
@@ -264,6 +266,10 @@ class Analyser:
         except (OSError, ValueError, LookupError, TypeError) as error:
             review.failures.append(f"{name} could not be used: {type(error).__name__}")
         return None
+
+
+def _line_of(review: Review, source: Source, name: str) -> int:
+    return next((n for n, text in enumerate(review.lines[source.path], 1) if f'"{name}"' in text), 0)
 
 
 @contextmanager

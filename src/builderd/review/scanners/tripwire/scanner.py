@@ -35,7 +35,9 @@ from builderd.review.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY, 
 _MODULE = "builderd.review.scanners.tripwire.worker"
 _SOURCE = str(Path(__file__).parents[4])
 #: Counts up when the own rules change, since reports are kept by it.
-RULES = 7
+RULES = 8
+#: Path under which the commands are scanned, as a script: no file has it.
+COMMANDS = ""
 #: Seconds for the worker to read its rules; and, past a review's limit, until the worker itself is given up.
 START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
@@ -87,8 +89,11 @@ class TripwireScanner:
         except (Died, OSError) as error:
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._scan, bundle, limits, run)
+    async def scan(
+        self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN, commands: str = ""
+    ) -> Scan:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._scan, bundle, limits, run, commands)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -102,11 +107,12 @@ class TripwireScanner:
                 self._control = self._start()
             return self._control
 
-    def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
+    def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind], commands: str) -> Scan:
         _, versions = self._toolbox
         try:
             read = select_files(bundle.files, limits, run).read
-            content = pack_sources(bundle, read)
+            command_lines = BundleFile(COMMANDS, commands.encode())
+            content = pack_sources(bundle, [*read, (command_lines, Kind.SCRIPT)])
             limits = limits.for_size(sum(file.size for file, _ in read))
             return read_answer(self._ask(content, limits), bundle, versions)
         except Broken as error:
@@ -270,7 +276,7 @@ def read_answer(content: bytes, bundle: Bundle, versions: Mapping[str, str]) -> 
 
 def _hit(entry: Mapping[str, Any], paths: set[str]) -> Hit:
     line = entry["line"]
-    if entry["path"] not in paths or not isinstance(line, int) or isinstance(line, bool) or line < 0:
+    if entry["path"] not in {*paths, COMMANDS} or not isinstance(line, int) or isinstance(line, bool) or line < 0:
         raise ValueError("a hit outside the bundle")
     words = {name: _text(entry[name]) for name in ("rule", "text", "mark", "message", "advice")}
     return Hit(path=entry["path"], line=line, **words)

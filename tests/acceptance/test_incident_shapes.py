@@ -20,6 +20,7 @@ from tests.lookalikes import LOOKALIKES
 
 from builderd.code.sources import Kind
 from builderd.review.scanners.tripwire import javascript, patterns, python_code
+from builderd.review.scanners.tripwire.commands import Commands
 from builderd.review.scanners.tripwire.python_code import flow_rules
 
 CASES = {name: (row.files, row.entrypoint) for name, row in SHAPES.items()}
@@ -77,6 +78,10 @@ def rules_of_python(files: Files) -> set[str]:
     for facts in seen.values():
         found |= {rule for rule, *_ in facts["hits"]}
         found |= {match.rule for match in patterns.in_strings(facts["strings"])}
+        for _, command in facts["commands"]:
+            commands = Commands()
+            commands.run(command)
+            found |= {hit.rule for hit in commands.hits}
     return {rule for rule in found if rule.startswith(("MAL-", "RSK-"))}
 
 

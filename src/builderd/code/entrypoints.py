@@ -78,10 +78,16 @@ SCRIPT_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".tsx", ".jsx", ".json", "/i
 INTERPRETED = re.compile(
     r"PYTHON(?:PATH|STARTUP|HOME|USERBASE|WARNINGS|BREAKPOINT)|NODE_(?:OPTIONS|PATH)|LD_(?:PRELOAD|LIBRARY_PATH|AUDIT)"
     r"|BASH_ENV|PERL5(?:OPT|LIB|DB)|RUBY(?:OPT|LIB)|PHPRC|PROMPT_COMMAND|GIT_\w*(?:COMMAND|DIFF|PAGER|EDITOR)"
-    r"|npm_config_\w+|JAVA_TOOL_OPTIONS"
+    r"|(?:npm_config|NPM_CONFIG|PIP|UV)_\w+|JAVA_TOOL_OPTIONS"
 )
-#: Modules that Python imports from its search path before any other.
-CUSTOMIZED = ("sitecustomize.py", "usercustomize.py")
+#: Variables with a file that a program runs at its start, and options of Node.js with one.
+STARTED = {"BASH_ENV": ".", "PYTHONSTARTUP": "python3"}
+REQUIRED = re.compile(r"(?:--require|-r|--import)[= ](\S+)")
+#: Files that a tool runs in a folder that it is given: Python's start, Sphinx, pytest, a package's main module.
+CONVENTIONAL = ("sitecustomize.py", "usercustomize.py", "conf.py", "conftest.py", "__main__.py", "noxfile.py")
+#: Programs that run all tests and what prepares them.
+TESTERS = frozenset({"pytest", "py.test", "tox", "nox", "unittest"})
+TESTS = re.compile(r"(?:^|/)(?:conftest|test_\w+|\w+_test|noxfile)\.py$")
 
 #: The package of a folder (``""`` for the app's own), or None.
 PackageAt = Callable[[str], Package | None]
@@ -91,8 +97,10 @@ NO_PACKAGES: Mapping[str, Package] = {}
 def exports(variables: Mapping[str, str]) -> str:
     """Return the variables of these that run code, as a line of a shell; empty without one."""
     found = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()) if INTERPRETED.fullmatch(name)]
-    sourced = f"; . {shlex.quote(variables['BASH_ENV'])}" if "BASH_ENV" in variables else ""
-    return f"export {' '.join(found)}{sourced}" if found else ""
+    runs = [(program, variables[name]) for name, program in STARTED.items() if name in variables]
+    runs += [("node", one[1]) for one in REQUIRED.finditer(variables.get("NODE_OPTIONS", ""))]
+    started = "".join(f"; {program} {shlex.quote(file)}" for program, file in runs)
+    return f"export {' '.join(found)}{started}" if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +289,10 @@ def _named(words: Sequence[str], paths: Collection[str]) -> Iterator[str]:
             elif (module := MODULE.fullmatch(part)) is not None:
                 yield from module_files(module[1], paths)
             for folder in part.split(":"):
-                customized = (posixpath.normpath(posixpath.join(_inside(folder) or "", one)) for one in CUSTOMIZED)
-                yield from (one for one in customized if folder and one in paths)
+                conventional = (posixpath.normpath(posixpath.join(_inside(folder) or "", one)) for one in CONVENTIONAL)
+                yield from (one for one in conventional if folder and one in paths)
+            if part in TESTERS:
+                yield from (one for one in paths if TESTS.search(one))
 
 
 def module_files(module: str, paths: Collection[str], folders: Sequence[str] = ("", "src/")) -> Iterator[str]:

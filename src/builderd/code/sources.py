@@ -33,14 +33,16 @@ _ENDINGS = {
     **dict.fromkeys((".js", ".mjs", ".cjs"), Kind.JAVASCRIPT),
     **dict.fromkeys((".ts", ".mts", ".cts", ".tsx", ".jsx", ".vue", ".svelte"), Kind.SCRIPT),
     **dict.fromkeys((".sh", ".bash", ".zsh", ".rb", ".php", ".pl", ".lua", ".ps1", ".go"), Kind.SCRIPT),
+    **dict.fromkeys((".mk", ".pm", ".psgi", ".ru", ".rake", ".phtml", ".rs"), Kind.SCRIPT),
     **dict.fromkeys((".json", ".yml", ".yaml", ".toml", ".ini", ".cfg", ".conf", ".properties", ".env"), Kind.TEXT),
     **dict.fromkeys((*_COMPILED, ".pyz", ".pyzw", ".jar", ".war", ".class", ".phar"), Kind.BINARY),
     **dict.fromkeys((".txt", ".md", ".rst", ".html", ".htm", ".xml", ".sql", ".pem", ".key", ".tf"), Kind.TEXT),
     **dict.fromkeys((".example", ".sample", ".template", ".dist", ".ipynb", ".service", ".gradle"), Kind.TEXT),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".b64", ".model", ".sav", ".weights"), Kind.TEXT),
 }
 _NAMES = {
-    **dict.fromkeys(("Dockerfile", "Makefile", "Procfile", ".npmrc", ".netrc", ".pypirc", "id_rsa"), Kind.TEXT),
-    **dict.fromkeys((".bashrc", ".profile"), Kind.SCRIPT),
+    **dict.fromkeys(("Procfile", ".netrc", ".pypirc", "id_rsa"), Kind.TEXT),
+    **dict.fromkeys((".bashrc", ".profile", ".npmrc", "Dockerfile", "Makefile", "Gemfile", "Rakefile"), Kind.SCRIPT),
 }
 #: ELF, PE, Mach-O in both byte orders and sizes, and its universal form (which Java classes share).
 _MACHINE = (b"\x7fELF", b"MZ", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe")
@@ -73,7 +75,8 @@ def kind_of(file: BundleFile) -> Kind:
         return Kind.PYTHON if b"python" in line else Kind.JAVASCRIPT if b"node" in line else Kind.SCRIPT
     if b"\0" in head:
         return Kind.DATA
-    return named or (Kind.SCRIPT if file.executable else Kind.DATA)
+    # A file without an ending may be what a script reads.
+    return named or (Kind.SCRIPT if file.executable else Kind.DATA if ending else Kind.TEXT)
 
 
 def executed_kinds(files: Iterable[BundleFile], programs: Iterable[tuple[str, str]]) -> Mapping[str, Kind]:

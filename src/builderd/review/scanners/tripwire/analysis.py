@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from builderd.code.sources import CODE, Kind, References
-from builderd.review.scanners.tripwire import javascript, patterns, python_code, secret_rules
+from builderd.review.scanners.tripwire import classes, javascript, patterns, python_code, secret_rules
+from builderd.review.scanners.tripwire.commands import Commands, judge_script
 from builderd.review.scanners.tripwire.python_code import flow_rules
 from builderd.review.scanners.tripwire.review import CATALOGUE, QUOTED, Review, Source, reported
 from builderd.review.scanners.tripwire.secret_rules import Secret, SecretRules, Signatures
@@ -36,6 +38,9 @@ ARGUMENTS = (
 PASSWORDS = frozenset({"S105", "S106", "S107"})
 #: Bytes of scripts whose flow of data is followed: minified code takes more time for a byte than a person's.
 MAX_SCRIPTS = 150_000
+#: A cluster's own API, and any other address that is written out.
+OWN_CLUSTER = re.compile(r"KUBERNETES_SERVICE_HOST|kubernetes\.default")
+OTHER_HOST = re.compile(r"\bhttps?://(?!kubernetes\.default|localhost|127\.)[\w.-]+\w|\b(?:\d{1,3}\.){3}\d{1,3}\b")
 PRIVATE_KEY = "SEC-private-key"
 
 
@@ -79,6 +84,7 @@ class Analyser:
             self._read_scripts(review)
             for source in sources:
                 self._search(review, source)
+                self._judge_text(review, source)
             for source in sources:
                 folder, _, name = source.path.rpartition("/")
                 if name == "package.json" and "node_modules" not in folder:
@@ -114,9 +120,12 @@ class Analyser:
                 continue
             parsed.append(source)
             for rule, line, trace in seen["hits"]:
-                review.add_flow(rule, source.path, line, trace)
-            for match in patterns.in_strings(seen["strings"]):
+                if not _is_own_cluster(review, rule, trace):
+                    review.add_flow(rule, source.path, line, trace)
+            for match in patterns.in_strings([*seen["strings"], *seen["commands"]]):
                 review.add(match.rule, source.path, match.line)
+            for line, command in seen["commands"]:
+                self._judge_command(review, source.path, line, command)
             names = {key: tuple(seen[key]) for key in ("modules", "paths", "folders")}
             review.references[source.path] = References(**names, anything=seen["anything"])
             if source.path.rpartition("/")[2] == "setup.py":
@@ -176,10 +185,12 @@ class Analyser:
         for path, line, command in flows.commands:
             for match in patterns.in_strings([(line, command)]):
                 review.add(match.rule, path, match.line)
+            self._judge_command(review, path, line, command)
         for hit in flows.hits:
             text = review.lines[hit.path][max(0, hit.line - 1)]
             rule = patterns.MINIFIED_RULE if len(text) > patterns.MINIFIED else hit.rule
-            review.add_flow(rule, hit.path, hit.line, hit.trace)
+            if not _is_own_cluster(review, rule, hit.trace):
+                review.add_flow(rule, hit.path, hit.line, hit.trace)
 
     def _read_scripts(self, review: Review) -> None:
         basenames: dict[str, list[str]] = defaultdict(list)
@@ -188,8 +199,34 @@ class Analyser:
         for source in review.of(Kind.JAVASCRIPT, Kind.SCRIPT):
             text = review.texts[source.path]
             review.references[source.path] = javascript.references(text, basenames)
+            commands = Commands(review.script)
+            judged = source.kind == Kind.SCRIPT and judge_script(source.path, text, commands)
             for match in patterns.matches(Kind(source.kind), text):
-                review.add(match.rule, source.path, match.line)
+                # A script that only prints such a line runs nothing.
+                if not (judged and match.rule == "RSK-curl-shell"):
+                    review.add(match.rule, source.path, match.line)
+            self._add_commands(review, source.path, commands)
+
+    def _judge_command(self, review: Review, path: str, line: int, command: str) -> None:
+        commands = Commands(review.script, line=line)
+        commands.run(command, None)
+        self._add_commands(review, path, commands)
+
+    def _add_commands(self, review: Review, path: str, commands: Commands) -> None:
+        """Add what commands in a file do, and what the code within them does."""
+        for hit in commands.hits:
+            review.add(hit.rule, path, hit.line)
+        known = review.references.get(path, References())
+        review.references[path] = replace(known, paths=(*known.paths, *commands.run_files))
+        for program, line, code in commands.snippets:
+            for match in patterns.matches(Kind.SCRIPT, code):
+                review.add(match.rule, path, line)
+            if program.startswith("python"):
+                facts = python_code.analyse_all({path: code.encode(errors="replace")}, review.paths)[path]
+                for rule, _, trace in facts.get("hits", ()):
+                    review.add_flow(rule, path, line, [(path, line) for _ in trace])
+                for match in patterns.in_strings(facts.get("strings", ())):
+                    review.add(match.rule, path, line)
 
     # Any file
 
@@ -213,11 +250,25 @@ class Analyser:
                 )
             else:
                 review.add(secret.rule, source.path, secret.line, secret.description, FOR_SECRETS)
+        for signature in self._signatures.find(source.path, source.content):
+            review.add(signature.rule, source.path, signature.line, signature.description, FOR_WARNINGS)
+
+    def _judge_text(self, review: Review, source: Source) -> None:
+        """Add what is seen in a file of any kind, without its syntax."""
+        text = review.texts[source.path]
         if source.kind in CODE:
             for line in patterns.reordered(text):
                 review.add("MAL-bidi", source.path, line)
-        for signature in self._signatures.find(source.path, source.content):
-            review.add(signature.rule, source.path, signature.line, signature.description, FOR_WARNINGS)
+        for rule, lines in classes.find(source.path, text):
+            review.add_flow(rule, source.path, lines[-1], [(source.path, line) for line in lines])
+        for name in classes.pickled(source.path, source.content):
+            review.add(
+                "MAL-pickle",
+                source.path,
+                0,
+                f"{CATALOGUE['MAL-pickle'].message}: {name}",
+                CATALOGUE["MAL-pickle"].advice,
+            )
 
     def _read_package(self, review: Review, source: Source, folder: str) -> None:
         try:
@@ -232,8 +283,7 @@ class Analyser:
         words = [word for command in commands.values() for word in command.replace("=", " ").split()]
         review.references[source.path] = References(scripts=tuple(f"./{word}" for word in (*main, *words)))
         for name, command in commands.items():
-            for match in patterns.in_strings([(_line_of(review, source, name), command)]):
-                review.add(match.rule, source.path, match.line)
+            self._judge_command(review, source.path, _line_of(review, source, name), command)
             if name in HOOKS:
                 self._judge_hook(review, source, folder, name, command)
 
@@ -266,6 +316,13 @@ class Analyser:
         except (OSError, ValueError, LookupError, TypeError) as error:
             review.failures.append(f"{name} could not be used: {type(error).__name__}")
         return None
+
+
+def _is_own_cluster(review: Review, rule: str, trace: Sequence[Sequence[Any]]) -> bool:
+    """Return True where a service account's token goes to the cluster that gave it, and no other host is named."""
+    texts = [review.texts.get(str(path), "") for path in {step[0] for step in trace}]
+    is_token = any("serviceaccount" in text and OWN_CLUSTER.search(text) for text in texts)
+    return rule == "MAL-secrets-sent" and is_token and not any(OTHER_HOST.search(text) for text in texts)
 
 
 def _line_of(review: Review, source: Source, name: str) -> int:

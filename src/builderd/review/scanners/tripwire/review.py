@@ -74,6 +74,12 @@ class Review:
         message = f"{words.message}: {steps}" if "→" in steps else words.message
         self.add(rule, path, line, message, words.advice)
 
+    def script(self, path: str) -> str | None:
+        """Return the text of a file that a command names: by its path, or by the end of it."""
+        if path in self.texts or not path:
+            return self.texts.get(path) if path else None
+        return next((text for known, text in self.texts.items() if known.endswith(f"/{path}")), None)
+
     def left(self) -> float:
         return max(0.1, (self.deadline - time.monotonic()) * SHARE)
 

@@ -35,7 +35,7 @@ from builderd.review.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY, 
 _MODULE = "builderd.review.scanners.tripwire.worker"
 _SOURCE = str(Path(__file__).parents[4])
 #: Counts up when the own rules change, since reports are kept by it.
-RULES = 8
+RULES = 9
 #: Path under which the commands are scanned, as a script: no file has it.
 COMMANDS = ""
 #: Seconds for the worker to read its rules; and, past a review's limit, until the worker itself is given up.

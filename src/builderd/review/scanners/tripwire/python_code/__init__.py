@@ -42,8 +42,8 @@ FileFacts = dict[str, Any]
 
 
 def analyse_all(sources: Mapping[str, bytes], paths: Collection[str]) -> dict[str, FileFacts]:
-    """Return path → facts: ``{"hits": [[rule, line, trace]], "modules", "paths", "folders", "anything", "strings":
-    [[line, text]]}``.
+    """Return path → facts: ``{"hits": [[rule, line, trace]], "commands": [[line, text]], "strings": [[line, text]],
+    "modules", "paths", "folders", "anything"}``.
 
     Or ``{"error": why, "line": n, "kind": "syntax" | "unparsable"}``. ``paths`` are those of the whole bundle.
     """
@@ -59,9 +59,9 @@ def analyse_all(sources: Mapping[str, bytes], paths: Collection[str]) -> dict[st
         if not isinstance(tree, ast.Module):
             facts[path] = tree
         elif path in followed:
-            facts[path], together[path] = {**read_references(tree, paths), "hits": []}, tree
+            facts[path], together[path] = {**read_references(tree, paths), "hits": [], "commands": []}, tree
         else:
-            facts[path] = {**read_references(tree, paths), "hits": []}
+            facts[path] = {**read_references(tree, paths), "hits": [], "commands": []}
             if path in alone:
                 _follow({path: tree}, facts, PASSES_ALONE)
     _follow(together, facts, PASSES)
@@ -77,7 +77,7 @@ def _follow(trees: Mapping[str, ast.Module], facts: dict[str, FileFacts], passes
     for hit in flows.hits:
         facts[hit.path]["hits"].append([hit.rule, hit.line, hit.trace])
     for path, line, text in flows.commands:
-        facts[path]["strings"].append([line, text])
+        facts[path]["commands"].append([line, text])
 
 
 _TOO_DEEP: FileFacts = {"error": "it is nested too deep to be read", "line": 0, "kind": "unparsable"}

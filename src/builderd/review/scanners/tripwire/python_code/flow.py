@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import posixpath
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -284,6 +285,8 @@ class Flow(Evaluation):
         is_known = method in ("concat", "format", "join") or not places.KEY_CARRIERS.isdisjoint(call.names)
         if not of_own and not is_known:
             through = carried(through, places.KEY)
+        if method in places.CHILDREN or not places.PROCESSES.isdisjoint(call.names):
+            through = carried(through, places.ENVIRONMENT)  # a child has it, and what it says is its own
         if owner.has(places.ENVIRONMENT) and method in ("get", "pop", "setdefault"):
             through = merge(*map(carried, given), carried(owner, places.ENVIRONMENT))
         if method in ("encrypt", "update", "encryptor") and owner.names and through.has("content"):
@@ -395,7 +398,11 @@ def _sources(call: Call) -> Iterator[str]:
     """Yield the kinds of data that the call gets from outside of the bundle."""
     names, given = call.names, call.given
     known = set(names)
-    if any(places.FETCHERS.match(name) for name in names):
+    # A path without a host is of the app's own server.
+    first = call.argument()
+    first = first.values[0] if isinstance(first, ast.JoinedStr) and first.values else first
+    is_own = isinstance(first, ast.Constant) and re.match(r"\.?/(?!/)", str(first.value)) is not None
+    if not is_own and any(places.FETCHERS.match(name) for name in names):
         yield places.FETCHED
     if call.method in ("recv", "recvfrom", "recv_into"):
         yield places.RECEIVED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 from . import places
@@ -69,12 +68,12 @@ class FlowRules(Flow):
         return set(best.values())
 
     def commands(self) -> set[tuple[str, int, str]]:
-        """Return the commands that do not stand in the code as they are, with their lines."""
+        """Return the command lines that processes get, as far as they are known."""
         found = set()
         for scope, node in self._program.calls:
             if isinstance(node, ast.Call) and node.args and set(self.names_of(scope, node)) & places.PROCESSES:
                 value = self.of(scope, node.args[0])
-                found |= {(scope.path, node.lineno, text) for text in commands_of(value) if value.built}
+                found |= {(scope.path, node.lineno, text) for text in commands_of(value)}
         return found
 
     def _judge(self, scope: Scope, node: ast.Call) -> Iterator[tuple[str, Trace]]:
@@ -101,7 +100,7 @@ class FlowRules(Flow):
             # Not the arguments by which a request is signed or its connection made.
             keywords = [one.value for one in node.keywords if one.arg not in _OF_CONNECTION]
             sent = merge(*(self.of(scope, one) for one in (*node.args, *keywords)))
-            data = merge(sent, carried(call.owner)) if method in ("write", "end") else sent
+            data = _sent_by(call, sent)
             host = {places.USER: "RSK-host-sent"} if data.has(places.USER) and data.has(places.HOST) else {}
             yield from _first_of(data, {**_SENT, **host})
             if sent.has(places.KEY) and any(places.SENDERS.match(name) for name in names):
@@ -253,6 +252,20 @@ _SENT = {
 _SOCKETS = frozenset({"socket.socket", "socket.create_connection"})
 
 
+def _sent_by(call: Call, sent: Value) -> Value:
+    if call.method in ("write", "end"):
+        return merge(sent, carried(call.owner))
+    # An answer shows the environment to the visitor, and sends it to no third party.
+    return carried(sent, places.ENVIRONMENT) if call.method == "send" and _is_answer(call.object) else sent
+
+
+def _is_answer(node: ast.expr | None) -> bool:
+    """Return True for a handler's response, also behind calls that return it: ``res.status(200)``."""
+    while isinstance(node, ast.Call | ast.Attribute):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return isinstance(node, ast.Name) and node.id in places.ANSWERS
+
+
 def _target(call: Call) -> tuple[Value, Value]:
     """Return (path, content) of a call that writes a file."""
     names, method, owner, given = call.names, call.method, call.owner, call.given
@@ -306,23 +319,10 @@ def _is_built(node: ast.expr) -> bool:
 
 
 def _judge_command(text: str, command: Value, whole: Value) -> Iterator[tuple[str, Trace]]:
-    if _sends_file(text):
-        yield "MAL-secrets-sent", ()
     if places.LOOKS_UP.search(text) and command.has(*_OUT, places.USER, places.HOST):
         yield "MAL-data-in-dns", _trace(command, *_OUT, places.USER, places.HOST)
     if places.PUBLISHES.search(text) and whole.has(places.SECRET):
         yield "MAL-secrets-sent", _trace(whole, places.SECRET)
-    if places.SCHEDULES.search(text):
-        yield "RSK-persists", ()
-
-
-def _sends_file(command: str) -> bool:
-    """Return True for ``curl -F f=@~/.ssh/id_rsa``, ``cat ~/.aws/credentials | nc …``."""
-    if not places.SENDS.search(command):
-        return False
-    words = command.replace("@", " ").replace("=", " ").replace("$(", " ").replace("<", " ").replace(")", " ").split()
-    keys = {after for before, after in pairwise(words) if before in ("-i", "--key", "--cert", "-E")}
-    return any(places.SECRET_FILES.search(word.strip("'\"`")) and word not in keys for word in words)
 
 
 def _has_folder(call: ast.Call) -> bool:

@@ -197,7 +197,8 @@ SLOW_START = 30.0
 class Visit:
     """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body.
 
-    ``is_shell``: a page that shows nothing before its scripts have run.
+    ``is_shell``: a page that shows nothing before its scripts have run. ``led_to``: the path at which redirects ended.
+    ``error``: the beginning of an answer of JSON that says that it failed, whatever its status.
     """
 
     status: int | None
@@ -205,6 +206,8 @@ class Visit:
     fault: str = ""
     excerpt: str = ""
     is_shell: bool = False
+    led_to: str = ""
+    error: str = ""
 
 
 # The gate's checks
@@ -228,8 +231,11 @@ def check_http2(visit: Visit, lines: Sequence[str]) -> Check:
 
 
 def check_answer(visit: Visit, path: str, lines: Sequence[str], hint: str = "") -> Check:
-    """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
-    asked = f"GET {path}"
+    """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``.
+
+    A redirect must lead to a page that is there.
+    """
+    asked = f"GET {path}, which leads to {visit.led_to}," if visit.led_to else f"GET {path}"
     if visit.status is None:
         message = (
             f"{asked} got no answer: {visit.fault} (after {visit.seconds:.2f} s). It must answer HTTP requests on "
@@ -238,6 +244,13 @@ def check_answer(visit: Visit, path: str, lines: Sequence[str], hint: str = "") 
         return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
     phrase = responses.get(visit.status, "")
     said = f"{asked} was answered {f'{visit.status} {phrase}'.strip()} in {visit.seconds:.3f} s"
+    is_dead = bool(visit.led_to) and (300 <= visit.status < 400 or visit.status in (404, 410))
+    if is_dead:
+        message = f"{said}: visitors of {path} see no page. Mend where it redirects to." + quoted(lines)
+        return Check(CheckName.ANSWER, Outcome.FAILED, message, visit.seconds)
+    if visit.status < 500 and visit.error:
+        message = f"{said}, with the shape of an error: {visit.error!r}."
+        return Check(CheckName.ANSWER, Outcome.WARNING, message, visit.seconds)
     if visit.status < 500:
         return Check(CheckName.ANSWER, Outcome.PASSED, f"{said}.", visit.seconds)
     body = f" Its body begins: {visit.excerpt!r}." if visit.excerpt else ""

@@ -53,6 +53,20 @@ def test_qa_failure_for_500_shows_request_response_and_log() -> None:
         assert words in check.message
 
 
+@pytest.mark.parametrize("status", [404, 410, 302, 500])
+def test_redirect_to_a_page_that_is_not_there_fails(status: int) -> None:
+    check = check_answer(Visit(status, 0.01, led_to="/home"), "/", ["boom"])
+    assert check.outcome is Outcome.FAILED
+    assert "which leads to /home" in check.message
+    assert check_answer(Visit(401, 0.01, led_to="/home"), "/", []).outcome is Outcome.PASSED
+
+
+def test_error_with_status_200_is_a_warning() -> None:
+    check = check_answer(Visit(200, 0.01, error='{"error": "no database"}'), "/", [])
+    assert check.outcome is Outcome.WARNING
+    assert "no database" in check.message
+
+
 def test_no_answer_says_why() -> None:
     check = check_answer(Visit(None, 15.0, "nothing came within 15 seconds"), "/", [])
     assert check.outcome is Outcome.FAILED

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from builderd.core.errors import machine_fault
 from builderd.qa.model import Visit
@@ -33,6 +35,9 @@ _IS_HTML = re.compile(rb"^content-type:[ \t]*text/html", re.IGNORECASE | re.MULT
 #: Elements whose content is not shown, and those that are without text.
 NEVER_SHOWN = frozenset({"script", "style", "title", "noscript", "template"})
 PICTURES = frozenset({"img", "svg", "canvas", "video", "iframe", "object", "embed", "input", "textarea", "frame"})
+_IS_JSON = re.compile(rb"^content-type:[ \t]*application/(?:\w+\+)?json", re.IGNORECASE | re.MULTILINE)
+_LOCATION = re.compile(rb"^location:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_REDIRECTS, MAX_REDIRECTS = frozenset({301, 302, 303, 307, 308}), 5
 _IS_CHUNKED = re.compile(rb"^transfer-encoding:[ \t]*chunked", re.IGNORECASE | re.MULTILINE)
 #: The line before each chunk, and the last one, which has no bytes (RFC 9112, section 7.1).
 _CHUNK = re.compile(rb"(?:\A|\r\n)[0-9a-fA-F]+[^\r\n]*\r\n(?:\r\n)?")
@@ -52,7 +57,7 @@ async def visit(target: Target, path: str, timeout_seconds: float) -> Visit:
         async with asyncio.timeout(timeout_seconds):
             if target.h2c:
                 return await _begin_http2(target, begun)
-            return await _get(target, path, begun)
+            return await _follow(target, path, begun)
     except TimeoutError:
         return Visit(None, time.monotonic() - begun, f"nothing came within {timeout_seconds:.0f} seconds")
     except (OSError, _NoAnswer) as error:
@@ -74,7 +79,23 @@ async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.Stream
         raise ConnectionRefusedError("the connection was refused") from error
 
 
-async def _get(target: Target, path: str, begun: float) -> Visit:
+async def _follow(target: Target, path: str, begun: float) -> Visit:
+    """Follow redirects within the app, as a visitor's browser does."""
+    own, at = urlsplit(target.url).netloc, path
+    for _ in range(MAX_REDIRECTS + 1):
+        seen, location = await _get(target, at, begun)
+        to = urlsplit(urljoin(f"//{own}{at}", location))
+        if not location or to.netloc != own:
+            break
+        further = urlunsplit(("", "", to.path or "/", to.query, ""))
+        if further == at or not further.isascii() or not further.isprintable() or " " in further:
+            break  # to itself it redirects by another scheme, which is the proxy's
+        at = further
+    return seen if at == path else replace(seen, led_to=at)
+
+
+async def _get(target: Target, path: str, begun: float) -> tuple[Visit, str]:
+    """Return the answer, and where it redirects to."""
     reader, writer = await _connect(target)
     parts = urlsplit(target.url)
     lines = (
@@ -91,13 +112,30 @@ async def _get(target: Target, path: str, begun: float) -> Visit:
         writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode())
         status, head, body = await _read_head(reader)
         seconds = time.monotonic() - begun
-        is_page = status == HTTPStatus.OK and _IS_HTML.search(head)
-        page = await _excerpt(head, body, reader, PAGE_BYTES) if is_page else ""
+        is_ok, is_json = status == HTTPStatus.OK, _IS_JSON.search(head) is not None
+        text = await _excerpt(head, body, reader, PAGE_BYTES) if is_ok and (is_json or _IS_HTML.search(head)) else ""
         is_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
         excerpt = await _excerpt(head, body, reader, EXCERPT_BYTES) if is_error else ""
     finally:
         writer.close()
-    return Visit(status, seconds, "", excerpt, is_shell(page))
+    error = text[:EXCERPT_BYTES] if is_json and says_error(text) else ""
+    found = _LOCATION.search(head) if status in _REDIRECTS else None
+    location = found[1].decode("latin-1").strip() if found else ""
+    return Visit(status, seconds, "", excerpt, not is_json and is_shell(text), error=error), location
+
+
+def says_error(text: str) -> bool:
+    """Return True for JSON of an object that says that something failed."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(said, dict):
+        return False
+    is_bad = (
+        said.get("success") is False or said.get("ok") is False or said.get("status") in ("error", "fail", "failed")
+    )
+    return is_bad or any(said.get(name) for name in ("error", "errors", "exception", "traceback"))
 
 
 def is_shell(page: str) -> bool:

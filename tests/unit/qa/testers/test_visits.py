@@ -123,6 +123,63 @@ async def test_page_shows_nothing_before_its_scripts_have_run(page: str, shell: 
         assert (await visit(target, "/", 5)).is_shell is shell
 
 
+@pytest.mark.parametrize(
+    ("location", "led_to", "status"),
+    [
+        ("/login?next=/", "/login?next=/", 404),
+        ("login", "/login", 404),
+        ("http://app.localhost/x", "/x", 404),
+        ("https://elsewhere.example/", "", 302),
+        ("https://app.localhost/", "", 302),
+        ("/a\x1bb", "", 302),
+    ],
+)
+async def test_redirect_is_followed_within_the_app(location: str, led_to: str, status: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        to = f"302 Found\r\nLocation: {location}" if head.startswith(b"GET / ") else "404 Not Found"
+        writer.write(f"HTTP/1.1 {to}\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        found = await visit(Target(Address("127.0.0.1", port), "http://app.localhost"), "/", 5)
+    assert (found.status, found.led_to) == (status, led_to)
+
+
+async def test_endless_redirect_ends() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        writer.write(f"HTTP/1.1 307 On\r\nLocation: {path}a\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        found = await visit(Target(Address("127.0.0.1", port), "http://app.localhost"), "/", 5)
+    assert (found.status, found.led_to) == (307, "/aaaaaa")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"error": "no database"}', True),
+        (b'{"success": false}', True),
+        (b'{"status": "error", "message": "x"}', True),
+        (b'{"errors": [], "data": 1}', False),
+        (b'{"status": "ok"}', False),
+        (b'["error"]', False),
+        (b"not JSON", False),
+        (b"[" * 10_000, False),
+    ],
+)
+async def test_json_with_the_shape_of_an_error_is_noted(body: bytes, error: bool) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    async with app([head + body]) as target:
+        assert bool((await visit(target, "/", 5)).error) is error
+
+
 async def test_first_line_of_another_protocol_is_no_http_answer() -> None:
     """A server of SSH waits for its client after its first line."""
     async with app([b"SSH-2.0-OpenSSH_10.0\r\n"], is_open=True) as target:

@@ -120,7 +120,8 @@ class Commands(Shell):
         path = path.removeprefix("./")
         if path in _TO_NOWHERE:
             return
-        starts = places.START_FILES.search(path) is not None
+        # The project's own hooks are among the files that are read.
+        starts = places.START_FILES.search(path) is not None and not path.startswith(".git/hooks/")
         if starts:
             self.hit("RSK-persists")
         if any(rule == "MAL-escape" and regex.search(f"> {path}") for rule, regex in _RULES):

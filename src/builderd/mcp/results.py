@@ -277,7 +277,7 @@ def deployment_of(state: models.BuilderState) -> Deployment:
 
 def review_of(review: models.Review) -> Review:
     """Return a review, with the quoted lines of code in one marked text."""
-    quoted = "\n".join(f"{one.path}:{one.line}: {one.text}" for one in review.findings if one.text)
+    quoted = "\n".join(f"{one.path or 'the commands'}:{one.line}: {one.text}" for one in review.findings if one.text)
     # Without the lines of code that they quote.
     findings = [Finding.of(one, accepted=bool(one.accepted)) for one in review.findings]
     return Review.of(review, findings=findings, lines=mark(quoted, "code") if quoted else "")

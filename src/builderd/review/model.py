@@ -233,7 +233,7 @@ def _describe(finding: Finding) -> str:
 
 def location(finding: Finding) -> str:
     """Return the location: ``app.py:12``, or the file alone."""
-    return f"{finding.path}:{finding.line}" if finding.line else finding.path or "the code"
+    return f"{finding.path or 'the commands'}:{finding.line}" if finding.line else finding.path or "the code"
 
 
 OFF = "off"

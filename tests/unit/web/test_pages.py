@@ -614,3 +614,9 @@ async def test_template_is_detected(pages: Pages, template: str, framework: str,
     ):
         assert text in shown, text
     assert "tell warn" not in shown
+
+
+async def test_version_of_a_job_has_no_stage_that_was_not_reached(pages: Pages) -> None:
+    await pages.create("job", job_type="one_time", entrypoint="python3 main.py", files={"main.py": "print(1)\n"})
+    shown = (await pages.browser.get("/builders/job/versions/1")).text
+    assert "Not reached" not in shown

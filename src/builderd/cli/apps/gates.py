@@ -75,7 +75,7 @@ def _review_folder(session: Session, path: Path, form: str, options: dict[str, A
 def review_lines(found: Review) -> Iterator[str]:
     """Yield the findings of a review, and its verdict."""
     for one in found.findings:
-        where = f"{one.path}:{one.line}" if one.line else one.path or "(all files)"
+        where = f"{one.path or 'the commands'}:{one.line}" if one.line else one.path or "(all files)"
         note = f" (accepted: {one.accepted.reason})" if one.accepted else ""
         note += " (only a warning here: nothing that runs reaches it)" if one.demoted else ""
         yield f"{click.style(f'{one.severity:<5}', fg=COLOURS.get(one.severity))}  {where}  {one.message}{note}"

@@ -224,7 +224,10 @@ async def _picture(builder: AsyncBuilder, name: str, version: int) -> ImageConte
 def _reviewed(builder: AsyncBuilder, review: models.Review) -> CallToolResult:
     shown = review_of(review)
     stopping = [one for one in shown.findings if one.severity in {"block", "hold"} and not one.accepted]
-    lines = [f"- {one.severity} {one.rule} {one.path}:{one.line}: {one.message} {one.advice}" for one in stopping]
+    lines = [
+        f"- {one.severity} {one.rule} {one.path or 'the commands'}:{one.line}: {one.message} {one.advice}"
+        for one in stopping
+    ]
     verdict = "passed" if review.passed else "did not pass"
     text = f"Version {review.version} of {builder.name} {verdict} the review, with {len(shown.findings)} findings."
     return result("\n".join([text, *lines]), shown, quoted=shown.lines)

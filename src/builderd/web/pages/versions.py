@@ -255,6 +255,9 @@ def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Seque
     settings = version.settings
     absent = {name for name, command in (("build", settings.build), ("release", settings.release)) if not command}
     spans = {name: _span(name, events) for name in STAGES if name not in absent}
+    is_deployed = version.status is VersionStatus.DEPLOYED
+    if is_deployed and spans["qa"][0] is None and not settings.skip_qa:
+        del spans["qa"]  # a job has no gate
     begin = min((start for start, _, _ in spans.values() if start), default=version.created_at)
     is_over = version.status is not VersionStatus.PENDING
     last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)
@@ -270,7 +273,13 @@ def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Seque
         if started is None and ((name == "review" and settings.skip_review) or (name == "qa" and settings.skip_qa)):
             return Stage(text, "skip", "minus", "Left out.")
         if ended is None and is_over:
-            return Stage(text, "todo", "minus", "Not reached.")
+            was_run = is_deployed and started is not None
+            return Stage(
+                text,
+                "pass" if was_run else "todo",
+                "circle-check" if was_run else "minus",
+                "Run." if was_run else "Not reached.",
+            )
         if started is None:
             return Stage(text, "todo", "circle-dashed", note)
         bar = place(started, end or now)

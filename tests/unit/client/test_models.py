@@ -79,8 +79,8 @@ FOREIGN = {
 }
 #: Modules of nouns: the words of the schemas.
 MODELS = {"model", "diffs", "failures"}
-#: Detection, which the command line and the service share.
-MODELS |= {"detection", "detect", "modules", "node", "project", "python", "requested"}
+#: Detection, and the files that a command runs, which the command line and the service share.
+MODELS |= {"detection", "detect", "entrypoints", "modules", "node", "project", "python", "requested"}
 #: Other parts of this package.
 OWN = (
     "builderd.cli.apps",

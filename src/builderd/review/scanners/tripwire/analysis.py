@@ -261,14 +261,9 @@ class Analyser:
                 review.add("MAL-bidi", source.path, line)
         for rule, lines in classes.find(source.path, text):
             review.add_flow(rule, source.path, lines[-1], [(source.path, line) for line in lines])
+        words = CATALOGUE["MAL-pickle"]
         for name in classes.pickled(source.path, source.content):
-            review.add(
-                "MAL-pickle",
-                source.path,
-                0,
-                f"{CATALOGUE['MAL-pickle'].message}: {name}",
-                CATALOGUE["MAL-pickle"].advice,
-            )
+            review.add("MAL-pickle", source.path, 0, f"{words.message}: {name}", words.advice)
 
     def _read_package(self, review: Review, source: Source, folder: str) -> None:
         try:

@@ -19,11 +19,15 @@ from typing import NamedTuple
 
 import re2
 
+from builderd.review.scanners.tripwire.patterns import MINIFIED
+
 _TABLES = tomllib.loads(Path(__file__).with_name("rules").joinpath("classes.toml").read_text())
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
 #: Lines within which a class's parts lie, without a number of its own; characters of a line that count as one.
 WINDOW, WIDTH = 400, 160
+#: Endings of scripts that a program may have written.
+SCRIPTS = (".js", ".mjs", ".cjs")
 #: Endings of files that are mostly pickles.
 PICKLES = (".pkl", ".pickle", ".joblib", ".model", ".sav")
 #: Files of a class that names none: all but documents and data.
@@ -94,7 +98,8 @@ def find(path: str, text: str) -> Iterator[Found]:
         decoded = [one for one in _decoded(line[: 2 * MAX_STRING]) if one and one not in line]
         hidden += [("MAL-hidden-name", number) for one in decoded if one in _HIDDEN]
         hidden += [("RSK-hidden-address", number) for one in decoded if _ADDRESS.match(one) and one[:6] not in line]
-        lines.append(" ".join((line, *decoded)))
+        # Short names of a minifier mean many things: such a line is left to the flow of data.
+        lines.append("" if len(line) > MINIFIED and path.endswith(SCRIPTS) else " ".join((line, *decoded)))
     yield from (Found(rule, [number]) for rule, number in hidden)
     # Half of a surrogate pair is no text to RE2.
     view = "\n".join(lines).encode(errors="replace").decode()

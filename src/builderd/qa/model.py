@@ -270,7 +270,7 @@ class SecondLook:
 def check_alive(look: SecondLook, port: int, path: str, resources: Resources, lines: Sequence[str]) -> Check:
     """Check that the app still runs and listens at the second look."""
     report, seconds = look.report, look.seconds
-    after = f"{seconds:g} s after GET {path}"
+    after = f"{seconds:.2g} s after GET {path}"
     if not report.alive:
         how = describe_end(report.end, resources) if report.end else "it is gone"
         message = f"The app was to be up still {after}, but ended: {how}." + quoted(lines)

@@ -22,7 +22,6 @@ FOLDER = Path(__file__).with_name("review_apps")
 PASSES = {
     "22-fixture-extract-run": "make gets its variable from a file that another command writes",
     "21-landing-svg-tail-script": "a loop over pictures that are not known cuts a script out of one",
-    "22-crm-bash-env-hook": "arguments of wrapped commands go to a socket, as an app's metrics do",
     "31-donate-address-swap": "which address is the right one is not in the code",
     "43-speedtest-relay": "a client that opens connections for a broker, by words of its own",
     "53-recipes-seo-cloak": "pages differ by the reader's browser, as mobile pages do",

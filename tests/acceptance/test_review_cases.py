@@ -137,6 +137,21 @@ def test_commands_and_what_they_name_are_read(gate: Gate, files: Files, entrypoi
     assert rule in {one.rule for one in seen.verdict.open}
 
 
+def test_value_of_a_variable_is_neither_shown_nor_a_finding(gate: Gate) -> None:
+    key = stripe_key()
+    variables = {"PIP_INDEX_URL": f"http://me:{key}@example.com/simple", "PIP_NO_CACHE_DIR": "1"}
+    seen = gate.review({"app.py": FLASK, "old.py": "print 1"}, "python3 app.py\n" + exports(variables))
+    assert [one.rule for one in seen.verdict.open] == ["RSK-index"]  # nor is a file that nothing runs
+    assert key[8:20] not in str(seen.report)
+
+
+def test_recipe_is_judged_where_a_command_runs_it(gate: Gate) -> None:
+    files = {"app.py": FLASK, "Makefile": f"setup:\n\t{FETCHED}\n", "Dockerfile": f"RUN {FETCHED}\n"}
+    assert gate.review(files).verdict.passed
+    for command in ("make setup", "sh run.sh"):
+        assert not gate.review({**files, "run.sh": "make setup\n"}, command).verdict.passed
+
+
 @pytest.mark.parametrize(("files", "entrypoint", "rule"), BLOCKED.values(), ids=BLOCKED)
 def test_case_is_blocked(gate: Gate, files: Files, entrypoint: str, rule: str) -> None:
     seen = gate.review(files, entrypoint)

@@ -85,8 +85,7 @@ STARTED = {"BASH_ENV": ".", "PYTHONSTARTUP": "python3"}
 REQUIRED = re.compile(r"(?:--require|-r|--import)[= ](\S+)")
 #: Files that a tool runs in a folder that it is given: Python's start, Sphinx, pytest, a package's main module.
 CONVENTIONAL = ("sitecustomize.py", "usercustomize.py", "conf.py", "conftest.py", "__main__.py", "noxfile.py")
-#: Programs that run all tests and what prepares them.
-TESTERS = frozenset({"pytest", "py.test", "tox", "nox", "unittest"})
+#: What a program that runs all tests runs.
 TESTS = re.compile(r"(?:^|/)(?:conftest|test_\w+|\w+_test|noxfile)\.py$")
 
 #: The package of a folder (``""`` for the app's own), or None.
@@ -99,8 +98,8 @@ def exports(variables: Mapping[str, str]) -> str:
     found = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()) if INTERPRETED.fullmatch(name)]
     runs = [(program, variables[name]) for name, program in STARTED.items() if name in variables]
     runs += [("node", one[1]) for one in REQUIRED.finditer(variables.get("NODE_OPTIONS", ""))]
-    started = "".join(f"; {program} {shlex.quote(file)}" for program, file in runs)
-    return f"export {' '.join(found)}{started}" if found else ""
+    words = [f"export {' '.join(found)}", *(f"{one} {shlex.quote(file)}" for one, file in runs)]
+    return "; ".join(words) if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +122,13 @@ def entry_of(command: str, paths: Collection[str], package_at: PackageAt = NO_PA
         missing = None if entry.missing is None else below.prefix + entry.missing
         # What they import may lie above the folder: never complete.
         return Entry(tuple(below.prefix + root for root in entry.roots), missing)
-    entries = [_entry_of_line(line, paths, package_at) for line in command.splitlines() if line.strip()]
+    entries = {line: _entry_of_line(line, paths, package_at) for line in command.splitlines() if line.strip()}
     if not entries:
         return Entry(())
-    roots = tuple(dict.fromkeys(root for entry in entries for root in entry.roots))
-    # A file that a later line lacks may be made by an earlier one, such as a build.
-    return Entry(roots, entries[0].missing, complete=all(entry.complete for entry in entries))
+    roots = tuple(dict.fromkeys(root for entry in entries.values() for root in entry.roots))
+    # A later line's file may be made by an earlier one, such as a build; variables alone run the files that they name.
+    own = (one for line, one in entries.items() if ENDS.search(line) or not line.startswith("export "))
+    return Entry(roots, next(iter(entries.values())).missing, complete=all(entry.complete for entry in own))
 
 
 class _Below(NamedTuple):
@@ -291,7 +291,7 @@ def _named(words: Sequence[str], paths: Collection[str]) -> Iterator[str]:
             for folder in part.split(":"):
                 conventional = (posixpath.normpath(posixpath.join(_inside(folder) or "", one)) for one in CONVENTIONAL)
                 yield from (one for one in conventional if folder and one in paths)
-            if part in TESTERS:
+            if part in ("pytest", "py.test", "tox", "nox", "unittest"):
                 yield from (one for one in paths if TESTS.search(one))
 
 

@@ -33,7 +33,7 @@ _ENDINGS = {
     **dict.fromkeys((".js", ".mjs", ".cjs"), Kind.JAVASCRIPT),
     **dict.fromkeys((".ts", ".mts", ".cts", ".tsx", ".jsx", ".vue", ".svelte"), Kind.SCRIPT),
     **dict.fromkeys((".sh", ".bash", ".zsh", ".rb", ".php", ".pl", ".lua", ".ps1", ".go"), Kind.SCRIPT),
-    **dict.fromkeys((".mk", ".pm", ".psgi", ".ru", ".rake", ".phtml", ".rs"), Kind.SCRIPT),
+    **dict.fromkeys((".pm", ".psgi", ".ru", ".rake", ".phtml", ".rs"), Kind.SCRIPT),
     **dict.fromkeys((".json", ".yml", ".yaml", ".toml", ".ini", ".cfg", ".conf", ".properties", ".env"), Kind.TEXT),
     **dict.fromkeys((*_COMPILED, ".pyz", ".pyzw", ".jar", ".war", ".class", ".phar"), Kind.BINARY),
     **dict.fromkeys((".txt", ".md", ".rst", ".html", ".htm", ".xml", ".sql", ".pem", ".key", ".tf"), Kind.TEXT),
@@ -41,8 +41,8 @@ _ENDINGS = {
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".b64", ".model", ".sav", ".weights"), Kind.TEXT),
 }
 _NAMES = {
-    **dict.fromkeys(("Procfile", ".netrc", ".pypirc", "id_rsa"), Kind.TEXT),
-    **dict.fromkeys((".bashrc", ".profile", ".npmrc", "Dockerfile", "Makefile", "Gemfile", "Rakefile"), Kind.SCRIPT),
+    **dict.fromkeys(("Dockerfile", "Makefile", "Procfile", ".netrc", ".pypirc", "id_rsa"), Kind.TEXT),
+    **dict.fromkeys((".bashrc", ".profile", ".npmrc", "Gemfile", "Rakefile"), Kind.SCRIPT),
 }
 #: ELF, PE, Mach-O in both byte orders and sizes, and its universal form (which Java classes share).
 _MACHINE = (b"\x7fELF", b"MZ", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe")

@@ -116,14 +116,8 @@ class VersionSettings:
         The last line exports the variables by which interpreters run more.
         """
         folder = f"cd {shlex.quote(self.root)}" if self.root else ""
-        return "\n".join(
-            one
-            for one in (
-                *(folder, self.build, self.release, self.entrypoint, *self.processes.values()),
-                exports(self.variables),
-            )
-            if one
-        )
+        parts = (folder, self.build, self.release, self.entrypoint, *self.processes.values(), exports(self.variables))
+        return "\n".join(filter(None, parts))
 
     @property
     def with_gates(self) -> VersionSettings:

@@ -84,7 +84,10 @@ async def _follow(target: Target, path: str, begun: float) -> Visit:
     own, at = urlsplit(target.url).netloc, path
     for _ in range(MAX_REDIRECTS + 1):
         seen, location = await _get(target, at, begun)
-        to = urlsplit(urljoin(f"//{own}{at}", location))
+        try:
+            to = urlsplit(urljoin(f"//{own}{at}", location))
+        except ValueError:
+            break
         if not location or to.netloc != own:
             break
         further = urlunsplit(("", "", to.path or "/", to.query, ""))

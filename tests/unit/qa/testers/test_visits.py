@@ -132,6 +132,7 @@ async def test_page_shows_nothing_before_its_scripts_have_run(page: str, shell: 
         ("https://elsewhere.example/", "", 302),
         ("https://app.localhost/", "", 302),
         ("/a\x1bb", "", 302),
+        ("http://[", "", 302),
     ],
 )
 async def test_redirect_is_followed_within_the_app(location: str, led_to: str, status: int) -> None:

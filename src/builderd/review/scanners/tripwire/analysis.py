@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +40,12 @@ PASSWORDS = frozenset({"S105", "S106", "S107"})
 MAX_SCRIPTS = 150_000
 #: A cluster's own API, and any other address that is written out.
 OWN_CLUSTER = re.compile(r"KUBERNETES_SERVICE_HOST|kubernetes\.default")
-OTHER_HOST = re.compile(r"\bhttps?://(?!kubernetes\.default|localhost|127\.)[\w.-]+\w|\b(?:\d{1,3}\.){3}\d{1,3}\b")
+OTHER_HOST = re.compile(r"\bhttps?://(?![{$]|kubernetes\.default|localhost|127\.)|\b(?:\d{1,3}\.){3}\d{1,3}\b")
+#: Lines of shells that these patterns find, and whose commands say more.
+EVALUATED = {
+    "RSK-curl-shell": re.compile(r"\b(?:echo|printf|cat|die|warn|log|info)\b"),
+    "MAL-shell-socket": re.compile(r"/dev/(?:tcp|udp)/"),
+}
 PRIVATE_KEY = "SEC-private-key"
 
 
@@ -202,8 +207,9 @@ class Analyser:
             commands = Commands(review.script)
             judged = source.kind == Kind.SCRIPT and judge_script(source.path, text, commands)
             for match in patterns.matches(Kind(source.kind), text):
-                # A script that only prints such a line runs nothing.
-                if not (judged and match.rule == "RSK-curl-shell"):
+                # What a shell runs was evaluated: such a line may be printed alone, or wait for a port.
+                line = review.lines[source.path][match.line - 1]
+                if not (judged and match.rule in EVALUATED and EVALUATED[match.rule].search(line)):
                     review.add(match.rule, source.path, match.line)
             self._add_commands(review, source.path, commands)
 
@@ -216,8 +222,6 @@ class Analyser:
         """Add what commands in a file do, and what the code within them does."""
         for hit in commands.hits:
             review.add(hit.rule, path, hit.line)
-        known = review.references.get(path, References())
-        review.references[path] = replace(known, paths=(*known.paths, *commands.run_files))
         for program, line, code in commands.snippets:
             for match in patterns.matches(Kind.SCRIPT, code):
                 review.add(match.rule, path, line)
@@ -243,7 +247,7 @@ class Analyser:
             if known is None or weight(secret) < weight(known):
                 best[secret.line] = secret
         review.secrets[source.path] = found = list(best.values())
-        for secret in found:
+        for secret in found if source.path else ():  # what commands and ``env`` have is masked, and no finding
             if secret.rule == PRIVATE_KEY and secret_rules.is_local(source.path, review.texts):
                 review.add(
                     secret_rules.LOCAL_KEY, source.path, secret.line, secret_rules.LOCAL_KEY_MESSAGE, FOR_WARNINGS
@@ -259,7 +263,7 @@ class Analyser:
         if source.kind in CODE:
             for line in patterns.reordered(text):
                 review.add("MAL-bidi", source.path, line)
-        for rule, lines in classes.find(source.path, text):
+        for rule, lines in classes.find(source.path, text, is_code=source.kind in CODE):
             review.add_flow(rule, source.path, lines[-1], [(source.path, line) for line in lines])
         words = CATALOGUE["MAL-pickle"]
         for name in classes.pickled(source.path, source.content):

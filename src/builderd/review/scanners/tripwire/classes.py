@@ -12,10 +12,10 @@ import pickletools
 import re
 import tomllib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import re2
 
@@ -30,8 +30,6 @@ WINDOW, WIDTH = 400, 160
 SCRIPTS = (".js", ".mjs", ".cjs")
 #: Endings of files that are mostly pickles.
 PICKLES = (".pkl", ".pickle", ".joblib", ".model", ".sav")
-#: Files of a class that names none: all but documents and data.
-CODE = r"^(?!.*\.(?:md|rst|txt|json|ya?ml|toml|ini|cfg|conf|csv|xml|svg|lock|html?|css|ipynb|sql)$)"
 #: Parts of one class that are looked at in one file, and characters of a string that is decoded.
 MAX_PLACES, MAX_STRING = 200, 4_000
 #: Names of functions that nobody writes in another form without a purpose.
@@ -54,17 +52,11 @@ _COMMENT = re.compile(r"\s*(?:#(?!!)|//|/?\*|--|<!--)")
 
 class Class(NamedTuple):
     rule: str
-    files: re.Pattern[str]
+    #: None: all files of code.
+    files: re.Pattern[str] | None
     all: Sequence[re2._Regexp]
     none: Sequence[re2._Regexp]
     window: int
-
-
-class Found(NamedTuple):
-    """``lines`` of the parts, in their order."""
-
-    rule: str
-    lines: Sequence[int]
 
 
 def _compiled(text: str) -> re2._Regexp:
@@ -73,22 +65,17 @@ def _compiled(text: str) -> re2._Regexp:
     return re2.compile(text, _OPTIONS)
 
 
-def _read_classes() -> Iterator[Class]:
-    for entry in _TABLES["class"]:
-        yield Class(
-            entry["rule"],
-            re.compile(entry.get("files", CODE)),
-            [_compiled(one) for one in entry["all"]],
-            [_compiled(one) for one in entry.get("none", ())],
-            entry.get("window", WINDOW),
-        )
+def _read_class(entry: Mapping[str, Any]) -> Class:
+    files = re.compile(entry["files"]) if "files" in entry else None
+    parts, excuses = ([_compiled(one) for one in entry.get(name, ())] for name in ("all", "none"))
+    return Class(entry["rule"], files, parts, excuses, entry.get("window", WINDOW))
 
 
-_CLASSES = tuple(_read_classes())
+_CLASSES = tuple(map(_read_class, _TABLES["class"]))
 
 
-def find(path: str, text: str) -> Iterator[Found]:
-    """Yield the classes of a file."""
+def find(path: str, text: str, *, is_code: bool = True) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield (rule, lines of its parts) of each class in a file."""
     lines: list[str] = []
     hidden: list[tuple[str, int]] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -100,7 +87,7 @@ def find(path: str, text: str) -> Iterator[Found]:
         hidden += [("RSK-hidden-address", number) for one in decoded if _ADDRESS.match(one) and one[:6] not in line]
         # Short names of a minifier mean many things: such a line is left to the flow of data.
         lines.append("" if len(line) > MINIFIED and path.endswith(SCRIPTS) else " ".join((line, *decoded)))
-    yield from (Found(rule, [number]) for rule, number in hidden)
+    yield from ((rule, [number]) for rule, number in hidden)
     # Half of a surrogate pair is no text to RE2.
     view = "\n".join(lines).encode(errors="replace").decode()
     # A long line, which a program wrote, counts as many.
@@ -113,8 +100,8 @@ def find(path: str, text: str) -> Iterator[Found]:
         numbers += [number] * len(parts)
         at += len(line) + 1
     for one in _CLASSES:
-        if one.files.search(path) and (places := _together(one, view, starts)):
-            yield Found(one.rule, [numbers[place - 1] for place in places])
+        if (is_code if one.files is None else one.files.search(path)) and (places := _together(one, view, starts)):
+            yield one.rule, [numbers[place - 1] for place in places]
 
 
 def _together(one: Class, view: str, starts: Sequence[int]) -> Sequence[int]:

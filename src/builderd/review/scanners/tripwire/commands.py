@@ -18,17 +18,9 @@ from pathlib import Path
 
 import re2
 
+from builderd.review.scanners.tripwire import shell
 from builderd.review.scanners.tripwire.python_code import places
-from builderd.review.scanners.tripwire.shell import (
-    MAX_SCRIPT,
-    NOTHING,
-    UNKNOWN,
-    Data,
-    Shell,
-    Snippet,
-    joined,
-    unescaped,
-)
+from builderd.review.scanners.tripwire.shell import NOTHING, UNKNOWN, Data, Shell, joined, unescaped
 
 _TABLES = tomllib.loads(Path(__file__).with_name("rules").joinpath("commands.toml").read_text())
 _NAMES = {name: frozenset(words.split()) for name, words in _TABLES["names"].items()}
@@ -41,11 +33,12 @@ _CODE_OPTIONS = {"python": r"-c", "node": r"-[ep]|--eval|--print", "perl": r"-[a
 _CODE_OF_SHELL, _CODE_OF_OTHER = r"-[a-z]*c", r"-e"
 #: Options by which an interpreter runs a module, or more than its input.
 _MODULES = frozenset({"-m", "-W", "-r", "--require", "--import", "-s"})
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
-_DURATION = re.compile(r"[\d.]+[smhd]?")
+#: Words between a prefix and its command: a variable, a duration.
+_ARGUMENT = re.compile(r"[A-Za-z_]\w*\+?=|[\d.]+[smhd]?$")
 _SCRIPT_NAME = re.compile(r"(?:\.(?:sh|bash|zsh)|/(?:pre|post)-\w+)$")
 _SCHEDULE = re.compile(r"(?m)^[^\S\n]*(?:#.*|@\w+|(?:\S+[^\S\n]+){5})")
 _OPENS = re.compile(r"-[a-zA-Z]{0,3}[dD][a-zA-Z]{0,3}|--decode|--decompress|--decrypt|-r")
+_OPENERS = ("gunzip", "zcat", "unxz", "bzcat", "uudecode")
 _OF_KEY = frozenset({"-i", "--cert", "--key", "--cacert", "-E", "--netrc-file"})
 _TO_NOWHERE = frozenset({"", UNKNOWN, "/dev/null", "/dev/stderr", "/dev/stdout"})
 #: Kinds of code that is run, and kinds of data that is sent, with the rule of each.
@@ -53,24 +46,22 @@ _RUN = (
     (places.RECEIVED, "MAL-remote-commands"),
     (places.FETCHED, "RSK-curl-shell"),
     (places.DECODED, "MAL-decoded-executed"),
-    ("cut", "RSK-hidden-command"),
+    (shell.CUT, shell.UNREAD),
 )
-#: A part of a file of the bundle.
-_CUT = "cut"
-_SENT = ((places.SECRET, "MAL-secrets-sent"), (places.ENVIRONMENT, "MAL-environment-sent"))
-_IN_NAMES = frozenset({places.SECRET, places.ENVIRONMENT, places.USER, places.HOST})
+_SENT = (
+    (places.SECRET, "MAL-secrets-sent"),
+    (places.ENVIRONMENT, "MAL-environment-sent"),
+    (shell.VARIABLE, "MAL-environment-sent"),
+)
+_MACHINE = frozenset({places.USER, places.HOST})
 
 
 @dataclass(slots=True)
 class Commands(Shell):
     """Judges the commands of one script."""
 
-    #: Files of the bundle that an interpreter may get by a pipe.
-    run_files: set[str] = field(default_factory=set)
     #: Functions of the script that a command calls.
     _called: set[str] = field(default_factory=set)
-    #: A checksum was compared since the last download.
-    _checked: bool = False
 
     def call(self, words: Sequence[Data], stdin: Data) -> Data:
         if len(words) > 2 and words[0].text in ("command", "type") and words[1].text in ("-v", "-V", "-P"):
@@ -101,13 +92,13 @@ class Commands(Shell):
     # Files
 
     def content(self, path: str) -> Data:
-        path = path.removeprefix("./")
+        path = path.removeprefix("./").removeprefix("/app/")
         if path in self.files or path == "/dev/tty":
             return self.files.get(path, NOTHING)
         if is_secret(path):
             return Data(UNKNOWN, frozenset({places.SECRET}))
         if (text := self.read(path.rpartition(UNKNOWN)[2].lstrip("/"))) is not None:
-            return Data(text[:MAX_SCRIPT])
+            return Data(text[: shell.MAX_SCRIPT])
         name = path.rpartition("/")[2]
         near = [
             data.kinds
@@ -117,15 +108,14 @@ class Commands(Shell):
         return Data(UNKNOWN, frozenset().union(*near))
 
     def write(self, path: str, content: Data) -> None:
-        path = path.removeprefix("./")
+        path = path.removeprefix("./").removeprefix("/app/")
         if path in _TO_NOWHERE:
             return
         # The project's own hooks are among the files that are read.
         starts = places.START_FILES.search(path) is not None and not path.startswith(".git/hooks/")
         if starts:
             self.hit("RSK-persists")
-        if any(rule == "MAL-escape" and regex.search(f"> {path}") for rule, regex in _RULES):
-            self.hit("MAL-escape")
+        self._judge_text(f"> {path}")
         self.files[path] = self.files.get(path, NOTHING) + content
         if content.known and (content.text.startswith("#!") or starts or _SCRIPT_NAME.search(path)):
             self.run(content.text, None)
@@ -144,7 +134,7 @@ class Commands(Shell):
 
     def _judge_run(self, code: Data) -> None:
         for kind, rule in _RUN:
-            if kind in code.kinds and not (self._checked and kind == places.FETCHED):
+            if kind in code.kinds:
                 self.hit(rule)
 
     def send(self, data: Data) -> None:
@@ -169,7 +159,7 @@ class Commands(Shell):
         return self._run_file(content, stdin) if is_shell else Data(UNKNOWN)
 
     def _run_file(self, content: Data, stdin: Data) -> Data:
-        return self.run(content.text, None, stdin) if UNKNOWN not in content.text[:MAX_SCRIPT] else Data(UNKNOWN)
+        return self.run(content.text, None, stdin) if UNKNOWN not in content.text[: shell.MAX_SCRIPT] else Data(UNKNOWN)
 
     def run_uncalled(self) -> None:
         """Evaluate the functions that nothing in the script calls: another one may."""
@@ -182,10 +172,10 @@ class Commands(Shell):
         self._judge_run(code)
         if name not in _NAMES["SHELLS"]:
             if code.text.strip(UNKNOWN):
-                self.snippets.append(Snippet(name, self.line, code.text))
+                self.snippets.append((name, self.line, code.text))
             return Data(UNKNOWN)
         if code.text.strip() == UNKNOWN and not code.kinds:
-            self.hit("RSK-hidden-command")
+            self.hit(shell.UNREAD)
         return self.run(code.text, None, stdin)
 
     def _speak(self, name: str, arguments: Sequence[Data], stdin: Data) -> Data:
@@ -197,14 +187,14 @@ class Commands(Shell):
             is_key = before in _OF_KEY or (before == "-F" and name != "curl")
             if not is_key:
                 kinds |= self._kinds([one], NOTHING)
-        self.send(Data(UNKNOWN, kinds))
+        # Requests carry an app's own keys to the services that gave them.
+        self.send(Data(UNKNOWN, kinds - {shell.VARIABLE}))
         fetches = name in _NAMES["FETCHERS"]
         kind = places.FETCHED if fetches else places.RECEIVED if name in _NAMES["STREAMS"] else None
         given = Data(UNKNOWN, frozenset({kind} if kind else ()))
         target = _output_of(name, texts) if fetches else None
         if target in (None, "-", "/dev/stdout"):
             return given
-        self._checked = False
         self.write(target or "", given)
         return NOTHING
 
@@ -216,8 +206,8 @@ class Commands(Shell):
             folders = (after for before, after in pairwise(texts) if before in ("-C", "-d", "--directory"))
             self.files[next(folders, ".").rstrip("/")] = Data(UNKNOWN, kinds)
         elif name in _NAMES["CUTTERS"] and _cuts(texts):
-            return Data(UNKNOWN, kinds | {_CUT})
-        elif kinds - {places.FETCHED}:
+            return Data(UNKNOWN, kinds | {shell.CUT})
+        elif kinds - {places.FETCHED, shell.VARIABLE}:
             for path in (path for text in texts for path in _paths(text)):
                 if path not in self.files and not is_secret(path):
                     self.files[path.removeprefix("./")] = Data(UNKNOWN, kinds)
@@ -246,14 +236,9 @@ class Commands(Shell):
         return Data(UNKNOWN, frozenset({places.ENVIRONMENT}) if is_whole else kinds)
 
     def cat(self, words: Sequence[Data], stdin: Data, _: frozenset[str]) -> Data:
-        """``cat`` and the like: files of the bundle are noted, since a shell may get them."""
-        paths = [one.text.removeprefix("./") for one in words if not one.text.startswith("-")]
-        output = NOTHING if paths else stdin
-        for path in paths:
-            output += self.content(path)
-            if self.read(path) is not None:
-                self.run_files.add(path)
-        return output
+        """``cat`` and the like."""
+        paths = [one.text for one in words if not one.text.startswith("-")]
+        return sum((self.content(path) for path in paths), NOTHING) if paths else stdin
 
     def tee(self, words: Sequence[Data], stdin: Data, _: frozenset[str]) -> Data:
         """``tee``."""
@@ -292,22 +277,24 @@ class Commands(Shell):
                 continue
         return Data(UNKNOWN, kinds)
 
-    def unpack(self, _: Sequence[Data], __: Data, kinds: frozenset[str]) -> Data:
-        """``gunzip`` and others that decode without an option."""
-        return Data(UNKNOWN, kinds | {places.DECODED})
-
-    def name_machine(self, _: Sequence[Data], __: Data, ___: frozenset[str]) -> Data:
-        """``whoami``, ``hostname`` and others."""
-        return Data(UNKNOWN, frozenset({places.USER, places.HOST}))
-
-    def check(self, words: Sequence[Data], _: Data, kinds: frozenset[str]) -> Data:
-        """``sha256sum -c`` and others that compare a download with what is known of it."""
-        self._checked |= any(one.text in ("-c", "--check", "verify", "-Vm") for one in words)
+    def check(self, words: Sequence[Data], stdin: Data, kinds: frozenset[str]) -> Data:
+        """``sha256sum -c`` and others: the downloads that it names are what is known of them."""
+        if any(one.text in ("-c", "--check", "verify", "-Vm") for one in words):
+            named = " ".join(
+                [stdin.text, *(one.text for one in words), *(self.content(one.text).text for one in words)]
+            )
+            for path in [path for path in self.files if path.rpartition("/")[2] in named]:
+                self.files[path] = Data(self.files[path].text, self.files[path].kinds - {places.FETCHED})
         return Data(UNKNOWN, kinds)
+
+    def make(self, words: Sequence[Data], _: Data, __: frozenset[str]) -> Data:
+        """``make``: the recipes of the Makefile are read."""
+        _judge_recipes(self.read("Makefile") or "", self, is_own=False)
+        return NOTHING
 
     def resolve(self, _: Sequence[Data], __: Data, kinds: frozenset[str]) -> Data:
         """``dig`` and others: a name carries what is in it."""
-        if kinds & _IN_NAMES:
+        if kinds & (_MACHINE | {places.SECRET, places.ENVIRONMENT}):
             self.hit("MAL-data-in-dns")
         return Data(UNKNOWN, frozenset({places.FETCHED}))
 
@@ -373,11 +360,12 @@ _PROGRAMS: Mapping[str, _Program] = {
     "tee": Commands.tee,
     **dict.fromkeys(("read", "mapfile", "readarray"), Commands.read_line),
     **dict.fromkeys(("rev", "tr"), Commands.translate),
+    **dict.fromkeys(_OPENERS, lambda *given: Data(UNKNOWN, given[-1] | {places.DECODED})),
     **dict.fromkeys(("base64", "base32", "xxd", "openssl", "xz", "gzip", "bzip2", "gpg"), Commands.decode),
-    **dict.fromkeys(("gunzip", "zcat", "unxz", "bzcat", "uudecode"), Commands.unpack),
-    **dict.fromkeys(("whoami", "id", "hostname", "uname"), Commands.name_machine),
+    **dict.fromkeys(("whoami", "id", "hostname", "uname"), lambda *_: Data(UNKNOWN, _MACHINE)),
     **dict.fromkeys(("sha256sum", "sha512sum", "shasum", "md5sum", "cosign", "minisign"), Commands.check),
     "git": Commands.git,
+    **dict.fromkeys(("make", "gmake"), Commands.make),
     **dict.fromkeys(("dig", "drill", "host", "nslookup", "ping"), Commands.resolve),
     "crontab": Commands.schedule,
     **dict.fromkeys(("cp", "mv", "ln", "install"), Commands.copy),
@@ -390,23 +378,18 @@ _PROGRAMS: Mapping[str, _Program] = {
 
 
 def judge_script(path: str, text: str, commands: Commands) -> bool:
-    """Evaluate a script, Makefile, Dockerfile or ``.npmrc`` by its name; return False for another file."""
+    """Evaluate a script, Makefile or ``.npmrc`` by its name; return True for a shell's script that was understood."""
     name = path.rpartition("/")[2]
     if name in ("Makefile", "makefile", "GNUmakefile") or name.endswith(".mk"):
         _judge_recipes(text, commands)
-    elif name.startswith(("Dockerfile", "Containerfile")):
-        for number, line in _whole_lines(text):
-            if found := re.match(r"(?i)\s*(?:ONBUILD\s+)?(?:RUN|CMD|ENTRYPOINT)\s+(?:--\S+\s+)*(.*)", line):
-                commands.run(found[1], number)
     elif name == ".npmrc":
         for number, line in enumerate(text.split("\n"), 1):
             commands.run(f"npm set {line.replace('=', ' ', 1)}", number)
     elif _OTHERS.search(path) is None and not _FOREIGN.match(text):
         commands.run(text)
         commands.run_uncalled()
-    else:
-        return False
-    return True
+        return not commands.is_broken
+    return False
 
 
 #: Scripts of other languages: by their names, or their first line.
@@ -417,16 +400,16 @@ _FOREIGN = re.compile(r"#!.*(?:ruby|perl|php|lua|deno|bun|tsx|node|python)|\s*<\
 _VARIABLE_OF_MAKE = re.compile(r"\s*(?:export\s+)?([\w.]+)\s*(?:[:?+]{0,2}=|!=)\s*(.*)")
 
 
-def _judge_recipes(text: str, commands: Commands) -> None:
-    """Evaluate the recipes and ``$(shell …)`` of a Makefile."""
+def _judge_recipes(text: str, commands: Commands, *, is_own: bool = True) -> None:
+    """Evaluate the recipes and ``$(shell …)`` of a Makefile; not ``is_own``: hits are where the command stands."""
     values: dict[str, str] = {}
     for number, line in _whole_lines(text):
         if not line.startswith("\t") and (found := _VARIABLE_OF_MAKE.match(line)):
             values[found[1]] = found[2]
         for inner in re.finditer(r"\$\(shell\s+(.*)\)", line):
-            commands.run(_of_make(inner[1], values), number)
+            commands.run(_of_make(inner[1], values), number if is_own else None)
         if line.startswith("\t"):
-            commands.run(_of_make(line.strip().lstrip("@-+ "), values), number)
+            commands.run(_of_make(line.strip().lstrip("@-+ "), values), number if is_own else None)
 
 
 def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -449,9 +432,7 @@ def _without_prefixes(words: Sequence[Data]) -> Sequence[Data]:
     while words and words[0].text.rpartition("/")[2] in _NAMES["PREFIXES"]:
         is_env = words[0].text.endswith("env")
         rest = list(words[1:])
-        while rest and (
-            rest[0].text[:1] == "-" or _ASSIGNMENT.match(rest[0].text) or _DURATION.fullmatch(rest[0].text)
-        ):
+        while rest and (rest[0].text[:1] == "-" or _ARGUMENT.match(rest[0].text)):
             takes = not is_env and len(rest) > 1 and rest[0].text in _NAMES["WITH_VALUE"]
             rest = rest[2 if takes and not rest[1].text.startswith("-") else 1 :]
         if not rest:
@@ -470,9 +451,9 @@ def _program(text: str) -> str:
 
 def _paths(text: str) -> Iterator[str]:
     """Yield what a word may name: itself, and what follows ``@`` or ``=``."""
-    if not text or len(text) > 1_000:
-        return
-    yield text
+    text = text[-1_000:]
+    if text:
+        yield text
     for mark in ("@", "="):
         before, _, after = text.partition(mark)
         if after and "://" not in before:
@@ -482,7 +463,10 @@ def _paths(text: str) -> Iterator[str]:
 def _cuts(texts: Sequence[str]) -> bool:
     """Return True for a pattern and a file that keeps no variables."""
     files = [text for text in texts if not text.startswith("-")][1:]
-    return bool(files) and not any(".env" in text or text.startswith("/") for text in files)
+    return bool(files) and not any(
+        text.rpartition("/")[2].startswith(".env") or (text.startswith("/") and not text.startswith("/app/"))
+        for text in files
+    )
 
 
 def is_secret(path: str) -> bool:

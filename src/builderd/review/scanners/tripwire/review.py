@@ -32,6 +32,7 @@ CATALOGUE = {
 }
 
 
+VALUES = re.compile(r"""=(?:'[^']*'|"[^"]*"|[^\s;'"]+)+""")
 QUOTED = re.compile(r"[\"'`][^\"'`]*[\"'`]")
 #: Characters of a line that a finding shows.
 MAX_TEXT = 200
@@ -76,9 +77,8 @@ class Review:
 
     def script(self, path: str) -> str | None:
         """Return the text of a file that a command names: by its path, or by the end of it."""
-        if path in self.texts or not path:
-            return self.texts.get(path) if path else None
-        return next((text for known, text in self.texts.items() if known.endswith(f"/{path}")), None)
+        near = (text for known, text in self.texts.items() if path and known.endswith(f"/{path}"))
+        return self.texts[path] if path and path in self.texts else next(near, None)
 
     def left(self) -> float:
         return max(0.1, (self.deadline - time.monotonic()) * SHARE)
@@ -97,10 +97,13 @@ def reported(review: Review) -> Iterator[dict[str, Any]]:
         seen.add((rule, path, line))
         lines = review.lines.get(path, [])
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+        is_setting = not path and text.startswith("export ")
         # A finding on a whole file is bound to that content.
         marked = text.encode(errors="surrogatepass") if line else contents.get(path, b"")
         mark = hashlib.sha256(marked).hexdigest()[:32]
         shown = masked(text, [secret.value for secret in review.secrets.get(path, ())])
+        if is_setting:  # values of ``env``, which nobody is shown
+            shown = VALUES.sub("=…", shown)
         if hidden:
             shown = QUOTED.sub("…", shown)
         visible = (char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in shown)

@@ -19,11 +19,13 @@ from builderd.review.scanners.tripwire.python_code import places
 
 #: Text that is not known.
 UNKNOWN = "\0"
-#: Nodes that are evaluated, texts within texts, bytes of one script and characters of one value.
-MAX_STEPS, MAX_DEPTH, MAX_SCRIPT, MAX_LENGTH = 40_000, 8, 1_000_000, 20_000
-#: Values of a loop's variable that are tried.
-MAX_TURNS = 8
+#: Nodes that are evaluated, texts within texts, bytes of one script and characters of one value; past them is a hit.
+MAX_STEPS, MAX_DEPTH, MAX_SCRIPT, MAX_LENGTH = 200_000, 8, 1_000_000, 100_000
+#: Kind of a part of a file or of a value: what is run of it was not read. Kind of a variable with a secret's name.
+CUT, VARIABLE = "cut", "variable"
 
+#: In the place of ``UNKNOWN`` in a text that is parsed: a letter of no script, where NUL would end it.
+_STAND_IN = "\ue000"
 _LANGUAGE = Language(tree_sitter_bash.language())
 _SLICE = re.compile(r"\$\{(\w+):(\d+)(?::(\d+))?\}")
 _DEFAULT = re.compile(r"\$\{(\w+):?[-=]([^{}$`]*)\}")
@@ -35,6 +37,7 @@ _PASSIVE = frozenset(
 )
 _PLAIN = frozenset({"word", "number", "variable_name", "test_operator", "regex", "extglob_pattern"})
 _QUOTED = frozenset({"string", "raw_string", "ansi_c_string", "word", "number"})
+_SECRET_NAME = re.compile(r"PASSW|TOKEN|SECRET|_KEY\b|DATABASE_URL", re.IGNORECASE)
 _NAMES = ("variable_name", "subscript", "special_variable_name")
 
 
@@ -45,7 +48,7 @@ class Data(NamedTuple):
     kinds: frozenset[str] = frozenset()
 
     def __add__(self, other: Data) -> Data:  # type: ignore[override]
-        return Data((self.text + other.text)[:MAX_LENGTH], self.kinds | other.kinds)
+        return limited(self.text + other.text, self.kinds | other.kinds)
 
     @property
     def known(self) -> bool:
@@ -54,24 +57,23 @@ class Data(NamedTuple):
 
 
 NOTHING = Data()
+#: Rule of a script that goes past a limit.
+UNREAD = "RSK-hidden-command"
+
+
+def limited(text: str, kinds: frozenset[str]) -> Data:
+    """Return the data, or its beginning with the kind ``CUT``."""
+    return Data(text, kinds) if len(text) <= MAX_LENGTH else Data(text[:MAX_LENGTH], kinds | {CUT})
 
 
 def joined(parts: Sequence[Data]) -> Data:
     """Return the parts with spaces between them."""
-    return Data(" ".join(one.text for one in parts)[:MAX_LENGTH], frozenset().union(*(one.kinds for one in parts)))
+    return limited(" ".join(one.text for one in parts), frozenset().union(*(one.kinds for one in parts)))
 
 
 class CommandHit(NamedTuple):
     rule: str
     line: int
-
-
-class Snippet(NamedTuple):
-    """Code of another language within a command."""
-
-    program: str
-    line: int
-    code: str
 
 
 @dataclass(slots=True)
@@ -91,7 +93,8 @@ class Shell:
     #: Text of a file of the bundle, or None.
     read: Callable[[str], str | None] = lambda _: None
     hits: set[CommandHit] = field(default_factory=set)
-    snippets: list[Snippet] = field(default_factory=list)
+    #: Code of other languages: (program, line, code).
+    snippets: list[tuple[str, int, str]] = field(default_factory=list)
     #: Line of the present command.
     line: int = 1
     variables: dict[str, Data] = field(default_factory=lambda: {"IFS": Data(" "), "HOME": Data("~"), "0": Data("sh")})
@@ -100,6 +103,10 @@ class Shell:
     files: dict[str, Data] = field(default_factory=dict)
     #: Descriptors that lead to the network.
     _sockets: set[str] = field(default_factory=set)
+    #: A text of it has syntax that was not understood.
+    is_broken: bool = False
+    #: Functions that are being evaluated.
+    _active: list[str] = field(default_factory=list)
     _steps: int = 0
     _depth: int = 0
     _first: int | None = 1
@@ -130,12 +137,19 @@ class Shell:
 
     def run(self, text: str, line: int | None = 1, stdin: Data = NOTHING) -> Data:
         """Evaluate a script and return its output. ``line`` of its first line; None: all of it stands in this line."""
+        if self._depth >= MAX_DEPTH:
+            self.hit(UNREAD)
         if self._depth >= MAX_DEPTH or not text.strip():
             return NOTHING
         first, self._first = self._first, line
         self._depth += 1
         try:
-            root = Parser(_LANGUAGE).parse(text.encode(errors="replace")[:MAX_SCRIPT]).root_node
+            root = (
+                Parser(_LANGUAGE)
+                .parse(text.replace(UNKNOWN, _STAND_IN).encode(errors="replace")[:MAX_SCRIPT])
+                .root_node
+            )
+            self.is_broken |= root.has_error and line is not None
             return self._statements(root, stdin)
         except RecursionError:
             self.hit("SAN-unparsable")
@@ -150,20 +164,18 @@ class Shell:
 
     def call_function(self, name: str, arguments: Sequence[Data], stdin: Data) -> Data:
         """Evaluate a function of the script."""
-        if self._depth >= MAX_DEPTH:
-            return NOTHING
+        if name in self._active:
+            return NOTHING  # its statements are judged where they are
         kept = self.variables
         own = {str(number): value for number, value in enumerate(arguments, 1)}
         self.variables = {**kept, **own, "@": joined(arguments), "*": joined(arguments)}
-        self._depth += 1
+        self._active.append(name)
         try:
             return self._statement(self.functions[name], stdin)
         finally:
-            self._depth -= 1
+            self._active.pop()
             # Variables of a function are those of the script, but for its arguments.
-            self.variables = {key: value for key, value in self.variables.items() if key not in own} | {
-                key: value for key, value in kept.items() if key in own
-            }
+            self.variables |= {key: kept[key] for key in own if key in kept}
 
     def _statements(self, node: Node, stdin: Data) -> Data:
         output = NOTHING
@@ -174,6 +186,7 @@ class Shell:
     def _statement(self, node: Node, stdin: Data) -> Data:  # noqa: C901, PLR0912 -- a branch a statement
         self._steps += 1
         if self._steps > MAX_STEPS:
+            self.hit(UNREAD)
             return NOTHING
         if self._first is not None:
             self.line = self._first + node.start_point[0]
@@ -221,7 +234,7 @@ class Shell:
         variable, body = node.child_by_field_name("variable"), node.child_by_field_name("body")
         values = [one for child in node.children_by_field_name("value") for one in self._words(child)]
         output = NOTHING
-        for value in values[:MAX_TURNS] or [Data(UNKNOWN)]:
+        for value in values or [Data(UNKNOWN)]:
             if variable is not None:
                 self.variables[_text(variable)] = value
             if body is not None:
@@ -319,7 +332,7 @@ class Shell:
             case "string" | "translated_string":
                 return self._parts(node, quoted=True)
             case "simple_expansion":
-                return self.variables.get(text[1:], Data(UNKNOWN))
+                return self._variable(text[1:])
             case "expansion":
                 return self._expansion(node, text)
             case "command_substitution":
@@ -343,12 +356,16 @@ class Shell:
         """Return the parts of a word together, with the text between them."""
         source, at, data = node.text or b"", node.start_byte, NOTHING
         for child in node.named_children:
-            between = source[at - node.start_byte : child.start_byte - node.start_byte].decode(errors="replace")
+            between = _decoded(source[at - node.start_byte : child.start_byte - node.start_byte])
             data += Data(_bare(between, quoted=quoted))
             is_text = child.type in ("string_content", "heredoc_content")
             data += Data(_bare(_text(child), quoted=True)) if is_text else self._word(child)
             at = child.end_byte
-        return data + Data(_bare(source[at - node.start_byte :].decode(errors="replace"), quoted=quoted))
+        return data + Data(_bare(_decoded(source[at - node.start_byte :]), quoted=quoted))
+
+    def _variable(self, name: str) -> Data:
+        kinds = frozenset({VARIABLE} if _SECRET_NAME.search(name) else ())
+        return self.variables.get(name, Data(UNKNOWN, kinds))
 
     def _expansion(self, node: Node, text: str) -> Data:
         if (found := _SLICE.fullmatch(text)) is not None:
@@ -360,7 +377,7 @@ class Shell:
         if name is None or text.startswith("${#"):
             return Data(UNKNOWN)
         plain = _text(name).partition("[")[0]
-        value = self.variables.get(plain, Data(UNKNOWN))
+        value = self._variable(plain)
         index, items = _text(name)[len(plain) :].strip("[]"), value.text.split()
         if index.isdigit() and int(index) < len(items):
             value = Data(items[int(index)], value.kinds)
@@ -385,7 +402,11 @@ def unescaped(text: str) -> str:
 
 
 def _text(node: Node) -> str:
-    return (node.text or b"").decode(errors="replace")
+    return _decoded(node.text or b"")
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="replace").replace(_STAND_IN, UNKNOWN)
 
 
 def _bare(text: str, *, quoted: bool) -> str:

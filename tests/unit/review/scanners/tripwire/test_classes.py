@@ -11,7 +11,7 @@ from builderd.review.scanners.tripwire import classes
 
 
 def rules(path: str, text: str) -> set[str]:
-    return {found.rule for found in classes.find(path, text)}
+    return {rule for rule, _ in classes.find(path, text)}
 
 
 @pytest.mark.parametrize(

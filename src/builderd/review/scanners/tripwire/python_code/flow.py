@@ -398,11 +398,11 @@ def _sources(call: Call) -> Iterator[str]:
     """Yield the kinds of data that the call gets from outside of the bundle."""
     names, given = call.names, call.given
     known = set(names)
-    # A path without a host is of the app's own server.
+    # A browser's path without a host is of the app's own server.
     first = call.argument()
     first = first.values[0] if isinstance(first, ast.JoinedStr) and first.values else first
     is_own = isinstance(first, ast.Constant) and re.match(r"\.?/(?!/)", str(first.value)) is not None
-    if not is_own and any(places.FETCHERS.match(name) for name in names):
+    if not (is_own and known == {"fetch"}) and any(places.FETCHERS.match(name) for name in names):
         yield places.FETCHED
     if call.method in ("recv", "recvfrom", "recv_into"):
         yield places.RECEIVED

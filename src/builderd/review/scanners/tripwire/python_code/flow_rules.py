@@ -256,7 +256,8 @@ def _sent_by(call: Call, sent: Value) -> Value:
     if call.method in ("write", "end"):
         return merge(sent, carried(call.owner))
     # An answer shows the environment to the visitor, and sends it to no third party.
-    return carried(sent, places.ENVIRONMENT) if call.method == "send" and _is_answer(call.object) else sent
+    is_answer = call.method == "send" and _is_answer(call.object) and not call.owner.names
+    return carried(sent, places.ENVIRONMENT) if is_answer else sent
 
 
 def _is_answer(node: ast.expr | None) -> bool:
